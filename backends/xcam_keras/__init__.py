@@ -1,0 +1,1 @@
+"""The Keras backend: activations and gradients for a named layer of a Keras 3 model."""

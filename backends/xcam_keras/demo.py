@@ -1,0 +1,42 @@
+"""The demo network in Keras."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from xcam import demo
+from xcam.errors import InputError
+
+
+def layers(network: demo.Network) -> keras.Sequential:
+    """The network's architecture, with Keras' own random weights."""
+    height, width = network.size
+    model = keras.Sequential(name="demo")
+    model.add(keras.Input((height, width, 3)))
+    for step in network.steps:
+        match step:
+            case demo.Conv(name, filters, kernel):
+                model.add(keras.layers.Conv2D(filters, kernel, padding="same", activation="relu", name=name))
+            case demo.Pool(name):
+                model.add(keras.layers.MaxPooling2D(name=name))
+            case demo.Mean(name):
+                model.add(keras.layers.GlobalAveragePooling2D(name=name))
+            case demo.Dense(name, units):
+                model.add(keras.layers.Dense(units, activation="softmax", name=name))
+    return model
+
+
+def build(
+    source: str = "demo", *, size: tuple[int, int] | None = None, weights: str | None = None
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The trained demo network and what is known of it."""
+    network = demo.network()
+    if weights is not None:
+        raise InputError("the demo network brings its own weights; leave weights out")
+    model = layers(network)
+    for name, (kernel, bias) in network.weights.items():
+        # The file keeps kernels as [out, in, *space]: Keras wants [*space, in, out].
+        model.get_layer(name).set_weights([kernel.transpose(*range(2, kernel.ndim), 1, 0), bias])
+    return model, {"preprocessing": network.preprocessing, "labels": network.labels}

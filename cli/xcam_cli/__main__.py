@@ -1,0 +1,5 @@
+"""`python -m xcam_cli`."""
+
+from xcam_cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""The group of commands, and what happens when one fails: a line on standard error, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+from click_default_group import DefaultGroup
+
+from xcam_cli.explain import demo, explain
+from xcam_cli.lists import backends, layers, methods
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"xcam {version('xcam-explain')}")
+        context.exit()
+
+
+@click.group(cls=DefaultGroup, default="explain", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Print the version."
+)
+def app() -> None:
+    """Where did this network look? Class activation maps for Keras, PyTorch and ONNX.
+
+    \b
+    xcam --backend keras image.jpg      VGG16 with ImageNet weights; writes image.cam.jpg
+    xcam -m model.keras image.jpg       a model of your own
+    xcam demo                           a small network that comes with xcam
+
+    `xcam explain` is the default command: `xcam explain --help` lists its options.
+    """
+
+
+for command in (explain, demo, layers, methods, backends):
+    app.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command. Exit status 0, or 2 for bad usage or input; --debug shows the whole story of an error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    try:
+        sys.exit(app.main(arguments, prog_name="xcam", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("xcam: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> Any:
+    from xcam.errors import XcamError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"out of memory ({text or 'no more to be had'}); give fewer pictures, a smaller --size, or a smaller model"
+    elif not isinstance(error, XcamError | ImportError):
+        text = f"{type(error).__name__}: {text}; this should not happen: please report it with what --debug shows"
+    click.echo(f"xcam: {text}", err=True)
+    sys.exit(2)

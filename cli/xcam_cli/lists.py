@@ -1,0 +1,114 @@
+"""`xcam layers`, `xcam methods`, `xcam backends`: what there is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from xcam_cli.options import model_options, open_model
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    """A table on standard output; plain, one row on a line, where that is not a terminal."""
+    import sys
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = None if sys.stdout.isatty() else 10_000
+    grid = Table(*headings, box=box.SIMPLE, pad_edge=False, show_edge=False)
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    Console(width=width, soft_wrap=width is not None).print(grid)
+
+
+def emit(rows: list[dict[str, Any]]) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+@click.command()
+@as_json
+def backends(as_json: bool) -> None:
+    """List the backends: available, missing (and what installs them), or broken."""
+    import xcam
+
+    found = xcam.backends().values()
+    if as_json:
+        emit([{"name": p.name, "state": p.state, "from": p.distribution, "remedy": p.remedy} for p in found])
+        return
+    table(["backend", "state", "from", "what to do"], [[p.name, p.state, p.distribution, p.remedy] for p in found])
+
+
+@click.command()
+@as_json
+def methods(as_json: bool) -> None:
+    """List the methods with what they need, their options and their source."""
+    import xcam
+
+    found = xcam.methods().values()
+    if as_json:
+        emit(
+            [
+                {
+                    "name": m.name,
+                    "summary": m.summary,
+                    "needs": m.needs,
+                    "passes": m.passes,
+                    "options": dict(m.options),
+                    "source": m.source,
+                }
+                for m in found
+            ]
+        )
+        return
+    rows = [
+        [m.name, m.summary, m.passes, ", ".join(f"{k}={v}" for k, v in m.options.items()), m.source] for m in found
+    ]
+    table(["method", "map, before ReLU", "passes", "options", "source"], rows)
+
+
+@click.command()
+@model_options
+@as_json
+def layers(backend: str | None, model: str | None, as_json: bool, **options: Any) -> None:
+    """List a model's layers in execution order; the default is marked."""
+    from xcam.errors import ModelError
+    from xcam.layers import default
+
+    opened = open_model(backend, model, **options)
+    found = opened.layers
+    try:
+        chosen = default(opened).name
+    except ModelError:
+        chosen = None
+    if as_json:
+        emit(
+            [
+                {
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "shape": layer.shape,
+                    "has_space": layer.has_space,
+                    "default": layer.name == chosen,
+                }
+                for layer in found
+            ]
+        )
+        return
+    rows = [
+        [
+            layer.name,
+            layer.kind,
+            "×".join("?" if n is None else str(n) for n in layer.shape),
+            "default" if layer.name == chosen else "" if layer.has_space else "no space",
+        ]
+        for layer in found
+    ]
+    table(["layer", "kind", "shape (channels first)", ""], rows)

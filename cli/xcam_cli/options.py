@@ -1,0 +1,88 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Size(click.ParamType):
+    """HxW in pixels."""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """`224x320` or `224` → (224, 320) or (224, 224)."""
+        if isinstance(value, tuple):
+            return value
+        height, x, width = str(value).lower().partition("x")
+        try:
+            size = int(height), int(width if x else height)
+        except ValueError:
+            size = (0, 0)
+        if min(size) < 1:
+            self.fail(f"{value!r} is no size; give HEIGHTxWIDTH, as in 224x224", param, ctx)
+        return size
+
+
+_MODEL = (
+    click.option("-b", "--backend", metavar="NAME", help="keras, torch, onnx, …; see `xcam backends`."),
+    click.option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        help="A file, a zoo name (vgg16), package.module:factory, or demo. Default: the backend's own.",
+    ),
+    click.option("--weights", metavar="FILE|imagenet|none", help="For zoo names; none: random. Default: imagenet."),
+    click.option("--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD."),
+    click.option("--size", type=Size(), help="The input's size, where the model takes any."),
+    click.option("--labels", metavar="FILE", help="Class names, one on each line, or JSON."),
+    click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
+    click.option(
+        "--layout",
+        type=click.Choice(["channels_first", "channels_last", "tokens"]),
+        help="How the model keeps its values, where it cannot be seen.",
+    ),
+)
+
+
+def model_options(command: F) -> F:
+    """The options that say which model, and how it is opened."""
+    for option in reversed(_MODEL):
+        command = option(command)
+    return command
+
+
+def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
+    """xcam.load, with the backend's own model when none is named."""
+    import contextlib
+    import os
+    import sys
+
+    import xcam
+    from xcam.errors import InputError
+    from xcam.plugins import registry
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that `-m my_models:build` finds what lies here
+    if model is None:
+        plugins = registry().plugins
+        if backend is None:
+            ready = [
+                name for name, p in plugins.items() if p.spec and p.spec.default_model and p.state == "available"
+            ]
+            if not ready:
+                raise InputError(
+                    "no model: name one with -m (-m demo is built in), or install a backend: `xcam backends` says how"
+                )
+            backend = ready[0]
+        elif backend in plugins and plugins[backend].spec and not plugins[backend].spec.default_model:
+            raise InputError(f"backend {backend!r} has no model of its own: name one with -m (-m demo is built in)")
+        spec = plugins[backend].spec if backend in plugins else None
+        model = spec.default_model if spec and spec.default_model else "demo"
+    with contextlib.redirect_stdout(sys.stderr):  # frameworks report downloads on standard output
+        return xcam.load(model, backend, **options)

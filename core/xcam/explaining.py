@@ -1,0 +1,284 @@
+"""`explain`: from a model and a picture to a heatmap, through the contract and the core's arithmetic."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+
+from xcam import layers, maps, pictures, preprocessing
+from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace, one_output
+from xcam.errors import ContractError, InputError, ModelError, XcamWarning, ZeroHeatmapWarning
+from xcam.explanation import Explanation
+from xcam.loading import by, load
+from xcam.maps import Normalize
+from xcam.methods import Method
+from xcam.methods import get as get_method
+from xcam.preprocessing import Preprocessing
+from xcam.targets import ClassScore, Score, Target, probabilities, target
+
+DEFAULT_SIZE = (224, 224)
+BATCH = 8
+"""Pictures in one forward pass: more gain little on a CPU, and cost memory."""
+
+Image = str | os.PathLike[str] | pictures.Picture
+Aim = int | str | Target | None
+
+
+@overload
+def explain(model: Any, image: Image, layer: str | None = ..., target: Aim = ..., **options: Any) -> Explanation: ...
+@overload
+def explain(
+    model: Any, image: Sequence[Image], layer: str | None = ..., target: Any = ..., **options: Any
+) -> list[Any]: ...
+@overload
+def explain(
+    model: Any, image: Image, layer: str | None = ..., target: Sequence[Aim] = ..., **options: Any
+) -> list[Explanation]: ...
+def explain(
+    model: Any,
+    image: Any,
+    layer: str | None = None,
+    target: Any = None,
+    method: str = "gradcam",
+    score: Score = "logit",
+    normalize: Normalize = "max",
+    **options: Any,
+) -> Any:
+    """Where did the model look?
+
+    model: what `load` returned, or anything that `load` takes.
+    image: a path or an RGB uint8 array [H, W, 3]; a list of these gives a list, run in batches.
+    layer: its name; default: the last with space.
+    target: None (the top class), an index, a label, a Target; a list gives a list, for one picture. For a list of
+        pictures: one for all of them, or a list with one entry for each picture (each may be a list).
+    method: see `xcam.methods()`. score: differentiate the class's `logit` or its `probability`.
+    normalize: `max`, `minmax` or `none`. Further options are the method's own.
+
+    Raises InputError, ModelError or BackendError; warns (ZeroHeatmapWarning) when a map is zero everywhere.
+    """
+    how = get_method(method)
+    options = dict(how.checked(options))
+    maps.normalize(np.zeros((1, 1, 1)), normalize)  # an unknown word is found before the work
+    if not isinstance(model, Model):
+        model = load(model)
+    many = isinstance(image, list | tuple)
+    images = list(image) if many else [image]
+    if not images:
+        return []
+    aims, listed = _aims(target, len(images), many)
+    make = partial(_target, model=model, score=score)
+    targets = [[make(aim) for aim in row] for row in aims]
+    found: list[list[Explanation]] = []
+    place = layers.find(model, layer)
+    for rows in _batches(targets):
+        found += _explain(
+            model, [images[i] for i in rows], place, [targets[i] for i in rows], how, options, normalize
+        )
+    answers = [row if is_list else row[0] for row, is_list in zip(found, listed, strict=True)]
+    return answers if many else answers[0]
+
+
+def _target(aim: Aim, model: Model, score: Score) -> Target:
+    return target(aim, score, model.activation, model.labels)
+
+
+def _aims(wanted: Any, count: int, many: bool) -> tuple[list[list[Aim]], list[bool]]:
+    """For each picture the list of what is wanted, and whether it was given as a list."""
+    if isinstance(wanted, list | tuple):
+        rows = list(wanted) if many else [wanted]
+        if len(rows) != count:
+            raise InputError(
+                f"{len(rows)} targets for {count} pictures; give one target for all, or one for each picture"
+            )
+    else:
+        rows = [wanted] * count
+    listed = [isinstance(row, list | tuple) for row in rows]
+    filled = [list(row) if is_list else [row] for row, is_list in zip(rows, listed, strict=True)]
+    if not all(filled):
+        raise InputError("an empty list of targets; give at least one, or None for the top class")
+    return filled, listed
+
+
+def _batches(targets: list[list[Target]]) -> Iterator[range]:
+    """Runs of at most BATCH neighbouring pictures that have equally many targets."""
+    start = 0
+    for stop in range(1, len(targets) + 1):
+        if stop == len(targets) or stop - start == BATCH or len(targets[stop]) != len(targets[start]):
+            yield range(start, stop)
+            start = stop
+
+
+def _explain(
+    model: Model,
+    sources: list[Image],
+    layer: Layer,
+    targets: list[list[Target]],
+    method: Method,
+    options: dict[str, Any],
+    normalize: Normalize,
+) -> list[list[Explanation]]:
+    paths = [None if isinstance(source, np.ndarray) else Path(source) for source in sources]
+    images = [pictures.check(s) if isinstance(s, np.ndarray) else pictures.read(s) for s in sources]
+    x = preprocessing.batch(images, model.input, input_size(model.input), _preprocessing(model))
+    fixed: list[list[Target]] = []
+
+    def seeds(outputs: Outputs) -> list[Outputs]:
+        """Resolve the targets on the clean outputs; one cotangent for each slot, its rows from each picture's own."""
+        fixed.extend([_resolve(t, _row(outputs, n)) for t in row] for n, row in enumerate(targets))
+        if "gradients" not in method.needs:
+            return []
+        return [
+            _stack([_checked_cotangent(row[m], _row(outputs, n)) for n, row in enumerate(fixed)])
+            for m in range(len(targets[0]))
+        ]
+
+    trace = model.trace(x, layer.name, seeds)
+    _check_trace(trace, len(images), 0 if "gradients" not in method.needs else len(targets[0]), model, layer)
+    supplied = {"activations": trace.activations}
+    cams = []
+    for m in range(len(targets[0])):
+        if "gradients" in method.needs:
+            supplied["gradients"] = trace.gradients[m]
+        cams.append(np.asarray(method.function(*(supplied[name] for name in method.needs), **options)))
+    return [
+        [
+            _explanation(model, trace, n, fixed[n][m], cams[m][n], images[n], paths[n], layer, method, normalize)
+            for m in range(len(cams))
+        ]
+        for n in range(len(images))
+    ]
+
+
+def input_size(spec: InputSpec) -> tuple[int, int]:
+    """(height, width) of the batch that a model with `spec` is given."""
+    if spec.size is None:
+        return DEFAULT_SIZE
+    if len(spec.size) != 2:
+        raise ModelError(
+            f"the model takes inputs of {by(spec.size)}, not pictures; call model.trace with your own array"
+        )
+    return spec.size[0], spec.size[1]
+
+
+def _preprocessing(model: Model) -> Preprocessing:
+    if model.input.preprocessing is not None:
+        return model.input.preprocessing
+    warnings.warn(
+        f"{model.name} does not say how pictures are to be scaled: 'unit' (0…1) is used; choose with preprocess= (--preprocess)",
+        XcamWarning,
+        stacklevel=4,
+    )
+    return preprocessing.PRESETS["unit"]
+
+
+def _row(outputs: Outputs, n: int) -> Outputs:
+    """Row `n` of every output, as a batch of one."""
+    if isinstance(outputs, np.ndarray):
+        return outputs[n : n + 1]
+    return {name: array[n : n + 1] for name, array in outputs.items()}
+
+
+def _stack(rows: list[Outputs]) -> Outputs:
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate(cast("list[Array]", rows))
+    return {name: np.concatenate([one_output(row, name) for row in rows]) for name in rows[0]}
+
+
+def _resolve(aim: Target, outputs: Outputs) -> Target:
+    resolve: Callable[[Outputs], Target] | None = getattr(aim, "resolve", None)
+    return resolve(outputs) if resolve else aim
+
+
+def _checked_cotangent(aim: Target, outputs: Outputs) -> Outputs:
+    cotangent = aim.cotangent(outputs)
+    given, expected = one_output(cotangent), one_output(outputs)
+    if np.shape(given) != expected.shape:
+        raise InputError(
+            f"the cotangent of {type(aim).__name__} has shape {np.shape(given)}, the outputs {expected.shape}; "
+            "cotangent() must return an array like its outputs"
+        )
+    return cotangent
+
+
+def _check_trace(trace: Trace, count: int, seeds: int, model: Model, layer: Layer) -> None:
+    """The contract's edge: what a backend hands over is looked at before it becomes a picture."""
+    a = trace.activations
+    arrays = {"activations": a, **{f"gradients[{m}]": g for m, g in enumerate(trace.gradients)}}
+    for name, array in arrays.items():
+        if array.shape != (count, *a.shape[1:]) or array.dtype != np.float32 or array.ndim < 3:
+            raise ContractError(
+                f"backend {model.backend!r} returned {name} as {array.dtype} {array.shape} for {count} pictures; "
+                "the contract asks for float32 [N, C, *spatial]: report it to the plugin's authors"
+            )
+    if len(trace.gradients) != seeds:
+        raise ContractError(
+            f"backend {model.backend!r} returned {len(trace.gradients)} gradients for {seeds} cotangents: "
+            "report it to the plugin's authors"
+        )
+    for name, array in {"outputs": one_output(trace.outputs), **arrays}.items():
+        if not np.isfinite(array).all():
+            raise ModelError(
+                f"{model.name} gives NaN or infinity in its {name} at layer {layer.name!r}; "
+                "check the weights, the preprocessing, and float16 overflow"
+            )
+
+
+def _explanation(
+    model: Model,
+    trace: Trace,
+    n: int,
+    aim: Target,
+    cam: Array,
+    image: pictures.Picture,
+    path: Path | None,
+    layer: Layer,
+    method: Method,
+    normalize: Normalize,
+) -> Explanation:
+    outputs = _row(trace.outputs, n)
+    raw = one_output(outputs)
+    is_class = isinstance(aim, ClassScore)
+    index = aim.index if isinstance(aim, ClassScore) else None
+    if not cam.max() > 0:
+        warnings.warn(_zero(path, layer, aim, cam, trace, n), ZeroHeatmapWarning, stacklevel=5)
+    return Explanation(
+        image=image,
+        cam=cam.astype(np.float32, copy=False),
+        outputs=raw[0],
+        scores=probabilities(outputs, model.activation)[0] if is_class else raw[0],
+        target=aim,
+        index=index,
+        label=getattr(aim, "name", type(aim).__name__) if index is None else label(model, index),
+        score=float(np.ravel(aim.value(outputs))[0]),
+        layer=layer.name,
+        method=method.name,
+        backend=model.backend,
+        model=model.name,
+        normalize=normalize,
+        path=path,
+        notes=tuple(model.notes),
+    )
+
+
+def label(model: Model, index: int) -> str:
+    """The name of a class, or its index in digits where the model has no names."""
+    return model.labels[index] if model.labels is not None and index < len(model.labels) else str(index)
+
+
+def _zero(path: Path | None, layer: Layer, aim: Target, cam: Array, trace: Trace, n: int) -> str:
+    """What to tell a user whose heatmap is zero everywhere: which of the likely causes it is."""
+    if not np.any(trace.activations[n]):
+        cause = "every activation of the layer is zero (dead units, or the wrong preprocessing)"
+    elif trace.gradients and not any(np.any(g[n]) for g in trace.gradients):
+        cause = "the gradient is zero (a saturated probability: try score='logit'; or an earlier layer)"
+    elif np.any(cam):
+        cause = "everything at this layer speaks against the class (try another class, layer or method)"
+    else:
+        cause = "gradient and activation never meet (try another layer or method)"
+    return f"the heatmap{f' of {path}' if path else ''} is zero everywhere at layer {layer.name!r}: {cause}"

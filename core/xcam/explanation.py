@@ -1,0 +1,123 @@
+"""The answer: a heatmap, with everything it was made from, that can draw, save and show itself."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xcam import maps, pictures
+from xcam.maps import Normalize
+from xcam.overlay import Blend, overlay
+from xcam.targets import Target
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where one network looked, on one picture, for one target."""
+
+    image: pictures.Picture = field(repr=False)
+    """RGB uint8 [H, W, 3], as it was given, upright."""
+    cam: npt.NDArray[np.float32] = field(repr=False)
+    """The raw map at the layer's size [h, w]: signed, before ReLU and normalisation."""
+    outputs: npt.NDArray[Any] = field(repr=False)
+    """The class scores [K] as the model gave them: logits where the backend could find them."""
+    scores: npt.NDArray[Any] = field(repr=False)
+    """Class probabilities [K]; the outputs themselves where they are no class scores."""
+    target: Target
+    """What was explained, with its class fixed."""
+    index: int | None
+    """The explained class, None for a target that is no class."""
+    label: str
+    """Its name, or its index in digits, or the name of the target."""
+    score: float
+    """The value that was explained: the class's logit or probability."""
+    layer: str
+    method: str
+    backend: str
+    model: str
+    normalize: Normalize = "max"
+    path: Path | None = None
+    """Where the picture came from, when it came from a file."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the picture must know: written under it when it is saved."""
+
+    @property
+    def positive(self) -> npt.NDArray[np.float32]:
+        """max(cam, 0): the raw map after ReLU, at the layer's size, before normalisation."""
+        return np.asarray(maps.relu(self.cam))
+
+    @cached_property
+    def heatmap(self) -> npt.NDArray[np.float32]:
+        """float32 [H, W], the image's size, in 0…1 (unbounded above with normalize="none")."""
+        small = maps.normalize(self.positive[None], self.normalize)[0]
+        height, width = self.image.shape[:2]
+        return maps.resize(small, (height, width))
+
+    def top(self, n: int = 3) -> list[int]:
+        """The `n` classes with the highest scores, best first."""
+        return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
+
+    def overlay(self, alpha: float = 0.5, colormap: str = "jet", blend: Blend = "mix") -> pictures.Picture:
+        """The heatmap in colours over the picture, uint8 [H, W, 3] RGB. See xcam.overlay.overlay."""
+        heatmap = self.heatmap
+        if self.normalize == "none":  # colours need 0…1; the map keeps its own scale
+            heatmap = maps.normalize(heatmap[None], "max")[0]
+        return overlay(self.image, heatmap, alpha, colormap, blend)
+
+    def save(self, path: str | os.PathLike[str], **drawing: Any) -> None:
+        """Write the overlay (.jpg, .png, …), or the arrays (.npz). Takes the arguments of `overlay`.
+
+        The file appears whole or not at all. Notes are written in a strip under the picture, which leaves the
+        picture's own pixels alone. Raises InputError.
+        """
+        if Path(path).suffix.lower() == ".npz":
+            pictures.write_whole(path, self._npz())
+        else:
+            pictures.write(path, _captioned(self.overlay(**drawing), self.notes))
+
+    def _npz(self) -> bytes:
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            heatmap=self.heatmap,
+            cam=self.cam,
+            outputs=self.outputs,
+            scores=self.scores,
+            index=-1 if self.index is None else self.index,
+            label=self.label,
+            score=self.score,
+            layer=self.layer,
+            method=self.method,
+            backend=self.backend,
+            model=self.model,
+        )
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        cv2 = pictures.import_cv2()
+        picture = _captioned(self.overlay(), self.notes)
+        return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def _captioned(picture: pictures.Picture, notes: tuple[str, ...]) -> pictures.Picture:
+    """The picture with a dark strip under it that holds the notes, shrunk to fit its width."""
+    if not notes:
+        return picture
+    cv2 = pictures.import_cv2()
+    width = picture.shape[1]
+    text = "; ".join(notes)
+    (length, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
+    scale = min(max(width / 600, 0.5), 0.95 * width / max(length, 1))
+    line = round(height * scale) + 2 * max(4, round(10 * scale))
+    strip = np.full((line, width, 3), 32, np.uint8)
+    origin = (round(0.025 * width), line - max(4, round(10 * scale)))
+    thick = max(1, round(1.5 * scale))
+    cv2.putText(strip, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA)
+    return np.vstack([picture, strip])

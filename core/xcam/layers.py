@@ -1,0 +1,55 @@
+"""Finding a layer: by name, with the nearest offered when there is none; or the default, by one rule for all frameworks."""
+
+from __future__ import annotations
+
+from xcam.contract import Layer, Model
+from xcam.errors import InputError, ModelError, nearest
+
+PASSIVE = ("pool", "pad", "crop", "drop", "flatten", "reshape", "permute", "transpose", "squeeze", "identity")
+"""Kinds that only move, gather or thin out values (by a part of their name, in any framework)."""
+
+
+def default(model: Model) -> Layer:
+    """The last layer that still has space: convolutions, merges, normalisations and activations count.
+
+    What only moves or gathers values (pooling, padding, dropout, reshaping) does not, nor what is itself the output,
+    nor what leads to no output.
+    """
+    fit = [
+        layer
+        for layer in model.layers
+        if layer.has_space
+        and layer.reaches_output
+        and not layer.is_output
+        and not any(word in layer.kind.lower() for word in PASSIVE)
+    ]
+    if not fit:
+        raise ModelError(
+            f"no layer of {model.name} has space (more than one position) before its output: there is nothing to map; "
+            "`xcam layers` shows their shapes"
+        )
+    return fit[-1]
+
+
+def find(model: Model, name: str | None) -> Layer:
+    """The layer called `name`, or the default. Raises InputError when there is none, or when it cannot be mapped."""
+    if name is None:
+        return default(model)
+    layer = next((layer for layer in model.layers if layer.name == name), None)
+    if layer is None:
+        raise InputError(
+            f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in model.layers if layer.has_space])}; "
+            "`xcam layers` lists them"
+        )
+    if not layer.has_space:
+        shape = "×".join(map(str, layer.shape))
+        raise InputError(
+            f"layer {name!r} has no space: its shape is {shape}, channels first; "
+            f"choose an earlier one, for example {default(model).name!r}"
+        )
+    if not layer.reaches_output:
+        raise InputError(
+            f"layer {name!r} leads to no output of {model.name}: nothing that the model says depends on it; "
+            f"choose another, for example {default(model).name!r}"
+        )
+    return layer

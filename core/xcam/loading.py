@@ -1,0 +1,116 @@
+"""Opening a model: from a file, a name, a factory, or a live object, with the backend that reads it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xcam import labels as class_names
+from xcam import preprocessing
+from xcam.contract import Layout, Model
+from xcam.errors import InputError, ModelError, XcamError
+from xcam.plugins import registry
+from xcam.preprocessing import Preprocessing
+
+
+def load(
+    model: Any,
+    backend: str | None = None,
+    preprocess: str | Preprocessing | None = None,
+    size: tuple[int, int] | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    device: str | None = None,
+    layout: Layout | None = None,
+    weights: str | None = None,
+) -> Model:
+    """Open a model.
+
+    model: a file; a name that a backend knows (`resnet50`, `demo`); `package.module:factory`; or a live model object.
+    backend: its name; by default it follows from the model's type or file name.
+    preprocess: a preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing; by default what the
+        model says.
+    size: (height, width) of the input, where the model takes any.
+    labels: class names: a list, or a text or JSON file.
+    device, layout: as the backend names them; weights: a file, `imagenet` or `none`, for models known by name.
+
+    Raises InputError, ModelError or BackendError, each with a remedy.
+    """
+    source = _source(model)
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise InputError(f"size is {size}; give (height, width) in pixels, both at least 1")
+    backends = registry()
+    name = backends.choose(source, backend)
+    how = preprocessing.preprocessing(preprocess)
+    names = class_names.load(labels)
+    try:
+        opened = backends.load(name).load(source, size=size, device=device, layout=layout, weights=weights)
+    except XcamError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:
+        what = repr(str(source)) if isinstance(source, str | Path) else f"this {type(source).__qualname__}"
+        raise ModelError(
+            f"backend {name!r} cannot open {what}: {type(error).__name__}: {_line(error)}; check that it is a model for {name}"
+        ) from error
+    spec = opened.input
+    if size is not None and size != spec.size:
+        if spec.fixed:
+            raise InputError(f"{opened.name} takes pictures of {by(spec.size)}, not {by(size)}; leave size out")
+        spec = dataclasses.replace(spec, size=size)
+    if how is not None:
+        spec = dataclasses.replace(spec, preprocessing=how)
+    opened.input = spec
+    if names is not None:
+        opened.labels = names
+    return opened
+
+
+def _source(model: Any) -> Any:
+    """A string becomes a path where it is one, the result of `package.module:factory` where it names one."""
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
+    if not isinstance(model, str):
+        return model
+    path = Path(model)
+    prefix, colon, rest = model.partition(":")
+    schemes = {scheme for plugin in registry().plugins.values() if plugin.spec for scheme in plugin.spec.schemes}
+    if model == "demo" or prefix in schemes:
+        return model
+    if path.exists():
+        if path.is_dir():
+            raise InputError(f"{model} is a directory; give a model file in it")
+        return path
+    if colon and rest.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
+        return _factory(prefix, rest)
+    if (path.suffix and not colon) or os.sep in model:
+        raise InputError(f"no such model file: {model}; check the path, or name a model of a zoo")
+    return model
+
+
+def _factory(module: str, name: str) -> Any:
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as error:
+        raise InputError(f"no module {error.name!r} for {module}:{name}; install it, or run in its folder") from error
+    except AttributeError as error:
+        raise InputError(f"{module}:{name} cannot be called: {error}; name a function of {module}") from error
+    except Exception as error:
+        raise ModelError(
+            f"{module}:{name}() failed: {type(error).__name__}: {_line(error)}; mend the factory"
+        ) from error
+    return made
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text, short enough for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def by(size: Sequence[int] | None) -> str:
+    return "×".join(map(str, size)) if size else "any size"

@@ -1,0 +1,18 @@
+"""The baseline that every method has to beat."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xcam.maps import Array, weigh
+from xcam.methods import method
+
+
+@method("random", source="a baseline of our own", passes="1 forward")
+def random(activations: Array, *, seed: int = 0) -> Array:
+    """Σc w·A with w drawn uniformly from −1…1: the same weights for every picture and class.
+
+    `seed` chooses the weights.
+    """
+    weights = np.random.default_rng(seed).uniform(-1, 1, activations.shape[1])
+    return weigh(np.broadcast_to(weights.astype(activations.dtype), activations.shape[:2]), activations)
