@@ -10,8 +10,9 @@ from xcam.errors import InputError, ModelError
 from xcam_keras.quiet import quiet
 
 with quiet():
-    import keras
     import tensorflow as tf
+
+    import keras
 
     tf.config.list_logical_devices()  # the first use of the runtime talks too
 

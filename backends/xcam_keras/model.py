@@ -6,16 +6,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from xcam.contract import Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
+import keras
+from xcam.contract import DEFAULT_SIZE, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
 from xcam_keras.tensorflow import Call, Cut, Recording
 
-DEFAULT_SIZE = (224, 224)
 RECORDINGS = 4
 """Input shapes whose graphs are kept."""
 
@@ -36,6 +35,7 @@ class KerasModel:
         notes: Sequence[str] = (),
         device: str | None = None,
         layout: Layout | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.model = model
         self.name = name or model.name
@@ -43,7 +43,7 @@ class KerasModel:
         self.notes = tuple(notes)
         self.device = device
         self.layout: Layout = layout or data_format(model)
-        self.input = input_spec(model, self.layout, preprocessing)
+        self.input = input_spec(model, self.layout, preprocessing, size)
         self._recordings: dict[tuple[int | None, ...], Recording] = {}
         self._lock = threading.RLock()
 
@@ -242,7 +242,9 @@ def data_format(model: keras.Model) -> Layout:
     return keras.config.image_data_format()
 
 
-def input_spec(model: keras.Model, layout: Layout, preprocessing: Preprocessing | None) -> InputSpec:
+def input_spec(
+    model: keras.Model, layout: Layout, preprocessing: Preprocessing | None, size: tuple[int, int] | None
+) -> InputSpec:
     """What the model takes. Raises ModelError for several inputs."""
     try:
         shape = model.input_shape
@@ -257,12 +259,12 @@ def input_spec(model: keras.Model, layout: Layout, preprocessing: Preprocessing 
             )
         shape = values[0]
     dims = tuple(shape[1:]) if shape else (None, None, 3)
-    channels, size = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
-    known = all(n is not None for n in size)
+    channels, space = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
+    known = all(n is not None for n in space)
     if preprocessing is None and scales_itself(model):
         preprocessing = Preprocessing("raw")
     return InputSpec(
-        size=tuple(size) if known else None,
+        size=tuple(space) if known else size,
         channels=channels or 3,
         layout=layout,
         dtype=next((keras.backend.standardize_dtype(t.dtype) for t in _inputs(model)), "float32"),

@@ -9,14 +9,15 @@ no call ids, and gives `resume` the very same pieces.)
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import tensorflow as tf
 
+import keras
 from xcam.errors import ModelError
 
 TRACING = threading.RLock()
@@ -29,6 +30,8 @@ ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 class Call:
     """One call of one Keras layer during the forward pass."""
 
+    start: int
+    """Its place in the order in which calls began; a container begins before its parts and ends after them."""
     name: str
     layer: keras.layers.Layer
     tensor: tf.Tensor
@@ -153,10 +156,11 @@ class Cut:
         return list(found.values())
 
 
-def _record(model: keras.Model, spec: tf.TensorSpec) -> tuple[Any, list[tuple[str, keras.layers.Layer, Any]]]:
+def _record(model: keras.Model, spec: tf.TensorSpec) -> tuple[Any, list[tuple[int, str, keras.layers.Layer, Any]]]:
     """Trace the model, noting every layer call of this thread: its path of names, the layer, and what it returned."""
-    calls: list[tuple[str, keras.layers.Layer, Any]] = []
+    calls: list[tuple[int, str, keras.layers.Layer, Any]] = []
     path: list[str] = []
+    starts = itertools.count()
     thread = threading.get_ident()
     original = keras.layers.Layer.__call__
 
@@ -164,13 +168,14 @@ def _record(model: keras.Model, spec: tf.TensorSpec) -> tuple[Any, list[tuple[st
         if threading.get_ident() != thread:
             return original(layer, *args, **kwargs)
         path.append(layer.name)
+        start = next(starts)
         try:
             value = original(layer, *args, **kwargs)
         finally:
             name = "/".join(path[1:])
             path.pop()
         if name:
-            calls.append((name, layer, value))
+            calls.append((start, name, layer, value))
         return value
 
     keras.layers.Layer.__call__ = noting
@@ -204,16 +209,16 @@ def _logits(output: tf.Tensor) -> tuple[tf.Tensor, str | None]:
     return output, None
 
 
-def _named(calls: list[tuple[str, keras.layers.Layer, Any]], graph: tf.Graph) -> dict[str, Call]:
+def _named(calls: list[tuple[int, str, keras.layers.Layer, Any]], graph: tf.Graph) -> dict[str, Call]:
     """Calls by name, in execution order. Of several calls of one layer the last has the plain name.
 
-    A container whose value is a part's value (a backbone, a dropout at rest) stands before that part.
+    A container whose value is a part's value (a backbone) stands before that part.
     """
     inside = []
-    for name, layer, value in calls:
+    for start, name, layer, value in calls:
         tensor = next((t for t in tf.nest.flatten(value) if tf.is_tensor(t) and t.dtype.is_floating), None)
         if tensor is not None and tensor.graph is graph and tensor.shape.rank is not None:
-            inside.append(Call(name, layer, tensor))
+            inside.append(Call(start, name, layer, tensor))
     count: dict[str, int] = {}
     total: dict[str, int] = {}
     for call in inside:
@@ -222,8 +227,8 @@ def _named(calls: list[tuple[str, keras.layers.Layer, Any]], graph: tf.Graph) ->
     for call in inside:
         k = count[call.name] = count.get(call.name, -1) + 1
         name = call.name if k == total[call.name] - 1 else f"{call.name}#{k}"
-        same = next((i for i, other in enumerate(ordered) if other.tensor is call.tensor), len(ordered))
-        ordered.insert(same, Call(name, call.layer, call.tensor))
+        parts = (i for i, part in enumerate(ordered) if part.tensor is call.tensor and part.start > call.start)
+        ordered.insert(next(parts, len(ordered)), Call(call.start, name, call.layer, call.tensor))
     return {call.name: call for call in ordered}
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
+import keras
 from xcam import labels
+from xcam.contract import DEFAULT_SIZE
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import PRESETS, Preprocessing
 
@@ -93,6 +94,7 @@ def _facts(builder: Callable[..., keras.Model], model: keras.Model) -> dict[str,
     classes = model.output_shape[-1]
     return {
         "preprocessing": preprocessing_of(sys.modules[builder.__module__].preprocess_input),
+        "size": DEFAULT_SIZE,  # where the model itself fixes none: MobileNetV3
         "labels": labels.imagenet() if classes == 1000 else None,
     }
 

@@ -10,7 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[tuple[int, int]]):
     """HxW in pixels."""
 
     name = "HxW"
@@ -80,9 +80,9 @@ def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
                     "no model: name one with -m (-m demo is built in), or install a backend: `xcam backends` says how"
                 )
             backend = ready[0]
-        elif backend in plugins and plugins[backend].spec and not plugins[backend].spec.default_model:
-            raise InputError(f"backend {backend!r} has no model of its own: name one with -m (-m demo is built in)")
         spec = plugins[backend].spec if backend in plugins else None
+        if spec and not spec.default_model:
+            raise InputError(f"backend {backend!r} has no model of its own: name one with -m (-m demo is built in)")
         model = spec.default_model if spec and spec.default_model else "demo"
     with contextlib.redirect_stdout(sys.stderr):  # frameworks report downloads on standard output
         return xcam.load(model, backend, **options)

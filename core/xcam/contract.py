@@ -22,6 +22,9 @@ Outputs = Array | Mapping[str, Array]
 Seeds = Callable[[Outputs], Sequence[Outputs]]
 """outputs → M cotangents, each shaped like the outputs. Called once for each forward pass, in NumPy."""
 
+DEFAULT_SIZE = (224, 224)
+"""(height, width) for a model that takes any and names none."""
+
 Layout = Literal["channels_first", "channels_last", "tokens"]
 Capability = Literal["gradients", "resume", "hvp"]
 

@@ -12,7 +12,7 @@ from typing import Any, cast, overload
 import numpy as np
 
 from xcam import layers, maps, pictures, preprocessing
-from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace, one_output
+from xcam.contract import DEFAULT_SIZE, Array, InputSpec, Layer, Model, Outputs, Trace, one_output
 from xcam.errors import ContractError, InputError, ModelError, XcamWarning, ZeroHeatmapWarning
 from xcam.explanation import Explanation
 from xcam.loading import by, load
@@ -22,7 +22,6 @@ from xcam.methods import get as get_method
 from xcam.preprocessing import Preprocessing
 from xcam.targets import ClassScore, Score, Target, probabilities, target
 
-DEFAULT_SIZE = (224, 224)
 BATCH = 8
 """Pictures in one forward pass: more gain little on a CPU, and cost memory."""
 
@@ -99,7 +98,7 @@ def _aims(wanted: Any, count: int, many: bool) -> tuple[list[list[Aim]], list[bo
     else:
         rows = [wanted] * count
     listed = [isinstance(row, list | tuple) for row in rows]
-    filled = [list(row) if is_list else [row] for row, is_list in zip(rows, listed, strict=True)]
+    filled: list[list[Aim]] = [list(row) if is_list else [row] for row, is_list in zip(rows, listed, strict=True)]
     if not all(filled):
         raise InputError("an empty list of targets; give at least one, or None for the top class")
     return filled, listed

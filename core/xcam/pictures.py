@@ -45,7 +45,7 @@ def read(source: str | os.PathLike[str]) -> Picture:
     except IsADirectoryError as error:
         raise InputError(f"{path} is a directory; give a picture in it") from error
     except OSError as error:
-        what = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        what = "no such file; check the path" if isinstance(error, FileNotFoundError) else error.strerror
         raise InputError(f"cannot read {path}: {what}") from error
     except ValueError as error:
         raise InputError(f"{str(path)!r} is no file name: {error}") from error
@@ -79,7 +79,10 @@ def _decode(data: bytes) -> Picture | None:
             if _may_have_alpha(data):
                 raw = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
                 if raw is not None and raw.ndim == 3 and raw.shape[2] == 4:
-                    return _on_white(raw, cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))
+                    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+                    lying = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+                    # Only colours are turned upright: where that moved them, alpha no longer fits, and is left out.
+                    return _on_white(raw, image) if np.array_equal(image, lying) else image
             image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
         except cv2.error:
             return None
@@ -91,11 +94,9 @@ def _may_have_alpha(data: bytes) -> bool:
 
 
 def _on_white(raw: npt.NDArray[Any], rgb: Picture) -> Picture:
-    """Lay `raw` (BGRA, 8 or 16 bits) on white; `rgb` is the same picture, turned upright, without its alpha."""
+    """Lay `raw` (BGRA, 8 or 16 bits) on white; `rgb` is the same picture without its alpha."""
     top = np.iinfo(raw.dtype).max if np.issubdtype(raw.dtype, np.integer) else 1.0
     alpha = (raw[..., 3:] / top).astype(np.float32)
-    if alpha.shape[:2] != rgb.shape[:2]:  # turned by a quarter: the alpha was not
-        return rgb
     return np.rint(alpha * rgb + (1 - alpha) * 255).astype(np.uint8)
 
 

@@ -14,5 +14,5 @@ def random(activations: Array, *, seed: int = 0) -> Array:
 
     `seed` chooses the weights.
     """
-    weights = np.random.default_rng(seed).uniform(-1, 1, activations.shape[1])
+    weights = np.random.default_rng(seed).uniform(-1, 1, size=(1, activations.shape[1]))
     return weigh(np.broadcast_to(weights.astype(activations.dtype), activations.shape[:2]), activations)

@@ -1,0 +1,59 @@
+# Each target works on a machine that has python3 (3.11 or newer) with venv, and make.
+#   make demo    explain a picture with the embedded network
+#   make test    lint, types, import rules, tests
+#   make quick   the same without the slow tests
+#   make bench   the figures of the README
+#   make wheel   build the wheel and try it in an empty environment
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --constraint constraints.txt
+
+# opencv-python needs libGL, which a bare server lacks; the headless build is the same without windows. It is put over
+# the other with --no-deps and as the last step, so that a second install finds everything in place.
+CV2 := $(BIN)/python -c "import cv2" 2>/dev/null || $(PIP) --no-deps opencv-python-headless
+
+.PHONY: demo test quick lint pytest bench wheel clean
+
+demo: .venv/.demo
+	@$(BIN)/xcam demo
+
+test: lint .venv/.test
+	$(BIN)/python -m pytest
+
+quick: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/.test
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.test
+	$(BIN)/python -m pytest benchmarks -q -p no:cacheprovider --benchmark-columns=median,min,rounds --benchmark-sort=name
+
+wheel: .venv/.test
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip --disable-pip-version-check install -q --constraint constraints.txt dist/*.whl
+	build/wheel/bin/python -c "import cv2" 2>/dev/null || build/wheel/bin/python -m pip --disable-pip-version-check install -q --constraint constraints.txt --no-deps opencv-python-headless
+	cd build/wheel && bin/python ../../tests/wheel_smoke.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing what the demo needs into .venv (once) …"
+	$(PIP) -e ".[keras]"
+	$(CV2)
+	@touch $@
+
+.venv/.test: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[all,dev]"
+	$(CV2)
+	@touch $@
+
+clean:
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

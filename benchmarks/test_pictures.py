@@ -1,0 +1,32 @@
+"""A JPEG of 12 megapixels, from its bytes to the overlay, writing excluded. The bar is 160 ms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from xcam import maps, pictures
+from xcam.overlay import overlay
+from xcam.preprocessing import resize
+
+
+def test_twelve_megapixels(benchmark: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image = cv2.resize(
+        rng.integers(0, 255, (75, 100, 3), dtype=np.uint8), (4000, 3000), interpolation=cv2.INTER_CUBIC
+    )
+    image = cv2.add(image, rng.integers(0, 30, image.shape, dtype=np.uint8))
+    path = tmp_path / "large.jpg"
+    pictures.write(path, image)
+    cam = rng.random((14, 14), dtype=np.float32)
+
+    def run() -> Any:
+        picture = pictures.read(path)
+        resize(picture, (224, 224))
+        height, width = picture.shape[:2]
+        return overlay(picture, maps.resize(cam, (height, width)))
+
+    benchmark.pedantic(run, rounds=30, warmup_rounds=3)

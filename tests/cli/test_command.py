@@ -1,0 +1,198 @@
+"""The command, as a user types it: words in, a picture and words out; one line when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import xcam
+from xcam import demo, pictures
+from xcam_cli import main
+
+
+@dataclass
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """`xcam WORDS…`, in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: object) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return Result(int(stop.value.code or 0), out, err)
+
+    return command
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return Path(shutil.copy(demo.pictures()[0], tmp_path / "scene.png"))
+
+
+def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Result], tmp_path: Path) -> None:
+    result = run("demo", "-b", "keras")
+    assert result.status == 0, result.err
+    name = demo.pictures()[0].stem.split("-")[-1]
+    assert f"{name} (" in result.out
+    assert "wrote xcam-demo.png" in result.out
+    assert pictures.read(tmp_path / "xcam-demo.png").shape == pictures.read(demo.pictures()[0]).shape
+
+
+def test_json_is_one_document_and_names_class_score_layer_output(run: Callable[..., Result], picture: Path) -> None:
+    result = run("-b", "keras", "-m", "demo", "-l", "conv4", picture, "--json", "--score", "probability")
+    assert (result.status, result.err) == (0, "")
+    said = json.loads(result.out)
+    assert said["layer"] == "conv4"
+    assert said["class"] == demo.CLASSES[said["index"]]
+    assert said["score"] == pytest.approx(said["probability"], abs=1e-6)
+    assert said["top"][0]["class"] == said["class"]
+    assert Path(said["output"]).name == "scene.cam.jpg"
+    assert Path(said["output"]).is_file()
+
+
+def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+    words = ["-b", "keras", "-m", "demo", "-t", "ring", "--method", "layercam", "--normalize", "minmax"]
+    words += ["--colormap", "viridis", "--alpha", "0.3", "--blend", "add", "-l", "conv4"]
+    assert run(*words, "-o", "a.png", picture).status == 0
+    e = xcam.explain(xcam.load("demo", "keras"), picture, "conv4", "ring", method="layercam", normalize="minmax")
+    np.testing.assert_array_equal(pictures.read(tmp_path / "a.png"), e.overlay(0.3, "viridis", "add"))
+    assert run(*words, "-o", "a.npz", picture).status == 0
+    with np.load(tmp_path / "a.npz") as arrays:
+        np.testing.assert_allclose(arrays["cam"], e.cam, atol=1e-6)
+
+
+def test_several_classes_and_several_pictures(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    result = run("-m", "demo", "-b", "keras", "-t", "disc", "-t", "1", "-o", "out", "--json", *demo.pictures()[:3])
+    assert result.status == 0, result.err
+    said = json.loads(result.out)
+    assert [row["index"] for row in said] == [0, 1] * 3
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert all(Path(row["output"]).is_file() for row in said)
+
+
+def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_picture(
+    run: Callable[..., Result], picture: Path
+) -> None:
+    place = picture.with_name("scene.cam.jpg")
+    place.write_bytes(b"old")
+    assert run("-m", "demo", "-b", "keras", picture).status == 0
+    assert pictures.read(place).shape == pictures.read(picture).shape
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["absent.png"], "cannot read absent.png: no such file"),
+        (["."], ". is a directory; give a picture in it"),
+        (["text.jpg"], "text.jpg is not a picture that can be read"),
+        (["cut.jpg"], "cut.jpg is not a picture that can be read"),
+        (["one.png"], "one.png is 1×1 pixels: too small"),
+        (["-l", "conv9", "scene.png"], "no layer 'conv9' in demo; nearest: conv"),
+        (["-l", "scores", "scene.png"], "layer 'scores' has no space"),
+        (["-t", "hexagon", "scene.png"], "no class 'hexagon'; known: disc"),
+        (["-t", "6", "scene.png"], "no class 6: the model has 6 classes, 0 to 5"),
+        (["-m", "text.keras", "scene.png"], "cannot load text.keras"),
+        (["-m", "absent.keras", "scene.png"], "no such model file: absent.keras"),
+        (["-m", "resnet-fifty", "scene.png"], "keras.applications has no 'resnet-fifty'"),
+        (["-o", "none/a.png", "scene.png"], "there is no folder none"),
+        (["-o", "a.gif", "scene.png"], "its format is not known; use .jpg, .png or .npz"),
+        (["-o", "scene.png", "scene.png"], "would be overwritten; choose another -o"),
+        (["-o", "a.png", "scene.png", "scene.png"], "2 pictures cannot all go to a.png"),
+        (["scene.png", "scene.png"], "two maps would go to"),
+        (["--method", "gradcan", "scene.png"], "no method 'gradcan'; known: gradcam"),
+        (["--colormap", "jett", "scene.png"], "no colormap 'jett'; nearest: jet"),
+        (["--preprocess", "cafe", "scene.png"], "no preprocessing 'cafe'; known: caffe"),
+        (["--size", "10y", "scene.png"], "'10y' is no size; give HEIGHTxWIDTH"),
+        (["--size", "64x64", "scene.png"], "demo takes pictures of 128×128, not 64×64"),
+        (["--labels", "absent.txt", "scene.png"], "cannot read labels from absent.txt"),
+        (["--device", "tpu", "scene.png"], "no device 'tpu' here"),
+        (["--weights", "w.h5", "-m", "vgg16", "scene.png"], "no such weights file: w.h5"),
+        (["-b", "kears", "scene.png"], "no backend 'kears'"),
+        (["--alpha", "2", "scene.png"], "2.0 is not in the range"),
+        ([], "Missing argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
+    run: Callable[..., Result], picture: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.keras").write_text("no model")
+    (tmp_path / "cut.jpg").write_bytes(cv2.imencode(".jpg", pictures.read(picture))[1].tobytes()[:3000])
+    (tmp_path / "one.png").write_bytes(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
+    before = sorted(tmp_path.iterdir())
+    backend = [] if "-b" in words else ["-b", "keras"]
+    model = [] if "-m" in words else ["-m", "demo"]
+    result = run(*backend, *model, *words)
+    assert message in result.err
+    assert result.status == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    lines = [line for line in result.err.splitlines() if not line.startswith(("Usage:", "Try ")) and line]
+    assert len(lines) == 1, result.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_zero_heatmap_is_written_with_a_warning(run: Callable[..., Result], tmp_path: Path) -> None:
+    from xcam_keras.backend import keras
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, name="c", bias_initializer="zeros")])
+    model.add(keras.layers.GlobalAveragePooling2D())
+    model.add(keras.layers.Dense(2))
+    model.save(tmp_path / "m.keras")
+    pictures.write(tmp_path / "black.png", np.zeros((8, 8, 3), np.uint8))
+    result = run("-m", "m.keras", "--preprocess", "raw", "black.png")
+    assert result.status == 0
+    assert "xcam: warning: the heatmap of black.png is zero everywhere at layer 'c': every activation" in result.err
+    np.testing.assert_allclose(pictures.read(tmp_path / "black.cam.jpg")[4, 4], [0, 0, 64], atol=4)
+
+
+def test_layers_and_lists(run: Callable[..., Result]) -> None:
+    rows = json.loads(run("layers", "-b", "keras", "-m", "demo", "--json").out)
+    assert [row["name"] for row in rows if row["default"]] == ["conv5"]
+    assert next(row for row in rows if row["name"] == "conv5")["shape"] == [96, 16, 16]
+    shown = run("layers", "-b", "keras", "-m", "demo").out
+    assert "96×16×16" in shown
+    assert "default" in shown
+    assert {"gradcam", "hirescam", "layercam", "random"} <= {
+        r["name"] for r in json.loads(run("methods", "--json").out)
+    }
+    assert {r["name"]: r["state"] for r in json.loads(run("backends", "--json").out)}["keras"] == "available"
+
+
+def test_debug_shows_the_whole_story(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "xcam_cli", "absent.png", "-b", "keras", "-m", "demo"]
+    plain = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr == "xcam: cannot read absent.png: no such file; check the path\n"
+    deep = subprocess.run([*words, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" in deep.stderr
+
+
+def test_help_is_quick() -> None:
+    command = Path(sys.executable).with_name("xcam")
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([command, "--help"], check=True, capture_output=True, env=os.environ)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5

@@ -1,0 +1,135 @@
+"""Reading every kind of picture, refusing what is none, and writing whole files or nothing."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from xcam import InputError, pictures
+
+RED = np.zeros((20, 30, 3), np.uint8)
+RED[:, :15, 0] = 250  # the left half is red, RGB
+
+
+def save(path: Path, bgr: np.ndarray) -> Path:
+    path.write_bytes(cv2.imencode(path.suffix, bgr)[1].tobytes())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+def test_every_format_comes_back_as_rgb(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"größe 画像{suffix}"
+    pictures.write(path, RED)
+    image = pictures.read(path)
+    assert image.shape == (20, 30, 3)
+    assert abs(int(image[10, 4, 0]) - 250) <= 6
+    assert image[10, 4, 1:].max() <= 10
+    assert image[10, 26].max() <= 10
+
+
+def test_a_jfif_name_reads_as_jpeg(tmp_path: Path) -> None:
+    pictures.write(tmp_path / "a.jpg", RED)
+    path = (tmp_path / "a.jpg").rename(tmp_path / "a.jfif")
+    assert pictures.read(path).shape == (20, 30, 3)
+
+
+def exif(orientation: int) -> bytes:
+    """An APP1 segment that holds nothing but an orientation."""
+    tiff = b"MM\x00\x2a" + struct.pack(">I", 8) + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    body = b"Exif\x00\x00" + tiff
+    return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+
+
+@pytest.mark.parametrize(
+    ("orientation", "shape", "red"),
+    [(1, (20, 30), (10, 4)), (3, (20, 30), (10, 26)), (6, (30, 20), (4, 10)), (8, (30, 20), (26, 10))],
+)
+def test_exif_orientation_is_applied(
+    tmp_path: Path, orientation: int, shape: tuple[int, int], red: tuple[int, int]
+) -> None:
+    data = cv2.imencode(".jpg", RED[..., ::-1])[1].tobytes()
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(data[:2] + exif(orientation) + data[2:])
+    image = pictures.read(path)
+    assert image.shape[:2] == shape
+    assert image[red][0] > 200
+
+
+def test_grey_16_bit_and_alpha(tmp_path: Path) -> None:
+    grey = save(tmp_path / "grey.png", np.full((4, 5), 100, np.uint8))
+    np.testing.assert_array_equal(pictures.read(grey), np.full((4, 5, 3), 100))
+    deep = save(tmp_path / "deep.png", np.full((4, 5, 3), 0x8000, np.uint16))
+    assert abs(int(pictures.read(deep)[0, 0, 0]) - 128) <= 1
+    bgra = np.zeros((4, 5, 4), np.uint8)
+    bgra[..., 2], bgra[..., 3] = 200, 51  # red at a fifth
+    clear = save(tmp_path / "clear.png", bgra)
+    np.testing.assert_array_equal(pictures.read(clear)[0, 0], [244, 204, 204])
+    deep_clear = save(tmp_path / "deep_clear.png", bgra.astype(np.uint16) * 257)
+    np.testing.assert_allclose(pictures.read(deep_clear)[0, 0], [244, 204, 204], atol=1)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_truncated_picture_is_refused_in_one_line(
+    tmp_path: Path, suffix: str, part: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / f"a{suffix}"
+    pictures.write(whole, np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8))
+    data = whole.read_bytes()
+    broken = tmp_path / f"b{suffix}"
+    broken.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(InputError, match="is not a picture that can be read"):
+        pictures.read(broken)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        pictures.read(tmp_path / "absent.jpg")
+    with pytest.raises(InputError, match="is a directory; give a picture in it"):
+        pictures.read(tmp_path)
+    (tmp_path / "text.jpg").write_text("not a picture")
+    with pytest.raises(InputError, match="is not a picture"):
+        pictures.read(tmp_path / "text.jpg")
+    one = save(tmp_path / "one.png", np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(InputError, match="1×1 pixels: too small"):
+        pictures.read(one)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), 3])
+def test_arrays_that_are_no_picture(image: object) -> None:
+    with pytest.raises(InputError, match=r"expected a path, or RGB as uint8 \[H, W, 3\]"):
+        pictures.check(image)
+
+
+def test_writing_replaces_the_whole_file_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.png"
+    pictures.write_whole(path, b"old")
+    path.chmod(0o640)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", fail)
+        with pytest.raises(InputError, match="No space left"):
+            pictures.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    pictures.write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        pictures.write(tmp_path / "none" / "a.png", RED)
+    with pytest.raises(InputError, match="is a directory"):
+        pictures.write_whole(tmp_path, b"")
+    with pytest.raises(InputError, match=r"no picture format '\.gif'"):
+        pictures.write(tmp_path / "a.gif", RED)

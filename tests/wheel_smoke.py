@@ -1,0 +1,29 @@
+"""Run by `make wheel` in an environment that holds the wheel and what it depends on, no framework, no test tool."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import xcam
+from xcam import demo
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("xcam"), *words], capture_output=True, text=True, check=False
+    )
+
+
+assert "site-packages" in xcam.__file__, xcam.__file__
+assert len(demo.pictures()) >= 3
+assert demo.network().labels[0] == "disc"
+assert run("--help").returncode == 0
+found = {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
+assert found["keras"]["state"] == "missing", found
+assert found["keras"]["remedy"] == 'pip install "xcam-explain[keras]"', found
+failed = run("-b", "keras", str(demo.pictures()[0]))
+assert failed.returncode == 2, failed
+assert "xcam-explain[keras]" in failed.stderr, failed.stderr
+assert "Traceback" not in failed.stderr, failed.stderr
+print("the wheel works in an empty environment")
