@@ -10,9 +10,8 @@ from xcam.errors import InputError, ModelError
 from xcam_keras.quiet import quiet
 
 with quiet():
-    import tensorflow as tf
-
     import keras
+    import tensorflow as tf
 
     tf.config.list_logical_devices()  # the first use of the runtime talks too
 

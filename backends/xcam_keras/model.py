@@ -6,10 +6,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-import keras
 from xcam.contract import DEFAULT_SIZE, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
@@ -171,7 +171,6 @@ class KerasModel:
                     layout=layout,
                     is_output=call.tensor.name in ends,
                     reaches_output=call.tensor.name in reach,
-                    fast_resume=True,
                 )
             )
         return found

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
-import keras
 from xcam import labels
 from xcam.contract import DEFAULT_SIZE
 from xcam.errors import InputError, ModelError, nearest

@@ -52,14 +52,14 @@ class Dense:
 
 
 STEPS: tuple[Conv | Pool | Mean | Dense, ...] = (
-    Conv("conv1", 16, 5),
+    Conv("conv1", 12, 5),
     Pool("pool1"),
-    Conv("conv2", 32, 3),
+    Conv("conv2", 24, 3),
     Pool("pool2"),
-    Conv("conv3", 64, 3),
+    Conv("conv3", 48, 3),
     Pool("pool3"),
-    Conv("conv4", 96, 3),
-    Conv("conv5", 96, 3),
+    Conv("conv4", 64, 3),
+    Conv("conv5", 64, 3),
     Mean("mean"),
     Dense("scores", len(CLASSES)),
 )
