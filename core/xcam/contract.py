@@ -45,8 +45,6 @@ class Layer:
     """The layer's value is a model output (or the logits under one): there is no tail to explain."""
     reaches_output: bool = True
     """Some path leads from the layer to an output."""
-    fast_resume: bool = False
-    """`resume` runs only what follows the layer; otherwise it runs the whole model with the value put in."""
 
     @property
     def has_space(self) -> bool:
@@ -87,7 +85,10 @@ class Trace:
 
 @runtime_checkable
 class Model(Protocol):
-    """A model as the core sees it. Every backend's `load` returns one."""
+    """A model as the core sees it. Every backend's `load` returns one.
+
+    Memory that runs out is a MemoryError, whatever the framework calls it: the core then halves the batch.
+    """
 
     name: str
     backend: str
@@ -124,6 +125,10 @@ class Model(Protocol):
         rows[k] is the row of `trace` that variant k belongs to (default: all 0 when the trace has one row,
         else one for one).
         """
+
+    # Optional, declared by "hvp" in `capabilities`:
+    # def hvp(self, x: Array, layer: str, seeds: Seeds, vectors: Sequence[Array]) -> list[Array]
+    #     For each cotangent v of `seeds`, taken as a constant, ∂²⟨v, outputs⟩/∂activations² times vectors[m].
 
 
 class Backend(Protocol):

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
-from xcam import layers, maps, pictures, preprocessing
+from xcam import layers, maps, pictures, preprocessing, tokens
 from xcam.contract import DEFAULT_SIZE, Array, InputSpec, Layer, Model, Outputs, Trace, one_output
 from xcam.errors import ContractError, InputError, ModelError, XcamWarning, ZeroHeatmapWarning
 from xcam.explanation import Explanation
@@ -25,6 +25,7 @@ from xcam.targets import ClassScore, Score, Target, probabilities, target
 BATCH = 8
 """Pictures in one forward pass: more gain little on a CPU, and cost memory."""
 
+T = TypeVar("T")
 Image = str | os.PathLike[str] | pictures.Picture
 Aim = int | str | Target | None
 
@@ -76,8 +77,11 @@ def explain(
     found: list[list[Explanation]] = []
     place = layers.find(model, layer)
     for rows in _batches(targets):
-        found += _explain(
-            model, [images[i] for i in rows], place, [targets[i] for i in rows], how, options, normalize
+        found += _within_memory(
+            rows,
+            lambda part: _explain(
+                model, [images[i] for i in part], place, [targets[i] for i in part], how, options, normalize
+            ),
         )
     answers = [row if is_list else row[0] for row, is_list in zip(found, listed, strict=True)]
     return answers if many else answers[0]
@@ -90,7 +94,7 @@ def _target(aim: Aim, model: Model, score: Score) -> Target:
 def _aims(wanted: Any, count: int, many: bool) -> tuple[list[list[Aim]], list[bool]]:
     """For each picture the list of what is wanted, and whether it was given as a list."""
     if isinstance(wanted, list | tuple):
-        rows = list(wanted) if many else [wanted]
+        rows: list[Any] = list(wanted) if many else [wanted]
         if len(rows) != count:
             raise InputError(
                 f"{len(rows)} targets for {count} pictures; give one target for all, or one for each picture"
@@ -111,6 +115,21 @@ def _batches(targets: list[list[Target]]) -> Iterator[range]:
         if stop == len(targets) or stop - start == BATCH or len(targets[stop]) != len(targets[start]):
             yield range(start, stop)
             start = stop
+
+
+def _within_memory(rows: range, work: Callable[[range], list[T]]) -> list[T]:
+    """`work` on all rows at once; where memory runs out, on halves, and on halves of these, with a line that says so."""
+    try:
+        return work(rows)
+    except MemoryError as error:
+        if len(rows) == 1:
+            raise
+        reason = str(error) or "no more to be had"
+    half = len(rows) // 2
+    warnings.warn(
+        f"out of memory with {len(rows)} pictures at once ({reason}): trying {half}", XcamWarning, stacklevel=3
+    )
+    return _within_memory(rows[:half], work) + _within_memory(rows[half:], work)
 
 
 def _explain(
@@ -138,12 +157,13 @@ def _explain(
         ]
 
     trace = model.trace(x, layer.name, seeds)
-    _check_trace(trace, len(images), 0 if "gradients" not in method.needs else len(targets[0]), model, layer)
-    supplied = {"activations": trace.activations}
+    _check_trace(x, trace, len(images), 0 if "gradients" not in method.needs else len(targets[0]), model, layer)
+    grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
+    supplied = {"activations": grid.view(trace.activations)}
     cams = []
     for m in range(len(targets[0])):
         if "gradients" in method.needs:
-            supplied["gradients"] = trace.gradients[m]
+            supplied["gradients"] = grid.view(trace.gradients[m])
         cams.append(np.asarray(method.function(*(supplied[name] for name in method.needs), **options)))
     return [
         [
@@ -205,7 +225,7 @@ def _checked_cotangent(aim: Target, outputs: Outputs) -> Outputs:
     return cotangent
 
 
-def _check_trace(trace: Trace, count: int, seeds: int, model: Model, layer: Layer) -> None:
+def _check_trace(x: Array, trace: Trace, count: int, seeds: int, model: Model, layer: Layer) -> None:
     """The contract's edge: what a backend hands over is looked at before it becomes a picture."""
     a = trace.activations
     arrays = {"activations": a, **{f"gradients[{m}]": g for m, g in enumerate(trace.gradients)}}
@@ -222,10 +242,20 @@ def _check_trace(trace: Trace, count: int, seeds: int, model: Model, layer: Laye
         )
     for name, array in {"outputs": one_output(trace.outputs), **arrays}.items():
         if not np.isfinite(array).all():
+            first = _first_bad_layer(model, x)
             raise ModelError(
-                f"{model.name} gives NaN or infinity in its {name} at layer {layer.name!r}; "
+                f"{model.name} gives NaN or infinity in its {name} at layer {layer.name!r}"
+                f"{f' (the first layer with one is {first!r})' if first else ''}; "
                 "check the weights, the preprocessing, and float16 overflow"
             )
+
+
+def _first_bad_layer(model: Model, x: Array) -> str | None:
+    """The first layer, in execution order, whose value on `x` is not finite; None when none is."""
+    for found in model.layers:  # one at a time: all at once could fill the memory
+        if not np.isfinite(model.activations(x, [found.name])[found.name]).all():
+            return found.name
+    return None
 
 
 def _explanation(

@@ -128,7 +128,9 @@ class Registry:
             self.manager.register(module, name=f"{distribution}:{point.name}")
             callers = self.manager.get_hookcallers(module) or []
             if not callers:
-                raise BackendError(f"{point.value} implements no hook xcam_backend; see docs/plugins.md")
+                raise BackendError(
+                    f"{point.value} implements no hook: mark a function xcam_backend with xcam.hookimpl"
+                )
             spec = self.manager.subset_hook_caller(
                 "xcam_backend", [p for p in self.manager.get_plugins() if p is not module]
             )()[0]

@@ -34,8 +34,8 @@ class Preprocessing:
             image = image[..., ::-1]
         x = image.astype(np.float32)
         x *= np.float32(self.scale)
-        x -= np.float32(self.mean)
-        x /= np.float32(self.std)
+        x -= np.asarray(self.mean, np.float32)
+        x /= np.asarray(self.std, np.float32)
         return x
 
 
@@ -92,9 +92,9 @@ def batch(
     """RGB pictures → the batch that a model with `spec` takes, [N, H, W, C] or [N, C, H, W]."""
     import cv2
 
-    small = [resize(image, size) for image in images]
+    small: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
     if spec.channels == 1:
-        small = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] for image in small]
+        small = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None] for image in small]
     elif spec.channels != 3:
         raise InputError(
             f"the model takes {spec.channels} channels, a picture has 3; call model.trace with your own array"

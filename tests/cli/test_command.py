@@ -169,9 +169,9 @@ def test_a_zero_heatmap_is_written_with_a_warning(run: Callable[..., Result], tm
 def test_layers_and_lists(run: Callable[..., Result]) -> None:
     rows = json.loads(run("layers", "-b", "keras", "-m", "demo", "--json").out)
     assert [row["name"] for row in rows if row["default"]] == ["conv5"]
-    assert next(row for row in rows if row["name"] == "conv5")["shape"] == [96, 16, 16]
+    assert next(row for row in rows if row["name"] == "conv5")["shape"] == [64, 16, 16]
     shown = run("layers", "-b", "keras", "-m", "demo").out
-    assert "96×16×16" in shown
+    assert "64×16×16" in shown
     assert "default" in shown
     assert {"gradcam", "hirescam", "layercam", "random"} <= {
         r["name"] for r in json.loads(run("methods", "--json").out)

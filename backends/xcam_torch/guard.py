@@ -1,0 +1,86 @@
+"""Running a user's module without leaving a trace: modes, hooks and gradient state are as before, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+Hook = Callable[[nn.Module, Any], Any]
+"""(module, value) → what stands in for the value, or None."""
+
+
+@dataclass
+class _Held:
+    count: int
+    training: bool
+
+
+_held: weakref.WeakKeyDictionary[nn.Module, _Held] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode. The last of several threads to leave restores each module's own mode."""
+    modules = list(model.modules())
+    with _lock:
+        for module in modules:
+            held = _held.setdefault(module, _Held(0, module.training))
+            held.count += 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                held = _held[module]
+                held.count -= 1
+                if not held.count:
+                    module.training = held.training
+                    del _held[module]
+
+
+@contextlib.contextmanager
+def hooked(after: Hook, before: Callable[[nn.Module], None] | None = None) -> Iterator[None]:
+    """Call `after` behind every module's forward, `before` ahead of it, in this thread alone.
+
+    The hooks are torch's global ones: nothing is put into the user's modules.
+    """
+    thread = threading.get_ident()
+
+    def post(module: nn.Module, _: Any, value: Any) -> Any:
+        return after(module, value) if threading.get_ident() == thread else None
+
+    def pre(module: nn.Module, _: Any) -> None:
+        if before is not None and threading.get_ident() == thread:
+            before(module)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(register_module_forward_hook(post).remove)
+        if before is not None:
+            stack.callback(register_module_forward_pre_hook(pre).remove)
+        yield
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, out of the caller's inference mode and autocast, compiled parts run eagerly."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if any(_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(evaluation(model))
+        yield
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -1,0 +1,406 @@
+"""The contract for a torch.nn.Module."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xcam.contract import DEFAULT_SIZE, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
+from xcam.errors import InputError, ModelError, nearest
+from xcam.preprocessing import Preprocessing
+from xcam_torch.guard import hooked, undisturbed
+from xcam_torch.outputs import EndActivation, first_float, float32, replaced, tensors
+from xcam_torch.recording import Call, Recording, module_names, record
+from xcam_torch.tail import Tail, capture
+
+RECORDINGS = 4
+"""Input shapes whose layers are remembered."""
+
+
+@dataclass
+class _State:
+    """What `resume` needs of a trace."""
+
+    x: Tensor
+    call: Call
+    frontier: list[Tensor] | None = None
+
+
+@dataclass
+class _Opened:
+    """One forward pass, cut open."""
+
+    leaf: Tensor
+    outputs: dict[str, Tensor]
+    whole: Tensor | None = field(default=None)
+
+
+class TorchModel:
+    """A torch.nn.Module behind xcam's contract. See xcam.contract.Model."""
+
+    backend = "torch"
+    capabilities: frozenset[Capability] = frozenset({"gradients", "resume", "hvp"})
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        labels: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
+        layout: Layout | None = None,
+        size: tuple[int, int] | None = None,
+        fixed: bool = False,
+        batch: int | None = None,
+    ) -> None:
+        self.module = module
+        self.name = name or type(module).__name__
+        self.labels = labels
+        self.notes = tuple(notes)
+        self.layout = layout
+        self.batch = batch
+        """The batch size that the model is fixed to, when it is."""
+        self.input = InputSpec(
+            size=size,
+            channels=input_channels(module),
+            layout="channels_first",
+            preprocessing=preprocessing,
+            fixed=fixed,
+        )
+        self._recordings: dict[tuple[int, ...], Recording] = {}
+        self._tails: dict[Any, Tail | None] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def activation(self) -> Any:
+        """What is cut off the output: `softmax`, `sigmoid`, None; by output name when there are several."""
+        found = self._recording(None).activations
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Every module call with a float value, in execution order."""
+        return [call.layer for call in self._recording(None).calls.values()]
+
+    def predict(self, x: Array) -> Outputs:
+        """See xcam.contract.Model.predict."""
+        recording = self._recording(x)
+        with self._running():
+            return _arrays(self._forward(self._tensor(x), recording))
+
+    def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
+        """See xcam.contract.Model.activations."""
+        recording = self._recording(x)
+        calls = {name: self._call(recording, name) for name in layers}
+        parts: dict[str, list[Array]] = {name: [] for name in layers}
+        count: dict[nn.Module, int] = {}
+
+        def after(module: nn.Module, value: Any) -> None:
+            k = count[module] = count.get(module, -1) + 1
+            for name, call in calls.items():
+                if call.module is module and call.index == k:
+                    tensor = first_float(value)
+                    assert tensor is not None
+                    parts[name].append(
+                        _channels_first(float32(tensor), call)
+                    )  # copied: a later step may overwrite it
+
+        with self._running(), hooked(after):
+            for chunk in self._chunks(self._tensor(x)):
+                count.clear()
+                self.module(chunk)
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
+        """See xcam.contract.Model.trace."""
+        recording = self._recording(x)
+        call = self._call(recording, layer)
+        source = self._tensor(x)
+        with self._running():
+            opened = [self._open(chunk, call, recording) for chunk in self._chunks(source)]
+            return self._finish(opened, call, seeds, _State(source, call))
+
+    def resume(
+        self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None
+    ) -> Trace:
+        """See xcam.contract.Model.resume. Runs the captured tail where there is one, else the whole model."""
+        state: _State = trace.state
+        n, k = len(state.x), len(activations)
+        if rows is None:
+            rows = [0] * k if n == 1 else range(n)
+        if len(rows) != k or not all(0 <= row < n for row in rows):
+            raise InputError(f"rows are {list(rows)} for {k} variants of {n} pictures; give one row for each variant")
+        pick = torch.as_tensor(list(rows), device=state.x.device)
+        value = self._value(activations, state.call)
+        recording = self._recording(state.x)
+        tail = self._tail(state.call, state.x, recording)
+        with self._running():
+            if tail is not None:
+                if state.frontier is None:
+                    state.frontier = tail.frontier(state.x)
+                leaf = value.requires_grad_(seeds is not None)
+                with torch.set_grad_enabled(seeds is not None):
+                    outputs = tail(leaf.clone(), [t[pick] for t in state.frontier])
+                opened = [_Opened(leaf, outputs)]
+            else:
+                parts = zip(self._chunks(state.x[pick]), self._chunks(value), strict=True)
+                opened = [self._open(chunk, state.call, recording, put) for chunk, put in parts]
+            return self._finish(opened, state.call, seeds, _State(state.x[pick], state.call))
+
+    def hvp(self, x: Array, layer: str, seeds: Seeds, vectors: Sequence[Array]) -> list[Array]:
+        """∂²⟨v, outputs⟩/∂A² times a vector, for each cotangent v of `seeds`, by double backward.
+
+        vectors: one [N, C, *spatial] for each cotangent. The cotangent counts as a constant.
+        """
+        recording = self._recording(x)
+        call = self._call(recording, layer)
+        with self._running():
+            opened = self._open(self._tensor(x), call, recording)
+            said = _arrays(opened.outputs)
+            found = []
+            for cotangent, vector in zip(seeds(said), vectors, strict=True):
+                outputs, v = _asked(opened.outputs, cotangent, self.name)
+                (gradient,) = torch.autograd.grad(outputs, [opened.leaf], v, create_graph=True, allow_unused=True)
+                along = self._value(vector, call).to(opened.leaf)
+                product = None
+                if gradient is not None and gradient.requires_grad:
+                    (product,) = torch.autograd.grad(
+                        gradient, [opened.leaf], along, retain_graph=True, allow_unused=True
+                    )
+                zero = torch.zeros_like(opened.leaf)
+                found.append(_channels_first(float32(zero if product is None else product), call))
+            return found
+
+    def _open(self, x: Tensor, call: Call, recording: Recording, put: Tensor | None = None) -> _Opened:
+        """A forward pass that stops differentiating at the layer: its value becomes a leaf, or `put` takes its place."""
+        count = 0
+        leaf: Tensor | None = None
+
+        def after(module: nn.Module, value: Any) -> Any:
+            nonlocal count, leaf
+            if module is not call.module:
+                return None
+            count += 1
+            if count - 1 != call.index:
+                return None
+            tensor = first_float(value)
+            assert tensor is not None
+            leaf = (tensor if put is None else put.to(tensor)).detach().requires_grad_()
+            torch.set_grad_enabled(True)  # from here on; the caller's own mode comes back with `undisturbed`
+            return replaced(value, tensor, leaf.clone())  # a copy: what follows may write into it
+
+        with hooked(after):
+            outputs = self._forward(x, recording)
+        if leaf is None:
+            raise ModelError(
+                f"the forward pass called {call.layer.name!r} {count} times, and {call.of} times when its layers were "
+                "listed: it depends on the input; explain a module that is always called"
+            )
+        return _Opened(leaf, outputs)
+
+    def _forward(self, x: Tensor, recording: Recording) -> dict[str, Tensor]:
+        """The outputs of one pass, as logits where an end was seen."""
+        if not any(recording.activations.values()):  # watching every function costs time: only where there is need
+            return tensors(self.module(x), self.name)
+        with EndActivation() as end:
+            said = tensors(self.module(x), self.name)
+        return {name: end.logits(output)[0] for name, output in said.items()}
+
+    def _finish(self, opened: list[_Opened], call: Call, seeds: Seeds | None, state: _State) -> Trace:
+        """Ask for the cotangents, differentiate, hand everything over as NumPy."""
+        names = list(opened[0].outputs)
+        outputs = {
+            name: opened[0].outputs[name] if len(opened) == 1 else torch.cat([part.outputs[name] for part in opened])
+            for name in names
+        }
+        leaves = [part.leaf for part in opened]
+        said = _arrays(outputs)
+        gradients: list[Array] = []
+        cotangents = list(seeds(said)) if seeds else []
+        if cotangents:
+            for found in _vjp(outputs, leaves, cotangents, call.layer.name, self.name):
+                gradients.append(_channels_first(np.concatenate([float32(g) for g in found]), call))
+        values = np.concatenate([float32(leaf) for leaf in leaves])
+        return Trace(said, _channels_first(values, call), gradients, state)
+
+    def _tail(self, call: Call, x: Tensor, recording: Recording) -> Tail | None:
+        """The captured tail behind a call, made once; None where the model cannot be captured."""
+        key = (call.layer.name, tuple(x.shape[1:]))
+        with self._lock:
+            tail = self._tails.get(key)
+            if key not in self._tails or (tail is not None and not tail.fits(self.module)):
+                self._tails[key] = tail = self._captured(call, x, recording)
+            return tail
+
+    def _captured(self, call: Call, x: Tensor, recording: Recording) -> Tail | None:
+        """Capture, then hold it against a run of the whole model with a changed value put in: trust nothing unseen."""
+        with self._running():
+            path = module_names(self.module)[call.module]
+            tail = capture(self.module, x[:1], call, path, recording.activations)
+            if tail is None:
+                return None
+            try:
+                two = x[:1].expand(2, *x.shape[1:]).contiguous()
+                plain = self._open(two, call, recording)
+                generator = torch.Generator().manual_seed(0)
+                noise = torch.rand(plain.leaf.shape, generator=generator).to(plain.leaf)
+                changed = (plain.leaf.detach() * noise).contiguous()
+                expected = self._open(two, call, recording, changed).outputs
+                found = tail(changed, tail.frontier(two))
+                same = all(torch.allclose(found[n], expected[n], rtol=1e-3, atol=1e-4) for n in expected)
+            except Exception:
+                return None
+            return tail if same else None
+
+    def _recording(self, x: Array | Tensor | None) -> Recording:
+        """The layers for the shape of `x`, or for the model's own input shape."""
+        shape = (self.input.channels, *(self.input.size or DEFAULT_SIZE)) if x is None else tuple(x.shape[1:])
+        with self._lock:
+            if shape not in self._recordings:
+                while len(self._recordings) >= RECORDINGS:
+                    del self._recordings[next(iter(self._recordings))]
+                noise = np.random.default_rng(0).normal(size=(self.batch or 1, *shape)).astype(np.float32)
+                self._recordings[shape] = self._recorded(noise, shape)
+            return self._recordings[shape]
+
+    def _recorded(self, noise: Array, shape: tuple[int, ...]) -> Recording:
+        try:
+            return record(self.module, self._tensor(noise), self.layout)
+        except ModelError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{self.name} cannot run on an input of shape {list(shape)}: {text}; "
+                "check size and channels, and that it takes one tensor"
+            ) from error
+
+    def _call(self, recording: Recording, name: str) -> Call:
+        if name in recording.calls:
+            return recording.calls[name]
+        if name in dict(self.module.named_modules()):
+            raise InputError(
+                f"the forward pass of {self.name} never reaches {name!r} (or it returns no float tensor); "
+                f"{nearest(name, recording.calls)}"
+            )
+        raise InputError(f"no layer {name!r} in {self.name}; {nearest(name, recording.calls)}")
+
+    def _tensor(self, x: Array) -> Tensor:
+        device, dtype = where(self.module)
+        return torch.tensor(np.ascontiguousarray(x), device=device).to(dtype)
+
+    def _value(self, activations: Array, call: Call) -> Tensor:
+        """An array [K, C, *spatial] as the layer itself keeps it."""
+        if call.layer.layout != "channels_first" and activations.ndim > 2:
+            activations = np.moveaxis(activations, 1, -1)
+        return self._tensor(activations)
+
+    def _chunks(self, x: Tensor) -> Iterator[Tensor]:
+        """`x` whole, or in the batches that the model is fixed to."""
+        if self.batch is None:
+            yield x
+            return
+        if len(x) % self.batch:
+            raise InputError(
+                f"{self.name} takes batches of {self.batch}, not {len(x)}; export it with a dynamic batch"
+            )
+        yield from x.split(self.batch)
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Run the user's module undisturbed; memory that runs out is a MemoryError, for all backends alike."""
+        try:
+            with undisturbed(self.module):
+                yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error).splitlines()[0]) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise MemoryError(str(error).splitlines()[0]) from error
+            raise
+
+
+def _arrays(outputs: Mapping[str, Tensor]) -> Outputs:
+    arrays = {name: float32(tensor) for name, tensor in outputs.items()}
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+
+def _channels_first(array: Array, call: Call) -> Array:
+    if call.layer.layout != "channels_first" and array.ndim > 2:
+        array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
+    return array
+
+
+def _asked(outputs: Mapping[str, Tensor], cotangent: Outputs, name: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs that a cotangent asks about and that can be differentiated, with its values as tensors."""
+    given = cotangent if isinstance(cotangent, Mapping) else {next(iter(outputs)): cotangent}
+    pairs = [
+        (output, torch.as_tensor(np.asarray(given[key]), device=output.device).to(output.dtype))
+        for key, output in outputs.items()
+        if output.requires_grad and np.any(given[key])
+    ]
+    return [output for output, _ in pairs], [v for _, v in pairs]
+
+
+def _vjp(
+    outputs: Mapping[str, Tensor], leaves: list[Tensor], cotangents: Sequence[Outputs], layer: str, name: str
+) -> Iterator[list[Tensor]]:
+    """For each cotangent the gradient at every leaf. Several are batched where torch can. Raises ModelError."""
+    if not any(output.requires_grad for output in outputs.values()):
+        raise ModelError(
+            f"no output of {name} depends on layer {layer!r} (or the model turns gradients off behind it); "
+            "choose another layer"
+        )
+    asked = [_asked(outputs, cotangent, name) for cotangent in cotangents]
+    same = (
+        len(asked) > 1 and all([id(o) for o in a[0]] == [id(o) for o in asked[0][0]] for a in asked) and asked[0][0]
+    )
+    if same:
+        stacked = [torch.stack(vs) for vs in zip(*(a[1] for a in asked), strict=True)]
+        with contextlib.suppress(RuntimeError):  # an operation that cannot be batched: one by one, below
+            found = torch.autograd.grad(
+                asked[0][0], leaves, stacked, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )
+            yield from ([g[m] for g in _filled(found, leaves, layer, name, len(asked))] for m in range(len(asked)))
+            return
+    for targets, v in asked:
+        if targets:
+            found = torch.autograd.grad(targets, leaves, v, retain_graph=True, allow_unused=True)
+            yield _filled(found, leaves, layer, name)
+        else:  # a cotangent that is zero everywhere
+            yield [torch.zeros_like(leaf) for leaf in leaves]
+
+
+def _filled(
+    found: Sequence[Tensor | None], leaves: list[Tensor], layer: str, name: str, batch: int | None = None
+) -> list[Tensor]:
+    if all(g is None for g in found):
+        raise ModelError(
+            f"what is explained does not depend on layer {layer!r} of {name}; choose another layer or another output"
+        )
+    return [
+        g if g is not None else leaf.new_zeros((batch, *leaf.shape) if batch else leaf.shape)
+        for g, leaf in zip(found, leaves, strict=True)
+    ]
+
+
+def where(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and float type of a module's first float parameter or buffer."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def input_channels(module: nn.Module) -> int:
+    """The channels that the first convolution takes; 3 where there is none."""
+    found = (part.in_channels for part in module.modules() if isinstance(getattr(part, "in_channels", None), int))
+    return next(found, 3)

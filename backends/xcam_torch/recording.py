@@ -1,0 +1,176 @@
+"""Looking through a module once: every call in execution order, its shape, its layout, and whether the output needs it.
+
+One forward and one backward pass over noise, in evaluation mode. Nothing is put into the module.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xcam.contract import Layer, Layout
+from xcam_torch.guard import hooked, undisturbed
+from xcam_torch.outputs import EndActivation, first_float, tensors
+
+CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool")
+"""Kinds (by a part of their name) whose values are channels first."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module during the forward pass."""
+
+    module: nn.Module
+    index: int
+    """Which of the module's calls, from 0."""
+    of: int
+    """How many calls there are."""
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one look through a module found."""
+
+    calls: dict[str, Call]
+    activations: dict[str, str | None]
+    """What is cut off each output."""
+
+
+@dataclass
+class _Seen:
+    start: int
+    name: str
+    module: nn.Module
+    index: int
+    value: Tensor
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
+    """Each module's path. Wrappers that torch.compile and DataParallel put around a module leave no part in it."""
+    return {
+        module: ".".join(part for part in name.split(".") if part != "_orig_mod")
+        for name, module in model.named_modules()
+        if name
+    }
+
+
+def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recording:
+    """Run `model` on `x` once and note its calls. `override` is the layout of every layer, when the user says so."""
+    names = module_names(model)
+    starts = itertools.count()
+    open_calls: list[int] = []
+    seen: list[_Seen] = []
+    count: dict[nn.Module, int] = {}
+    end = EndActivation()
+
+    def before(module: nn.Module) -> None:
+        open_calls.append(next(starts))
+
+    def after(module: nn.Module, value: Any) -> None:
+        start = open_calls.pop()
+        tensor = first_float(value)
+        if module in names and tensor is not None:
+            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor))
+        count[module] = count.get(module, 0) + 1
+
+    with undisturbed(model), torch.enable_grad(), hooked(after, before):
+        source = x.detach().requires_grad_()
+        with end:
+            said = tensors(model(source.clone()))
+        ends = {name: end.logits(output) for name, output in said.items()}
+        gradients = _gradients([logits for logits, _ in ends.values()], [call.value for call in seen])
+    final = {id(t) for t in said.values()} | {id(logits) for logits, _ in ends.values()}
+    ordered: list[_Seen] = []
+    reach: dict[int, bool] = {}
+    for call, gradient in zip(seen, gradients, strict=True):
+        parts = (i for i, part in enumerate(ordered) if part.value is call.value and part.start > call.start)
+        ordered.insert(next(parts, len(ordered)), call)
+        reach[id(call)] = _reaches(gradient, call.value, x)
+    layouts = _layouts(ordered, x, override)
+    calls = {}
+    for call, layout in zip(ordered, layouts, strict=True):
+        last = call.index == count[call.module] - 1
+        name = call.name if last else f"{call.name}#{call.index}"
+        shape = list(call.value.shape[1:])
+        layer = Layer(
+            name=name,
+            kind=type(call.module).__name__,
+            shape=tuple([shape[-1], *shape[:-1]] if layout != "channels_first" and shape else shape),
+            layout=layout,
+            is_output=id(call.value) in final,
+            reaches_output=reach[id(call)],
+        )
+        calls[name] = Call(call.module, call.index, count[call.module], layer)
+    return Recording(calls, {name: kind for name, (_, kind) in ends.items()})
+
+
+def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """The gradient of a fixed random mixture of the outputs at each value, None where there is no path."""
+    generator = torch.Generator().manual_seed(0)
+    score = sum(
+        (output.float() * torch.rand(output.shape, generator=generator).to(output.device)).sum()
+        for output in outputs
+        if output.requires_grad
+    )
+    wanted = [value for value in values if value.requires_grad]
+    if not isinstance(score, Tensor) or not wanted:
+        return [None] * len(values)
+    found = iter(torch.autograd.grad(score, wanted, allow_unused=True))
+    return [next(found) if value.requires_grad else None for value in values]
+
+
+def _reaches(gradient: Tensor | None, value: Tensor, x: Tensor) -> bool:
+    """Whether the outputs depend on the value; of tokens, whether they depend on most of them.
+
+    Behind the last attention of a vision transformer only the class token does: a map there would be blank.
+    """
+    if gradient is None:
+        return False
+    if gradient.ndim == 3 and x.ndim == 4 and value.shape[1] > 1:
+        return bool((gradient != 0).any(dim=2).float().mean() > 0.5)
+    return True
+
+
+def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list[Layout]:
+    """How each call keeps its value.
+
+    Rank 3 in a model of pictures: tokens [N, T, C]. Rank 4: a module that says it decides (convolutions keep channels
+    first; Linear and LayerNorm, which work on the last axis, keep them last); others follow the nearest earlier value of
+    the same shape that was decided, else the axes whose ratio is the picture's.
+    """
+    found: list[Layout] = []
+    decided: dict[torch.Size, Layout] = {}
+    for call in calls:
+        shape = call.value.shape
+        layout: Layout = "channels_first"
+        if override is not None and len(shape) > 2:
+            layout = override
+        elif len(shape) == 3 and x.ndim == 4:
+            layout = "tokens"
+        elif len(shape) == 4 and x.ndim == 4:
+            own = _own_layout(call.module, shape)
+            if own:
+                decided[shape] = own
+            layout = own or decided.get(shape) or _by_ratio(shape, x)
+        found.append(layout)
+    return found
+
+
+def _own_layout(module: nn.Module, shape: torch.Size) -> Layout | None:
+    kind = type(module).__name__
+    if isinstance(module, nn.Linear | nn.LayerNorm) and kind != "LayerNorm2d":
+        return "channels_last"
+    return "channels_first" if any(word in kind for word in CHANNELS_FIRST) else None
+
+
+def _by_ratio(shape: torch.Size, x: Tensor) -> Layout:
+    height, width = x.shape[2:]
+    first = abs(shape[2] * width - shape[3] * height) / max(shape[2] * width, 1)
+    last = abs(shape[1] * width - shape[2] * height) / max(shape[1] * width, 1)
+    return "channels_last" if last < first else "channels_first"

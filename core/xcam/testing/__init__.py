@@ -1,0 +1,16 @@
+"""For authors of backends: small networks with their weights, their values worked out in NumPy, and a suite of tests.
+
+    from xcam.testing import Conformance, Network
+
+    class TestMine(Conformance):
+        def build(self, network: Network):      # the network in your framework, as a user would write it
+            ...
+
+Needs pytest.
+"""
+
+from xcam.testing.conformance import Conformance
+from xcam.testing.networks import NETWORKS, Network, Step
+from xcam.testing.reference import run
+
+__all__ = ["NETWORKS", "Conformance", "Network", "Step", "run"]

@@ -1,0 +1,43 @@
+"""The wheel holds every package and data file, and nothing else; nobody is told to install another's project."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    words = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, ROOT]
+    subprocess.run(words, check=True, capture_output=True)
+    return zipfile.ZipFile(next(folder.glob("xcam_explain-*.whl"))).namelist()
+
+
+def test_the_wheel_holds_all_that_is_tracked_in_the_packages(wheel: list[str]) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "core", "backends", "cli"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    expected = {path.split("/", 1)[1] for path in tracked}
+    found = {name for name in wheel if ".dist-info/" not in name}
+    assert expected <= found
+    assert {name.split("/")[0] for name in found} == {"xcam", "xcam_cli", "xcam_keras", "xcam_torch", "xcam_onnx"}
+    assert {"xcam/py.typed", "xcam/demo/network.npz", "xcam/data/imagenet.txt"} <= found
+
+
+def test_no_message_says_pip_install_xcam() -> None:
+    for path in [*ROOT.glob("**/*.py"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        if ".venv" in path.parts or path == Path(__file__) or "build" in path.parts:
+            continue
+        assert "pip install xcam" not in path.read_text().replace("xcam-explain", "ours"), path
+
+
+def test_no_init_directly_in_the_houses() -> None:
+    for house in ("core", "backends", "cli"):
+        assert not (ROOT / house / "__init__.py").exists()
