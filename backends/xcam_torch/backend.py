@@ -65,8 +65,9 @@ def live(source: Any, where: torch.device | None, weights: str | None) -> tuple[
         source = source.module if hasattr(source, "module") else source._orig_mod
         name = type(source).__name__
     moves = where is not None and any(p.device != where for p in source.parameters())
-    if weights not in (None, "none") or moves:
-        source = copy.deepcopy(source)
+    if weights not in (None, "none") or moves or any(p.is_inference() for p in source.parameters()):
+        with torch.inference_mode(False):  # weights made under inference mode cannot be differentiated through
+            source = copy.deepcopy(source)
     if weights not in (None, "none"):
         files.fill(source, Path(str(weights)))
     return source, {"name": name, **zoo.known(source)}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 Hook = Callable[[nn.Module, Any], Any]
 """(module, value) → what stands in for the value, or None."""
@@ -49,10 +48,12 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hooked(after: Hook, before: Callable[[nn.Module], None] | None = None) -> Iterator[None]:
-    """Call `after` behind every module's forward, `before` ahead of it, in this thread alone.
+def hooked(
+    modules: Iterable[nn.Module], after: Hook, before: Callable[[nn.Module], None] | None = None
+) -> Iterator[None]:
+    """Call `after` behind the forward of each of `modules`, `before` ahead of it, in this thread alone.
 
-    The hooks are torch's global ones: nothing is put into the user's modules.
+    (torch's global hooks would leave the modules alone altogether, but fire twice where a part is compiled.)
     """
     thread = threading.get_ident()
 
@@ -64,9 +65,10 @@ def hooked(after: Hook, before: Callable[[nn.Module], None] | None = None) -> It
             before(module)
 
     with contextlib.ExitStack() as stack:
-        stack.callback(register_module_forward_hook(post).remove)
-        if before is not None:
-            stack.callback(register_module_forward_pre_hook(pre).remove)
+        for module in modules:
+            stack.callback(module.register_forward_hook(post).remove)
+            if before is not None:
+                stack.callback(module.register_forward_pre_hook(pre).remove)
         yield
 
 

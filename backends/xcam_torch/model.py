@@ -113,7 +113,7 @@ class TorchModel:
                         _channels_first(float32(tensor), call)
                     )  # copied: a later step may overwrite it
 
-        with self._running(), hooked(after):
+        with self._running(), hooked({call.module for call in calls.values()}, after):
             for chunk in self._chunks(self._tensor(x)):
                 count.clear()
                 self.module(chunk)
@@ -186,8 +186,6 @@ class TorchModel:
 
         def after(module: nn.Module, value: Any) -> Any:
             nonlocal count, leaf
-            if module is not call.module:
-                return None
             count += 1
             if count - 1 != call.index:
                 return None
@@ -197,7 +195,7 @@ class TorchModel:
             torch.set_grad_enabled(True)  # from here on; the caller's own mode comes back with `undisturbed`
             return replaced(value, tensor, leaf.clone())  # a copy: what follows may write into it
 
-        with hooked(after):
+        with hooked([call.module], after):
             outputs = self._forward(x, recording)
         if leaf is None:
             raise ModelError(
@@ -295,7 +293,10 @@ class TorchModel:
 
     def _tensor(self, x: Array) -> Tensor:
         device, dtype = where(self.module)
-        return torch.tensor(np.ascontiguousarray(x), device=device).to(dtype)
+        with torch.inference_mode(
+            False
+        ):  # a tensor made under the caller's inference mode could not be differentiated
+            return torch.tensor(np.ascontiguousarray(x), device=device).to(dtype)
 
     def _value(self, activations: Array, call: Call) -> Tensor:
         """An array [K, C, *spatial] as the layer itself keeps it."""

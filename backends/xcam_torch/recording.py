@@ -1,6 +1,6 @@
 """Looking through a module once: every call in execution order, its shape, its layout, and whether the output needs it.
 
-One forward and one backward pass over noise, in evaluation mode. Nothing is put into the module.
+One forward and one backward pass over noise, in evaluation mode. Its hooks are gone afterwards.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def module_names(model: nn.Module) -> dict[nn.Module, str]:
     return {
         module: ".".join(part for part in name.split(".") if part != "_orig_mod")
         for name, module in model.named_modules()
-        if name
+        if name and not hasattr(module, "_orig_mod")
     }
 
 
@@ -75,11 +75,11 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
     def after(module: nn.Module, value: Any) -> None:
         start = open_calls.pop()
         tensor = first_float(value)
-        if module in names and tensor is not None:
+        if tensor is not None:
             seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor))
         count[module] = count.get(module, 0) + 1
 
-    with undisturbed(model), torch.enable_grad(), hooked(after, before):
+    with undisturbed(model), torch.enable_grad(), hooked(names, after, before):
         source = x.detach().requires_grad_()
         with end:
             said = tensors(model(source.clone()))

@@ -13,7 +13,8 @@ def default(model: Model) -> Layer:
     """The last layer that still has space: convolutions, merges, normalisations and activations count.
 
     What only moves or gathers values (pooling, padding, dropout, reshaping) does not, nor what is itself the output,
-    nor what leads to no output.
+    nor what leads to no output. Among tokens, the last normalisation whose patches still reach the output: behind the
+    last attention of a vision transformer only the class token does.
     """
     fit = [
         layer
@@ -28,6 +29,8 @@ def default(model: Model) -> Layer:
             f"no layer of {model.name} has space (more than one position) before its output: there is nothing to map; "
             "`xcam layers` shows their shapes"
         )
+    if fit[-1].layout == "tokens":  # inside attention stand projections; what all of it reads is normalised ahead of it
+        fit = [layer for layer in fit if layer.layout == "tokens" and "norm" in layer.kind.lower()] or fit
     return fit[-1]
 
 
