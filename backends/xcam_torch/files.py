@@ -78,15 +78,13 @@ def state_dict(path: Path) -> dict[str, torch.Tensor]:
 
             return load_file(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:
+        if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ModelError(f"cannot load {path}: {text}; check that it arrived whole") from error
         raise ModelError(
             f"{path} is refused: it is a pickle of more than weights, and loading one runs code from the file; "
             "save model.state_dict() instead, or load it yourself if you trust it and pass the module"
-        ) from error
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"cannot load {path}: {text or type(error).__name__}; check that it arrived whole"
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):  # what training scripts wrap weights in
         if isinstance(held, dict) and isinstance(held.get(key), dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,20 +26,33 @@ _held: weakref.WeakKeyDictionary[nn.Module, _Held] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Every module once. (Module.modules() does the same ten times slower, and each call of a model asks.)"""
+    found = {model: None}
+    for module in (queue := [model]):  # grows while it is walked
+        for part in module._modules.values():
+            if part is not None and part not in found:
+                found[part] = None
+                queue.append(part)
+    return queue
+
+
 @contextlib.contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Every module in evaluation mode. The last of several threads to leave restores each module's own mode."""
-    modules = list(model.modules())
+    mine = []
     with _lock:
         for module in modules:
-            held = _held.setdefault(module, _Held(0, module.training))
-            held.count += 1
-            module.training = False
+            if module.training or module in _held:
+                held = _held.setdefault(module, _Held(0, module.training))
+                held.count += 1
+                module.training = False
+                mine.append(module)
     try:
         yield
     finally:
         with _lock:
-            for module in modules:
+            for module in mine:
                 held = _held[module]
                 held.count -= 1
                 if not held.count:
@@ -74,15 +87,12 @@ def hooked(
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, out of the caller's inference mode and autocast, compiled parts run eagerly."""
+    """Evaluation mode, no gradients, out of the caller's inference mode, compiled parts run eagerly."""
+    modules = modules_of(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        if any(_compiled(module) for module in model.modules()):
+        if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(evaluation(model))
+        stack.enter_context(evaluation(modules))
         yield
-
-
-def _compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

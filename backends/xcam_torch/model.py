@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from xcam.contract import DEFAULT_SIZE, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
-from xcam_torch.guard import hooked, undisturbed
+from xcam_torch.guard import hooked, modules_of, undisturbed
 from xcam_torch.outputs import EndActivation, first_float, float32, replaced, tensors
 from xcam_torch.recording import Call, Recording, module_names, record
 from xcam_torch.tail import Tail, capture
@@ -77,6 +78,7 @@ class TorchModel:
         )
         self._recordings: dict[tuple[int, ...], Recording] = {}
         self._tails: dict[Any, Tail | None] = {}
+        self._structure: tuple[int, ...] = ()
         self._lock = threading.RLock()
 
     @property
@@ -261,7 +263,12 @@ class TorchModel:
     def _recording(self, x: Array | Tensor | None) -> Recording:
         """The layers for the shape of `x`, or for the model's own input shape."""
         shape = (self.input.channels, *(self.input.size or DEFAULT_SIZE)) if x is None else tuple(x.shape[1:])
+        structure = tuple(map(id, modules_of(self.module)))
         with self._lock:
+            if structure != self._structure:  # a part was exchanged: what was seen of the others may not hold
+                self._structure = structure
+                self._recordings.clear()
+                self._tails.clear()
             if shape not in self._recordings:
                 while len(self._recordings) >= RECORDINGS:
                     del self._recordings[next(iter(self._recordings))]
@@ -395,7 +402,7 @@ def _filled(
 
 def where(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and float type of a module's first float parameter or buffer."""
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.float32

@@ -86,12 +86,8 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
         ends = {name: end.logits(output) for name, output in said.items()}
         gradients = _gradients([logits for logits, _ in ends.values()], [call.value for call in seen])
     final = {id(t) for t in said.values()} | {id(logits) for logits, _ in ends.values()}
-    ordered: list[_Seen] = []
-    reach: dict[int, bool] = {}
-    for call, gradient in zip(seen, gradients, strict=True):
-        parts = (i for i, part in enumerate(ordered) if part.value is call.value and part.start > call.start)
-        ordered.insert(next(parts, len(ordered)), call)
-        reach[id(call)] = _reaches(gradient, call.value, x)
+    reach = {id(call): _reaches(g, call.value, x) for call, g in zip(seen, gradients, strict=True)}
+    ordered = _ordered(seen)
     layouts = _layouts(ordered, x, override)
     calls = {}
     for call, layout in zip(ordered, layouts, strict=True):
@@ -108,6 +104,20 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
         )
         calls[name] = Call(call.module, call.index, count[call.module], layer)
     return Recording(calls, {name: kind for name, (_, kind) in ends.items()})
+
+
+def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
+    """Calls in the order in which they ended; but a container that hands on its last part's value stands before it."""
+    order: list[int] = []
+    for end, call in enumerate(seen):
+        parts = [i for i in range(end) if seen[i].value is call.value and seen[i].start > call.start]
+        if not parts:
+            order.append(end)
+            continue
+        last = max(parts, key=lambda i: seen[i].start)  # the innermost of those that ended last
+        around = [i for i in parts if i >= last]  # it, and the containers between it and this one
+        order.insert(min(order.index(i) for i in around), end)
+    return [seen[i] for i in order]
 
 
 def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -132,9 +142,9 @@ def _reaches(gradient: Tensor | None, value: Tensor, x: Tensor) -> bool:
     """
     if gradient is None:
         return False
-    if gradient.ndim == 3 and x.ndim == 4 and value.shape[1] > 1:
+    if gradient.ndim == 3 and x.ndim == 4 and value.shape[1] > 1 and gradient.any():
         return bool((gradient != 0).any(dim=2).float().mean() > 0.5)
-    return True
+    return True  # also where the gradient is zero altogether: a head of zeros, as some libraries start with
 
 
 def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list[Layout]:

@@ -5,7 +5,19 @@ from __future__ import annotations
 from xcam.contract import Layer, Model
 from xcam.errors import InputError, ModelError, nearest
 
-PASSIVE = ("pool", "pad", "crop", "drop", "flatten", "reshape", "permute", "transpose", "squeeze", "identity")
+PASSIVE = (
+    "pool",
+    "pad",
+    "crop",
+    "drop",
+    "stochasticdepth",
+    "flatten",
+    "reshape",
+    "permute",
+    "transpose",
+    "squeeze",
+    "identity",
+)
 """Kinds that only move, gather or thin out values (by a part of their name, in any framework)."""
 
 
@@ -29,7 +41,9 @@ def default(model: Model) -> Layer:
             f"no layer of {model.name} has space (more than one position) before its output: there is nothing to map; "
             "`xcam layers` shows their shapes"
         )
-    if fit[-1].layout == "tokens":  # inside attention stand projections; what all of it reads is normalised ahead of it
+    if (
+        fit[-1].layout == "tokens"
+    ):  # inside attention stand projections; what all of it reads is normalised ahead of it
         fit = [layer for layer in fit if layer.layout == "tokens" and "norm" in layer.kind.lower()] or fit
     return fit[-1]
 

@@ -56,6 +56,13 @@ def test_same_size_is_not_touched() -> None:
     assert resize(image, (3, 4)) is image
 
 
+def test_a_large_picture_is_averaged_over_areas() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (640, 480, 3), dtype=np.uint8)
+    areas = image.reshape(20, 32, 15, 32, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(resize(image, (20, 15)), areas, atol=1.01)  # in two steps, rounded twice
+    np.testing.assert_allclose(resize(image, (20, 15)).mean(), image.mean(), atol=0.2)
+
+
 def test_a_callable_of_ones_own() -> None:
     how = Preprocessing("mine", scale=2, mean=(1.0, 2.0, 3.0), order="BGR")
     np.testing.assert_array_equal(how(PIXEL)[0, 0], [0 * 2 - 1, 128 * 2 - 2, 255 * 2 - 3])

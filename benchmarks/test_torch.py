@@ -1,0 +1,107 @@
+"""Grad-CAM against the bare forward pass of the same torch module, under inference_mode, at the last convolution.
+
+A peer's column runs where it is installed: `pip install grad-cam` or `pip install torchcam`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import xcam
+from torch_architectures import mobilenet_v3_large, resnet18, resnet50, vgg16
+from xcam.methods import get
+
+BUILD = {
+    "VGG16": (vgg16, "features.29"),
+    "ResNet50": (resnet50, "layer4"),
+    "MobileNetV3": (mobilenet_v3_large, "features.16"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module", params=BUILD)
+def network(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module, str]:
+    build, layer = BUILD[request.param]
+    torch.manual_seed(0)
+    return request.param, build().eval(), layer
+
+
+def top(count: int) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """The cotangents of the `count` best classes."""
+
+    def seeds(outputs: np.ndarray) -> list[np.ndarray]:
+        best = np.argsort(-outputs, axis=1)
+        found = np.zeros((count, *outputs.shape), np.float32)
+        for m in range(count):
+            np.put_along_axis(found[m], best[:, m, None], 1, axis=1)
+        return list(found)
+
+    return seeds
+
+
+@pytest.mark.parametrize("what", ["forward", "gradcam", "gradcam of 5 classes", "peer: grad-cam"])
+def test_gradcam(benchmark: Any, network: tuple[str, torch.nn.Module, str], what: str) -> None:
+    name, module, layer = network
+    benchmark.group = f"torch {name}, batch 1"
+    x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    run: Callable[[], Any]
+    if what == "forward":
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return module(torch.from_numpy(x)).numpy()
+    elif what.startswith("peer"):
+        if importlib.util.find_spec("pytorch_grad_cam") is None:
+            pytest.skip("grad-cam is not installed")
+        from pytorch_grad_cam import GradCAM
+
+        peer = GradCAM(module, [module.get_submodule(layer)])
+
+        def run() -> Any:
+            return peer(torch.from_numpy(x))
+    else:
+        opened = xcam.load(module)
+        seeds, gradcam = top(5 if "5" in what else 1), get("gradcam").function
+
+        def run() -> Any:
+            trace = opened.trace(x, layer, seeds)
+            return [gradcam(trace.activations, g) for g in trace.gradients]
+
+    benchmark.pedantic(run, rounds=60, warmup_rounds=5)
+
+
+def test_resume(benchmark: Any) -> None:
+    """512 variants of ResNet18's layer4: each channel set to zero once, as Ablation-CAM does."""
+    torch.manual_seed(0)
+    benchmark.group = "ResNet18, 512 variants at layer4"
+    opened = xcam.load(resnet18())
+    x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+    trace = opened.trace(x, "layer4")
+    variants = np.repeat(trace.activations, 512, axis=0)
+    variants[np.arange(512), np.arange(512)] = 0
+    benchmark.pedantic(lambda: opened.resume(trace, variants), rounds=30, warmup_rounds=2)
+
+
+def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two hundred pictures in a loop leave no more memory behind than ten did."""
+    torch.manual_seed(0)
+    opened = xcam.load(resnet18(), preprocess="torch")
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    peak = []
+    for n in range(200):
+        xcam.explain(opened, image)
+        if n in (9, 199):
+            peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    with capsys.disabled():
+        print(f"\npeak memory after 10 and after 200 pictures: {peak[0]:.0f} MB, {peak[1]:.0f} MB")
