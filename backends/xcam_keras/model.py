@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from xcam.contract import DEFAULT_SIZE, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
+from xcam.contract import DEFAULT_SIZE, Activation, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
 from xcam_keras.tensorflow import Call, Cut, Recording
@@ -48,7 +48,7 @@ class KerasModel:
         self._lock = threading.RLock()
 
     @property
-    def activation(self) -> Any:
+    def activation(self) -> Activation:
         """What was cut off the output: `softmax`, `sigmoid`, None; by output name when there are several."""
         recording = self._recording(None)
         return recording.activations if len(recording.activations) > 1 else next(iter(recording.activations.values()))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcam.contract import DEFAULT_SIZE, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
+from xcam.contract import DEFAULT_SIZE, Activation, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
 from xcam_torch.guard import hooked, modules_of, undisturbed
@@ -82,7 +82,7 @@ class TorchModel:
         self._lock = threading.RLock()
 
     @property
-    def activation(self) -> Any:
+    def activation(self) -> Activation:
         """What is cut off the output: `softmax`, `sigmoid`, None; by output name when there are several."""
         found = self._recording(None).activations
         return found if len(found) > 1 else next(iter(found.values()))

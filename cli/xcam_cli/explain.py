@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,7 @@ def _run(
     lookup_table(drawing["colormap"])  # an unknown name is found before the work
     wanted: list[Any] = [None if not targets else list(targets) for _ in images]
     documents = []
-    for start in range(0, len(images), BATCH):  # so that thousands of pictures are never held at once
+    for start in _progress(range(0, len(images), BATCH)):  # so that thousands of pictures are never held at once
         part = slice(start, start + BATCH)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", xcam.XcamWarning)
@@ -162,6 +163,18 @@ def _run(
                     _say(explanation, path, model)
     if as_json:
         click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))
+
+
+def _progress(starts: range) -> Iterable[int]:
+    """The batches, with a bar on standard error where there are several and somebody watches."""
+    import sys
+
+    if len(starts) < 2 or not sys.stderr.isatty():
+        return starts
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(starts, description="explaining", console=Console(stderr=True), transient=True)
 
 
 def _best(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:

@@ -22,6 +22,9 @@ Outputs = Array | Mapping[str, Array]
 Seeds = Callable[[Outputs], Sequence[Outputs]]
 """outputs → M cotangents, each shaped like the outputs. Called once for each forward pass, in NumPy."""
 
+Activation = str | None | Mapping[str, str | None]
+"""`softmax` or `sigmoid` where one was seen at the end and cut off, None where none was; by name for several outputs."""
+
 DEFAULT_SIZE = (224, 224)
 """(height, width) for a model that takes any and names none."""
 
@@ -94,8 +97,7 @@ class Model(Protocol):
     backend: str
     input: InputSpec
     labels: Sequence[str] | None
-    activation: str | None
-    """`softmax` or `sigmoid` where one was seen at the end and cut off; None where none was seen."""
+    activation: Activation
     capabilities: frozenset[Capability]
     notes: Sequence[str]
     """What a reader of the picture must know: for example that the weights are random."""

@@ -271,16 +271,16 @@ def _explanation(
     normalize: Normalize,
 ) -> Explanation:
     outputs = _row(trace.outputs, n)
-    raw = one_output(outputs)
-    is_class = isinstance(aim, ClassScore)
-    index = aim.index if isinstance(aim, ClassScore) else None
+    of_class = aim if isinstance(aim, ClassScore) else None
+    index = of_class.index if of_class else None
+    raw = one_output(outputs, of_class.output if of_class else None)
     if not cam.max() > 0:
         warnings.warn(_zero(path, layer, aim, cam, trace, n), ZeroHeatmapWarning, stacklevel=5)
     return Explanation(
         image=image,
         cam=cam.astype(np.float32, copy=False),
         outputs=raw[0],
-        scores=probabilities(outputs, model.activation)[0] if is_class else raw[0],
+        scores=probabilities(raw, of_class.activation)[0] if of_class else raw[0],
         target=aim,
         index=index,
         label=getattr(aim, "name", type(aim).__name__) if index is None else label(model, index),

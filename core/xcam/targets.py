@@ -5,13 +5,13 @@ Written once, in NumPy, for every framework. A target of your own is any object 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from xcam.contract import Array, Outputs, like, one_output
+from xcam.contract import Activation, Array, Outputs, like, one_output
 from xcam.errors import InputError, ModelError, nearest
 
 Score = Literal["logit", "probability"]
@@ -44,8 +44,8 @@ def is_distribution(y: Array) -> bool:
     return y.shape[-1] > 1 and bool((y >= 0).all() and np.allclose(y.sum(axis=-1), 1, atol=1e-3))
 
 
-def probabilities(outputs: Outputs, activation: str | None) -> Array:
-    """Class probabilities [N, K] of outputs [N, K].
+def probabilities(outputs: Outputs, activation: Activation) -> Array:
+    """Class probabilities [N, K] of outputs [N, K]; of the first, where there are several.
 
     The activation that was cut off is applied again. Where none was seen: outputs that are probabilities already stay,
     one output is taken for the logit of a sigmoid, several for those of a softmax.
@@ -72,7 +72,9 @@ def scores(outputs: Outputs, name: str | None = None) -> Array:
     return z
 
 
-def _link(z: Array, activation: str | None) -> str | None:
+def _link(z: Array, activation: Activation) -> str | None:
+    if isinstance(activation, Mapping):
+        activation = next(iter(activation.values()))
     if activation is not None:
         return activation
     if z.shape[-1] == 1:
@@ -90,25 +92,28 @@ class ClassScore:
 
     index: int | None = None
     score: Score = "logit"
-    activation: str | None = None
+    activation: Activation = None
+    """What the model cuts off its outputs, as `Model.activation` says it."""
     output: str | None = None
 
     def resolve(self, outputs: Outputs) -> ClassScore:
         """The same target with its class fixed, on the outputs [1, K] of the clean picture."""
         z = scores(outputs, self.output)
         count = z.shape[1]
-        if self.index is None:
-            return replace(self, index=int(z[0].argmax()))
-        if not -count <= self.index < count:
-            raise InputError(f"no class {self.index}: the model has {count} classes, 0 to {count - 1}")
-        return replace(self, index=self.index % count)
+        index = int(z[0].argmax()) if self.index is None else self.index
+        if not -count <= index < count:
+            raise InputError(f"no class {index}: the model has {count} classes, 0 to {count - 1}")
+        activation = self.activation
+        if isinstance(activation, Mapping):
+            activation = activation[self.output or next(iter(activation))]
+        return replace(self, index=index % count, activation=activation)
 
     def value(self, outputs: Outputs) -> Array:
         """[N] scores of the class."""
         assert self.index is not None, "resolve() first"
         z = scores(outputs, self.output)
         y = z if self.score == "logit" else probabilities(z, self.activation)
-        return y[:, self.index]
+        return np.asarray(y[:, self.index])
 
     def cotangent(self, outputs: Outputs) -> Outputs:
         """∂value/∂outputs, shaped like `outputs`."""
@@ -127,7 +132,7 @@ class ClassScore:
 def target(
     value: int | str | Target | None,
     score: Score = "logit",
-    activation: str | None = None,
+    activation: Activation = None,
     labels: Sequence[str] | None = None,
 ) -> Target:
     """None (the top class), an index, a label or a Target → a Target. Raises InputError."""
@@ -137,6 +142,8 @@ def target(
         value = class_index(value, labels)
     if value is None or isinstance(value, int | np.integer):
         return ClassScore(None if value is None else int(value), score, activation)
+    if isinstance(value, ClassScore) and value.activation is None:
+        return replace(value, activation=activation)
     if isinstance(value, Target):
         return value
     raise InputError(

@@ -313,10 +313,13 @@ def test_several_outputs_are_named_and_each_loses_its_own_activation() -> None:
     model.input = xcam.InputSpec(
         (SIZE, SIZE), layout="channels_last", preprocessing=xcam.Preprocessing("unit", 1 / 255)
     )
-    e = xcam.explain(
-        model, image, target=xcam.ClassScore(1, "probability", "sigmoid", output="box"), score="probability"
-    )
-    np.testing.assert_allclose(e.score, keras_model(image[None] / np.float32(255))["box"].numpy()[0, 1], atol=1e-5)
+    e = xcam.explain(model, image, target=xcam.ClassScore(1, "probability", output="box"))
+    truth = keras_model(image[None] / np.float32(255))
+    np.testing.assert_allclose(e.score, truth["box"].numpy()[0, 1], atol=1e-5)
+    np.testing.assert_allclose(e.scores, truth["box"].numpy()[0], atol=1e-5)
+    first = xcam.explain(model, image, score="probability")
+    np.testing.assert_allclose(first.scores, truth["kind"].numpy()[0], atol=1e-5)
+    np.testing.assert_allclose(first.score, truth["kind"].numpy()[0].max(), atol=1e-5)
 
 
 def test_a_branch_that_no_output_reads_is_said_to_lead_nowhere() -> None:
