@@ -53,3 +53,16 @@ def test_gradcam(benchmark: Any, network: tuple[str, keras.Model], batch: int, w
             return gradcam(trace.activations, trace.gradients[0])
 
     benchmark.pedantic(run, rounds=30 if batch == 8 else 60, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("what", ["whole model", "resume"])
+def test_resume(benchmark: Any, what: str) -> None:
+    """Sixteen variants of a layer inside ResNet50's last block, past which a skip connection goes."""
+    benchmark.group = "Keras ResNet50, 16 variants at conv5_block3_2_conv"
+    opened = xcam.load(keras.applications.ResNet50(weights=None))
+    x = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
+    trace = opened.trace(x, "conv5_block3_2_conv")
+    variants = np.repeat(trace.activations, 16, axis=0)
+    batch = np.repeat(x, 16, axis=0)
+    run = (lambda: opened.resume(trace, variants)) if what == "resume" else (lambda: opened.predict(batch))
+    benchmark.pedantic(run, rounds=20, warmup_rounds=2)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xcam import maps, pictures
+from xcam import maps, opencv, pictures
 from xcam.maps import Normalize
 from xcam.overlay import Blend, overlay
 from xcam.targets import Target
@@ -101,7 +101,7 @@ class Explanation:
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:
-        cv2 = pictures.import_cv2()
+        cv2 = opencv.load()
         picture = _captioned(self.overlay(), self.notes)
         return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
 
@@ -110,7 +110,7 @@ def _captioned(picture: pictures.Picture, notes: tuple[str, ...]) -> pictures.Pi
     """The picture with a dark strip under it that holds the notes, shrunk to fit its width."""
     if not notes:
         return picture
-    cv2 = pictures.import_cv2()
+    cv2 = opencv.load()
     width = picture.shape[1]
     text = "; ".join(notes)
     (length, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from xcam import opencv
 from xcam.errors import InputError, nearest
 
 Array = npt.NDArray[Any]
@@ -59,7 +60,6 @@ def normalize(cam: Array, how: Normalize = "max") -> Array:
 
 def resize(cam: Array, size: tuple[int, int]) -> npt.NDArray[np.float32]:
     """One map [h, w] → float32 [H, W]: bilinear, half-pixel centres (cv2.INTER_LINEAR)."""
-    import cv2
-
+    cv2 = opencv.load()
     height, width = size
     return np.asarray(cv2.resize(cam.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR))

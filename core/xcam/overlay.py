@@ -7,21 +7,22 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from xcam import opencv
 from xcam.errors import InputError, nearest
-from xcam.pictures import Picture, import_cv2
+from xcam.pictures import Picture
 
 Blend = Literal["mix", "add"]
 
 
 def colormaps() -> list[str]:
     """The names that `colormap` takes: OpenCV's colormaps, in lower case."""
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     return sorted(name.removeprefix("COLORMAP_").lower() for name in dir(cv2) if name.startswith("COLORMAP_"))
 
 
 def lookup_table(colormap: str) -> Picture:
     """The 256 colours of a colormap, uint8 [256, 1, 3] RGB. Raises InputError."""
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     number = getattr(cv2, f"COLORMAP_{colormap.upper()}", None)
     if number is None:
         raise InputError(f"no colormap {colormap!r}; {nearest(colormap, colormaps())}")
@@ -41,7 +42,7 @@ def overlay(
     `mix`: (1 − alpha)·image + alpha·colour. `add`: image + alpha·colour, clipped to 255: the overlay of the classic
     Keras recipe, at its factor 0.5. alpha is in 0…1. Raises InputError.
     """
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}; give a number from 0 (the picture) to 1 (the colours)")
     if blend not in get_args(Blend):

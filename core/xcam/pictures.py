@@ -13,24 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from xcam import opencv
 from xcam.errors import InputError
 
 Picture = npt.NDArray[np.uint8]
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
-
-
-def import_cv2() -> Any:
-    """cv2, or an ImportError that names the remedy: on a bare server its shared libraries are often missing."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            f"OpenCV cannot be loaded: {error}. On a machine without a screen, replace it: "
-            "pip uninstall -y opencv-python; pip install --no-deps opencv-python-headless"
-        ) from error
-    return cv2
 
 
 def read(source: str | os.PathLike[str]) -> Picture:
@@ -70,7 +59,7 @@ def check(image: object, name: str = "the image") -> Picture:
 
 
 def _decode(data: bytes) -> Picture | None:
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     if data.startswith(b"\x89PNG") and b"IEND" not in data[-4096:]:
         return None  # libpng would print its own complaint
     encoded = np.frombuffer(data, np.uint8)
@@ -111,7 +100,7 @@ def _silent(cv2: Any) -> Iterator[None]:
 
 def write(path: str | os.PathLike[str], image: Picture) -> None:
     """Write RGB uint8 [H, W, 3] to `path`, in the format that its suffix says. Raises InputError."""
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     suffix = Path(path).suffix.lower()
     if suffix not in WRITABLE:
         raise InputError(f"cannot write {path}: no picture format {suffix!r}; use .jpg or .png")

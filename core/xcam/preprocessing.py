@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from xcam import opencv
 from xcam.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -76,8 +77,7 @@ def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:
 
 def resize(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """[H, W, 3] → [size, 3]: area averaging where the picture shrinks, bilinear where it grows."""
-    import cv2
-
+    cv2 = opencv.load()
     height, width = size
     if image.shape[:2] == (height, width):
         return image
@@ -103,8 +103,7 @@ def batch(
     images: Sequence[npt.NDArray[np.uint8]], spec: InputSpec, size: tuple[int, int], how: Preprocessing
 ) -> npt.NDArray[Any]:
     """RGB pictures → the batch that a model with `spec` takes, [N, H, W, C] or [N, C, H, W]."""
-    import cv2
-
+    cv2 = opencv.load()
     small: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
     if spec.channels == 1:
         small = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None] for image in small]

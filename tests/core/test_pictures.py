@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from pathlib import Path
 
 import cv2
@@ -133,3 +134,9 @@ def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
         pictures.write_whole(tmp_path, b"")
     with pytest.raises(InputError, match=r"no picture format '\.gif'"):
         pictures.write(tmp_path / "a.gif", RED)
+
+
+def test_a_missing_shared_library_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"OpenCV cannot be loaded: .*pip install --no-deps opencv-python-headless"):
+        pictures.read(__file__)

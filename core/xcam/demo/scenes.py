@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xcam.pictures import Picture, import_cv2
+from xcam import opencv
+from xcam.pictures import Picture
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "ring")
 FINER = 3
@@ -38,7 +39,7 @@ class Scene:
 
 def scene(rng: np.random.Generator, labels: Sequence[int], size: int = 128) -> Scene:
     """Draw the shapes of `labels`, apart from each other, on a picture of size × size pixels."""
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     big = size * FINER
     image = _clutter(rng, _texture(rng, big))
     shapes = []
@@ -99,7 +100,7 @@ def _outline(rng: np.random.Generator, label: int, x: float, y: float, radius: f
 
 def _texture(rng: np.random.Generator, size: int) -> Picture:
     """Coloured noise at several scales around a random base colour."""
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     image = np.full((size, size, 3), rng.uniform(50, 205, 3), np.float32)
     for cells in (3, 8, 24, 64):
         noise = rng.normal(0, rng.uniform(4, 22), (cells, cells, 3 if cells < 20 else 1)).astype(np.float32)
@@ -110,7 +111,7 @@ def _texture(rng: np.random.Generator, size: int) -> Picture:
 
 def _clutter(rng: np.random.Generator, image: Picture) -> Picture:
     """Strokes, open arcs, bars and specks that are none of the classes."""
-    cv2 = import_cv2()
+    cv2 = opencv.load()
     size = image.shape[0]
     for _ in range(rng.integers(6, 16)):
         colour = rng.uniform(0, 255, 3).tolist()
