@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from xcam.contract import DEFAULT_SIZE, Activation, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
+from xcam.contract import (
+    DEFAULT_SIZE,
+    Activation,
+    Array,
+    Capability,
+    InputSpec,
+    Layer,
+    Layout,
+    Outputs,
+    Seeds,
+    Trace,
+    rows_of,
+)
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
 from xcam_keras.tensorflow import Call, Cut, Recording
@@ -63,7 +76,7 @@ class KerasModel:
         """See xcam.contract.Model.predict."""
         recording = self._recording(x)
         run = recording.once("predict", lambda: recording.run([recording.x], list(recording.outputs.values())))
-        with tf.device(self.device):
+        with self._running():
             return self._outputs(recording, run(self._tensor(x, recording)))
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
@@ -73,7 +86,7 @@ class KerasModel:
         run = recording.once(
             ("activations", *layers), lambda: recording.run([recording.x], [call.tensor for call in calls])
         )
-        with tf.device(self.device):
+        with self._running():
             values = run(self._tensor(x, recording))
         return {
             name: self._channels_first(value, call) for name, call, value in zip(layers, calls, values, strict=True)
@@ -84,7 +97,7 @@ class KerasModel:
         recording = self._recording(x)
         call = self._call(recording, layer)
         cut = self._cut(recording, call)
-        with tf.device(self.device):
+        with self._running():
             values = list(cut.forward(self._tensor(x, recording)))
             outputs, values = values[: len(recording.outputs)], values[len(recording.outputs) :]
             value, values = values[0], values[1:]
@@ -97,18 +110,19 @@ class KerasModel:
     ) -> Trace:
         """See xcam.contract.Model.resume."""
         recording, cut, call, x, beside, frontier = trace.state
-        n, k = len(x), len(activations)
-        if rows is None:
-            rows = [0] * k if n == 1 else range(n)
-        if len(rows) != k or not all(0 <= row < n for row in rows):
-            raise InputError(f"rows are {list(rows)} for {k} variants of {n} pictures; give one row for each variant")
-        with tf.device(self.device):
+        picked = rows_of(rows, len(x), len(activations))
+        with self._running():
             value = tf.cast(tf.constant(self._as_layer(activations, call)), call.tensor.dtype)
-            pick = [tf.gather(t, tf.constant(list(rows))) for t in [*beside, *frontier]]
-            beside, frontier = pick[: len(beside)], pick[len(beside) :]
+            kept = [*beside, *frontier]
+            symbols = [*cut.beside, *cut.frontier]
+            if all(_row_by_row(t, symbol, len(x)) for t, symbol in zip(kept, symbols, strict=True)):
+                kept = [tf.gather(t, tf.constant(picked)) for t in kept]
+            else:  # windows folded into the batch, or a value of the whole batch: made anew for these rows
+                kept = list(cut.side()(self._tensor(x[picked], recording)))
+            beside, frontier = kept[: len(beside)], kept[len(beside) :]
             values = list(cut.tail()(value, *frontier))
             outputs, inside = values[: len(recording.outputs)], values[len(recording.outputs) :]
-            return self._finish(recording, cut, call, x[list(rows)], outputs, value, inside, beside, frontier, seeds)
+            return self._finish(recording, cut, call, x[picked], outputs, value, inside, beside, frontier, seeds)
 
     def _finish(
         self,
@@ -127,11 +141,23 @@ class KerasModel:
         said = self._outputs(recording, outputs)
         gradients = []
         for cotangent in seeds(said) if seeds else []:
-            flat = list(cotangent.values()) if isinstance(cotangent, Mapping) else [cotangent]
-            v = [tf.cast(tf.constant(np.asarray(flat[i])), outputs[i].dtype) for i in cut.differentiable]
+            named = cotangent if isinstance(cotangent, Mapping) else {next(iter(recording.outputs)): cotangent}
+            v = [
+                tf.cast(tf.constant(np.asarray(named[name])), output.dtype)
+                for name, output in zip(recording.outputs, outputs, strict=True)
+            ]
             gradients.append(self._channels_first(cut.backward(*v, *inside, *beside)[0], call))
         state = (recording, cut, call, x, beside, frontier)
         return Trace(said, self._channels_first(value, call), gradients, state)
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """On the model's device; memory that runs out is a MemoryError, for all backends alike."""
+        try:
+            with tf.device(self.device):
+                yield
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(str(error).splitlines()[0]) from error
 
     def _recording(self, x: Array | None) -> Recording:
         """The graph for the shape of `x`, or for the model's own input shape."""
@@ -218,12 +244,19 @@ class KerasModel:
 def _readable(name: str, model: keras.Model, spec: tf.TensorSpec) -> Recording:
     try:
         return Recording(model, spec)
-    except Exception as error:
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:300]
         raise ModelError(
             f"{name} cannot run on an input of shape {spec.shape.as_list()[1:]}: {text}; "
             "check size and channels, and that it runs on a batch without xcam"
         ) from error
+
+
+def _row_by_row(value: tf.Tensor, symbol: tf.Tensor, rows: int) -> bool:
+    """Whether a kept value has one row for each picture: its first axis is open in the graph, and as long as the batch."""
+    return bool(symbol.dtype.is_floating and symbol.shape.rank and symbol.shape[0] is None and value.shape[0] == rows)
 
 
 def _float32(tensor: tf.Tensor) -> Array:

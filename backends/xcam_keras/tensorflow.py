@@ -23,6 +23,7 @@ from xcam.errors import ModelError
 TRACING = threading.RLock()
 """Held while a model is recorded or a graph is added to: two threads tracing at once break each other."""
 
+CONTROL_FLOW = ("While", "StatelessWhile", "If", "StatelessIf")
 ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 
@@ -87,14 +88,13 @@ class Cut:
         self.recording = recording
         self.layer = layer
         outputs = list(recording.outputs.values())
-        self.differentiable = [i for i, output in enumerate(outputs) if output.dtype.is_floating]
         known: dict[str, bool] = {layer.op.name: True}
         tail: dict[str, bool] = {}
         frontier = self._frontier(outputs, known, tail)
         existing = {op.name for op in recording.graph.get_operations()}
         with recording.graph.as_default():
-            seeds = [tf.compat.v1.placeholder(outputs[i].dtype, outputs[i].shape) for i in self.differentiable]
-            gradient = tf.gradients([outputs[i] for i in self.differentiable], [layer], grad_ys=seeds)[0]
+            seeds = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
+            gradient = tf.gradients(outputs, [layer], grad_ys=seeds)[0]
         if gradient is None:
             raise ModelError("no gradient reaches this layer")
         needed = self._needed(gradient, existing)
@@ -111,6 +111,13 @@ class Cut:
         return self.recording.once(
             ("tail", self.layer.ref()),
             lambda: self.recording.run([self.layer, *self.frontier], [*self._outputs, *self.inside]),
+        )
+
+    def side(self) -> Callable[..., Sequence[tf.Tensor]]:
+        """From the input to what the trace keeps for `resume`: `beside` and `frontier`."""
+        return self.recording.once(
+            ("side", self.layer.ref()),
+            lambda: self.recording.run([self.recording.x], [*self.beside, *self.frontier]),
         )
 
     def _frontier(
@@ -152,7 +159,9 @@ class Cut:
                 if t.op.name not in existing:
                     todo.append(t.op)
                 elif self.recording.depends_on_input(t.op):
-                    found[t.name] = t
+                    # Of a loop or a branch all outputs are handed over: pruning meets the others on its way.
+                    whole = t.op.outputs if t.op.type in CONTROL_FLOW else [t]
+                    found.update({other.name: other for other in whole})
         return list(found.values())
 
 
@@ -186,7 +195,7 @@ def _record(model: keras.Model, spec: tf.TensorSpec) -> tuple[Any, list[tuple[in
 
 
 def _outputs(model: keras.Model, structured: Any) -> tuple[dict[str, tf.Tensor], dict[str, str | None]]:
-    """The outputs by name, without their trailing softmax or sigmoid, and what was taken off each."""
+    """The float outputs by name, without their trailing softmax or sigmoid, and what was taken off each."""
     flat = tf.nest.flatten(structured)
     if isinstance(structured, Mapping):
         names = [str(name) for name in structured] if len(flat) == len(structured) else []
@@ -195,7 +204,9 @@ def _outputs(model: keras.Model, structured: Any) -> tuple[dict[str, tf.Tensor],
         names = list(getattr(model, "output_names", None) or [])
     if len(names) != len(flat):
         names = [f"output_{i}" for i in range(len(flat))]
-    pairs = {name: _logits(tensor) for name, tensor in zip(names, flat, strict=True)}
+    pairs = {name: _logits(tensor) for name, tensor in zip(names, flat, strict=True) if tensor.dtype.is_floating}
+    if not pairs:
+        raise ModelError(f"{model.name} has no float output, and a score needs one; wrap it in a model that has")
     return {n: t for n, (t, _) in pairs.items()}, {n: activation for n, (_, activation) in pairs.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
     if weights is not None:
         raise InputError(f"{path} brings its own weights; leave weights out")
     if path.suffix.lower() == ".pt2":
+        logging.disable(logging.WARNING)  # a damaged file would be logged with a traceback, besides the error
         try:
             program = torch.export.load(path)
         except Exception as error:

@@ -24,6 +24,8 @@ class _Held:
 
 _held: weakref.WeakKeyDictionary[nn.Module, _Held] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+_eager = 0
+_stance: Any = None
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
@@ -86,6 +88,24 @@ def hooked(
 
 
 @contextlib.contextmanager
+def _eagerly() -> Iterator[None]:
+    """Compiled parts run eagerly. The stance is one for all threads: the last to leave puts it back."""
+    global _eager, _stance
+    with _lock:
+        if not _eager:
+            _stance = torch.compiler.set_stance("force_eager")
+            _stance.__enter__()
+        _eager += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _eager -= 1
+            if not _eager:
+                _stance.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, out of the caller's inference mode, compiled parts run eagerly."""
     modules = modules_of(model)
@@ -93,6 +113,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_eagerly())
         stack.enter_context(evaluation(modules))
         yield

@@ -6,14 +6,26 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcam.contract import DEFAULT_SIZE, Activation, Array, Capability, InputSpec, Layer, Layout, Outputs, Seeds, Trace
+from xcam.contract import (
+    DEFAULT_SIZE,
+    Activation,
+    Array,
+    Capability,
+    InputSpec,
+    Layer,
+    Layout,
+    Outputs,
+    Seeds,
+    Trace,
+    rows_of,
+)
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
 from xcam_torch.guard import hooked, modules_of, undisturbed
@@ -31,7 +43,8 @@ class _State:
 
     x: Tensor
     call: Call
-    frontier: list[Tensor] | None = None
+    kept: tuple[Tail, list[Tensor]] | None = None
+    """The tail that was last used, and what passes the layer by."""
 
 
 @dataclass
@@ -40,7 +53,6 @@ class _Opened:
 
     leaf: Tensor
     outputs: dict[str, Tensor]
-    whole: Tensor | None = field(default=None)
 
 
 class TorchModel:
@@ -77,7 +89,6 @@ class TorchModel:
             fixed=fixed,
         )
         self._recordings: dict[tuple[int, ...], Recording] = {}
-        self._tails: dict[Any, Tail | None] = {}
         self._structure: tuple[int, ...] = ()
         self._lock = threading.RLock()
 
@@ -96,7 +107,8 @@ class TorchModel:
         """See xcam.contract.Model.predict."""
         recording = self._recording(x)
         with self._running():
-            return _arrays(self._forward(self._tensor(x), recording))
+            parts = [self._forward(chunk, recording) for chunk in self._chunks(self._tensor(x))]
+            return _arrays({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model.activations."""
@@ -119,6 +131,9 @@ class TorchModel:
             for chunk in self._chunks(self._tensor(x)):
                 count.clear()
                 self.module(chunk)
+        for name, values in parts.items():
+            if not values:
+                raise _skipped(calls[name], 0)
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
@@ -135,22 +150,18 @@ class TorchModel:
     ) -> Trace:
         """See xcam.contract.Model.resume. Runs the captured tail where there is one, else the whole model."""
         state: _State = trace.state
-        n, k = len(state.x), len(activations)
-        if rows is None:
-            rows = [0] * k if n == 1 else range(n)
-        if len(rows) != k or not all(0 <= row < n for row in rows):
-            raise InputError(f"rows are {list(rows)} for {k} variants of {n} pictures; give one row for each variant")
-        pick = torch.as_tensor(list(rows), device=state.x.device)
+        picked = rows_of(rows, len(state.x), len(activations))
+        pick = torch.as_tensor(picked, device=state.x.device)
         value = self._value(activations, state.call)
         recording = self._recording(state.x)
         tail = self._tail(state.call, state.x, recording)
         with self._running():
             if tail is not None:
-                if state.frontier is None:
-                    state.frontier = tail.frontier(state.x)
+                if state.kept is None or state.kept[0] is not tail:
+                    state.kept = (tail, tail.frontier(state.x))
                 leaf = value.requires_grad_(seeds is not None)
                 with torch.set_grad_enabled(seeds is not None):
-                    outputs = tail(leaf.clone(), [t[pick] for t in state.frontier])
+                    outputs = tail(leaf.clone(), tail.rows(state.kept[1], state.x, pick))
                 opened = [_Opened(leaf, outputs)]
             else:
                 parts = zip(self._chunks(state.x[pick]), self._chunks(value), strict=True)
@@ -165,6 +176,8 @@ class TorchModel:
         recording = self._recording(x)
         call = self._call(recording, layer)
         with self._running():
+            if self.batch not in (None, len(x)):
+                raise InputError(f"{self.name} takes batches of {self.batch}, not {len(x)}")
             opened = self._open(self._tensor(x), call, recording)
             said = _arrays(opened.outputs)
             found = []
@@ -199,11 +212,14 @@ class TorchModel:
 
         with hooked([call.module], after):
             outputs = self._forward(x, recording)
+            if leaf is not None and not any(output.requires_grad for output in outputs.values()):
+                # A part of the model turned gradients off and on again behind the layer, and so back to where they were
+                # outside: off. Outside they are on in this second try, which costs the memory of a whole graph.
+                count = 0
+                with torch.enable_grad():
+                    outputs = self._forward(x, recording)
         if leaf is None:
-            raise ModelError(
-                f"the forward pass called {call.layer.name!r} {count} times, and {call.of} times when its layers were "
-                "listed: it depends on the input; explain a module that is always called"
-            )
+            raise _skipped(call, count)
         return _Opened(leaf, outputs)
 
     def _forward(self, x: Tensor, recording: Recording) -> dict[str, Tensor]:
@@ -233,32 +249,33 @@ class TorchModel:
 
     def _tail(self, call: Call, x: Tensor, recording: Recording) -> Tail | None:
         """The captured tail behind a call, made once; None where the model cannot be captured."""
-        key = (call.layer.name, tuple(x.shape[1:]))
         with self._lock:
-            tail = self._tails.get(key)
-            if key not in self._tails or (tail is not None and not tail.fits(self.module)):
-                self._tails[key] = tail = self._captured(call, x, recording)
+            tail = recording.tails.get(call.layer.name)
+            if call.layer.name not in recording.tails or (tail is not None and not tail.fits(self.module)):
+                recording.tails[call.layer.name] = tail = self._captured(call, x, recording)
             return tail
 
     def _captured(self, call: Call, x: Tensor, recording: Recording) -> Tail | None:
-        """Capture, then hold it against a run of the whole model with a changed value put in: trust nothing unseen."""
+        """Capture, then hold it against the whole model with changed values put in, for chosen rows of two pictures."""
+        if self.batch is not None:
+            return None
         with self._running():
             path = module_names(self.module)[call.module]
             tail = capture(self.module, x[:1], call, path, recording.activations)
             if tail is None:
                 return None
             try:
-                two = x[:1].expand(2, *x.shape[1:]).contiguous()
-                plain = self._open(two, call, recording)
+                two = torch.cat([x[:1], x[:1].flip(-1) * 0.5])
+                pick = torch.as_tensor([1, 0, 1], device=x.device)
+                plain = self._open(two[pick], call, recording)
                 generator = torch.Generator().manual_seed(0)
-                noise = torch.rand(plain.leaf.shape, generator=generator).to(plain.leaf)
+                noise = 2 * torch.rand(plain.leaf.shape, generator=generator).to(plain.leaf)
                 changed = (plain.leaf.detach() * noise).contiguous()
-                expected = self._open(two, call, recording, changed).outputs
-                found = tail(changed, tail.frontier(two))
-                same = all(torch.allclose(found[n], expected[n], rtol=1e-3, atol=1e-4) for n in expected)
+                expected = self._open(two[pick], call, recording, changed).outputs
+                found = tail(changed, tail.rows(tail.frontier(two), two, pick))
+                return tail if _same(found, expected, plain.outputs) else None
             except Exception:
                 return None
-            return tail if same else None
 
     def _recording(self, x: Array | Tensor | None) -> Recording:
         """The layers for the shape of `x`, or for the model's own input shape."""
@@ -268,20 +285,20 @@ class TorchModel:
             if structure != self._structure:  # a part was exchanged: what was seen of the others may not hold
                 self._structure = structure
                 self._recordings.clear()
-                self._tails.clear()
             if shape not in self._recordings:
                 while len(self._recordings) >= RECORDINGS:
                     del self._recordings[next(iter(self._recordings))]
-                noise = np.random.default_rng(0).normal(size=(self.batch or 1, *shape)).astype(np.float32)
+                noise = np.random.default_rng(0).normal(size=(self.batch or 2, *shape)).astype(np.float32)
                 self._recordings[shape] = self._recorded(noise, shape)
             return self._recordings[shape]
 
     def _recorded(self, noise: Array, shape: tuple[int, ...]) -> Recording:
         try:
-            return record(self.module, self._tensor(noise), self.layout)
-        except ModelError:
+            with self._running():
+                return record(self.module, self._tensor(noise), self.layout)
+        except (ModelError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = " ".join(str(error).split())[:300]
             raise ModelError(
                 f"{self.name} cannot run on an input of shape {list(shape)}: {text}; "
@@ -334,6 +351,24 @@ class TorchModel:
             if "can't allocate memory" in str(error):
                 raise MemoryError(str(error).splitlines()[0]) from error
             raise
+
+
+def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
+    """Equal where the changed value moved the outputs: to a hundredth of how far it moved them, or to rounding."""
+    for name, value in expected.items():
+        moved, error, size = (
+            float(difference.detach().abs().max()) for difference in (value - plain[name], value - found[name], value)
+        )
+        if error > max(1e-2 * moved, 1e-5 * size):
+            return False
+    return any(bool((value != plain[name]).any()) for name, value in expected.items())
+
+
+def _skipped(call: Call, count: int) -> ModelError:
+    return ModelError(
+        f"the forward pass called {call.layer.name!r} {count} times, and {call.of} times when its layers were "
+        "listed: it depends on the input; explain a module that is always called"
+    )
 
 
 def _arrays(outputs: Mapping[str, Tensor]) -> Outputs:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from xcam.contract import Layer, Layout
 from xcam_torch.guard import hooked, undisturbed
 from xcam_torch.outputs import EndActivation, first_float, tensors
+
+if TYPE_CHECKING:
+    from xcam_torch.tail import Tail
 
 CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool")
 """Kinds (by a part of their name) whose values are channels first."""
@@ -40,6 +43,8 @@ class Recording:
     calls: dict[str, Call]
     activations: dict[str, str | None]
     """What is cut off each output."""
+    tails: dict[str, Tail | None] = field(default_factory=dict)
+    """Captured tails by layer; None where one cannot be captured. They go when the recording goes."""
 
 
 @dataclass
@@ -84,6 +89,7 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
         with end:
             said = tensors(model(source.clone()))
         ends = {name: end.logits(output) for name, output in said.items()}
+    with undisturbed(model), torch.enable_grad():  # without the hooks: checkpoints call their modules again
         gradients = _gradients([logits for logits, _ in ends.values()], [call.value for call in seen])
     final = {id(t) for t in said.values()} | {id(logits) for logits, _ in ends.values()}
     reach = {id(call): _reaches(g, call.value, x) for call, g in zip(seen, gradients, strict=True)}
@@ -100,6 +106,7 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
             shape=tuple([shape[-1], *shape[:-1]] if layout != "channels_first" and shape else shape),
             layout=layout,
             is_output=id(call.value) in final,
+            folds_batch=call.value.ndim > 2 and len(call.value) != len(x),
             reaches_output=reach[id(call)],
         )
         calls[name] = Call(call.module, call.index, count[call.module], layer)
@@ -131,7 +138,10 @@ def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[
     wanted = [value for value in values if value.requires_grad]
     if not isinstance(score, Tensor) or not wanted:
         return [None] * len(values)
-    found = iter(torch.autograd.grad(score, wanted, allow_unused=True))
+    try:
+        found = iter(torch.autograd.grad(score, wanted, allow_unused=True))
+    except RuntimeError:  # reentrant checkpoints refuse to be asked for inner gradients: take all for reaching
+        return [torch.ones(()) for _ in values]
     return [next(found) if value.requires_grad else None for value in values]
 
 
@@ -140,6 +150,8 @@ def _reaches(gradient: Tensor | None, value: Tensor, x: Tensor) -> bool:
 
     Behind the last attention of a vision transformer only the class token does: a map there would be blank.
     """
+    if not value.requires_grad:
+        return True  # made where the model turns gradients off: what follows may turn them on again
     if gradient is None:
         return False
     if gradient.ndim == 3 and x.ndim == 4 and value.shape[1] > 1 and gradient.any():
@@ -159,7 +171,7 @@ def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list
     for call in calls:
         shape = call.value.shape
         layout: Layout = "channels_first"
-        if override is not None and len(shape) > 2:
+        if override is not None and len(shape) == (3 if override == "tokens" else max(3, len(shape))):
             layout = override
         elif len(shape) == 3 and x.ndim == 4:
             layout = "tokens"

@@ -6,6 +6,8 @@ computed once and handed in. Models that torch.export cannot capture have no tai
 
 from __future__ import annotations
 
+import copy
+import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +20,9 @@ from xcam_torch.recording import Call
 
 SEEN_THROUGH = ("_to_copy", "clone", "alias")
 """Operations that change how values are kept, not what they are."""
+
+_capturing = threading.Lock()
+"""torch.export keeps state for the whole process: two captures at once break each other."""
 
 
 class Tail:
@@ -32,6 +37,13 @@ class Tail:
         self._names = list(outputs)
         self._head = _extract(graph, [x], frontier) if frontier else None
         self._tail = _extract(graph, [cut, *frontier], outputs.values())
+        batch = _shape(x)[0]
+        self._row_by_row = all(
+            len(_shape(node)) > 0
+            and str(_shape(node)[0]) == str(batch)
+            and all(isinstance(n, int) for n in _shape(node)[1:])
+            for node in frontier
+        )
 
     def fits(self, module: nn.Module) -> bool:
         """Whether the module still holds the parameters that were captured: not moved, not exchanged."""
@@ -40,6 +52,10 @@ class Tail:
     def frontier(self, x: Tensor) -> list[Tensor]:
         """The values that pass the layer by, for the batch `x`."""
         return list(self._head(x)) if self._head else []
+
+    def rows(self, frontier: list[Tensor], x: Tensor, pick: Tensor) -> list[Tensor]:
+        """The frontier for chosen rows of `x`: taken from it, or made anew where it is not one row for each picture."""
+        return [t[pick] for t in frontier] if self._row_by_row else self.frontier(x[pick])
 
     def __call__(self, value: Tensor, frontier: Sequence[Tensor]) -> dict[str, Tensor]:
         """The outputs (logits where an end was seen) for a value of the layer."""
@@ -54,8 +70,11 @@ def capture(
     x: one picture [1, C, H, W]. activations: what is cut off each output, by its name.
     """
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with _capturing, warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the exporter's own making, nothing a user could act on
+            # The exporter puts fakes in the place of parameters: in a copy that shares them, for other threads are running.
+            shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
+            module = copy.deepcopy(module, shared)
             two = x.expand(2, *x.shape[1:]).contiguous()  # a batch of one would be taken for a constant
             program = torch.export.export(
                 module, (two,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -32,7 +33,8 @@ def app() -> None:
     xcam -m model.keras image.jpg       a model of your own
     xcam demo                           a small network that comes with xcam
 
-    `xcam explain` is the default command: `xcam explain --help` lists its options.
+    `xcam explain` is the default command: `xcam explain --help` lists its options. `--debug` anywhere shows the whole
+    story of an error.
     """
 
 
@@ -45,17 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         sys.exit(app.main(arguments, prog_name="xcam", standalone_mode=False) or 0)
     except click.ClickException as error:
-        error.show()
+        command = getattr(getattr(error, "ctx", None), "command_path", "xcam")
+        click.echo(f"xcam: {error.format_message().rstrip('.')}; see {command} --help", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("xcam: stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
     except Exception as error:
         if debug:
             raise
@@ -68,6 +71,10 @@ def _fail(error: Exception) -> Any:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         text = f"out of memory ({text or 'no more to be had'}); give fewer pictures, a smaller --size, or a smaller model"
+    elif isinstance(error, OSError) and not isinstance(error, XcamError):
+        text = (
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; check disk, folder and name"
+        )
     elif not isinstance(error, XcamError | ImportError):
         text = f"{type(error).__name__}: {text}; this should not happen: please report it with what --debug shows"
     click.echo(f"xcam: {text}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xcam_cli.options import model_options, open_model
+from xcam_cli.options import model_options, open_model, unheard
 
 if TYPE_CHECKING:
     from xcam import Explanation
@@ -97,10 +98,12 @@ def _sorted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], bo
 def _places(images: tuple[str, ...], targets: tuple[str, ...], output: str | None) -> list[list[Path]]:
     """Where each picture's maps go, one path for each target. Checked before the work. Raises InputError."""
     from xcam.errors import InputError
-    from xcam.pictures import WRITABLE
+    from xcam.pictures import WRITABLE, check_file
 
+    for image in images:
+        check_file(Path(image))
     names = [_word(target) for target in targets] if len(targets) > 1 else [""]
-    folder = Path(output) if output and (Path(output).is_dir() or output.endswith("/")) else None
+    folder = Path(output) if output and (os.path.isdir(output) or output.endswith("/")) else None
     file = Path(output) if output and folder is None else None
     if file and len(images) > 1:
         raise InputError(f"{len(images)} pictures cannot all go to {file}; give -o a folder that exists")
@@ -112,15 +115,15 @@ def _places(images: tuple[str, ...], targets: tuple[str, ...], output: str | Non
         places.append([base.with_name(f"{base.stem}.{name}{base.suffix}") if name else base for name in names])
     flat = [place for row in places for place in row]
     for place in flat:
-        if not place.parent.is_dir():
+        if not os.path.isdir(place.parent):
             raise InputError(
                 f"cannot write {place}: there is no folder {place.parent}; make it first, or choose another -o"
             )
-    real = [place.resolve() for place in flat]
+    real = [Path(os.path.realpath(place)) for place in flat]
     for place in real:
         if real.count(place) > 1:
             raise InputError(f"two maps would go to {place}; explain those pictures one by one, each with its own -o")
-        if place in [Path(image).resolve() for image in images]:
+        if place in [Path(os.path.realpath(image)) for image in images]:
             raise InputError(f"{place} is a picture to explain, and would be overwritten; choose another -o")
     return places
 
@@ -146,14 +149,19 @@ def _run(
 
     lookup_table(drawing["colormap"])  # an unknown name is found before the work
     wanted: list[Any] = [None if not targets else list(targets) for _ in images]
-    documents = []
+    documents: list[dict[str, Any]] = []
     for start in _progress(range(0, len(images), BATCH)):  # so that thousands of pictures are never held at once
         part = slice(start, start + BATCH)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", xcam.XcamWarning)
-            found = xcam.explain(model, images[part], layer, wanted[part], **how)
+        try:
+            with warnings.catch_warnings(record=True) as caught, unheard():
+                warnings.simplefilter("always", xcam.XcamWarning)
+                found = xcam.explain(model, images[part], layer, wanted[part], **how)
+        except xcam.XcamError:
+            if as_json and documents:  # what was written is told, though the rest failed
+                _emit(documents)
+            raise
         for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)):
-            click.echo(f"xcam: warning: {message}", err=True)
+            click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
         for row, paths in zip(found, places[part], strict=True):
             for explanation, path in zip(row if isinstance(row, list) else [row], paths, strict=True):
                 explanation.save(path, **drawing)
@@ -162,7 +170,11 @@ def _run(
                 else:
                     _say(explanation, path, model)
     if as_json:
-        click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))
+        _emit(documents)
+
+
+def _emit(documents: list[dict[str, Any]]) -> None:
+    click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))
 
 
 def _progress(starts: range) -> Iterable[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from xcam_cli.options import model_options, open_model
+from xcam_cli.options import model_options, open_model, unheard
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
@@ -83,11 +83,12 @@ def layers(backend: str | None, model: str | None, as_json: bool, **options: Any
     from xcam.layers import default
 
     opened = open_model(backend, model, **options)
-    found = opened.layers
-    try:
-        chosen = default(opened).name
-    except ModelError:
-        chosen = None
+    with unheard():
+        found = opened.layers
+        try:
+            chosen = default(opened).name
+        except ModelError:
+            chosen = None
     if as_json:
         emit(
             [

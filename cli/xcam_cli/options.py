@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,7 +26,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in new ve
             size = int(height), int(width if x else height)
         except ValueError:
             size = (0, 0)
-        if min(size) < 1:
+        if min(size) < 1 or max(size) > 16384:
             self.fail(f"{value!r} is no size; give HEIGHTxWIDTH, as in 224x224", param, ctx)
         return size
 
@@ -57,18 +59,19 @@ def model_options(command: F) -> F:
     return command
 
 
+def unheard() -> contextlib.AbstractContextManager[Any]:
+    """What a model or its framework prints goes to standard error: standard output is for the answer."""
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
     """xcam.load, with the backend's own model when none is named."""
-    import contextlib
-    import os
-    import sys
-
     import xcam
     from xcam.errors import InputError
     from xcam.plugins import registry
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that `-m my_models:build` finds what lies here
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that `-m my_models:build` finds what lies here
     if model is None:
         plugins = registry().plugins
         if backend is None:
@@ -84,5 +87,5 @@ def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
         if spec and not spec.default_model:
             raise InputError(f"backend {backend!r} has no model of its own: name one with -m (-m demo is built in)")
         model = spec.default_model if spec and spec.default_model else "demo"
-    with contextlib.redirect_stdout(sys.stderr):  # frameworks report downloads on standard output
+    with unheard():
         return xcam.load(model, backend, **options)

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from xcam.errors import InputError
 from xcam.preprocessing import Preprocessing
 
 Array = npt.NDArray[Any]
@@ -46,6 +47,8 @@ class Layer:
     """How the framework keeps it. A Trace is channels first whatever this says."""
     is_output: bool = False
     """The layer's value is a model output (or the logits under one): there is no tail to explain."""
+    folds_batch: bool = False
+    """Its first axis is not the batch alone (windows or frames are folded in): it has no value for each picture."""
     reaches_output: bool = True
     """Some path leads from the layer to an output."""
 
@@ -70,7 +73,7 @@ class InputSpec:
     """The model takes `size` and no other."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """What came out of a model that was cut open at a layer.
 
@@ -146,6 +149,16 @@ class Backend(Protocol):
         weights: str | None = None,
     ) -> Model:
         """`source` is a pathlib.Path, a name that the backend knows, or a live model object."""
+
+
+def rows_of(rows: Sequence[int] | None, pictures: int, variants: int) -> list[int]:
+    """The row of a trace of `pictures` for each of the `variants` that `resume` is given. Raises InputError."""
+    found = [0] * variants if rows is None and pictures == 1 else list(range(pictures) if rows is None else rows)
+    if len(found) != variants or not all(0 <= row < pictures for row in found):
+        raise InputError(
+            f"rows are {found} for {variants} variants of {pictures} pictures; give one row for each variant"
+        )
+    return found
 
 
 def one_output(outputs: Outputs, name: str | None = None) -> Array:

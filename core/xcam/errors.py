@@ -34,9 +34,15 @@ class ZeroHeatmapWarning(XcamWarning):
     """The heatmap is zero everywhere."""
 
 
-def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's kind and the first line of its text, short enough for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def nearest(word: object, known: Iterable[str], n: int = 3) -> str:
     """A clause for an error message: the names in `known` that come closest to `word`."""
-    names = list(dict.fromkeys(known))
+    word, names = str(word), list(dict.fromkeys(known))
     if len(names) <= 2 * n:
         return f"known: {', '.join(names)}" if names else "there are none"
     found = difflib.get_close_matches(word, names, n=n, cutoff=0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast, overload
@@ -13,14 +13,22 @@ import numpy as np
 
 from xcam import layers, maps, pictures, preprocessing, tokens
 from xcam.contract import DEFAULT_SIZE, Array, InputSpec, Layer, Model, Outputs, Trace, one_output
-from xcam.errors import ContractError, InputError, ModelError, XcamWarning, ZeroHeatmapWarning
+from xcam.errors import (
+    ContractError,
+    InputError,
+    ModelError,
+    XcamError,
+    XcamWarning,
+    ZeroHeatmapWarning,
+    first_line,
+)
 from xcam.explanation import Explanation
 from xcam.loading import by, load
 from xcam.maps import Normalize
 from xcam.methods import Method
 from xcam.methods import get as get_method
 from xcam.preprocessing import Preprocessing
-from xcam.targets import ClassScore, Score, Target, probabilities, target
+from xcam.targets import ClassScore, Score, Target, probabilities, scores, target
 
 BATCH = 8
 """Pictures in one forward pass: more gain little on a CPU, and cost memory."""
@@ -62,7 +70,7 @@ def explain(
 
     Raises InputError, ModelError or BackendError; warns (ZeroHeatmapWarning) when a map is zero everywhere.
     """
-    how = get_method(method)
+    how = get_method(str(method))
     options = dict(how.checked(options))
     maps.normalize(np.zeros((1, 1, 1)), normalize)  # an unknown word is found before the work
     if not isinstance(model, Model):
@@ -141,22 +149,37 @@ def _explain(
     options: dict[str, Any],
     normalize: Normalize,
 ) -> list[list[Explanation]]:
-    paths = [None if isinstance(source, np.ndarray) else Path(source) for source in sources]
-    images = [pictures.check(s) if isinstance(s, np.ndarray) else pictures.read(s) for s in sources]
+    paths = [Path(source) if isinstance(source, str | os.PathLike) else None for source in sources]
+    images = [pictures.read(s) if isinstance(s, str | os.PathLike) else pictures.check(s) for s in sources]
     x = preprocessing.batch(images, model.input, input_size(model.input), _preprocessing(model))
     fixed: list[list[Target]] = []
+    own: list[BaseException] = []  # what a target raised: it reaches the caller as it is
 
     def seeds(outputs: Outputs) -> list[Outputs]:
-        """Resolve the targets on the clean outputs; one cotangent for each slot, its rows from each picture's own."""
-        fixed.extend([_resolve(t, _row(outputs, n)) for t in row] for n, row in enumerate(targets))
-        if "gradients" not in method.needs:
-            return []
-        return [
-            _stack([_checked_cotangent(row[m], _row(outputs, n)) for n, row in enumerate(fixed)])
-            for m in range(len(targets[0]))
-        ]
+        try:
+            _check_rows(outputs, len(images), model)
+            fixed.extend([_resolve(t, _row(outputs, n), model) for t in row] for n, row in enumerate(targets))
+            if "gradients" not in method.needs:
+                return []
+            return [
+                _stack([_checked_cotangent(row[m], _row(outputs, n)) for n, row in enumerate(fixed)])
+                for m in range(len(targets[0]))
+            ]
+        except Exception as error:
+            own.append(error)
+            raise
 
-    trace = model.trace(x, layer.name, seeds)
+    try:
+        trace = model.trace(x, layer.name, seeds)
+    except (XcamError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if error in own:
+            raise
+        raise ModelError(
+            f"{model.name} fails on a batch of {len(images)}: {first_line(error)}; check that it runs without xcam, "
+            "and explain the pictures one by one if it takes no batch"
+        ) from error
     _check_trace(x, trace, len(images), 0 if "gradients" not in method.needs else len(targets[0]), model, layer)
     grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
     supplied = {"activations": grid.view(trace.activations)}
@@ -186,8 +209,15 @@ def input_size(spec: InputSpec) -> tuple[int, int]:
 
 
 def _preprocessing(model: Model) -> Preprocessing:
-    if model.input.preprocessing is not None:
-        return model.input.preprocessing
+    how, whole = model.input.preprocessing, not np.issubdtype(np.dtype(model.input.dtype), np.floating)
+    if whole and how not in (None, preprocessing.PRESETS["raw"]):
+        raise InputError(
+            f"{model.name} takes whole numbers ({model.input.dtype}), and {how.name!r} makes fractions; use raw"
+        )
+    if whole:
+        return preprocessing.PRESETS["raw"]
+    if how is not None:
+        return how
     warnings.warn(
         f"{model.name} does not say how pictures are to be scaled: 'unit' (0…1) is used; choose with preprocess= (--preprocess)",
         XcamWarning,
@@ -209,25 +239,49 @@ def _stack(rows: list[Outputs]) -> Outputs:
     return {name: np.concatenate([one_output(row, name) for row in rows]) for name in rows[0]}
 
 
-def _resolve(aim: Target, outputs: Outputs) -> Target:
+def _check_rows(outputs: Outputs, count: int, model: Model) -> None:
+    for array in outputs.values() if isinstance(outputs, Mapping) else [outputs]:
+        if array.ndim == 0 or len(array) != count:
+            raise ModelError(
+                f"{model.name} gives an output of shape {array.shape} for {count} pictures, and each needs a row of its "
+                "own; wrap it in a model that returns [batch, classes]"
+            )
+
+
+def _resolve(aim: Target, outputs: Outputs, model: Model) -> Target:
+    if isinstance(aim, ClassScore) and aim.output is None and model.labels is not None:
+        count = scores(outputs).shape[1]
+        if len(model.labels) != count:
+            raise InputError(
+                f"there are {len(model.labels)} class names for the {count} classes of {model.name}; give one for each"
+            )
     resolve: Callable[[Outputs], Target] | None = getattr(aim, "resolve", None)
     return resolve(outputs) if resolve else aim
 
 
 def _checked_cotangent(aim: Target, outputs: Outputs) -> Outputs:
-    cotangent = aim.cotangent(outputs)
-    given, expected = one_output(cotangent), one_output(outputs)
-    if np.shape(given) != expected.shape:
-        raise InputError(
-            f"the cotangent of {type(aim).__name__} has shape {np.shape(given)}, the outputs {expected.shape}; "
-            "cotangent() must return an array like its outputs"
-        )
-    return cotangent
+    """The target's cotangent, in the outputs' own order, zero where it says nothing."""
+    given = aim.cotangent(outputs)
+    expected = outputs if isinstance(outputs, Mapping) else {"the output": outputs}
+    named = given if isinstance(given, Mapping) else {next(iter(expected)): given}
+    found = {name: np.asarray(named.get(name, np.zeros_like(value))) for name, value in expected.items()}
+    for name, value in found.items():
+        if value.shape != expected[name].shape or not set(named) <= set(expected):
+            raise InputError(
+                f"the cotangent of {type(aim).__name__} has shape {value.shape}, the outputs {expected[name].shape}; "
+                "cotangent() must return an array like its outputs, or a mapping with their names"
+            )
+    return found if isinstance(outputs, Mapping) else next(iter(found.values()))
 
 
 def _check_trace(x: Array, trace: Trace, count: int, seeds: int, model: Model, layer: Layer) -> None:
     """The contract's edge: what a backend hands over is looked at before it becomes a picture."""
     a = trace.activations
+    if a.ndim > 2 and len(a) != count and len(a) % count == 0:
+        raise InputError(
+            f"layer {layer.name!r} gives {len(a)} values for {count} pictures: windows or frames are folded into its "
+            "batch, and it has no map of a whole picture; choose another layer"
+        )
     arrays = {"activations": a, **{f"gradients[{m}]": g for m, g in enumerate(trace.gradients)}}
     for name, array in arrays.items():
         if array.shape != (count, *a.shape[1:]) or array.dtype != np.float32 or array.ndim < 3:

@@ -18,7 +18,7 @@ from xcam.overlay import Blend, overlay
 from xcam.targets import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """Where one network looked, on one picture, for one target."""
 

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from xcam import pictures
 from xcam.errors import InputError
 
 
@@ -23,26 +24,36 @@ def load(value: str | Path | Sequence[str] | None) -> Sequence[str] | None:
 
     Raises InputError.
     """
-    if value is None or not isinstance(value, str | Path):
-        return value
+    if value is None:
+        return None
     if value == "imagenet":
         return imagenet()
-    path = Path(value)
+    names = _read(Path(value)) if isinstance(value, str | Path) else list(value)
+    if not names or not all(isinstance(name, str) for name in names):
+        where = f" in {value}" if isinstance(value, str | Path) else ""
+        raise InputError(f"no class names{where}; give a list of words, or a text file with one on each line")
+    return names
+
+
+def _read(path: Path) -> list[str]:
     try:
+        pictures.check_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(
-            f"cannot read labels from {path}: {reason}; give a text file, one name on each line"
+            f"cannot read labels from {path}: {reason}; give a text file, a name on each line"
         ) from error
     if path.suffix.lower() != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
     try:
         names = json.loads(text)
         if isinstance(names, dict):
             names = [names[str(i)] for i in range(len(names))]
+        if not isinstance(names, list):
+            raise TypeError(f"it holds a {type(names).__name__}")
         return [str(name[-1] if isinstance(name, list) else name) for name in names]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InputError(
             f'{path} holds no labels: expected a JSON list of names, or an object {{"0": name, …}}'
         ) from error

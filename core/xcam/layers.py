@@ -33,6 +33,7 @@ def default(model: Model) -> Layer:
         for layer in model.layers
         if layer.has_space
         and layer.reaches_output
+        and not layer.folds_batch
         and not layer.is_output
         and not any(word in layer.kind.lower() for word in PASSIVE)
     ]
@@ -48,10 +49,11 @@ def default(model: Model) -> Layer:
     return fit[-1]
 
 
-def find(model: Model, name: str | None) -> Layer:
+def find(model: Model, name: str | Layer | None) -> Layer:
     """The layer called `name`, or the default. Raises InputError when there is none, or when it cannot be mapped."""
     if name is None:
         return default(model)
+    name = name.name if isinstance(name, Layer) else name
     layer = next((layer for layer in model.layers if layer.name == name), None)
     if layer is None:
         raise InputError(
@@ -63,6 +65,11 @@ def find(model: Model, name: str | None) -> Layer:
         raise InputError(
             f"layer {name!r} has no space: its shape is {shape}, channels first; "
             f"choose an earlier one, for example {default(model).name!r}"
+        )
+    if layer.folds_batch:
+        raise InputError(
+            f"layer {name!r} folds windows or frames into the batch, so it has no map of a whole picture; "
+            f"choose another, for example {default(model).name!r}"
         )
     if not layer.reaches_output:
         raise InputError(

@@ -7,14 +7,17 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from xcam import labels as class_names
 from xcam import preprocessing
 from xcam.contract import Layout, Model
-from xcam.errors import InputError, ModelError, XcamError
+from xcam.errors import InputError, ModelError, XcamError, first_line, nearest
 from xcam.plugins import registry
 from xcam.preprocessing import Preprocessing
+
+LARGEST = 16384
+"""More pixels on one side of a model's input are taken for a mistake."""
 
 
 def load(
@@ -39,23 +42,22 @@ def load(
 
     Raises InputError, ModelError or BackendError, each with a remedy.
     """
+    size = _size(size)
+    if layout is not None and layout not in get_args(Layout):
+        raise InputError(f"no layout {layout!r}; {nearest(layout, get_args(Layout))}")
     source = _source(model)
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise InputError(f"size is {size}; give (height, width) in pixels, both at least 1")
     backends = registry()
     name = backends.choose(source, backend)
     how = preprocessing.preprocessing(preprocess)
     names = class_names.load(labels)
     try:
         opened = backends.load(name).load(source, size=size, device=device, layout=layout, weights=weights)
-    except XcamError:
+    except (XcamError, MemoryError):
         raise
-    except MemoryError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = repr(str(source)) if isinstance(source, str | Path) else f"this {type(source).__qualname__}"
         raise ModelError(
-            f"backend {name!r} cannot open {what}: {type(error).__name__}: {_line(error)}; check that it is a model for {name}"
+            f"backend {name!r} cannot open {what}: {first_line(error)}; check that it is a model for {name}"
         ) from error
     spec = opened.input
     if size is not None and size != spec.size:
@@ -76,12 +78,14 @@ def _source(model: Any) -> Any:
         model = os.fspath(model)
     if not isinstance(model, str):
         return model
+    if not model:
+        raise InputError("the model's name is empty; give a file, a name of a zoo, or package.module:factory")
     path = Path(model)
     prefix, colon, rest = model.partition(":")
     schemes = {scheme for plugin in registry().plugins.values() if plugin.spec for scheme in plugin.spec.schemes}
     if model == "demo" or prefix in schemes:
         return model
-    if path.exists():
+    if os.path.exists(path):
         if path.is_dir():
             raise InputError(f"{model} is a directory; give a model file in it")
         return path
@@ -100,16 +104,21 @@ def _factory(module: str, name: str) -> Any:
     except AttributeError as error:
         raise InputError(f"{module}:{name} cannot be called: {error}; name a function of {module}") from error
     except Exception as error:
-        raise ModelError(
-            f"{module}:{name}() failed: {type(error).__name__}: {_line(error)}; mend the factory"
-        ) from error
+        raise ModelError(f"{module}:{name}() failed: {first_line(error)}; mend the factory") from error
     return made
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an error's text, short enough for a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+def _size(size: Any) -> tuple[int, int] | None:
+    """(height, width) as two whole numbers. Raises InputError."""
+    if size is None:
+        return None
+    try:
+        height, width = (int(n) for n in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if not 0 < height <= LARGEST or not 0 < width <= LARGEST:
+        raise InputError(f"size is {size}; give (height, width) in pixels, each from 1 to {LARGEST}")
+    return height, width
 
 
 def by(size: Sequence[int] | None) -> str:

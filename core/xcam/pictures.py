@@ -6,6 +6,10 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
+import struct
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,10 @@ Picture = npt.NDArray[np.uint8]
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
 
+_silence = threading.Lock()
+_users = 0
+_level = 0
+
 
 def read(source: str | os.PathLike[str]) -> Picture:
     """A picture file → uint8 [H, W, 3] RGB, turned upright by its EXIF orientation.
@@ -29,15 +37,11 @@ def read(source: str | os.PathLike[str]) -> Picture:
     transparent parts are laid on white. Raises InputError.
     """
     path = Path(source)
+    check_file(path)
     try:
         data = path.read_bytes()
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a directory; give a picture in it") from error
     except OSError as error:
-        what = "no such file; check the path" if isinstance(error, FileNotFoundError) else error.strerror
-        raise InputError(f"cannot read {path}: {what}") from error
-    except ValueError as error:
-        raise InputError(f"{str(path)!r} is no file name: {error}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     image = _decode(data)
     if image is None:
         raise InputError(
@@ -45,6 +49,22 @@ def read(source: str | os.PathLike[str]) -> Picture:
             "give a JPEG, PNG, WebP, BMP or TIFF"
         )
     return check(image, str(path))
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError unless there is an ordinary file at `path`: quick, before any model is loaded."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = (
+            "no such file; check the path" if missing else f"{getattr(error, 'strerror', error)}; give another file"
+        )
+        raise InputError(f"cannot read {path}: {what}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a directory; give a picture in it")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is no ordinary file; give a picture")
 
 
 def check(image: object, name: str = "the image") -> Picture:
@@ -60,8 +80,8 @@ def check(image: object, name: str = "the image") -> Picture:
 
 def _decode(data: bytes) -> Picture | None:
     cv2 = opencv.load()
-    if data.startswith(b"\x89PNG") and b"IEND" not in data[-4096:]:
-        return None  # libpng would print its own complaint
+    if data.startswith(b"\x89PNG") and not _png_is_whole(data):
+        return None  # libpng would print a complaint of its own
     encoded = np.frombuffer(data, np.uint8)
     with _silent(cv2):
         try:
@@ -71,7 +91,7 @@ def _decode(data: bytes) -> Picture | None:
                     image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
                     lying = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
                     # Only colours are turned upright: where that moved them, alpha no longer fits, and is left out.
-                    return _on_white(raw, image) if np.array_equal(image, lying) else image
+                    return _on_white(raw) if np.array_equal(image, lying) else image
             image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
         except cv2.error:
             return None
@@ -82,20 +102,47 @@ def _may_have_alpha(data: bytes) -> bool:
     return not data.startswith(b"\xff\xd8")
 
 
-def _on_white(raw: npt.NDArray[Any], rgb: Picture) -> Picture:
-    """Lay `raw` (BGRA, 8 or 16 bits) on white; `rgb` is the same picture without its alpha."""
+def _png_is_whole(data: bytes) -> bool:
+    """Every chunk's checksum is right, up to the end, and the picture is of a size that can be decoded."""
+    place = 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        kind, end = data[place + 4 : place + 8], place + 8 + length
+        if end + 4 > len(data) or zlib.crc32(data[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return False
+        if kind == b"IHDR":
+            width, height = struct.unpack_from(">II", data, place + 8)
+            if not 0 < width * height < 2**30 or max(width, height) > 1_000_000:
+                return False
+        if kind == b"IEND":
+            return True
+        place = end + 4
+    return False
+
+
+def _on_white(raw: npt.NDArray[Any]) -> Picture:
+    """Lay `raw`, BGRA of any depth, on white: RGB."""
     top = np.iinfo(raw.dtype).max if np.issubdtype(raw.dtype, np.integer) else 1.0
-    alpha = (raw[..., 3:] / top).astype(np.float32)
-    return np.rint(alpha * rgb + (1 - alpha) * 255).astype(np.uint8)
+    share = (raw / top).astype(np.float32)
+    alpha = share[..., 3:]
+    return np.rint(255 * (alpha * share[..., 2::-1] + (1 - alpha))).astype(np.uint8)
 
 
 @contextlib.contextmanager
 def _silent(cv2: Any) -> Iterator[None]:
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    """OpenCV logs nothing meanwhile. Its level is one for all threads: the last to leave puts it back."""
+    global _users, _level
+    with _silence:
+        if not _users:
+            _level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _users += 1
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        with _silence:
+            _users -= 1
+            if not _users:
+                cv2.utils.logging.setLogLevel(_level)
 
 
 def write(path: str | os.PathLike[str], image: Picture) -> None:
@@ -105,7 +152,8 @@ def write(path: str | os.PathLike[str], image: Picture) -> None:
     if suffix not in WRITABLE:
         raise InputError(f"cannot write {path}: no picture format {suffix!r}; use .jpg or .png")
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix in (".jpg", ".jpeg") else []
-    done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    with _silent(cv2):
+        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise InputError(
             f"cannot write {path}: a picture of {image.shape[1]}×{image.shape[0]} does not fit {suffix}; use .png"
@@ -121,6 +169,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give a file name in it")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise InputError(f"cannot write {path}: it is write-protected, or no ordinary file; choose another -o")
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     try:
         try:

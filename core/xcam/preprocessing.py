@@ -60,6 +60,7 @@ def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:
     """
     if value is None or isinstance(value, Preprocessing):
         return value
+    value = str(value)
     if value in PRESETS:
         return PRESETS[value]
     mean, slash, std = value.partition("/")
@@ -68,7 +69,13 @@ def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:
             m, s = (tuple(float(number) for number in part.split(",")) for part in (mean, std))
         except ValueError:
             m = s = ()
-        if len(m) in (1, 3) and len(s) in (1, 3) and all(np.isfinite(m)) and all(d > 0 for d in s):
+        if (
+            len(m) in (1, 3)
+            and len(s) in (1, 3)
+            and all(np.isfinite(m))
+            and all(np.isfinite(s))
+            and all(d > 0 for d in s)
+        ):
             return Preprocessing(value, scale=1 / 255, mean=m, std=s)
     raise InputError(
         f"no preprocessing {value!r}; {nearest(value, PRESETS)}; or MEAN/STD on the 0…1 scale, as in 0.5,0.5,0.5/0.2,0.2,0.2"
@@ -106,6 +113,11 @@ def batch(
     cv2 = opencv.load()
     small: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
     if spec.channels == 1:
+        if len(how.mean) > 1 or len(how.std) > 1:
+            raise InputError(
+                f"preprocessing {how.name!r} is for three channels, and the model takes one; use unit, raw, tf, or "
+                "MEAN/STD with one number each"
+            )
         small = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None] for image in small]
     elif spec.channels != 3:
         raise InputError(

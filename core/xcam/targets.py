@@ -64,7 +64,7 @@ def scores(outputs: Outputs, name: str | None = None) -> Array:
     z = one_output(outputs, name)
     if z.ndim == 1:
         z = z[:, None]
-    if z.ndim != 2:
+    if z.ndim != 2 or not z.shape[1]:
         raise ModelError(
             f"the output has shape {z.shape}, and a class needs [batch, classes]; "
             "pass a target of your own, an object with value() and cotangent()"
@@ -98,6 +98,10 @@ class ClassScore:
 
     def resolve(self, outputs: Outputs) -> ClassScore:
         """The same target with its class fixed, on the outputs [1, K] of the clean picture."""
+        if isinstance(outputs, Mapping) and self.output is not None and self.output not in outputs:
+            raise InputError(f"no output {self.output!r}; {nearest(self.output, outputs)}")
+        if not isinstance(self.index, int | np.integer | None) or self.score not in get_args(Score):
+            raise InputError(f"{self} is no target; its index is a whole number, its score {get_args(Score)}")
         z = scores(outputs, self.output)
         count = z.shape[1]
         index = int(z[0].argmax()) if self.index is None else self.index
@@ -106,7 +110,7 @@ class ClassScore:
         activation = self.activation
         if isinstance(activation, Mapping):
             activation = activation[self.output or next(iter(activation))]
-        return replace(self, index=index % count, activation=activation)
+        return replace(self, index=int(index) % count, activation=activation)
 
     def value(self, outputs: Outputs) -> Array:
         """[N] scores of the class."""
@@ -144,7 +148,7 @@ def target(
         return ClassScore(None if value is None else int(value), score, activation)
     if isinstance(value, ClassScore) and value.activation is None:
         return replace(value, activation=activation)
-    if isinstance(value, Target):
+    if isinstance(value, Target) and not isinstance(value, type):
         return value
     raise InputError(
         f"{value!r} is no target; give a class index, a label, or an object with value() and cotangent()"

@@ -40,6 +40,10 @@ def grid(layer: Layer, count: int, spec: InputSpec, batch_shape: Sequence[int]) 
     """The grid of a layer with `count` tokens, from the shape of the batch that went in. Raises ModelError."""
     if layer.layout != "tokens":
         return Grid()
+    if len(layer.shape) != 2:
+        raise ModelError(
+            f"layer {layer.name!r} keeps {len(layer.shape)} axes, and tokens have two; leave --layout out"
+        )
     space = batch_shape[1:-1] if spec.layout == "channels_last" else batch_shape[2:]
     found = infer(count, (space[0], space[1]))
     if found is None:

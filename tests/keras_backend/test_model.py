@@ -244,7 +244,7 @@ def test_new_weights_are_seen(way: tuple[keras.Model, str, str]) -> None:
 
 @pytest.mark.parametrize("build", [functional, subclassed])
 def test_threads_in_their_first_calls(build: Callable[[], keras.Model]) -> None:
-    """Eight threads, two models that share their backbone, every layer's first trace at once."""
+    """Eight threads on one model, every layer's first trace at once."""
     keras_model = seeded(build)
     expected = {n: xcam.load(keras_model).trace(X, n, one_hot(1)).gradients[0] for n in names(keras_model)}
     model = xcam.load(keras_model)
@@ -401,3 +401,66 @@ def test_what_cannot_be_explained() -> None:
         xcam.explain(xcam.load(functional(), preprocess="unit"), np.zeros((8, 8, 3), np.uint8), layer="lst")
     with pytest.raises(InputError, match="no device 'cuda:7' here; TensorFlow sees: CPU:0"):
         xcam.load(functional(), device="cuda:7")
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+def test_a_layer_before_a_recurrent_one(kind: str) -> None:
+    keras.utils.set_random_seed(1)
+    inputs = L.Input((SIZE, SIZE, 3))
+    x = L.Reshape((SIZE, 4 * SIZE))(L.Conv2D(4, 3, padding="same", name="conv")(inputs))
+    keras_model = keras.Model(inputs, L.Dense(3)(L.Flatten()(getattr(L, kind)(5, return_sequences=True)(x))))
+    model = xcam.load(keras_model)
+    trace = model.trace(X, "conv", one_hot(1))
+    tail = keras.Model(keras_model.get_layer("conv").output, keras_model.output)
+    with tf.GradientTape() as tape:
+        a = tf.constant(np.moveaxis(trace.activations, 1, -1))
+        tape.watch(a)
+        score = tf.reduce_sum(tail(a)[:, 1])
+    expected = np.moveaxis(tape.gradient(score, a).numpy(), -1, 1)
+    np.testing.assert_allclose(trace.gradients[0], expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(model.resume(trace, trace.activations).outputs, trace.outputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_resume_where_what_passes_by_has_no_row_for_each_picture(fold: bool) -> None:
+    keras.utils.set_random_seed(1)
+    inputs = L.Input((SIZE, SIZE, 3))
+    y = L.Activation("tanh")(L.Conv2D(4, 1, name="conv")(inputs))
+    if fold:  # rows of the picture folded into the batch
+        rows = keras.ops.reshape(inputs, (-1, SIZE, 3))
+        side = keras.ops.reshape(L.Dense(4, activation="tanh")(rows), (-1, SIZE, SIZE, 4))
+    else:
+        side = keras.ops.mean(inputs)
+    keras_model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(y * side)))
+    model = xcam.load(keras_model)
+    trace = model.trace(X, "conv", one_hot(0))
+    picked = [2, 0, 2, 1]
+    found = model.resume(trace, trace.activations[picked], picked, one_hot(0))
+    np.testing.assert_allclose(found.outputs, keras_model(X[picked]).numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.gradients[0], model.trace(X[picked], "conv", one_hot(0)).gradients[0], atol=1e-5)
+
+
+def test_integer_outputs_are_no_scores_and_cotangents_go_by_name() -> None:
+    inputs = L.Input((SIZE, SIZE, 3))
+    z = L.Dense(4, name="z")(L.GlobalAveragePooling2D()(L.Conv2D(5, 3, name="conv")(inputs)))
+    both = keras.Model(inputs, {"best": keras.ops.argmax(z, axis=1), "z": z, "mean": keras.ops.mean(z, axis=1)})
+    model = xcam.load(both)
+    v, zero = rng.normal(size=(3, 4)).astype(np.float32), np.zeros(3, np.float32)
+    assert set(model.predict(X)) == {"z", "mean"}
+    one, other = (
+        model.trace(X, "conv", lambda _, c=c: [c]).gradients[0]
+        for c in ({"z": v, "mean": zero}, {"mean": zero, "z": v})
+    )
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one).max() > 0
+
+
+def test_memory_that_runs_out_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = xcam.load(seeded(functional))
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nand a long story")
+
+    monkeypatch.setattr(type(model), "_tensor", full)
+    with pytest.raises(MemoryError, match=r"^OOM when allocating tensor$"):
+        model.predict(X)

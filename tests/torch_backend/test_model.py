@@ -72,17 +72,17 @@ def test_nothing_before_the_layer_is_differentiated_and_no_grad_is_touched() -> 
 
     class Watched(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            assert not torch.is_grad_enabled()
             return Watch.apply(x)
 
     whole = nn.Sequential(Watched(), module)
     with torch.no_grad():
-        model = opened(module)
-    model.trace(X, "1", seeds())
+        model = opened(whole)
+    assert model.layers
+    seen.clear()  # the look through the layers does differentiate, once
+    model.trace(X, "1.1", seeds())
     assert seen == []
     assert [p.grad is None for p in module.parameters()] == [True, True, False, True]
     np.testing.assert_array_equal(module[4].weight.grad, 1)
-    del whole
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -161,7 +161,7 @@ def test_a_module_called_several_times_is_explained_at_its_last_call() -> None:
         module.out(y.mean(dim=(2, 3)))[:, 0].sum().backward()
         np.testing.assert_allclose(trace.gradients[0], leaf.grad, atol=1e-7)
         np.testing.assert_allclose(model.resume(trace, trace.activations).outputs, trace.outputs, atol=1e-6)
-        assert model._tails[name, (3, 10, 8)] is not None
+        assert model._recording(X).tails[name] is not None
 
 
 Pair = namedtuple("Pair", ["first", "logits"])
@@ -289,7 +289,7 @@ def test_a_model_that_cannot_be_captured_is_resumed_whole() -> None:
     trace = model.trace(X, "body.0")
     variants = np.concatenate([trace.activations, 0 * trace.activations])
     found = model.resume(trace, variants, rows=[0, 1, 0, 1], seeds=seeds()).outputs
-    assert list(model._tails.values()) == [None]
+    assert list(model._recording(X).tails.values()) == [None]
     np.testing.assert_allclose(found[:2], trace.outputs, atol=1e-6)
     bias = model.module.body[4].bias.detach().numpy()
     np.testing.assert_allclose(found[2:], [bias, bias], atol=1e-6)
@@ -377,3 +377,136 @@ def test_devices() -> None:
         opened(small(), device="cuda")
     with pytest.raises(InputError, match="no device 'warp9' here"):
         opened(small(), device="warp9")
+
+
+class Beside(nn.Module):
+    """What passes the layer by has no row for each picture: windows folded into the batch, or a value of the batch."""
+
+    def __init__(self, fold: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv, self.side, self.out, self.fold = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 3), fold
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.tanh(self.conv(x))
+        if self.fold:  # [N·2, 4, 5, 8]: the upper and the lower half
+            s = torch.tanh(self.side(x.unflatten(2, (2, 5)).transpose(1, 2).flatten(0, 1)))
+            y = y * s.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)
+        else:
+            y = y * torch.tanh(self.side(x)).mean()
+        return self.out(y.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_resume_where_what_passes_by_has_no_row_for_each_picture(fold: bool) -> None:
+    module = Beside(fold)
+    model = opened(module)
+    trace = model.trace(X, "conv")
+    rows = [1, 0, 1]
+    found = model.resume(trace, trace.activations[rows], rows).outputs
+    with torch.no_grad():
+        expected = module(torch.from_numpy(X[rows]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert model._recording(X).tails["conv"] is not None
+
+
+def test_a_layer_that_folds_windows_into_the_batch_is_said_to() -> None:
+    model = opened(Beside(True), preprocess="unit")
+    assert {layer.name for layer in model.layers if layer.folds_batch} == {"side"}
+    assert default(model).name == "conv"
+    with pytest.raises(InputError, match="layer 'side' folds windows or frames into the batch"):
+        xcam.explain(model, np.zeros((10, 8, 3), np.uint8), layer="side")
+
+
+def test_two_outputs_of_one_shape_at_one_layer_are_not_mixed_up() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tanh(self.a(x)), torch.tanh(self.b(x))
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.pair, self.out = Pair(), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = self.pair(x)
+            return 1e-4 * self.out((a - 0.5 * b).mean(dim=(2, 3)))
+
+    model = opened(Whole())
+    trace = model.trace(X, "pair")
+    changed = trace.activations * 3
+    bias = model.module.out.bias.detach().numpy() * 1e-4
+    with torch.no_grad():
+        b = model.module.pair(torch.from_numpy(X))[1]
+        expected = 1e-4 * model.module.out((torch.from_numpy(changed) - 0.5 * b).mean(dim=(2, 3))).numpy()
+    np.testing.assert_allclose(model.resume(trace, changed).outputs - bias, expected - bias, rtol=1e-3, atol=1e-9)
+
+
+def test_gradients_turned_off_in_a_part_of_the_model() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.backbone, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                f = self.backbone(x)
+            return self.out(torch.tanh(f).mean(dim=(2, 3)))
+
+    module = Frozen()
+    model = opened(module)
+    assert default(model).name == "backbone"
+    trace = model.trace(X, "backbone", seeds())
+    a = torch.from_numpy(trace.activations).requires_grad_()
+    module.out(torch.tanh(a).mean(dim=(2, 3)))[:, 0].sum().backward()
+    np.testing.assert_allclose(trace.gradients[0], a.grad, atol=1e-7)
+
+
+def test_checkpointed_parts() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body[2:](checkpoint(self.body[:2], x, use_reentrant=False))
+
+    model = opened(Checkpointed())
+    np.testing.assert_allclose(model.trace(X, "body.1", seeds()).gradients[0], by_hand(small(), 1)[1], atol=1e-7)
+
+
+def test_resumes_in_threads_while_others_trace_one_live_module() -> None:
+    """Capturing must not show its fakes to passes that run meanwhile, nor must two captures break each other."""
+    module = small()
+    expected = opened(module).trace(X, "1", seeds())
+    wrong: list[Any] = []
+
+    def work(k: int) -> None:
+        try:
+            model = opened(module)
+            for _ in range(6):
+                trace = model.trace(X, "01"[k % 2], seeds())
+                if not np.allclose(trace.outputs, expected.outputs, atol=1e-6):
+                    wrong.append(k)
+                again = model.resume(trace, trace.activations)
+                if not np.allclose(again.outputs, expected.outputs, atol=1e-6):
+                    wrong.append(k)
+            if None in model._recording(X).tails.values():
+                wrong.append("not captured")
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -193,6 +193,9 @@ class Conformance:
                 for name in order:
                     trace = model.trace(self._native(model, x), self.layer(name), _first_score)
                     close(trace.gradients[0], truth[name], 1e-3, f"gradient at {name} in thread {k}")
+                    if "resume" in model.capabilities:
+                        again = model.resume(trace, trace.activations).outputs
+                        same(again, _truth(network, x), f"resume at {name} in thread {k}")
             except BaseException as error:
                 wrong.append(f"{type(error).__name__}: {error}")
 
@@ -237,7 +240,9 @@ class Cotangents:
 
     def __call__(self, outputs: Outputs) -> list[Outputs]:
         self.asked.append(outputs)
-        return [v if isinstance(outputs, Mapping) else next(iter(v.values())) for v in self.cotangents]
+        if not isinstance(outputs, Mapping):
+            return [next(iter(v.values())) for v in self.cotangents]
+        return [dict(reversed(list(v.items()))) for v in self.cotangents]  # by name, in whatever order
 
 
 def close(found: Array, expected: Array, tolerance: float, what: str, floor: float = 1e-3) -> None:
