@@ -37,7 +37,7 @@ def load(value: str | Path | Sequence[str] | None) -> Sequence[str] | None:
 
 def _read(path: Path) -> list[str]:
     try:
-        pictures.check_file(path)
+        pictures.check_file(path, "a text file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

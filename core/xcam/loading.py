@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from xcam import labels as class_names
-from xcam import preprocessing
+from xcam import pictures, preprocessing
 from xcam.contract import Layout, Model
 from xcam.errors import InputError, ModelError, XcamError, first_line, nearest
 from xcam.plugins import registry
@@ -86,8 +86,7 @@ def _source(model: Any) -> Any:
     if model == "demo" or prefix in schemes:
         return model
     if os.path.exists(path):
-        if path.is_dir():
-            raise InputError(f"{model} is a directory; give a model file in it")
+        pictures.check_file(path, "a model file")
         return path
     if colon and rest.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
         return _factory(prefix, rest)
@@ -103,7 +102,7 @@ def _factory(module: str, name: str) -> Any:
         raise InputError(f"no module {error.name!r} for {module}:{name}; install it, or run in its folder") from error
     except AttributeError as error:
         raise InputError(f"{module}:{name} cannot be called: {error}; name a function of {module}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{module}:{name}() failed: {first_line(error)}; mend the factory") from error
     return made
 

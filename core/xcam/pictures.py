@@ -51,7 +51,7 @@ def read(source: str | os.PathLike[str]) -> Picture:
     return check(image, str(path))
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, kind: str = "a picture") -> None:
     """Raise InputError unless there is an ordinary file at `path`: quick, before any model is loaded."""
     try:
         mode = os.stat(path).st_mode
@@ -62,9 +62,9 @@ def check_file(path: Path) -> None:
         )
         raise InputError(f"cannot read {path}: {what}") from error
     if stat.S_ISDIR(mode):
-        raise InputError(f"{path} is a directory; give a picture in it")
+        raise InputError(f"{path} is a directory; give {kind} in it")
     if not stat.S_ISREG(mode):
-        raise InputError(f"{path} is no ordinary file; give a picture")
+        raise InputError(f"{path} is no ordinary file; give {kind}")
 
 
 def check(image: object, name: str = "the image") -> Picture:

@@ -124,7 +124,7 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["--preprocess", "cafe", "scene.png"], "no preprocessing 'cafe'; known: caffe"),
         (["--size", "10y", "scene.png"], "'10y' is no size; give HEIGHTxWIDTH"),
         (["--size", "64x64", "scene.png"], "demo takes pictures of 128×128, not 64×64"),
-        (["--labels", "absent.txt", "scene.png"], "cannot read labels from absent.txt"),
+        (["--labels", "absent.txt", "scene.png"], "cannot read absent.txt: no such file"),
         (["--device", "tpu", "scene.png"], "no device 'tpu' here"),
         (["--weights", "w.h5", "-m", "vgg16", "scene.png"], "no such weights file: w.h5"),
         (["-b", "kears", "scene.png"], "no backend 'kears'"),
@@ -147,8 +147,8 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
     assert result.status == 2
     assert result.out == ""
     assert "Traceback" not in result.err
-    lines = [line for line in result.err.splitlines() if not line.startswith(("Usage:", "Try ")) and line]
-    assert len(lines) == 1, result.err
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("xcam: ")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -177,6 +177,107 @@ def test_layers_and_lists(run: Callable[..., Result]) -> None:
         r["name"] for r in json.loads(run("methods", "--json").out)
     }
     assert {r["name"]: r["state"] for r in json.loads(run("backends", "--json").out)}["keras"] == "available"
+
+
+MODELS = """
+import sys
+import torch
+from torch import nn
+
+
+class Loud(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        print("hello from the model")
+        return self.out(self.conv(x).mean(dim=(2, 3)))
+
+
+class One(Loud):
+    def forward(self, x):
+        z = super().forward(x)
+        if len(x) == 3:
+            raise ValueError("three is too many")
+        return z
+
+
+def leave():
+    sys.exit(0)
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_models.py").write_text(MODELS)
+    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("models")
+def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., Result], picture: Path) -> None:
+    result = run("-m", "my_models:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
+    assert json.loads(result.out)["index"] in (0, 1)
+    assert "hello from the model" in result.err
+    assert json.loads(run("layers", "-m", "my_models:Loud", "--size", "16", "--json").out)[0]["name"] == "conv"
+
+
+@pytest.mark.usefixtures("models")
+def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result], picture: Path) -> None:
+    left = run("-m", "my_models:leave", picture)
+    assert (left.status, left.err.count("\n")) == (2, 1)
+    assert "my_models:leave() failed: SystemExit" in left.err
+    for name in "abc":
+        shutil.copy(picture, picture.with_name(f"{name}.png"))
+    failed = run("-m", "my_models:One", "--size", "16", "--preprocess", "unit", "a.png", "b.png", "c.png")
+    assert failed.status == 2
+    assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
+
+
+def test_what_was_written_before_a_failure_is_told(run: Callable[..., Result], picture: Path) -> None:
+    names = [f"{n}.png" for n in range(9)]
+    for name in names:
+        shutil.copy(picture, picture.with_name(name))
+    picture.with_name("8.png").write_bytes(picture.read_bytes()[:500])
+    result = run("-m", "demo", "-b", "keras", "--json", *names)
+    assert result.status == 2
+    assert "8.png is not a picture" in result.err
+    assert [Path(row["output"]).name for row in json.loads(result.out)] == [f"{n}.cam.jpg" for n in range(8)]
+
+
+def test_no_model_is_loaded_for_a_picture_that_is_not_there(run: Callable[..., Result]) -> None:
+    result = run("-b", "keras", "absent.jpg")  # VGG16 would be downloaded
+    assert result.err == "xcam: cannot read absent.jpg: no such file; check the path\n"
+
+
+def test_pipes_are_no_pictures_and_no_outputs(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png is no ordinary file; give a picture" in run("-m", "demo", "-b", "keras", "pipe.png").err
+    result = run("-m", "demo", "-b", "keras", "-o", "pipe.png", picture)
+    assert "it is write-protected, or no ordinary file" in result.err
+    assert (tmp_path / "pipe.png").is_fifo()
+
+
+def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\n\nc\nd\ne\nf\n")
+    words = ["-m", "demo", "-b", "keras", "--json", "-t", "2", picture]
+    assert json.loads(run(*words, "--labels", "names.txt").out)["class"] == "c"
+    for content, message in {
+        "a\nb": "there are 2 class names for the 6 classes",
+        "": "no class names in few.txt",
+    }.items():
+        (tmp_path / "few.txt").write_text(content)
+        result = run(*words, "--labels", "few.txt")
+        assert (result.status, result.out) == (2, "")
+        assert message in result.err
+    (tmp_path / "names.json").write_text('{"0": ["n1", "a"], "1": "b", "2": "see", "3": "d", "4": "e", "5": "f"}')
+    assert json.loads(run(*words, "--labels", "names.json").out)["class"] == "see"
+    for content in ('"abc"', "{}", "[" * 100_000, "[1]"):
+        (tmp_path / "odd.json").write_text(content)
+        result = run(*words, "--labels", "odd.json")
+        assert result.status == (0 if content == "[1]" else 2) or "class names" in result.err
+        assert "Traceback" not in result.err
 
 
 def test_debug_shows_the_whole_story(tmp_path: Path) -> None:

@@ -231,3 +231,51 @@ def test_no_warning_without_a_cause(model: FakeModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         xcam.explain(model, IMAGES[0], target=0)
+
+
+@pytest.mark.parametrize("image", [None, 3, b"x", [IMAGES[0]], IMAGES[0].astype(float), object()])
+def test_what_is_no_image(model: FakeModel, image: Any) -> None:
+    with pytest.raises(InputError, match="expected a path, or RGB as uint8"):
+        xcam.explain(model, [image] if isinstance(image, list) else image)
+
+
+def test_words_of_the_wrong_type(model: FakeModel) -> None:
+    with pytest.raises(InputError, match="no layer 3 in fake"):
+        xcam.explain(model, IMAGES[0], layer=3)  # type: ignore[call-overload]
+    assert xcam.explain(model, IMAGES[0], layer=model.layers[0]).layer == "features"  # type: ignore[call-overload]
+    for aim in (xcam.ClassScore(1.5), xcam.ClassScore("cat"), xcam.ClassScore(0, "nonsense"), xcam.ClassScore, 1.5):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="is no target"):
+            xcam.explain(model, IMAGES[0], target=aim)
+    for size in (224, (None, 3), (0, 3), (3, 10**9), (3,)):
+        with pytest.raises(InputError, match=r"give \(height, width\) in pixels"):
+            xcam.load("demo", "keras", size=size)  # type: ignore[arg-type]
+    assert xcam.load("demo", "keras", size=[128, 128]).input.size == (128, 128)  # type: ignore[arg-type]
+    for options in ({"layout": "sideways"}, {"preprocess": 3}, {"labels": [1, 2]}, {"labels": []}):
+        with pytest.raises(InputError):
+            xcam.load("demo", "keras", **options)
+
+
+def test_whole_number_inputs_take_pixels_as_they_are(model: FakeModel) -> None:
+    model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("unit", scale=1 / 255))
+    with pytest.raises(InputError, match=r"takes whole numbers \(int32\), and 'unit' makes fractions; use raw"):
+        xcam.explain(model, IMAGES[0])
+
+
+def test_a_model_of_one_channel_takes_no_preprocessing_for_three(model: FakeModel) -> None:
+    model.input = xcam.InputSpec((4, 6), channels=1, preprocessing=xcam.preprocessing.PRESETS["caffe"])
+    with pytest.raises(InputError, match="'caffe' is for three channels, and the model takes one"):
+        xcam.explain(model, IMAGES[0])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 2)])
+def test_outputs_without_a_row_for_each_picture(model: FakeModel, shape: tuple[int, ...]) -> None:
+    model.predict = lambda x: np.zeros(shape, np.float32)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="each needs a row of its own"):
+        xcam.explain(model, IMAGES[0])
+
+
+def test_explanations_can_be_compared_and_kept_in_sets(model: FakeModel) -> None:
+    e, f = xcam.explain(model, IMAGES[:2])
+    assert e == e
+    assert e != f
+    assert len({e, f}) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -69,6 +71,7 @@ def test_grey_16_bit_and_alpha(tmp_path: Path) -> None:
     bgra[..., 2], bgra[..., 3] = 200, 51  # red at a fifth
     clear = save(tmp_path / "clear.png", bgra)
     np.testing.assert_array_equal(pictures.read(clear)[0, 0], [244, 204, 204])
+    np.testing.assert_array_equal(pictures.read(save(tmp_path / "clear.tiff", bgra))[0, 0], [244, 204, 204])
     deep_clear = save(tmp_path / "deep_clear.png", bgra.astype(np.uint16) * 257)
     np.testing.assert_allclose(pictures.read(deep_clear)[0, 0], [244, 204, 204], atol=1)
 
@@ -86,6 +89,34 @@ def test_a_truncated_picture_is_refused_in_one_line(
     with pytest.raises(InputError, match="is not a picture that can be read"):
         pictures.read(broken)
     assert capfd.readouterr().err == ""
+
+
+def test_a_damaged_png_is_refused_and_one_with_something_behind_it_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(cv2.imencode(".png", RED)[1].tobytes())
+    path = tmp_path / "a.png"
+    path.write_bytes(bytes(data) + b"x" * 9000)
+    assert pictures.read(path).shape == (20, 30, 3)
+    data[60] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is not a picture that can be read"):
+        pictures.read(path)
+    huge = bytearray(cv2.imencode(".png", RED)[1].tobytes())
+    huge[16:24] = struct.pack(">II", 60_000, 60_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    path.write_bytes(huge)
+    with pytest.raises(InputError, match="is not a picture that can be read"):
+        pictures.read(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_threads_leave_opencvs_log_level_as_it_was(tmp_path: Path) -> None:
+    pictures.write(tmp_path / "a.jpg", RED)
+    before = cv2.utils.logging.getLogLevel()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: pictures.read(tmp_path / "a.jpg"), range(200)))
+    assert cv2.utils.logging.getLogLevel() == before
 
 
 def test_what_is_no_picture(tmp_path: Path) -> None:
