@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import xcam
+from alternating import ratios
 from torch_architectures import mobilenet_v3_large, resnet18, resnet50, vgg16
 from xcam.methods import get
 
@@ -50,35 +51,36 @@ def top(count: int) -> Callable[[np.ndarray], list[np.ndarray]]:
     return seeds
 
 
-@pytest.mark.parametrize("what", ["forward", "gradcam", "gradcam of 5 classes", "peer: grad-cam"])
-def test_gradcam(benchmark: Any, network: tuple[str, torch.nn.Module, str], what: str) -> None:
+def test_gradcam(network: tuple[str, torch.nn.Module, str], capsys: pytest.CaptureFixture[str]) -> None:
     name, module, layer = network
-    benchmark.group = f"torch {name}, batch 1"
     x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    run: Callable[[], Any]
-    if what == "forward":
+    opened = xcam.load(module)
+    method = get("gradcam").function
 
-        def run() -> Any:
-            with torch.inference_mode():
-                return module(torch.from_numpy(x)).numpy()
-    elif what.startswith("peer"):
-        if importlib.util.find_spec("pytorch_grad_cam") is None:
-            pytest.skip("grad-cam is not installed")
+    def forward() -> Any:
+        with torch.inference_mode():
+            return module(torch.from_numpy(x)).numpy()
+
+    def gradcam(classes: int = 1) -> Any:
+        trace = opened.trace(x, layer, top(classes))
+        return [method(trace.activations, g) for g in trace.gradients]
+
+    functions: dict[str, Callable[[], Any]] = {
+        "forward pass": forward,
+        "Grad-CAM": gradcam,
+        "Grad-CAM of 5 classes": lambda: gradcam(5),
+    }
+    if importlib.util.find_spec("pytorch_grad_cam"):
         from pytorch_grad_cam import GradCAM
 
         peer = GradCAM(module, [module.get_submodule(layer)])
+        functions["peer: pytorch-grad-cam"] = lambda: peer(torch.from_numpy(x))
+    if importlib.util.find_spec("torchcam"):
+        from torchcam.methods import GradCAM as TorchCAM
 
-        def run() -> Any:
-            return peer(torch.from_numpy(x))
-    else:
-        opened = xcam.load(module)
-        seeds, gradcam = top(5 if "5" in what else 1), get("gradcam").function
-
-        def run() -> Any:
-            trace = opened.trace(x, layer, seeds)
-            return [gradcam(trace.activations, g) for g in trace.gradients]
-
-    benchmark.pedantic(run, rounds=60, warmup_rounds=5)
+        other = TorchCAM(module, layer)
+        functions["peer: torch-cam"] = lambda: other(0, module(torch.from_numpy(x)))
+    ratios(f"torch {name} at {layer}, batch 1", functions, 60, capsys)
 
 
 def test_resume(benchmark: Any) -> None:

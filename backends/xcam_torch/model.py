@@ -161,12 +161,13 @@ class TorchModel:
                     state.kept = (tail, tail.frontier(state.x))
                 leaf = value.requires_grad_(seeds is not None)
                 with torch.set_grad_enabled(seeds is not None):
-                    outputs = tail(leaf.clone(), tail.rows(state.kept[1], state.x, pick))
+                    outputs = tail(leaf, tail.rows(state.kept[1], state.x, pick))  # it writes nothing in place
                 opened = [_Opened(leaf, outputs)]
             else:
                 parts = zip(self._chunks(state.x[pick]), self._chunks(value), strict=True)
                 opened = [self._open(chunk, state.call, recording, put) for chunk, put in parts]
-            return self._finish(opened, state.call, seeds, _State(state.x[pick], state.call))
+            given = np.asarray(activations, np.float32)
+            return self._finish(opened, state.call, seeds, _State(state.x[pick], state.call), given)
 
     def hvp(self, x: Array, layer: str, seeds: Seeds, vectors: Sequence[Array]) -> list[Array]:
         """∂²⟨v, outputs⟩/∂A² times a vector, for each cotangent v of `seeds`, by double backward.
@@ -230,8 +231,10 @@ class TorchModel:
             said = tensors(self.module(x), self.name)
         return {name: end.logits(output)[0] for name, output in said.items()}
 
-    def _finish(self, opened: list[_Opened], call: Call, seeds: Seeds | None, state: _State) -> Trace:
-        """Ask for the cotangents, differentiate, hand everything over as NumPy."""
+    def _finish(
+        self, opened: list[_Opened], call: Call, seeds: Seeds | None, state: _State, values: Array | None = None
+    ) -> Trace:
+        """Ask for the cotangents, differentiate, hand everything over as NumPy; `values` are those of the layer."""
         names = list(opened[0].outputs)
         outputs = {
             name: opened[0].outputs[name] if len(opened) == 1 else torch.cat([part.outputs[name] for part in opened])
@@ -244,8 +247,9 @@ class TorchModel:
         if cotangents:
             for found in _vjp(outputs, leaves, cotangents, call.layer.name, self.name):
                 gradients.append(_channels_first(np.concatenate([float32(g) for g in found]), call))
-        values = np.concatenate([float32(leaf) for leaf in leaves])
-        return Trace(said, _channels_first(values, call), gradients, state)
+        if values is None:
+            values = _channels_first(np.concatenate([float32(leaf) for leaf in leaves]), call)
+        return Trace(said, values, gradients, state)
 
     def _tail(self, call: Call, x: Tensor, recording: Recording) -> Tail | None:
         """The captured tail behind a call, made once; None where the model cannot be captured."""
