@@ -210,27 +210,30 @@ def leave():
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_models.py").write_text(MODELS)
-    monkeypatch.delitem(sys.modules, "my_models", raising=False)
+    (tmp_path / "models_of_the_command.py").write_text(MODELS)
+    monkeypatch.delitem(sys.modules, "models_of_the_command", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.mark.usefixtures("models")
 def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., Result], picture: Path) -> None:
-    result = run("-m", "my_models:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
+    result = run("-m", "models_of_the_command:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
     assert json.loads(result.out)["index"] in (0, 1)
     assert "hello from the model" in result.err
-    assert json.loads(run("layers", "-m", "my_models:Loud", "--size", "16", "--json").out)[0]["name"] == "conv"
+    assert (
+        json.loads(run("layers", "-m", "models_of_the_command:Loud", "--size", "16", "--json").out)[0]["name"]
+        == "conv"
+    )
 
 
 @pytest.mark.usefixtures("models")
 def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result], picture: Path) -> None:
-    left = run("-m", "my_models:leave", picture)
+    left = run("-m", "models_of_the_command:leave", picture)
     assert (left.status, left.err.count("\n")) == (2, 1)
-    assert "my_models:leave() failed: SystemExit" in left.err
+    assert "models_of_the_command:leave() failed: SystemExit" in left.err
     for name in "abc":
         shutil.copy(picture, picture.with_name(f"{name}.png"))
-    failed = run("-m", "my_models:One", "--size", "16", "--preprocess", "unit", "a.png", "b.png", "c.png")
+    failed = run("-m", "models_of_the_command:One", "--size", "16", "--preprocess", "unit", "a.png", "b.png", "c.png")
     assert failed.status == 2
     assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
 

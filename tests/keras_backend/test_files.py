@@ -70,7 +70,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_models.py").write_text(
+    (tmp_path / "factory_in_keras.py").write_text(
         "import keras\n"
         "def build():\n"
         "    return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, name='conv'),\n"
@@ -79,10 +79,10 @@ def test_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    raise RuntimeError('no\\nluck')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert xcam.load("my_models:build").layers[0].name == "conv"
-    with pytest.raises(ModelError, match=r"my_models:fail\(\) failed: RuntimeError: no; mend"):
-        xcam.load("my_models:fail")
+    assert xcam.load("factory_in_keras:build").layers[0].name == "conv"
+    with pytest.raises(ModelError, match=r"factory_in_keras:fail\(\) failed: RuntimeError: no; mend"):
+        xcam.load("factory_in_keras:fail")
     with pytest.raises(InputError, match="no module 'no_such_models'"):
         xcam.load("no_such_models:build")
-    with pytest.raises(InputError, match="my_models:absent cannot be called"):
-        xcam.load("my_models:absent")
+    with pytest.raises(InputError, match="factory_in_keras:absent cannot be called"):
+        xcam.load("factory_in_keras:absent")
