@@ -24,6 +24,7 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
     if weights is not None:
         raise InputError(f"{path} brings its own weights; leave weights out")
     if path.suffix.lower() == ".pt2":
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)  # a damaged file would be logged with a traceback, besides the error
         try:
             program = torch.export.load(path)
@@ -32,6 +33,8 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
             raise ModelError(
                 f"cannot load {path}: {text}; check that torch.export.save wrote it and all arrived"
             ) from error
+        finally:
+            logging.disable(before)
         return unflattened(program, path.name)
     if is_torchscript(path):
         raise ModelError(f"{path}: {TORCHSCRIPT}")

@@ -28,6 +28,7 @@ from xcam.contract import (
 )
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
+from xcam_torch.gradients import asked, vjp
 from xcam_torch.guard import hooked, modules_of, undisturbed
 from xcam_torch.outputs import EndActivation, first_float, float32, replaced, tensors
 from xcam_torch.recording import Call, Recording, module_names, record
@@ -183,7 +184,7 @@ class TorchModel:
             said = _arrays(opened.outputs)
             found = []
             for cotangent, vector in zip(seeds(said), vectors, strict=True):
-                outputs, v = _asked(opened.outputs, cotangent, self.name)
+                outputs, v = asked(opened.outputs, cotangent)
                 (gradient,) = torch.autograd.grad(outputs, [opened.leaf], v, create_graph=True, allow_unused=True)
                 along = self._value(vector, call).to(opened.leaf)
                 product = None
@@ -245,7 +246,7 @@ class TorchModel:
         gradients: list[Array] = []
         cotangents = list(seeds(said)) if seeds else []
         if cotangents:
-            for found in _vjp(outputs, leaves, cotangents, call.layer.name, self.name):
+            for found in vjp(outputs, leaves, cotangents, call.layer.name, self.name):
                 gradients.append(_channels_first(np.concatenate([float32(g) for g in found]), call))
         if values is None:
             values = _channels_first(np.concatenate([float32(leaf) for leaf in leaves]), call)
@@ -384,59 +385,6 @@ def _channels_first(array: Array, call: Call) -> Array:
     if call.layer.layout != "channels_first" and array.ndim > 2:
         array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
     return array
-
-
-def _asked(outputs: Mapping[str, Tensor], cotangent: Outputs, name: str) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs that a cotangent asks about and that can be differentiated, with its values as tensors."""
-    given = cotangent if isinstance(cotangent, Mapping) else {next(iter(outputs)): cotangent}
-    pairs = [
-        (output, torch.as_tensor(np.asarray(given[key]), device=output.device).to(output.dtype))
-        for key, output in outputs.items()
-        if output.requires_grad and np.any(given[key])
-    ]
-    return [output for output, _ in pairs], [v for _, v in pairs]
-
-
-def _vjp(
-    outputs: Mapping[str, Tensor], leaves: list[Tensor], cotangents: Sequence[Outputs], layer: str, name: str
-) -> Iterator[list[Tensor]]:
-    """For each cotangent the gradient at every leaf. Several are batched where torch can. Raises ModelError."""
-    if not any(output.requires_grad for output in outputs.values()):
-        raise ModelError(
-            f"no output of {name} depends on layer {layer!r} (or the model turns gradients off behind it); "
-            "choose another layer"
-        )
-    asked = [_asked(outputs, cotangent, name) for cotangent in cotangents]
-    same = (
-        len(asked) > 1 and all([id(o) for o in a[0]] == [id(o) for o in asked[0][0]] for a in asked) and asked[0][0]
-    )
-    if same:
-        stacked = [torch.stack(vs) for vs in zip(*(a[1] for a in asked), strict=True)]
-        with contextlib.suppress(RuntimeError):  # an operation that cannot be batched: one by one, below
-            found = torch.autograd.grad(
-                asked[0][0], leaves, stacked, retain_graph=True, is_grads_batched=True, allow_unused=True
-            )
-            yield from ([g[m] for g in _filled(found, leaves, layer, name, len(asked))] for m in range(len(asked)))
-            return
-    for targets, v in asked:
-        if targets:
-            found = torch.autograd.grad(targets, leaves, v, retain_graph=True, allow_unused=True)
-            yield _filled(found, leaves, layer, name)
-        else:  # a cotangent that is zero everywhere
-            yield [torch.zeros_like(leaf) for leaf in leaves]
-
-
-def _filled(
-    found: Sequence[Tensor | None], leaves: list[Tensor], layer: str, name: str, batch: int | None = None
-) -> list[Tensor]:
-    if all(g is None for g in found):
-        raise ModelError(
-            f"what is explained does not depend on layer {layer!r} of {name}; choose another layer or another output"
-        )
-    return [
-        g if g is not None else leaf.new_zeros((batch, *leaf.shape) if batch else leaf.shape)
-        for g, leaf in zip(found, leaves, strict=True)
-    ]
 
 
 def where(module: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -138,11 +139,14 @@ def test_an_exported_program(tmp_path: Path, dynamic: bool) -> None:
         np.testing.assert_allclose(model.resume(found, found.activations).outputs, found.outputs, atol=1e-6)
 
 
-def test_files_that_are_no_model(tmp_path: Path) -> None:
+def test_files_that_are_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    level = logging.root.manager.disable
     for name in ("a.pt2", "a.pt", "a.safetensors"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(ModelError, match=f"{name}"):
             xcam.load(tmp_path / name)
+    assert capfd.readouterr().err == ""
+    assert logging.root.manager.disable == level  # the user's logging goes on
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(InputError, match=r"is no file that torch loads; give a \.pt2 file"):
         xcam.load(tmp_path / "a.txt", backend="torch")
