@@ -1,0 +1,1 @@
+"""The ONNX backend: ONNX Runtime, with gradient graphs that are built from the ONNX file itself."""

@@ -1,0 +1,14 @@
+"""The rules, by family. Importing this fills the registry."""
+
+from xcam_onnx.autodiff.rules import (  # noqa: F401
+    activation,
+    convolution,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    pooling,
+    reduction,
+    resize,
+    shape,
+)

@@ -1,0 +1,190 @@
+"""Convolutions. The gradient with respect to the input is itself a convolution of stride 1 with flipped kernels, which
+runtimes compute fast; a transposed convolution is many times slower for depthwise kernels. The flipping is written with
+operators on the constant kernel: a runtime folds it when it opens the graph.
+
+Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from xcam_onnx.autodiff.engine import Node, vjp
+from xcam_onnx.autodiff.values import Ops, Unsupported, Value
+
+
+@vjp("Conv")
+def conv(n: Node, g: Value) -> tuple[Value]:
+    o, x, w = n.ops, n.x, n.inputs[1]
+    kernel, strides, dilations, begins, ends = windows(n, [*w.shape[2:]])
+    sizes, groups = x.dims[2:], n.attr("group", 1)
+    reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
+    if all(s == 1 for s in strides):
+        dx = _conv(o, g, flipped(o, w, groups), reach, begins, ends, dilations, groups)
+    elif all(k == 1 for k in kernel):  # at low resolution first, then spread
+        dx = o.Conv(g, flipped(o, w, groups), group=groups)
+        dx = place(o, spread(o, dx, n.y.dims, strides, channels=x.dims[1]), begins, sizes, stretched(n, strides))
+    elif any(d > 1 for d in dilations) or w.shape[1] == 1:
+        wide = spread(o, g, n.y.dims, strides)
+        dx = o.Conv(wide, flipped(o, w, groups), pads=[*reach, *reach], dilations=dilations, group=groups)
+        lengths = [m + r for m, r in zip(stretched(n, strides), reach, strict=True)]
+        dx = place(o, dx, begins, sizes, lengths)
+    else:
+        dx = _by_phases(n, g, w, kernel, strides, begins, groups)
+    return (dx,)
+
+
+@vjp("ConvTranspose")
+def conv_transpose(n: Node, g: Value) -> tuple[Value]:
+    """The adjoint of the adjoint: a convolution with the same kernel, strides and padding."""
+    o, x, w = n.ops, n.x, n.inputs[1]
+    space = x.rank - 2
+    kernel = [int(k) for k in n.attr("kernel_shape", w.shape[2:])]
+    strides, dilations = n.attr("strides", [1] * space), n.attr("dilations", [1] * space)
+    extra, wanted, auto = n.attr("output_padding", [0] * space), n.attr("output_shape"), n.attr("auto_pad", "NOTSET")
+    pads = n.attr("pads", [0] * 2 * space)
+    if wanted or auto.startswith("SAME"):
+        if not all(isinstance(m, int) for m in x.shape[2:]):
+            raise Unsupported("its padding follows from an image size that is not fixed")
+        out = wanted[-space:] if wanted else [m * s for m, s in zip(x.shape[2:], strides, strict=True)]
+        total = [
+            max(s * (m - 1) + e + d * (k - 1) + 1 - size, 0)
+            for s, m, e, d, k, size in zip(strides, x.shape[2:], extra, dilations, kernel, out, strict=True)
+        ]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = [*small, *large] if auto == "SAME_UPPER" else [*large, *small]
+    dx = o.Conv(g, w, pads=pads, strides=strides, dilations=dilations, group=n.attr("group", 1))
+    if any(extra) or wanted or any(p < 0 for p in pads):  # rows beyond the last window may give one more
+        dx = o.Slice(dx, [0] * space, o.dims(x.dims[2:]), list(range(2, x.rank)))
+    return (dx,)
+
+
+def windows(n: Node, kernel: list[Any]) -> tuple[list[int], list[int], list[int], list[Any], list[Any]]:
+    """Kernel, strides, dilations, padding before and behind: of a convolution or a pooling."""
+    if not all(isinstance(k, int) for k in kernel):
+        raise Unsupported("the size of its kernel is not fixed")
+    space = len(kernel)
+    strides, dilations = n.attr("strides", [1] * space), n.attr("dilations", [1] * space)
+    pads = n.attr("pads", [0] * 2 * space)
+    auto = n.attr("auto_pad", "NOTSET")
+    begins, ends = list(pads[:space]), list(pads[space:])
+    if auto == "VALID":
+        begins, ends = [0] * space, [0] * space
+    elif auto.startswith("SAME"):
+        begins, ends = [], []
+        for size, k, s, d in zip(n.x.dims[2:], kernel, strides, dilations, strict=True):
+            reach = d * (k - 1)
+            if s == 1:
+                total: Any = reach
+            elif isinstance(size, int):
+                total = max((math.ceil(size / s) - 1) * s + reach + 1 - size, 0)
+            else:
+                total = n.ops.Max((((size + (s - 1)) // s) - 1) * s + (reach + 1) - size, [0])
+            low = total // 2
+            high = total - low
+            begins.append(low if auto == "SAME_UPPER" else high)
+            ends.append(high if auto == "SAME_UPPER" else low)
+    return kernel, strides, dilations, begins, ends
+
+
+def flipped(o: Ops, w: Value, groups: int) -> Value:
+    """[Cout, Cin/g, *k] → [Cin, Cout/g, *k], its kernels turned round."""
+    space = w.rank - 2
+    out, into = w.shape[:2]
+    rest = list(w.shape[2:])
+    if groups == 1:
+        w = o.Transpose(w, perm=[1, 0, *range(2, 2 + space)])
+    elif into != 1 or out != groups:
+        w = o.Reshape(w, [groups, out // groups, into, *rest])
+        w = o.Transpose(w, perm=[0, 2, 1, *range(3, 3 + space)])
+        w = o.Reshape(w, [groups * into, out // groups, *rest])
+    axes = [i for i in range(2, 2 + space) if rest[i - 2] > 1]
+    if not axes:
+        return w
+    return o.Slice(w, [-1] * len(axes), [-(2**31)] * len(axes), axes, [-1] * len(axes))
+
+
+def _conv(
+    o: Ops,
+    g: Value,
+    w: Value,
+    reach: list[int],
+    begins: list[int],
+    ends: list[int],
+    dilations: list[int],
+    groups: int,
+) -> Value:
+    """A convolution of stride 1, padded by `reach` less what the forward one was padded by."""
+    pads = [r - p for r, p in zip(reach * 2, [*begins, *ends], strict=True)]
+    dx = o.Conv(g, w, pads=[max(p, 0) for p in pads], dilations=dilations, group=groups)
+    if any(p < 0 for p in pads):
+        space = len(reach)
+        over = [min(p, 0) for p in pads]
+        dx = o.Pad(dx, [0, 0, *over[:space], 0, 0, *over[space:]])
+    return dx
+
+
+def stretched(n: Node, strides: list[int]) -> list[Any]:
+    """The lengths of an output that was spread."""
+    return [m * s for m, s in zip(n.y.dims[2:], strides, strict=True)]
+
+
+def spread(o: Ops, g: Value, dims: list[Any], strides: list[int], channels: Any = None) -> Value:
+    """`g` [N, C, *space], with s − 1 zeros behind each value. `dims` is its shape."""
+    space = len(strides)
+    dims = [dims[0], dims[1] if channels is None else channels, *dims[2:]]
+    if all(s == 1 for s in strides):
+        return g
+    g = o.Unsqueeze(g, [3 + 2 * i for i in range(space)])
+    behind = [0, 0] + [n for s in strides for n in (0, s - 1)]
+    g = o.Pad(g, [0] * len(behind) + behind)
+    return o.reshape(g, [*dims[:2], *(m * s for m, s in zip(dims[2:], strides, strict=True))])
+
+
+def place(o: Ops, dx: Value, begins: list[Any], sizes: list[Any], lengths: list[Any]) -> Value:
+    """From the padded input's coordinates to its own: cut off `begins`, then cut or fill to `sizes`."""
+    space = len(sizes)
+    ends = [size + begin - length for size, begin, length in zip(sizes, begins, lengths, strict=True)]
+    fixed = all(isinstance(v, int) for v in (*begins, *ends))
+    if fixed and not any(begins) and not any(ends):
+        return dx
+    if fixed:
+        return o.Pad(dx, [0, 0, *(-b for b in begins), 0, 0, *ends])
+    return o.Pad(dx, o.dims([0, 0, *(0 - b for b in begins), 0, 0, *ends]))
+
+
+def _by_phases(
+    n: Node, g: Value, w: Value, kernel: list[int], strides: list[int], begins: list[Any], groups: int
+) -> Value:
+    """The gradient of a strided convolution without the zeros that spreading puts in.
+
+    A position q·s + r of the padded input meets only the taps r, r + s, … of the kernel: for each phase r an ordinary
+    convolution of the low-resolution gradient. All phases are one convolution with s² times the channels; its output is
+    interleaved.
+    """
+    o, x = n.ops, n.x
+    space, (out, into) = len(kernel), w.shape[:2]
+    taps = [math.ceil(k / s) for k, s in zip(kernel, strides, strict=True)]
+    missing = [t * s - k for t, s, k in zip(taps, strides, kernel, strict=True)]
+    if any(missing):
+        w = o.Pad(w, [0] * (2 + space) + [0, 0, *missing])
+    # [g, out/g, in/g, t1, s1, t2, s2, …] → [g, in/g, s1, s2, …, out/g, t1, t2, …]
+    w = o.Reshape(w, [groups, out // groups, into, *(v for t, s in zip(taps, strides, strict=True) for v in (t, s))])
+    t_axes, s_axes = [3 + 2 * i for i in range(space)], [4 + 2 * i for i in range(space)]
+    w = o.Transpose(w, perm=[0, 2, *s_axes, 1, *t_axes])
+    phases = math.prod(strides)
+    w = o.Reshape(w, [groups * into * phases, out // groups, *taps])
+    if any(t > 1 for t in taps):
+        axes = list(range(2, 2 + space))
+        w = o.Slice(w, [-1] * space, [-(2**31)] * space, axes, [-1] * space)
+    dx = o.Conv(g, w, pads=[t - 1 for t in taps] * 2, group=groups)
+    lengths = [m + (t - 1) for m, t in zip(n.y.dims[2:], taps, strict=True)]
+    if space == 2 and strides[0] == strides[1]:
+        dx = o.DepthToSpace(dx, blocksize=strides[0], mode="CRD")
+    else:
+        batch, channels = n.y.dims[0], groups * into
+        dx = o.reshape(dx, [batch, channels, *strides, *lengths])
+        dx = o.Transpose(dx, perm=[0, 1, *(axis for i in range(space) for axis in (2 + space + i, 2 + i))])
+        dx = o.reshape(dx, [batch, channels, *(m * s for m, s in zip(lengths, strides, strict=True))])
+    return place(o, dx, begins, x.dims[2:], [m * s for m, s in zip(lengths, strides, strict=True)])

@@ -1,0 +1,122 @@
+"""Normalisations. Those whose statistics come from the tensor itself share one formula, `through_statistics`."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from xcam_onnx.autodiff.engine import Node, vjp
+from xcam_onnx.autodiff.values import Ops, Unsupported, Value
+
+
+def through_statistics(
+    o: Ops, g: Value, normal: Value, inverse: Value, axes: list[int], centred: bool = True
+) -> Value:
+    """dx for y = (x − mean)/σ: (g − mean(g) − y·mean(g·y))/σ, means over `axes` (Ioffe and Szegedy 2015, section 3).
+
+    normal: y; inverse: 1/σ; without the mean (RMS) the first correction falls away.
+    """
+    along = normal * o.ReduceMean(g * normal, axes, keepdims=1)
+    g = g - o.ReduceMean(g, axes, keepdims=1) if centred else g
+    return (g - along) * inverse
+
+
+def normalised(o: Ops, x: Value, axes: list[int], epsilon: float) -> tuple[Value, Value]:
+    """(x − mean)/σ and 1/σ over `axes`."""
+    centred = x - o.ReduceMean(x, axes, keepdims=1)
+    inverse = 1 / o.Sqrt(o.ReduceMean(centred * centred, axes, keepdims=1) + epsilon)
+    return centred * inverse, inverse
+
+
+def per_channel(o: Ops, value: Value, rank: int) -> Value:
+    """[C] → [C, 1, 1, …], to be broadcast along [N, C, *space]."""
+    return o.Unsqueeze(value, list(range(1, rank - 1))) if rank > 2 else value
+
+
+@vjp("BatchNormalization")
+def batch_normalization(n: Node, g: Value) -> tuple[Value, ...]:
+    if n.attr("training_mode", 0):
+        raise Unsupported("it takes its statistics from the batch (training_mode)")
+    o, scale, variance = n.ops, n.inputs[1], n.inputs[4]
+    if variance.dtype != g.dtype:
+        variance = o.Cast(variance, to=g.dtype)
+    if scale.dtype != g.dtype:
+        scale = o.Cast(scale, to=g.dtype)
+    return (g * per_channel(o, scale / o.Sqrt(variance + n.attr("epsilon", 1e-5)), n.x.rank),)
+
+
+@vjp("InstanceNormalization")
+def instance_normalization(n: Node, g: Value) -> tuple[Value, ...]:
+    o, axes = n.ops, list(range(2, n.x.rank))
+    normal, inverse = normalised(o, n.x, axes, n.attr("epsilon", 1e-5))
+    return (through_statistics(o, g * per_channel(o, n.inputs[1], n.x.rank), normal, inverse, axes),)
+
+
+@vjp("GroupNormalization")
+def group_normalization(n: Node, g: Value) -> tuple[Value, ...]:
+    o, groups, scale = n.ops, n.attr("num_groups"), n.inputs[1]
+    if n.version < 21:  # the scale of a whole group
+        split = o.Reshape(g, [0, groups, -1]) * o.Unsqueeze(scale, [1])
+    else:
+        split = o.Reshape(g * per_channel(o, scale, n.x.rank), [0, groups, -1])
+    x = o.Reshape(n.x, [0, groups, -1])
+    if n.attr("stash_type", 1) == TensorProto.FLOAT and x.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        x, split = o.Cast(x, to=TensorProto.FLOAT), o.Cast(split, to=TensorProto.FLOAT)
+    normal, inverse = normalised(o, x, [2], n.attr("epsilon", 1e-5))
+    dx = through_statistics(o, split, normal, inverse, [2])
+    return (o.reshape_like(o.Cast(dx, to=g.dtype) if dx.dtype != g.dtype else dx, n.x),)
+
+
+@vjp("LayerNormalization")
+def layer_normalization(n: Node, g: Value) -> tuple[Value, ...]:
+    o, axes = n.ops, list(range(n.axis(-1), n.x.rank))
+    normal, inverse = normalised(o, _wide(n, n.x), axes, n.attr("epsilon", 1e-5))
+    return (_narrow(n, through_statistics(o, _wide(n, g * n.inputs[1]), normal, inverse, axes)),)
+
+
+@vjp("RMSNormalization", "SimplifiedLayerNormalization")
+def rms_normalization(n: Node, g: Value) -> tuple[Value, ...]:
+    """Zhang and Sennrich 2019."""
+    o, axes, x = n.ops, list(range(n.axis(-1), n.x.rank)), _wide(n, n.x)
+    inverse = 1 / o.Sqrt(o.ReduceMean(x * x, axes, keepdims=1) + n.attr("epsilon", 1e-5))
+    g = _wide(n, g * n.inputs[1])
+    return (_narrow(n, through_statistics(o, g, x * inverse, inverse, axes, centred=False)),)
+
+
+def _wide(n: Node, x: Value) -> Value:
+    """The precision in which the operator takes its statistics."""
+    stash = n.attr("stash_type", 1)
+    return n.ops.Cast(x, to=stash) if x.dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16) else x
+
+
+def _narrow(n: Node, x: Value) -> Value:
+    return n.ops.Cast(x, to=n.x.dtype) if x.dtype != n.x.dtype else x
+
+
+@vjp("LpNormalization")
+def lp_normalization(n: Node, g: Value) -> Value:
+    o, x, axis = n.ops, n.x, [n.axis(-1)]
+    along = o.ReduceSum(g * n.y, axis, keepdims=1)
+    if n.attr("p", 2) == 1:
+        norm, direction = o.ReduceSum(o.Abs(x), axis, keepdims=1), o.Sign(x)
+    else:
+        norm, direction = o.Sqrt(o.ReduceSum(x * x, axis, keepdims=1)), n.y
+    return o.Where(norm > 0, (g - direction * along) / norm, 0)
+
+
+@vjp("LRN")
+def lrn(n: Node, g: Value) -> Value:
+    """Krizhevsky 2012: y = x·d^−β, d = bias + α/size · Σ x² over neighbouring channels."""
+    o, x, size = n.ops, n.x, n.attr("size")
+    alpha, beta, bias = n.attr("alpha", 1e-4), n.attr("beta", 0.75), n.attr("bias", 1.0)
+    before, behind = (size - 1) // 2, size - 1 - (size - 1) // 2
+    d = bias + (alpha / size) * _over_channels(n, x * x, before, behind)
+    back = _over_channels(n, g * n.y / d, behind, before)
+    return g * d ** (-beta) - (2 * alpha * beta / size) * x * back
+
+
+def _over_channels(n: Node, x: Value, before: int, behind: int) -> Value:
+    """The sum over `before` channels before and `behind` channels behind each."""
+    o = n.ops
+    x = o.Reshape(x, o.dims([n.x.dims[0], 1, n.x.dims[1], -1]))
+    kernel = o.full([1, 1, before + behind + 1, 1], 1, x.dtype)
+    return o.reshape_like(o.Conv(x, kernel, pads=[before, 0, behind, 0]), n.x)
