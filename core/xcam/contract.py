@@ -51,6 +51,10 @@ class Layer:
     """Its first axis is not the batch alone (windows or frames are folded in): it has no value for each picture."""
     reaches_output: bool = True
     """Some path leads from the layer to an output."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same value, which `trace` takes too."""
+    inner: bool = False
+    """A value inside a layer: it can be explained by its name, and is neither listed nor chosen by default."""
 
     @property
     def has_space(self) -> bool:

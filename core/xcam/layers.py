@@ -32,6 +32,7 @@ def default(model: Model) -> Layer:
         layer
         for layer in model.layers
         if layer.has_space
+        and not layer.inner
         and layer.reaches_output
         and not layer.folds_batch
         and not layer.is_output
@@ -55,9 +56,10 @@ def find(model: Model, name: str | Layer | None) -> Layer:
         return default(model)
     name = name.name if isinstance(name, Layer) else name
     layer = next((layer for layer in model.layers if layer.name == name), None)
+    layer = layer or next((layer for layer in model.layers if name in layer.aliases), None)
     if layer is None:
         raise InputError(
-            f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in model.layers if layer.has_space])}; "
+            f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in model.layers if layer.has_space and not layer.inner])}; "
             "`xcam layers` lists them"
         )
     if not layer.has_space:

@@ -100,7 +100,7 @@ class Value:
         return self.ops.And(self, other)
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818  (it is a finding: the engine makes the error of it)
     """A rule cannot differentiate this node; the words say why."""
 
 

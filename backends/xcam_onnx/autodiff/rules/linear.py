@@ -12,14 +12,8 @@ from xcam_onnx.autodiff.values import Unsupported, Value
 def gemm(n: Node, g: Value) -> tuple[Value | None, ...]:
     o, a, b, c = n.ops, n.x, n.inputs[1], n.input(2)
     alpha, ta, tb = n.attr("alpha", 1.0), n.attr("transA", 0), n.attr("transB", 0)
-    if ta:
-        da = o.Gemm(b, g, alpha=alpha, transA=tb, transB=1)
-    else:
-        da = o.Gemm(g, b, alpha=alpha, transB=1 - tb)
-    if tb:
-        db = o.Gemm(g, a, alpha=alpha, transA=1, transB=ta)
-    else:
-        db = o.Gemm(a, g, alpha=alpha, transA=1 - ta)
+    da = o.Gemm(b, g, alpha=alpha, transA=tb, transB=1) if ta else o.Gemm(g, b, alpha=alpha, transB=1 - tb)
+    db = o.Gemm(g, a, alpha=alpha, transA=1, transB=ta) if tb else o.Gemm(a, g, alpha=alpha, transA=1 - ta)
     return da, db, c and o.broadcast_undone(g * n.attr("beta", 1.0), n.y, c)
 
 

@@ -1,0 +1,51 @@
+"""The demo network as an ONNX model."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from xcam import demo
+
+
+def build() -> ModelProto:
+    """The trained demo network, with a batch of any size. The value of a step has the step's name."""
+    network = demo.network()
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    value = "picture"
+
+    def node(op: str, name: str, *inputs: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(op, list(inputs), [name], name, **attributes))
+        return name
+
+    def held(name: str) -> list[str]:
+        pair = [f"{name}.weight", f"{name}.bias"]
+        weights.extend(
+            numpy_helper.from_array(np.ascontiguousarray(w), n) for w, n in zip(network.weights[name], pair, strict=True)
+        )
+        return pair
+
+    for step in network.steps:
+        match step:
+            case demo.Conv(name, _, kernel):
+                pads = [kernel // 2] * 4
+                conv = node("Conv", f"{name}/conv", value, *held(name), pads=pads, kernel_shape=[kernel, kernel])
+                value = node("Relu", name, conv)
+            case demo.Pool(name):
+                value = node("MaxPool", name, value, kernel_shape=[2, 2], strides=[2, 2])
+            case demo.Mean(name):
+                value = node("Flatten", name, node("GlobalAveragePool", f"{name}/pool", value))
+            case demo.Dense(name, _):
+                logits = node("Gemm", f"{name}/dense", value, *held(name), transB=1)
+                value = node("Softmax", name, logits, axis=1)
+    graph = helper.make_graph(
+        nodes,
+        "demo",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 3, *network.size])],
+        [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", len(network.labels)])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], producer_name="xcam")
+    model.ir_version = 8
+    return model

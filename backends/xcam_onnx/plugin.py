@@ -1,0 +1,15 @@
+"""What xcam may know of this backend without importing ONNX or its runtime."""
+
+from xcam.plugins import BackendSpec, hookimpl
+
+
+@hookimpl
+def xcam_backend() -> BackendSpec:
+    return BackendSpec(
+        name="onnx",
+        requires=("onnx", "onnxruntime"),
+        target="xcam_onnx.backend:OnnxBackend",
+        extra="onnx",
+        suffixes=(".onnx",),
+        model_types=("onnx.onnx_ml_pb2.ModelProto",),
+    )

@@ -1,0 +1,112 @@
+"""Sessions of ONNX Runtime: made once, quiet, and with weights that stay in their file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import ModelProto
+
+from xcam.errors import InputError, ModelError, first_line
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "gpu": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rocm": "ROCMExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a model runs."""
+
+    folder: Path
+    """Where its weights are."""
+    providers: tuple[Any, ...] = ("CPUExecutionProvider",)
+    threads: int | None = None
+    """intra_op_num_threads; None: as many as there are cores."""
+
+    def session(self, model: ModelProto, shared: bool = False) -> Session:
+        """`shared`: weights are read where they are, in pages that all sessions share, and not packed anew."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
+        options.add_session_config_entry("session.disable_prepacking", "1" if shared else "0")
+        with running(model.graph.name):
+            made = ort.InferenceSession(model.SerializeToString(), options, providers=list(self.providers))
+        return Session(made)
+
+
+class Session:
+    """What a graph gives, by name, on what it takes."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.takes = {value.name for value in session.get_inputs()}
+        self.gives = [value.name for value in session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, Any], gives: Sequence[str] | None = None) -> dict[str, Any]:
+        """Values of the runtime's own: they stay where they are until `array` copies them."""
+        names = list(self.gives if gives is None else gives)
+        if not names:
+            return {}
+        given = {name: value(feeds[name]) for name in self.takes}
+        with running("the model"):
+            return dict(zip(names, self._session.run_with_ort_values(names, given), strict=True))
+
+
+def value(given: Any) -> Any:
+    """An array as a value of the runtime."""
+    return given if isinstance(given, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(given))
+
+
+def array(given: Any) -> Any:
+    """float32 NumPy, in memory of its own."""
+    found = given.numpy() if isinstance(given, ort.OrtValue) else given
+    return np.array(found, np.float32, order="C")
+
+
+@contextlib.contextmanager
+def running(name: str) -> Iterator[None]:
+    """Memory that runs out is a MemoryError; an operator that the runtime lacks is said in one line."""
+    try:
+        yield
+    except Exception as error:
+        text = first_line(error)
+        if "allocate memory" in str(error).lower() or "bad_alloc" in str(error):
+            raise MemoryError(text) from error
+        if "NOT_IMPLEMENTED" in str(error) or "is not a registered function" in str(error) or "No Op" in str(error):
+            raise ModelError(
+                f"ONNX Runtime {ort.__version__} cannot run it: {text}; update onnxruntime, or export the model with an "
+                "older opset"
+            ) from error
+        raise
+
+
+def providers(device: str | None) -> tuple[Any, ...]:
+    """The execution providers for a device: `cpu`, `cuda`, `cuda:1`, or a provider by its own name. Raises InputError."""
+    if device is None:
+        return ("CPUExecutionProvider",)
+    word, _, number = device.partition(":")
+    name = PROVIDERS.get(word.lower(), word)
+    there = ort.get_available_providers()
+    if name not in there or (number and not number.isdigit()):
+        known = [key for key, provider in PROVIDERS.items() if provider in there and key != "gpu"]
+        raise InputError(
+            f"no device {device!r} here; this onnxruntime has: {', '.join(known)} "
+            "(others come with builds of their own, such as onnxruntime-gpu)"
+        )
+    chosen = (name, {"device_id": int(number)}) if number else name
+    return (chosen,) if name == "CPUExecutionProvider" else (chosen, "CPUExecutionProvider")

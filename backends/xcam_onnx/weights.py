@@ -1,0 +1,115 @@
+"""Weights stay in their file: what is read of a model is its graph, and each larger weight as a place in the file.
+
+ONNX keeps a weight either in the model's own file (as `raw_data`, one field of a protobuf message) or in a file beside it
+(external data). Both are written here as external data: name, offset, length. So opening a model of any size takes
+little memory, and the sessions that are made of its parts map the same pages of the same file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+from xcam.errors import ModelError
+
+SMALL = 1024
+"""Bytes: what is not larger stays in the graph; shapes and axes are read by shape inference."""
+
+GRAPH, INITIALIZER, RAW_DATA, EXTERNAL, LOCATION = 7, 5, 9, 13, 14
+"""Field numbers in onnx.proto: ModelProto.graph, GraphProto.initializer, and of TensorProto."""
+
+
+def skeleton(path: Path) -> ModelProto:
+    """The model in a file, its larger weights as external data. Raises ModelError for what is not an ONNX model."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            model = ModelProto.FromString(_model(data, path.name))
+    except (ValueError, IndexError, OSError, DecodeError) as error:
+        raise ModelError(
+            f"{path} is not a whole ONNX model ({error or type(error).__name__}); export it again, or check the download"
+        ) from error
+    if not model.HasField("graph") or not model.graph.node or not model.opset_import:
+        raise ModelError(f"{path} holds no ONNX graph; is it a model in another format?")
+    return model
+
+
+def _model(data: mmap.mmap, name: str) -> bytes:
+    parts = []
+    for number, start, begin, end in _fields(data, 0, len(data)):
+        if number != GRAPH:
+            parts.append(data[start:end])
+            continue
+        inner = []
+        for field, first, begin_, end_ in _fields(data, begin, end):
+            whole = field != INITIALIZER or end_ - begin_ <= SMALL
+            inner.append(data[first:end_] if whole else _message(INITIALIZER, _tensor(data, begin_, end_, name)))
+        parts.append(_message(GRAPH, b"".join(inner)))
+    return b"".join(parts)
+
+
+def _tensor(data: mmap.mmap, begin: int, end: int, name: str) -> bytes:
+    """A TensorProto, its raw data told by where they are."""
+    parts, place = [], None
+    for number, start, inside, stop in _fields(data, begin, end):
+        if number == RAW_DATA and stop - inside > SMALL:
+            place = inside, stop - inside
+        else:
+            parts.append(data[start:stop])
+    if place is not None:
+        tensor = TensorProto(data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", name), ("offset", str(place[0])), ("length", str(place[1]))):
+            tensor.external_data.add(key=key, value=value)
+        parts.append(tensor.SerializeToString())
+    return b"".join(parts)
+
+
+def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(number, where it starts, where its content begins, where it ends) of each field of a protobuf message.
+
+    Source: the protobuf encoding, protobuf.dev/programming-guides/encoding.
+    """
+    at = begin
+    while at < end:
+        start = at
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            _, stop = _varint(data, at)
+        elif kind == 2:
+            length, at = _varint(data, at)
+            stop = at + length
+        elif kind in (1, 5):
+            stop = at + (8 if kind == 1 else 4)
+        else:
+            raise ValueError("it is no protobuf message")
+        if stop > end or key >> 3 == 0:
+            raise ValueError("it ends in the middle" if key >> 3 else "it is no protobuf message")
+        yield key >> 3, start, at, stop
+        at = stop
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("it is no protobuf message")
+
+
+def _message(number: int, content: bytes) -> bytes:
+    """A field that holds a message."""
+    head = bytearray()
+    for value in (number << 3 | 2, len(content)):
+        while value > 127:
+            head.append(value & 127 | 128)
+            value >>= 7
+        head.append(value)
+    return bytes(head) + content
