@@ -53,7 +53,6 @@ class OnnxBackend:
             told = {"labels": made.labels, "preprocessing": made.preprocessing}
         notes = [QUANTISED] if any(node.op_type == "QuantizeLinear" for node in proto.graph.node) else []
         model = OnnxModel(
-            proto,
             Runtime(path.parent.resolve(), where, threads),
             name=name,
             facts=facts(proto, name, layout, size),

@@ -1,34 +1,48 @@
-"""A model in three graphs: the head up to a layer, the tail behind it, and the tail's gradient."""
+"""A model cut open at a layer: its graphs and sessions.
+
+forward    picture → outputs, the layer's value, and what the gradient needs
+backward   that, and cotangents → the gradient at the layer
+head       picture → what passes the layer by            } made when a variant of the
+tail       the layer's value, and that → outputs         } layer's value is to be run
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto, ValueInfoProto, helper
 
+from xcam.errors import ModelError
 from xcam_onnx.autodiff import OPSET, differentiate, ready
-from xcam_onnx.graph import Graph, declared, reads
+from xcam_onnx.graph import Graph, declared, part, reads
+from xcam_onnx.sessions import Runtime, Session
+from xcam_onnx.weights import bytes_of
 
 GRADIENT = "xcam/gradients"
+FEW = 0.1
+"""Share of a model's weights that may be held twice, for the sake of speed."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of the tail as a model of its own."""
+    """The gradient of a model's outputs as a model of its own."""
 
     model: ModelProto
     cotangents: dict[str, str]
     """For each output, the name of the input that takes its cotangent."""
     handed: list[str]
-    """What else it takes: tensors of the tail, by their names there."""
-    straight_through: bool
+    """What else it takes: tensors of the model."""
 
 
-def gradient(tail: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelProto, Gradient]:
-    """The tail, giving besides its outputs what its gradient needs; and that gradient. Raises ModelError."""
-    tail = ready(tail)
-    graph = Graph(tail)
+def gradient(model: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelProto, Gradient]:
+    """The model, giving besides its outputs what the gradient at the tensor `at` needs; and that gradient.
+
+    Raises ModelError, where an operator cannot be differentiated.
+    """
+    model = ready(model, at, outputs)
+    graph = Graph(model)
     cotangents = {name: f"xcam/cotangent/{name}" for name in outputs}
     written = differentiate(graph, at, cotangents, GRADIENT)
     free = [name for name in written.taken if name not in cotangents.values()]
@@ -51,9 +65,71 @@ def gradient(tail: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelPr
         [*written.constants, *(t for name, t in graph.initializers.items() if name in weights)],
     )
     opsets = [helper.make_opsetid(d, max(v, OPSET) if not d else v) for d, v in graph.opset.items()]
-    model = helper.make_model(body, opset_imports=opsets)
-    model.ir_version = max(tail.ir_version, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
-    tail.graph.node.extend(written.shapes)
-    there = {v.name for v in (*tail.graph.input, *tail.graph.output)}
-    tail.graph.output.extend(info(name) for name in handed if name not in there)
-    return tail, Gradient(model, cotangents, handed, written.straight_through)
+    back = helper.make_model(body, opset_imports=opsets)
+    back.ir_version = max(model.ir_version, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    model.graph.node.extend(written.shapes)
+    there = {v.name for v in (*model.graph.input, *model.graph.output)}
+    model.graph.output.extend(info(name) for name in handed if name not in there)
+    return model, Gradient(back, cotangents, handed)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A session that gives the outputs, and the one that differentiates them."""
+
+    session: Session
+    gradient: Gradient | None = None
+    backward: Session | None = None
+    refusal: ModelError | None = None
+    """Why there is no gradient."""
+
+
+class Cut:
+    """The sessions of one layer. They are made when they are first needed, once for all threads."""
+
+    def __init__(self, graph: Graph, runtime: Runtime, source: str, tensor: str, ends: Sequence[str]) -> None:
+        self.tensor = tensor
+        self._graph, self._runtime, self._source, self._ends = graph, runtime, source, list(ends)
+        after = graph.after([tensor])
+        self.behind = [end for end in ends if end in after and end != tensor]
+        """Outputs that depend on the layer."""
+        self._tail, frontier = part(graph, [tensor], self.behind)
+        self.beside = list(dict.fromkeys([*frontier, *(end for end in ends if end not in after)]))
+        """What passes the layer by: tensors that the tail takes, and outputs that do not depend on the layer."""
+        self._lock = threading.Lock()
+        self._forward: Run | None = None
+        self._resumed: Run | None = None
+        self._heads: dict[tuple[str, ...], Session] = {}
+
+    def forward(self) -> Run:
+        """From the picture to the outputs and the layer."""
+        with self._lock:
+            if self._forward is None:
+                gives = list(dict.fromkeys([self.tensor, *self._ends]))
+                self._forward = self._made(part(self._graph, [self._source], gives)[0])
+            return self._forward
+
+    def tail(self) -> Run:
+        """From the layer and what passes it by to the outputs that depend on it."""
+        with self._lock:
+            if self._resumed is None:
+                self._resumed = self._made(self._tail)
+            return self._resumed
+
+    def head(self, gives: Sequence[str]) -> Session:
+        """From the picture to some of what passes the layer by."""
+        with self._lock:
+            key = tuple(gives)
+            if key not in self._heads:
+                self._heads[key] = self._runtime.session(part(self._graph, [self._source], gives)[0])
+            return self._heads[key]
+
+    def _made(self, model: ModelProto) -> Run:
+        outputs = [v.name for v in model.graph.output if v.name in self._ends]
+        try:
+            giving, found = gradient(model, self.tensor, outputs)
+        except ModelError as refusal:
+            return Run(self._runtime.session(model), refusal=refusal)
+        twice = bytes_of(found.model) > FEW * bytes_of(model)
+        backward = self._runtime.session(found.model, shared=True)
+        return Run(self._runtime.session(giving, shared=twice), found, backward)

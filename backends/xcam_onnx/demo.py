@@ -22,7 +22,8 @@ def build() -> ModelProto:
     def held(name: str) -> list[str]:
         pair = [f"{name}.weight", f"{name}.bias"]
         weights.extend(
-            numpy_helper.from_array(np.ascontiguousarray(w), n) for w, n in zip(network.weights[name], pair, strict=True)
+            numpy_helper.from_array(np.ascontiguousarray(w), n)
+            for w, n in zip(network.weights[name], pair, strict=True)
         )
         return pair
 

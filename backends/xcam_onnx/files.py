@@ -33,7 +33,11 @@ def prepared(model: ModelProto, name: str) -> ModelProto:
         if opset.domain in ("", "ai.onnx") and not 11 <= opset.version <= newest:
             raise ModelError(
                 f"{name} uses opset {opset.version}, and xcam reads 11 to {newest} with onnx {onnx.__version__}; "
-                + ("update onnx" if opset.version > newest else "convert it with onnx.version_converter, or export anew")
+                + (
+                    "update onnx"
+                    if opset.version > newest
+                    else "convert it with onnx.version_converter, or export anew"
+                )
             )
     if model.functions:
         with contextlib.suppress(Exception):

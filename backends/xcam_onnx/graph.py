@@ -50,6 +50,10 @@ class Graph:
     def shape(self, name: str) -> Shape | None:
         return self._types.get(name, (0, None))[1]
 
+    def learn(self, name: str, dtype: int, shape: Shape) -> None:
+        """What a run has shown of a tensor."""
+        self._types[name] = dtype, shape
+
     def constant(self, name: str) -> np.ndarray | None:
         """The value of a small constant, or None."""
         if name in self.initializers:

@@ -26,6 +26,19 @@ CHANNELS_FIRST = {
 }
 """Operators that the standard defines for [N, C, *space]."""
 
+ONE_INPUT = CHANNELS_FIRST | {
+    "Split",
+    "Slice",
+    "Gather",
+    "Pad",
+    "Resize",
+    "Expand",
+    "Tile",
+    "Clip",
+    "LayerNormalization",
+}
+"""Operators whose further inputs are not values of pictures."""
+
 
 def channel_axes(graph: Graph, source: str, axis: int) -> dict[str, int]:
     """For each tensor that depends on `source`, whose channels are at `axis`, the axis of its own channels.
@@ -40,7 +53,27 @@ def channel_axes(graph: Graph, source: str, axis: int) -> dict[str, int]:
         place = _axis(graph, node, found, len(shape))
         if place is not None and 0 < place < len(shape):
             found.update((name, place) for name in node.output if name)
+    for node in reversed(graph.nodes):  # what is not known from its maker may be from its reader
+        for name in node.input[:1] if node.op_type in ONE_INPUT else node.input:
+            shape = graph.shape(name)
+            if name not in found and name in graph.live and shape is not None and len(shape) > 2:
+                place = _asked(graph, node, found, len(shape))
+                if place is not None and 0 < place < len(shape):
+                    found[name] = place
     return found
+
+
+def _asked(graph: Graph, node: NodeProto, found: dict[str, int], rank: int) -> int | None:
+    """The axis that a node takes for its input's channels."""
+    if node.op_type in CHANNELS_FIRST:
+        return 1
+    axis, shape = found.get(node.output[0]), graph.shape(node.output[0])
+    if axis is None or shape is None or len(shape) != rank or node.op_type in ("Reshape", "MatMul", "Einsum", "Gemm"):
+        return None
+    if node.op_type == "Transpose":
+        perm = attribute(node, "perm") or list(range(rank))[::-1]
+        return perm[axis]
+    return axis
 
 
 def _axis(graph: Graph, node: NodeProto, found: dict[str, int], rank: int) -> int | None:
@@ -55,9 +88,7 @@ def _axis(graph: Graph, node: NodeProto, found: dict[str, int], rank: int) -> in
         return rank - 1
     if op in ("MatMul", "Einsum"):
         return None
-    known = [
-        (name, found[name]) for name in node.input if name in found and graph.shape(name) is not None
-    ]
+    known = [(name, found[name]) for name in node.input if name in found and graph.shape(name) is not None]
     if not known:
         return None
     source, axis = known[0]

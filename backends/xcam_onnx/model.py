@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import helper
 
 from xcam.contract import (
     Activation,
@@ -18,7 +17,6 @@ from xcam.contract import (
     Capability,
     InputSpec,
     Layer,
-    Layout,
     Outputs,
     Seeds,
     Trace,
@@ -26,39 +24,14 @@ from xcam.contract import (
 )
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
-from xcam_onnx import cut, names
+from xcam_onnx import names
+from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import Graph, part
-from xcam_onnx.reading import End, Facts
+from xcam_onnx.reading import Facts
 from xcam_onnx.sessions import Runtime, Session, array
 
 CUTS = 2
-"""Layers whose sessions are kept: each pair of head and tail holds the model's weights once."""
-
-T = TypeVar("T")
-
-
-@dataclass
-class _Cut:
-    """A model cut open at a layer, with its sessions."""
-
-    tensor: str
-    layer: Layer
-    head: Session
-    head_outputs: list[str]
-    """Outputs that do not depend on the layer."""
-    frontier: list[str]
-    """What passes the layer by."""
-    tail: Callable[[], Session]
-    """Made when first needed; gives what the gradient needs, where there is one."""
-    backward: Callable[[], tuple[cut.Gradient, Session]]
-
-
-@dataclass
-class _Part:
-    """What one run of the head and the tail gave."""
-
-    head: dict[str, Any]
-    tail: dict[str, Any]
+"""Layers whose sessions are kept: each holds weights of its own."""
 
 
 @dataclass
@@ -66,8 +39,10 @@ class _State:
     """What `resume` needs of a trace."""
 
     x: Array
-    cut: _Cut
-    parts: list[_Part] = field(default_factory=list)
+    cut: Cut
+    layer: Layer
+    beside: dict[str, Array] | None = None
+    """What passed the layer by."""
 
 
 class OnnxModel:
@@ -78,7 +53,6 @@ class OnnxModel:
 
     def __init__(
         self,
-        model: ModelProto,
         runtime: Runtime,
         *,
         name: str,
@@ -92,12 +66,13 @@ class OnnxModel:
         self.labels = labels
         self.notes = tuple(notes)
         self.input: InputSpec = facts.spec(preprocessing)
-        self.graph = Graph(model)
         self._facts = facts
         self._runtime = runtime
         self._check = check
         """Raises where the file that holds the weights is no longer the one that was opened."""
-        self._made: dict[Hashable, Any] = {}
+        self._ends = [end.tensor for end in facts.ends]
+        self._cuts: dict[str, Cut] = {}
+        self._latest: tuple[Hashable, Session] | None = None
         self._lock = threading.RLock()
 
     @property
@@ -118,7 +93,31 @@ class OnnxModel:
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
-        return self._facts.layers(self.input)
+        graph, dims = self._facts.sized(self.input)
+        self._learn(
+            graph, dims, lambda shape: shape is None or not all(isinstance(n, int) for n in shape), exact=True
+        )
+        return self._facts.layers(graph)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The model's graph; every rank in it is known."""
+        graph = Graph(self._facts.model)
+        self._learn(graph, self._facts.sized(self.input)[1], lambda shape: shape is None, exact=False)
+        return graph
+
+    def _learn(self, graph: Graph, dims: Sequence[int], lacking: Callable[[Any], bool], exact: bool) -> None:
+        """Find types and shapes that could not be inferred by one run on zeros; where not `exact`, ranks alone."""
+        names = [n for node in graph.nodes for n in node.output if n in graph.live and not n.startswith("xcam/")]
+        unknown = [name for name in names if lacking(graph.shape(name)) or not graph.dtype(name)]
+        if not unknown:
+            return
+        whole = Graph(self._facts.model)
+        run = self._runtime.session(part(whole, [self._facts.source], unknown)[0])
+        zeros = np.zeros(dims, helper.tensor_dtype_to_np_dtype(whole.dtype(self._facts.source)))
+        for name, value in run({self._facts.source: zeros}).items():
+            shape = tuple(value.shape()) if exact else (None,) * len(value.shape())
+            graph.learn(name, value.element_type(), shape)
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
@@ -129,181 +128,135 @@ class OnnxModel:
     def predict(self, x: Array) -> Outputs:
         """See xcam.contract.Model.predict."""
         with self._lock:
-            cuts = [made for key, made in self._made.items() if isinstance(key, tuple) and key[0] == "cut"]
-        if cuts:  # its weights are there already
-            return self._outputs([self._run(cuts[-1], chunk) for chunk in self._chunks(x)], cuts[-1])
-        ends = [end.tensor for end in self._facts.ends]
-        whole = self._once("whole", lambda: self._session(ends)[0])
-        found = [whole(self._feed(chunk)) for chunk in self._chunks(x)]
-        return self._named({tensor: np.concatenate([array(part[tensor]) for part in found]) for tensor in ends})
+            cut = next(reversed(self._cuts.values()), None)
+        ends = self._ends
+        run = cut.forward().session if cut else self._once("whole", lambda: self._session(ends))
+        return self._named([run(self._feed(chunk), ends) for chunk in self._chunks(x)])
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model.activations."""
         found = {name: self._find(name) for name in layers}
         tensors = sorted({tensor for _, tensor in found.values()})
-        run = self._once(("activations", *tensors), lambda: self._session(tensors)[0], alone=True)
+        run = self._once(("activations", *tensors), lambda: self._session(tensors))
         parts = [run(self._feed(chunk)) for chunk in self._chunks(x)]
-        return {
-            name: np.concatenate([_channels_first(array(part[tensor]), layer) for part in parts])
-            for name, (layer, tensor) in found.items()
-        }
+        return {name: _joined(parts, tensor, layer) for name, (layer, tensor) in found.items()}
 
     def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
         """See xcam.contract.Model.trace."""
-        place = self._cut(layer)
-        chunks = self._chunks(x)
-        if seeds is not None:
-            place.backward()  # what it needs is added to the tail before that runs
-        parts = [self._run(place, chunk) for chunk in chunks]
-        return self._finish(place, parts, seeds, _State(x, place, parts))
+        place, tensor = self._find(layer)
+        cut = self._cut(tensor)
+        run = cut.forward()
+        parts = [run.session(self._feed(chunk)) for chunk in self._chunks(x)]
+        activations = _joined(parts, tensor, place)
+        return self._finish(run, parts, seeds, activations, _State(x, cut, place))
 
     def resume(
         self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None
     ) -> Trace:
         """See xcam.contract.Model.resume. Only the tail is run again."""
         state: _State = trace.state
-        place = state.cut
+        cut = state.cut
         picked = rows_of(rows, len(state.x), len(activations))
-        value = _as_layer(np.asarray(activations, np.float32), place.layer)
-        if seeds is not None:
-            place.backward()
+        given = np.array(activations, np.float32)
+        value = _as_layer(given, state.layer).astype(self._dtype(cut.tensor))
         x = state.x[picked]
         beside = self._beside(state, picked)
-        names = [*place.frontier, *place.head_outputs]
-        parts, start = [], 0
-        for chunk in self._chunks(x):
-            stop = start + len(chunk)
-            whole = len(chunk) == len(x)
-            head = {name: beside[name] if whole else beside[name][start:stop] for name in names}
-            head[place.tensor] = value[start:stop].astype(self._dtype(place.tensor))
-            parts.append(_Part(head, place.tail()(head)))
-            start = stop
-        traced = self._finish(place, parts, seeds, _State(x, place, parts))
-        traced.activations = np.array(activations, np.float32)
-        return traced
+        run = cut.tail()
+        parts = []
+        for rows_ in self._rows(len(x)):
+            whole = rows_ == slice(0, len(x))
+            known = {name: v if whole else v[rows_] for name, v in beside.items()} | {cut.tensor: value[rows_]}
+            parts.append(known | run.session(known))
+        return self._finish(run, parts, seeds, given, _State(x, cut, state.layer))
 
-    def _beside(self, state: _State, picked: list[int]) -> dict[str, Any]:
-        """What passes the layer by, for the chosen rows."""
-        place, count = state.cut, len(state.x)
-        names = [*place.frontier, *place.head_outputs]
-        if picked == list(range(count)) and len(state.parts) == 1:
-            return {name: state.parts[0].head[name] for name in names}
-        found, again = {}, []
+    def _beside(self, state: _State, picked: list[int]) -> dict[str, Array]:
+        """What passes the layer by, for the chosen rows; of what is not kept by rows (sizes, say), anew."""
+        names, count = state.cut.beside, len(state.x)
+        if not names:
+            return {}
+        if state.beside is None:
+            parts = [state.cut.head(names)(self._feed(chunk)) for chunk in self._chunks(state.x)]
+            state.beside = {
+                name: np.concatenate([_numpy(p[name]) for p in parts])
+                if parts[0][name].shape()
+                else _numpy(parts[0][name])
+                for name in names
+            }
+        if picked == list(range(count)):
+            return state.beside
+        found, others = {}, []
         for name in names:
-            arrays = [np.asarray(_numpy(part.head[name])) for part in state.parts]
-            rows = np.concatenate(arrays) if arrays[0].ndim else arrays[0]
-            per = len(rows) // count if rows.ndim and not len(rows) % count else 0
-            first = (self.graph.shape(name) or (None,))[:1]
-            by_row = per and not isinstance(first[0] if first else 1, int)
-            if self._facts.batch is not None and rows.ndim and len(rows) == count:
-                by_row, per = True, 1
-            if by_row:
-                found[name] = rows.reshape(count, per, *rows.shape[1:])[picked].reshape(-1, *rows.shape[1:])
-            elif self._facts.batch is not None:
-                found[name] = arrays[0]  # the same for every picture: the batch is fixed
+            value = state.beside[name]
+            first = (self.graph.shape(name) or (1,))[0]
+            if (
+                value.ndim
+                and len(value) % count == 0
+                and (self._facts.batch is not None or not isinstance(first, int))
+            ):
+                rows = value.reshape(count, -1, *value.shape[1:])[picked]
+                found[name] = rows.reshape(-1, *value.shape[1:])
             else:
-                again.append(name)  # the sizes of the batch, say
-        if again:
-            run = self._once(("beside", place.tensor), lambda: self._session(again)[0])
-            found |= run(self._feed(state.x[picked]), again)
+                others.append(name)
+        if others:
+            again = state.cut.head(others)(self._feed(state.x[picked]))
+            found |= {name: _numpy(again[name]) for name in others}
         return found
 
-    def _run(self, place: _Cut, x: Array) -> _Part:
-        head = place.head(self._feed(x))
-        return _Part(head, place.tail()(head))
-
-    def _finish(self, place: _Cut, parts: list[_Part], seeds: Seeds | None, state: _State) -> Trace:
+    def _finish(
+        self, run: Run, parts: list[dict[str, Any]], seeds: Seeds | None, activations: Array, state: _State
+    ) -> Trace:
         """Ask for the cotangents, differentiate, hand everything over as NumPy."""
-        outputs = self._outputs(parts, place)
-        activations = np.concatenate([array(part.head[place.tensor]) for part in parts])
-        gradients = []
+        outputs = self._named(parts)
         cotangents = list(seeds(outputs)) if seeds else []
-        if cotangents:
-            gradient, session = place.backward()
-            for cotangent in cotangents:
-                given = cotangent if isinstance(cotangent, Mapping) else {self._facts.ends[0].name: cotangent}
-                found, start = [], 0
-                for part in parts:
-                    stop = start + len(_numpy(part.head[place.tensor])) if len(parts) > 1 else None
-                    feeds = {name: part.head.get(name, part.tail.get(name)) for name in gradient.handed}
-                    for end in self._facts.ends:
-                        if end.tensor in gradient.cotangents:
-                            v = np.asarray(given[end.name])[start:stop]
-                            feeds[gradient.cotangents[end.tensor]] = v.astype(self._dtype(end.tensor))
-                    found.append(array(session(feeds)[cut.GRADIENT]))
-                    start = stop or 0
-                gradients.append(_channels_first(np.concatenate(found), place.layer))
-        return Trace(outputs, _channels_first(activations, place.layer), gradients, state)
+        if cotangents and (run.gradient is None or run.backward is None):
+            raise run.refusal or ModelError(f"{self.name} gives no gradients")
+        gradients = [self._backward(run, parts, v, state) for v in cotangents]
+        return Trace(outputs, activations, gradients, state)
 
-    def _outputs(self, parts: list[_Part], place: _Cut) -> Outputs:
-        return self._named(
-            {
-                end.tensor: np.concatenate([array((part.tail | part.head)[end.tensor]) for part in parts])
+    def _backward(self, run: Run, parts: list[dict[str, Any]], cotangent: Outputs, state: _State) -> Array:
+        gradient, backward = run.gradient, run.backward
+        assert gradient is not None
+        assert backward is not None
+        given = cotangent if isinstance(cotangent, Mapping) else {self._facts.ends[0].name: cotangent}
+        found = []
+        for known, rows in zip(parts, self._rows(len(state.x)), strict=True):
+            seeds = {
+                gradient.cotangents[end.tensor]: np.asarray(given[end.name])[rows].astype(self._dtype(end.tensor))
                 for end in self._facts.ends
+                if end.tensor in gradient.cotangents
             }
-        )
+            found.append(backward(known | seeds))
+        return _joined(found, GRADIENT, state.layer)
 
-    def _named(self, values: Mapping[str, Array]) -> Outputs:
-        ends = self._facts.ends
-        return values[ends[0].tensor] if len(ends) == 1 else {end.name: values[end.tensor] for end in ends}
+    def _named(self, parts: list[dict[str, Any]]) -> Outputs:
+        values = {end.name: np.concatenate([array(p[end.tensor]) for p in parts]) for end in self._facts.ends}
+        return values if len(values) > 1 else next(iter(values.values()))
 
     # Sessions
 
-    def _once(self, key: Hashable, make: Callable[[], T], alone: bool = False) -> T:
-        """Made once for all threads. `alone`: of its kind, only the latest is kept."""
+    def _once(self, key: Hashable, make: Callable[[], Session]) -> Session:
+        """The latest of the sessions that are not of a cut."""
         with self._lock:
-            if key not in self._made:
-                if alone and isinstance(key, tuple):
-                    for other in [k for k in self._made if isinstance(k, tuple) and k[0] == key[0]]:
-                        del self._made[other]
-                self._made[key] = make()
-            return self._made[key]
+            if self._latest is None or self._latest[0] != key:
+                self._latest = None  # its memory goes before the next one takes its own
+                self._latest = key, make()
+            return self._latest[1]
 
-    def _session(self, gives: Sequence[str]) -> tuple[Session, list[str]]:
-        """From the model's input to the tensors `gives`."""
+    def _session(self, gives: Sequence[str]) -> Session:
+        """From the picture to the tensors `gives`."""
         self._check()
-        model, frontier = part(self.graph, [self._facts.source], gives)
-        return self._runtime.session(model), frontier
+        return self._runtime.session(part(self.graph, [self._facts.source], gives)[0])
 
-    def _cut(self, name: str) -> _Cut:
-        layer, tensor = self._find(name)
+    def _cut(self, tensor: str) -> Cut:
         with self._lock:
-            key = ("cut", tensor)
-            if key not in self._made:
-                for old in [k for k in self._made if isinstance(k, tuple) and k[0] == "cut"][: 1 - CUTS or None]:
-                    del self._made[old]
-                self._made[key] = self._opened(tensor, layer)
-            self._made[key] = self._made.pop(key)  # the latest stands last
-            return self._made[key]
-
-    def _opened(self, tensor: str, layer: Layer) -> _Cut:
-        self._check()
-        ends = [end.tensor for end in self._facts.ends]
-        after = self.graph.after([tensor])
-        behind = [end for end in ends if end in after and end != tensor]
-        aside = [end for end in ends if end not in after]
-        tail, frontier = part(self.graph, [tensor], behind)
-        head, _ = part(self.graph, [self._facts.source], list(dict.fromkeys([tensor, *frontier, *aside])))
-        lock = threading.Lock()
-        made: dict[str, Any] = {}
-
-        def tail_session() -> Session:
-            with lock:
-                if "tail" not in made:
-                    made["tail"] = self._runtime.session(tail, shared=True)
-                return made["tail"]
-
-        def backward() -> tuple[cut.Gradient, Session]:
-            with lock:
-                if "backward" not in made:
-                    self._check()
-                    giving, gradient = cut.gradient(tail, tensor, ends)
-                    session = self._runtime.session(gradient.model, shared=True)
-                    made["tail"] = self._runtime.session(giving, shared=True)
-                    made["backward"] = gradient, session
-                return made["backward"]
-
-        return _Cut(tensor, layer, self._runtime.session(head), aside, frontier, tail_session, backward)
+            self._check()
+            cut = self._cuts.pop(tensor, None)
+            if cut is None:
+                while len(self._cuts) >= CUTS:
+                    del self._cuts[next(iter(self._cuts))]
+                cut = Cut(self.graph, self._runtime, self._facts.source, tensor, self._ends)
+            self._cuts[tensor] = cut  # the latest stands last
+            return cut
 
     def _find(self, name: str) -> tuple[Layer, str]:
         if name in self._by_name:
@@ -319,14 +272,15 @@ class OnnxModel:
 
     # Arrays
 
+    def _rows(self, count: int) -> list[slice]:
+        """All rows, or the batches that the model is fixed to."""
+        batch = self._facts.batch or count
+        if count % batch:
+            raise InputError(f"{self.name} takes batches of {batch}, not {count}; export it with a dynamic batch")
+        return [slice(i, i + batch) for i in range(0, count, batch)]
+
     def _chunks(self, x: Array) -> list[Array]:
-        """`x` whole, or in the batches that the model is fixed to."""
-        batch = self._facts.batch
-        if batch is None:
-            return [x]
-        if len(x) % batch:
-            raise InputError(f"{self.name} takes batches of {batch}, not {len(x)}; export it with a dynamic batch")
-        return [x[i : i + batch] for i in range(0, len(x), batch)]
+        return [x[rows] for rows in self._rows(len(x))]
 
     def _feed(self, x: Array) -> dict[str, Any]:
         return {self._facts.source: np.asarray(x).astype(self._dtype(self._facts.source), copy=False)}
@@ -335,13 +289,19 @@ class OnnxModel:
         return helper.tensor_dtype_to_np_dtype(self.graph.dtype(tensor))
 
 
-def _numpy(given: Any) -> Any:
-    return given.numpy() if hasattr(given, "numpy") else given
+def _numpy(given: Any) -> Array:
+    return given.numpy()
+
+
+def _joined(parts: Sequence[Mapping[str, Any]], tensor: str, layer: Layer) -> Array:
+    """A tensor's values from all batches, float32, channels first."""
+    arrays = [array(part[tensor]) for part in parts]
+    return _channels_first(arrays[0] if len(arrays) == 1 else np.concatenate(arrays), layer)
 
 
 def _channels_first(values: Array, layer: Layer) -> Array:
     if layer.layout != "channels_first" and values.ndim > 2:
-        values = np.ascontiguousarray(np.moveaxis(values, -1, 1))
+        return np.ascontiguousarray(np.moveaxis(values, -1, 1))
     return values
 
 

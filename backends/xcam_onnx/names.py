@@ -33,7 +33,7 @@ def places(graph: Graph) -> list[Place]:
     """Every tensor that a node of the main graph gives first, in execution order, under all of its names.
 
     Where the file knows modules, each module is a place of its own, an outer one ahead of the inner one that ends it;
-    what stands inside a module under no name of its own is `inner`.
+    what has no module's name is `inner` then.
     """
     scopes = {i: modules(node) for i, node in enumerate(graph.nodes)}
     ends: dict[int, list[tuple[str, str]]] = {}
@@ -63,7 +63,7 @@ def places(graph: Graph) -> list[Place]:
             found += [Place(name, node.output[0], kind) for name, kind in named[:-1]]
             found.append(Place(named[-1][0], node.output[0], named[-1][1], own))
         else:
-            found.append(Place(own[0], node.output[0], node.op_type, own[1:], inner=bool(scopes[i])))
+            found.append(Place(own[0], node.output[0], node.op_type, own[1:], inner=bool(runs)))
     taken: set[str] = set()
     for place in found:  # a name stands for one place: the first that has it
         if place.name in taken:

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from xcam.contract import DEFAULT_SIZE, InputSpec, Layer, Layout
@@ -64,12 +63,16 @@ class Facts:
             fixed=fixed,
         )
 
-    def layers(self, spec: InputSpec) -> dict[str, tuple[Layer, str]]:
-        """By name: the layer, and its tensor."""
-        rows = self.batch or 2
+    def sized(self, spec: InputSpec) -> tuple[Graph, list[int]]:
+        """The model for an input of a fixed shape, its shapes as numbers; and that shape."""
         open_ = spec.size or DEFAULT_SIZE
-        space = [n or open_[min(i, len(open_) - 1)] for i, n in enumerate(self.size)]
-        graph = Graph(inferred(_sized(self.model, self.source, [rows, self.channels, *space], self.axis)))
+        dims = [self.batch or 2, *(n or open_[min(i, len(open_) - 1)] for i, n in enumerate(self.size))]
+        dims.insert(self.axis, self.channels)
+        return Graph(inferred(_sized(self.model, self.source, dims))), dims
+
+    def layers(self, graph: Graph) -> dict[str, tuple[Layer, str]]:
+        """By name: the layer, and its tensor. `graph` is a sized one."""
+        rows = self.batch or 2
         axes = channel_axes(graph, self.source, self.axis)
         needed = _needed(graph, [end.tensor for end in self.ends])
         final = {end.tensor for end in self.ends} | {v.name for v in graph.proto.output}
@@ -198,12 +201,10 @@ def _floating(graph: Graph, tensor: str) -> bool:
     return graph.dtype(tensor) in FLOATS
 
 
-def _sized(model: ModelProto, source: str, dims: list[int], axis: int) -> ModelProto:
-    """The model with an input of a fixed shape [N, C, *space], its channels at `axis`; what was known of others goes."""
+def _sized(model: ModelProto, source: str, shape: list[int]) -> ModelProto:
+    """The model with an input of a fixed shape; what was known of other shapes goes."""
     sized = ModelProto()
     sized.CopyFrom(model)
-    shape = [dims[0], *dims[2:]]
-    shape.insert(axis, dims[1])
     for value in sized.graph.input:
         if value.name == source:
             value.CopyFrom(helper.make_tensor_value_info(source, value.type.tensor_type.elem_type, shape))

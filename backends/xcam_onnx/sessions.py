@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,11 @@ class Runtime:
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
+        options.add_session_config_entry(
+            "session.force_spinning_stop", "1"
+        )  # else it slows down the session that is next
         options.add_session_config_entry("session.disable_prepacking", "1" if shared else "0")
-        with running(model.graph.name):
+        with running("open the model"):
             made = ort.InferenceSession(model.SerializeToString(), options, providers=list(self.providers))
         return Session(made)
 
@@ -63,7 +67,7 @@ class Session:
         if not names:
             return {}
         given = {name: value(feeds[name]) for name in self.takes}
-        with running("the model"):
+        with running("run the model"):
             return dict(zip(names, self._session.run_with_ort_values(names, given), strict=True))
 
 
@@ -79,20 +83,17 @@ def array(given: Any) -> Any:
 
 
 @contextlib.contextmanager
-def running(name: str) -> Iterator[None]:
-    """Memory that runs out is a MemoryError; an operator that the runtime lacks is said in one line."""
+def running(what: str) -> Iterator[None]:
+    """Memory that runs out is a MemoryError; what the runtime cannot do is said in one line."""
     try:
         yield
     except Exception as error:
-        text = first_line(error)
+        text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first_line(error)).rstrip(". ")
         if "allocate memory" in str(error).lower() or "bad_alloc" in str(error):
             raise MemoryError(text) from error
-        if "NOT_IMPLEMENTED" in str(error) or "is not a registered function" in str(error) or "No Op" in str(error):
-            raise ModelError(
-                f"ONNX Runtime {ort.__version__} cannot run it: {text}; update onnxruntime, or export the model with an "
-                "older opset"
-            ) from error
-        raise
+        lacks = any(sign in str(error) for sign in ("NOT_IMPLEMENTED", "not a registered", "No Op", "is under dev"))
+        remedy = "update onnxruntime, or export the model anew with an older opset" if lacks else "check the model"
+        raise ModelError(f"ONNX Runtime {ort.__version__} cannot {what}: {text}; {remedy}") from error
 
 
 def providers(device: str | None) -> tuple[Any, ...]:

@@ -113,3 +113,10 @@ def _message(number: int, content: bytes) -> bytes:
             value >>= 7
         head.append(value)
     return bytes(head) + content
+
+
+def bytes_of(model: ModelProto) -> int:
+    """How much the larger weights of a model take."""
+    return sum(
+        int(entry.value) for t in model.graph.initializer for entry in t.external_data if entry.key == "length"
+    )

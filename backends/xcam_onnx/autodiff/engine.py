@@ -145,16 +145,16 @@ class Backward:
     """Quantised values were passed."""
 
 
-def ready(model: ModelProto) -> ModelProto:
-    """The model with operators that have no rule, but a definition by others, replaced by that definition."""
+def ready(model: ModelProto, at: str, outputs: Sequence[str]) -> ModelProto:
+    """The model; operators between `at` and the outputs that have no rule, but a definition by others, replaced by it."""
     from xcam_onnx.autodiff import rules  # noqa: F401
 
-    names = {(node.domain, node.op_type) for node in model.graph.node}
+    _, path = _path(Graph(model), at, set(outputs))
+    names = {(node.domain, node.op_type) for node in path}
     lacking = [key for key in sorted(names) if key not in RULES and _defined(key, model)]
-    if lacking:
-        model = onnx.inliner.inline_selected_functions(model, lacking, inline_schema_functions=True)
-        model = inferred(model)
-    return model
+    if not lacking:
+        return model
+    return inferred(onnx.inliner.inline_selected_functions(model, lacking, inline_schema_functions=True))
 
 
 def _defined(key: tuple[str, str], model: ModelProto) -> bool:
