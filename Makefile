@@ -47,7 +47,7 @@ wheel: .venv/.test
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing what the demo needs into .venv (once) …"
-	$(PIP) -e ".[keras]"
+	$(PIP) -e ".[onnx]"
 	$(CV2)
 	@touch $@
 

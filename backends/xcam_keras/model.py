@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -104,6 +105,12 @@ class KerasModel:
             inside, values = values[: len(cut.inside)], values[len(cut.inside) :]
             beside, frontier = values[: len(cut.beside)], values[len(cut.beside) :]
             return self._finish(recording, cut, call, x, outputs, value, inside, beside, frontier, seeds)
+
+    def to_onnx(self, path: Path) -> None:
+        """See xcam_keras.export."""
+        from xcam_keras.export import to_onnx
+
+        to_onnx(self.model, path, self.input.size if len(self.input.size or ()) == 2 else None)  # type: ignore[arg-type]
 
     def resume(
         self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None

@@ -44,7 +44,7 @@ def gradient(model: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelP
     model = ready(model, at, outputs)
     graph = Graph(model)
     cotangents = {name: f"xcam/cotangent/{name}" for name in outputs}
-    written = differentiate(graph, at, cotangents, GRADIENT)
+    written = differentiate(graph, at, cotangents, GRADIENT, max(graph.opset.get("", 1), OPSET))
     free = [name for name in written.taken if name not in cotangents.values()]
     fixed = [name for name in free if name not in graph.live and name not in written.asked]
     if graph.opset.get("", 1) < OPSET:  # what makes a constant may mean something else among newer operators

@@ -129,13 +129,18 @@ def _check_external(model: ModelProto, path: Path) -> None:
 
 
 def metadata(model: ModelProto) -> dict[str, Any]:
-    """What `xcam export` wrote into a file: preprocessing, labels, notes, size."""
+    """What `xcam export` wrote into a file: preprocessing, labels, layer."""
     found = {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith("xcam.")}
     facts: dict[str, Any] = {}
     with contextlib.suppress(ValueError, TypeError, KeyError):
         if "xcam.preprocessing" in found:
-            facts["preprocessing"] = Preprocessing(**json.loads(found["xcam.preprocessing"]))
+            told = json.loads(found["xcam.preprocessing"])
+            mean, std = (tuple(float(v) for v in told[key]) for key in ("mean", "std"))
+            order = "BGR" if told["order"] == "BGR" else "RGB"
+            facts["preprocessing"] = Preprocessing(str(told["name"]), float(told["scale"]), mean, std, order)
     with contextlib.suppress(ValueError, TypeError):
         if "xcam.labels" in found:
             facts["labels"] = tuple(str(label) for label in json.loads(found["xcam.labels"]))
+    if found.get("xcam.layer"):
+        facts["layer"] = found["xcam.layer"]
     return facts

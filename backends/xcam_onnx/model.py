@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import ModelProto, helper
 
 from xcam.contract import (
     Activation,
@@ -27,7 +28,7 @@ from xcam.preprocessing import Preprocessing
 from xcam_onnx import names
 from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import Graph, part
-from xcam_onnx.reading import Facts
+from xcam_onnx.reading import End, Facts
 from xcam_onnx.sessions import Runtime, Session, array
 
 CUTS = 2
@@ -60,12 +61,15 @@ class OnnxModel:
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         notes: Sequence[str] = (),
+        layer: str | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.labels = labels
         self.notes = tuple(notes)
         self.input: InputSpec = facts.spec(preprocessing)
+        self.default_layer = layer
+        """The layer that the file itself names."""
         self._facts = facts
         self._runtime = runtime
         self._check = check
@@ -102,7 +106,43 @@ class OnnxModel:
     @cached_property
     def graph(self) -> Graph:
         """The model's graph; every rank in it is known."""
-        graph = Graph(self._facts.model)
+        return self.learnt(Graph(self._facts.model))
+
+    # For xcam_onnx.export
+
+    @property
+    def proto(self) -> ModelProto:
+        """The model, its larger weights told by where they are."""
+        return self._facts.model
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights are."""
+        self._check()
+        return self._runtime.folder
+
+    @property
+    def source(self) -> str:
+        """The tensor that takes the picture."""
+        return self._facts.source
+
+    @property
+    def ends(self) -> Sequence[End]:
+        """The outputs."""
+        return self._facts.ends
+
+    def tensor(self, layer: str) -> str:
+        """The tensor that holds a layer's value."""
+        return self._find(layer)[1]
+
+    def export(self, path: Path, layer: str | None, heatmap: str | None, facts: Mapping[str, str]) -> None:
+        """Write the model so that it explains itself: see xcam_onnx.export."""
+        from xcam_onnx.export import export
+
+        export(self, path, layer, heatmap, facts)
+
+    def learnt(self, graph: Graph) -> Graph:
+        """`graph`, with the ranks of all its tensors known."""
         self._learn(graph, self._facts.sized(self.input)[1], lambda shape: shape is None, exact=False)
         return graph
 
@@ -261,14 +301,19 @@ class OnnxModel:
     def _find(self, name: str) -> tuple[Layer, str]:
         if name in self._by_name:
             return self._layers[self._by_name[name]]
-        folded = names.folded(self.graph, name)
-        if folded:
-            raise InputError(
-                f"{name!r} has no value in {self.name}: the exporter folded the batch norm behind it into it; "
-                f"explain {folded!r}, the value behind both"
-            )
+        told = self.absent(name)
+        if told:
+            raise InputError(told)
         shown = [name for name, (layer, _) in self._layers.items() if not layer.inner]
         raise InputError(f"no layer {name!r} in {self.name}; {nearest(name, shown)}; `xcam layers` lists them")
+
+    def absent(self, name: str) -> str | None:
+        """Why there is no layer of this name, where that is known."""
+        folded = names.folded(self.graph, name)
+        return folded and (
+            f"{name!r} has no value of its own in {self.name}: the exporter folded the batch norm behind it into it; "
+            f"explain {folded!r}, the value behind both"
+        )
 
     # Arrays
 

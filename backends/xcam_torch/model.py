@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,13 @@ class TorchModel:
                 zero = torch.zeros_like(opened.leaf)
                 found.append(_channels_first(float32(zero if product is None else product), call))
             return found
+
+    def to_onnx(self, path: Path) -> None:
+        """See xcam_torch.export."""
+        from xcam_torch.export import to_onnx
+
+        size = self.input.size or DEFAULT_SIZE
+        to_onnx(self.module, path, (size[0], size[1]), self.input.channels)
 
     def _open(self, x: Tensor, call: Call, recording: Recording, put: Tensor | None = None) -> _Opened:
         """A forward pass that stops differentiating at the layer: its value becomes a leaf, or `put` takes its place."""

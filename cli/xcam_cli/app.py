@@ -10,6 +10,7 @@ import click
 from click_default_group import DefaultGroup
 
 from xcam_cli.explain import demo, explain
+from xcam_cli.export import export
 from xcam_cli.lists import backends, layers, methods
 
 
@@ -38,7 +39,7 @@ def app() -> None:
     """
 
 
-for command in (explain, demo, layers, methods, backends):
+for command in (explain, demo, export, layers, methods, backends):
     app.add_command(command)
 
 

@@ -65,7 +65,7 @@ def explain(
 
 
 @click.command()
-@click.option("-b", "--backend", metavar="NAME", help="Default: the first that is installed.")
+@click.option("-b", "--backend", metavar="NAME", help="Default: onnx, or the first that is installed.")
 @click.option("-t", "--target", "targets", multiple=True, metavar="CLASS", help="Default: the top class.")
 @drawing_options
 @click.option("-o", "--output", default="xcam-demo.png", show_default=True, metavar="OUT")
@@ -77,7 +77,8 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
 
     plugins = registry().plugins
     if backend is None:
-        backend = next((name for name, p in plugins.items() if p.state == "available"), None)
+        there = [name for name, p in plugins.items() if p.state == "available"]
+        backend = min(there, key=lambda name: name != "onnx", default=None)  # the lightest, where it is there
         if backend is None:
             raise BackendError(
                 "no backend is installed: " + "; or ".join(p.remedy for p in plugins.values() if p.state == "missing")

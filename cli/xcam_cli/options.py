@@ -44,6 +44,7 @@ _MODEL = (
     click.option("--size", type=Size(), help="The input's size, where the model takes any."),
     click.option("--labels", metavar="FILE", help="Class names, one on each line, or JSON."),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
+    click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),
     click.option(
         "--layout",
         type=click.Choice(["channels_first", "channels_last", "tokens"]),

@@ -19,6 +19,7 @@ from xcam.errors import (
 )
 from xcam.explaining import explain
 from xcam.explanation import Explanation
+from xcam.exporting import export
 from xcam.loading import load
 from xcam.methods import method, methods
 from xcam.plugins import BackendSpec, backends, hookimpl
@@ -47,6 +48,7 @@ __all__ = [
     "ZeroHeatmapWarning",
     "backends",
     "explain",
+    "export",
     "hookimpl",
     "load",
     "method",

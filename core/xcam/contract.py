@@ -138,6 +138,14 @@ class Model(Protocol):
     # Optional, declared by "hvp" in `capabilities`:
     # def hvp(self, x: Array, layer: str, seeds: Seeds, vectors: Sequence[Array]) -> list[Array]
     #     For each cotangent v of `seeds`, taken as a constant, ∂²⟨v, outputs⟩/∂activations² times vectors[m].
+    #
+    # Optional:
+    # default_layer: str | None
+    #     The layer that the model itself names.
+    # def absent(self, name: str) -> str | None
+    #     Why there is no layer of this name, in a line with a remedy; None where nothing is known.
+    # def to_onnx(self, path: Path) -> None
+    #     Write the model as an ONNX file, its layers findable by their names.
 
 
 class Backend(Protocol):

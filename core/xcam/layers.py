@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from xcam.contract import Layer, Model
 from xcam.errors import InputError, ModelError, nearest
 
@@ -52,6 +54,7 @@ def default(model: Model) -> Layer:
 
 def find(model: Model, name: str | Layer | None) -> Layer:
     """The layer called `name`, or the default. Raises InputError when there is none, or when it cannot be mapped."""
+    name = getattr(model, "default_layer", None) if name is None else name
     if name is None:
         return default(model)
     name = name.name if isinstance(name, Layer) else name
@@ -59,7 +62,8 @@ def find(model: Model, name: str | Layer | None) -> Layer:
     layer = layer or next((layer for layer in model.layers if name in layer.aliases), None)
     if layer is None:
         raise InputError(
-            f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in model.layers if layer.has_space and not layer.inner])}; "
+            _told(model, name)
+            or f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in model.layers if layer.has_space and not layer.inner])}; "
             "`xcam layers` lists them"
         )
     if not layer.has_space:
@@ -79,3 +83,9 @@ def find(model: Model, name: str | Layer | None) -> Layer:
             f"choose another, for example {default(model).name!r}"
         )
     return layer
+
+
+def _told(model: Model, name: str) -> str | None:
+    """What the model itself has to say of a layer that is not there."""
+    absent: Callable[[str], str | None] | None = getattr(model, "absent", None)
+    return absent(name) if absent else None

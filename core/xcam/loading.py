@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ def load(
     device: str | None = None,
     layout: Layout | None = None,
     weights: str | None = None,
+    threads: int | None = None,
 ) -> Model:
     """Open a model.
 
@@ -39,6 +41,7 @@ def load(
     size: (height, width) of the input, where the model takes any.
     labels: class names: a list, or a text or JSON file.
     device, layout: as the backend names them; weights: a file, `imagenet` or `none`, for models known by name.
+    threads: within an operator, for backends whose models have threads of their own (ONNX Runtime).
 
     Raises InputError, ModelError or BackendError, each with a remedy.
     """
@@ -50,8 +53,12 @@ def load(
     name = backends.choose(source, backend)
     how = preprocessing.preprocessing(preprocess)
     names = class_names.load(labels)
+    reader = backends.load(name)
+    more = {} if threads is None else {"threads": threads}
+    if more and "threads" not in inspect.signature(reader.load).parameters:
+        raise InputError(f"backend {name!r} has no threads of each model's own; leave threads out")
     try:
-        opened = backends.load(name).load(source, size=size, device=device, layout=layout, weights=weights)
+        opened = reader.load(source, size=size, device=device, layout=layout, weights=weights, **more)
     except (XcamError, MemoryError):
         raise
     except (Exception, SystemExit) as error:

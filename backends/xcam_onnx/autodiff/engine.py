@@ -167,15 +167,16 @@ def _defined(key: tuple[str, str], model: ModelProto) -> bool:
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
-def differentiate(graph: Graph, at: str, cotangents: dict[str, str], name: str = "xcam/gradients") -> Backward:
+def differentiate(graph: Graph, at: str, cotangents: dict[str, str], name: str, opset: int) -> Backward:
     """The gradient of Σ ⟨cotangent, output⟩ with respect to the tensor `at`, as the tensor `name`.
 
-    cotangents: for each output that counts, the name of the tensor that holds its cotangent. The graph is changed only
-    in that some nodes give optional outputs. Raises ModelError, with the operators that have no rule.
+    cotangents: for each output that counts, the name of the tensor that holds its cotangent. opset: the version of the
+    operators that are written. The graph is changed only in that some nodes give optional outputs. Raises ModelError,
+    with the operators that have no rule; TooOld, where what is to be written does not exist in `opset`.
     """
     from xcam_onnx.autodiff import rules  # noqa: F401
 
-    ops = Ops(graph, "xcam/d")
+    ops = Ops(graph, "xcam/d", opset)
     active, path = _path(graph, at, set(cotangents))
     lacking = [node for node in path if (node.domain, node.op_type) not in RULES]
     if lacking:
@@ -217,7 +218,7 @@ def differentiate(graph: Graph, at: str, cotangents: dict[str, str], name: str =
             f"no differentiable path leads from {at!r} to the outputs (only whole numbers do); choose another layer, or "
             "a method that needs no gradient: `xcam methods`"
         )
-    ops.nodes.append(onnx.helper.make_node("Identity", [ops.total(adjoints[at]).name], [name], name=name))
+    ops.named(ops.total(adjoints[at]), name)
     return _needed(ops, name, straight)
 
 

@@ -18,8 +18,20 @@ from xcam_onnx.graph import Graph, Shape
 BOOLEAN = {"Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Not", "IsNaN"}
 WHOLE = {"Shape", "Size", "NonZero", "ArgMax", "ArgMin"}
 
+INPUTS_SINCE = {
+    "Split": (13, "split"),
+    "Squeeze": (13, "axes"),
+    "Unsqueeze": (13, "axes"),
+    "ReduceSum": (13, "axes"),
+    "ReduceMean": (18, "axes"),
+    "ReduceMax": (18, "axes"),
+    "ReduceProd": (18, "axes"),
+}
+"""Operators of which an attribute became the second input, and since which version."""
+ADDING = 16
+"""Since which version ScatterElements and ScatterND add."""
+
 Number = float | int
-Dim = "int | Value"
 
 
 class Value:
@@ -104,12 +116,18 @@ class Unsupported(Exception):  # noqa: N818  (it is a finding: the engine makes 
     """A rule cannot differentiate this node; the words say why."""
 
 
+class TooOld(Exception):  # noqa: N818
+    """What a rule writes does not exist in the graph's version of the operators."""
+
+
 class Ops:
     """Writes nodes. `ops.Relu(x)`, `ops.Concat(a, b, axis=1)`, `ops("Split", x, outputs=2)`."""
 
-    def __init__(self, graph: Graph, prefix: str) -> None:
+    def __init__(self, graph: Graph, prefix: str, opset: int) -> None:
         self.graph = graph
         self.prefix = prefix
+        self.opset = opset
+        """The version of the operators that are written."""
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.shapes: list[NodeProto] = []
@@ -138,6 +156,16 @@ class Ops:
         if op == "Where":  # its type is that of the values it picks from
             types = [v.dtype for v in inputs[1:] if isinstance(v, Value)]
         kind = types[0] if types else dtype or TensorProto.INT64
+        since, word = INPUTS_SINCE.get(op, (0, ""))
+        if self.opset < since and len(inputs) > 1:
+            if isinstance(inputs[1], Value):
+                raise TooOld(f"{op} takes {word} that are worked out from opset {since} on")
+            attributes = {n: v for n, v in attributes.items() if n != "noop_with_empty_axes"} | {
+                word: list(inputs[1])
+            }
+            inputs = inputs[:1]
+        if self.opset < ADDING and attributes.get("reduction") == "add":
+            raise TooOld(f"{op} adds from opset {ADDING} on")
         names = [self.value(v, kind).name if v is not None else "" for v in inputs]
         if dtype is None:
             dtype = TensorProto.BOOL if op in BOOLEAN else TensorProto.INT64 if op in WHOLE else kind
@@ -163,6 +191,11 @@ class Ops:
             self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name))
             self._known[key] = Value(self, name, self.constants[-1].data_type)
         return self._known[key]
+
+    def named(self, x: Value, name: str) -> Value:
+        """The same tensor under a name that is not made up."""
+        self.nodes.append(helper.make_node("Identity", [x.name], [name], name=name))
+        return Value(self, name, x.dtype)
 
     def full(self, dims: Sequence[Any], number: Number, dtype: int) -> Value:
         """A tensor of the given dimensions, filled."""

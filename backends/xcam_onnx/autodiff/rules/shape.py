@@ -42,7 +42,8 @@ def concat(n: Node, g: Value) -> list[Value]:
     sizes = [x.dims[axis] for x in n.inputs]
     if len(sizes) == 1:
         return [g]
-    return o("Split", g, o.dims(sizes), axis=axis, outputs=len(sizes))
+    fixed = all(isinstance(n, int) for n in sizes)
+    return o("Split", g, sizes if fixed else o.dims(sizes), axis=axis, outputs=len(sizes))
 
 
 @vjp("Split")

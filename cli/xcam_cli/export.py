@@ -1,0 +1,42 @@
+"""`xcam export`: a model that explains itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from xcam_cli.options import model_options, open_model, unheard
+
+
+@click.command()
+@model_options
+@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with space; see `xcam layers`.")
+@click.option(
+    "--heatmap",
+    metavar="METHOD",
+    help="Give the finished heatmap too: gradcam, gradcam++, layercam, hirescam or xgradcam.",
+)
+@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
+def export(backend: str | None, model: str | None, layer: str | None, heatmap: str | None, **options: Any) -> None:
+    """Write MODEL as an ONNX file that gives, besides its own outputs, where it looked.
+
+    \b
+    xcam export -m model.onnx -l layer4 --heatmap gradcam -o explained.onnx
+    xcam export -m model.keras -o explained.onnx
+
+    Any ONNX Runtime, in any language, runs it: xcam/activations, xcam/gradients and xcam/heatmap are outputs,
+    xcam/class_index is an input that may be left out (−1: the top class).
+    """
+    import xcam
+    from xcam.errors import InputError
+    from xcam.exporting import check_place
+
+    place = check_place(options.pop("output"))
+    if model is not None and place.exists() and Path(model).exists() and place.samefile(model):
+        raise InputError(f"{place} is the model itself, and would be overwritten; choose another -o")
+    opened = open_model(backend, model, **options)
+    with unheard():
+        xcam.export(opened, place, layer, heatmap)
+    click.echo(f"wrote {place}")
