@@ -20,11 +20,13 @@ from xcam.errors import (
 from xcam.explaining import explain
 from xcam.explanation import Explanation
 from xcam.exporting import export
+from xcam.fusing import fuse
 from xcam.loading import load
 from xcam.methods import method, methods
+from xcam.montage import grid
 from xcam.plugins import BackendSpec, backends, hookimpl
 from xcam.preprocessing import Preprocessing
-from xcam.targets import ClassScore, Target
+from xcam.targets import Classes, ClassScore, Detection, Element, Finer, Segmentation, Similarity, Target
 
 __version__ = "0.1.0"
 
@@ -33,14 +35,20 @@ __all__ = [
     "BackendError",
     "BackendSpec",
     "ClassScore",
+    "Classes",
     "ContractError",
+    "Detection",
+    "Element",
     "Explanation",
+    "Finer",
     "InputError",
     "InputSpec",
     "Layer",
     "Model",
     "ModelError",
     "Preprocessing",
+    "Segmentation",
+    "Similarity",
     "Target",
     "Trace",
     "XcamError",
@@ -49,6 +57,8 @@ __all__ = [
     "backends",
     "explain",
     "export",
+    "fuse",
+    "grid",
     "hookimpl",
     "load",
     "method",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -23,15 +23,22 @@ from xcam.errors import (
     first_line,
 )
 from xcam.explanation import Explanation
+from xcam.fusing import Fusion, joined
 from xcam.loading import by, load
 from xcam.maps import Normalize
 from xcam.methods import Method
 from xcam.methods import get as get_method
 from xcam.preprocessing import Preprocessing
-from xcam.targets import ClassScore, Score, Target, probabilities, scores, target
+from xcam.supply import Supply, pick, require, stack
+from xcam.targets import ClassScore, Score, Target, probabilities, scores, several, target
 
 BATCH = 8
 """Pictures in one forward pass: more gain little on a CPU, and cost memory."""
+
+AUGMENTED = [
+    (mirrored, factor) for mirrored in (False, True) for factor in (0.9, 1.0, 1.1) if mirrored or factor != 1
+]
+"""What `augment` adds to the clean picture: whether it is mirrored, and what its values are multiplied by."""
 
 T = TypeVar("T")
 Image = str | os.PathLike[str] | pictures.Picture
@@ -39,42 +46,55 @@ Aim = int | str | Target | None
 
 
 @overload
-def explain(model: Any, image: Image, layer: str | None = ..., target: Aim = ..., **options: Any) -> Explanation: ...
+def explain(model: Any, image: Image, layer: Any = ..., target: Aim = ..., **options: Any) -> Explanation: ...
+@overload
+def explain(model: Any, image: Sequence[Image], layer: Any = ..., target: Any = ..., **options: Any) -> list[Any]: ...
 @overload
 def explain(
-    model: Any, image: Sequence[Image], layer: str | None = ..., target: Any = ..., **options: Any
-) -> list[Any]: ...
-@overload
-def explain(
-    model: Any, image: Image, layer: str | None = ..., target: Sequence[Aim] = ..., **options: Any
+    model: Any, image: Image, layer: Any = ..., target: Sequence[Aim] = ..., **options: Any
 ) -> list[Explanation]: ...
 def explain(
     model: Any,
     image: Any,
-    layer: str | None = None,
+    layer: Any = None,
     target: Any = None,
     method: str = "gradcam",
     score: Score = "logit",
     normalize: Normalize = "max",
+    augment: bool = False,
+    fuse: Fusion | None = None,
     **options: Any,
 ) -> Any:
     """Where did the model look?
 
     model: what `load` returned, or anything that `load` takes.
     image: a path or an RGB uint8 array [H, W, 3]; a list of these gives a list, run in batches.
-    layer: its name; default: the last with space.
-    target: None (the top class), an index, a label, a Target; a list gives a list, for one picture. For a list of
-        pictures: one for all of them, or a list with one entry for each picture (each may be a list).
-    method: see `xcam.methods()`. score: differentiate the class's `logit` or its `probability`.
-    normalize: `max`, `minmax` or `none`. Further options are the method's own.
+    layer: its name; default: the last with space. Several are explained one by one and fused.
+    target: None (the top class), an index, a label or the beginning of one, `top3`, `tiger-zebra` (why this and not
+        that), a Target; a list gives a list, for one picture. For a list of pictures: one for all of them, or a list
+        with one entry for each picture (each may be a list).
+    method: see `xcam.methods()`. score: explain the class's `logit`, its `probability` or its `log-probability`.
+    normalize: `max`, `minmax` or `none`.
+    augment: the mean map over the picture and its mirror image, each with its values scaled by 0.9, 1 and 1.1.
+    fuse: how the maps of several layers become one: `mean` (the default), `max` or `product`.
+    Further options are the method's own.
 
     Raises InputError, ModelError or BackendError; warns (ZeroHeatmapWarning) when a map is zero everywhere.
     """
     how = get_method(str(method))
     options = dict(how.checked(options))
     maps.normalize(np.zeros((1, 1, 1)), normalize)  # an unknown word is found before the work
+    if fuse is not None and not isinstance(layer, list | tuple):
+        raise InputError("fuse joins the maps of several layers; name them as a list")
     if not isinstance(model, Model):
         model = load(model)
+    require(model, how)
+    if isinstance(layer, list | tuple):
+        if not layer:
+            raise InputError("an empty list of layers; name one, or leave it out")
+        one: Callable[..., Any] = explain
+        words = (target, method, score, normalize, augment)
+        return joined([one(model, image, name, *words, **options) for name in layer], fuse or "mean")
     many = isinstance(image, list | tuple)
     images = list(image) if many else [image]
     if not images:
@@ -88,7 +108,7 @@ def explain(
         found += _within_memory(
             rows,
             lambda part: _explain(
-                model, [images[i] for i in part], place, [targets[i] for i in part], how, options, normalize
+                model, [images[i] for i in part], place, [targets[i] for i in part], how, options, normalize, augment
             ),
         )
     answers = [row if is_list else row[0] for row, is_list in zip(found, listed, strict=True)]
@@ -109,8 +129,11 @@ def _aims(wanted: Any, count: int, many: bool) -> tuple[list[list[Aim]], list[bo
             )
     else:
         rows = [wanted] * count
-    listed = [isinstance(row, list | tuple) for row in rows]
-    filled: list[list[Aim]] = [list(row) if is_list else [row] for row, is_list in zip(rows, listed, strict=True)]
+    listed = [isinstance(row, list | tuple) or several(row) is not None for row in rows]
+    filled: list[list[Aim]] = [
+        [aim for word in (row if isinstance(row, list | tuple) else [row]) for aim in several(word) or [word]]
+        for row in rows
+    ]
     if not all(filled):
         raise InputError("an empty list of targets; give at least one, or None for the top class")
     return filled, listed
@@ -148,29 +171,32 @@ def _explain(
     method: Method,
     options: dict[str, Any],
     normalize: Normalize,
+    augment: bool,
 ) -> list[list[Explanation]]:
     paths = [Path(source) if isinstance(source, str | os.PathLike) else None for source in sources]
     images = [pictures.read(s) if isinstance(s, str | os.PathLike) else pictures.check(s) for s in sources]
     x = preprocessing.batch(images, model.input, input_size(model.input), _preprocessing(model))
     fixed: list[list[Target]] = []
     own: list[BaseException] = []  # what a target raised: it reaches the caller as it is
+    count = len(targets[0]) if "gradients" in method.needs else 0
 
     def seeds(outputs: Outputs) -> list[Outputs]:
         try:
-            _check_rows(outputs, len(images), model)
-            fixed.extend([_resolve(t, _row(outputs, n), model) for t in row] for n, row in enumerate(targets))
-            if "gradients" not in method.needs:
-                return []
+            if not fixed:
+                _check_rows(outputs, len(images), model)
+                fixed.extend([_resolve(t, pick(outputs, [n]), model) for t in row] for n, row in enumerate(targets))
             return [
-                _stack([_checked_cotangent(row[m], _row(outputs, n)) for n, row in enumerate(fixed)])
-                for m in range(len(targets[0]))
+                stack([_checked_cotangent(row[m], pick(outputs, [n])) for n, row in enumerate(fixed)])
+                for m in range(count)
             ]
         except Exception as error:
             own.append(error)
             raise
 
     try:
-        trace = model.trace(x, layer.name, seeds)
+        trace = model.trace(x, layer.name, seeds if count else None)
+        if not count:
+            seeds(trace.outputs)
     except (XcamError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
@@ -180,14 +206,24 @@ def _explain(
             f"{model.name} fails on a batch of {len(images)}: {first_line(error)}; check that it runs without xcam, "
             "and explain the pictures one by one if it takes no batch"
         ) from error
-    _check_trace(x, trace, len(images), 0 if "gradients" not in method.needs else len(targets[0]), model, layer)
+    _check_trace(x, trace, len(images), count, model, layer)
     grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
-    supplied = {"activations": grid.view(trace.activations)}
-    cams = []
-    for m in range(len(targets[0])):
-        if "gradients" in method.needs:
-            supplied["gradients"] = grid.view(trace.gradients[m])
-        cams.append(np.asarray(method.function(*(supplied[name] for name in method.needs), **options)))
+
+    def made(x: Array, trace: Trace) -> list[Array]:
+        """For each target the maps [N, *spatial]."""
+        return [
+            Supply(model, layer, grid, x, trace, [row[m] for row in fixed], m)(method, options)
+            for m in range(len(targets[0]))
+        ]
+
+    cams = made(x, trace)
+    if augment:
+        others = [cams]
+        for mirrored, factor in AUGMENTED:
+            changed = (_mirrored(x, model.input) if mirrored else x) * np.asarray(factor, x.dtype)
+            again = made(changed, model.trace(changed, layer.name, seeds if count else None))
+            others.append([np.flip(cam, -1) for cam in again] if mirrored else again)
+        cams = [np.mean(same, axis=0) for same in zip(*others, strict=True)]
     return [
         [
             _explanation(model, trace, n, fixed[n][m], cams[m][n], images[n], paths[n], layer, method, normalize)
@@ -226,17 +262,9 @@ def _preprocessing(model: Model) -> Preprocessing:
     return preprocessing.PRESETS["unit"]
 
 
-def _row(outputs: Outputs, n: int) -> Outputs:
-    """Row `n` of every output, as a batch of one."""
-    if isinstance(outputs, np.ndarray):
-        return outputs[n : n + 1]
-    return {name: array[n : n + 1] for name, array in outputs.items()}
-
-
-def _stack(rows: list[Outputs]) -> Outputs:
-    if isinstance(rows[0], np.ndarray):
-        return np.concatenate(cast("list[Array]", rows))
-    return {name: np.concatenate([one_output(row, name) for row in rows]) for name in rows[0]}
+def _mirrored(x: Array, spec: InputSpec) -> Array:
+    """The batch, left and right exchanged."""
+    return np.ascontiguousarray(np.flip(x, -2 if spec.layout == "channels_last" else -1))
 
 
 def _check_rows(outputs: Outputs, count: int, model: Model) -> None:
@@ -324,7 +352,7 @@ def _explanation(
     method: Method,
     normalize: Normalize,
 ) -> Explanation:
-    outputs = _row(trace.outputs, n)
+    outputs = pick(trace.outputs, [n])
     of_class = aim if isinstance(aim, ClassScore) else None
     index = of_class.index if of_class else None
     raw = one_output(outputs, of_class.output if of_class else None)

@@ -7,15 +7,18 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from xcam import maps, opencv, pictures
+from xcam.errors import InputError, nearest
 from xcam.maps import Normalize
-from xcam.overlay import Blend, overlay
+from xcam.overlay import Blend, contours, overlay, signed_overlay
 from xcam.targets import Target
+
+Style = Literal["heat", "contour", "signed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +63,38 @@ class Explanation:
         height, width = self.image.shape[:2]
         return maps.resize(small, (height, width))
 
+    @property
+    def signed(self) -> npt.NDArray[np.float32]:
+        """float32 [H, W], the image's size, in −1…1: the raw map with its sign, divided by its largest magnitude."""
+        most = float(np.abs(self.cam).max())
+        height, width = self.image.shape[:2]
+        return maps.resize(self.cam / most if most > 0 else self.cam, (height, width))
+
     def top(self, n: int = 3) -> list[int]:
         """The `n` classes with the highest scores, best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
 
-    def overlay(self, alpha: float = 0.5, colormap: str = "jet", blend: Blend = "mix") -> pictures.Picture:
-        """The heatmap in colours over the picture, uint8 [H, W, 3] RGB. See xcam.overlay.overlay."""
+    def overlay(
+        self,
+        alpha: float = 0.5,
+        colormap: str = "jet",
+        blend: Blend = "mix",
+        style: Style = "heat",
+    ) -> pictures.Picture:
+        """The heatmap over the picture, uint8 [H, W, 3] RGB. See xcam.overlay.
+
+        style: `heat`, in colours; `contour`, as lines at 0.25, 0.5 and 0.75; `signed`, what speaks for the target in red,
+        what speaks against it in blue.
+        """
+        if style not in get_args(Style):
+            raise InputError(f"no style {style!r}; {nearest(str(style), get_args(Style))}")
+        if style == "signed":
+            return signed_overlay(self.image, self.signed, alpha)
         heatmap = self.heatmap
         if self.normalize == "none":  # colours need 0…1; the map keeps its own scale
             heatmap = maps.normalize(heatmap[None], "max")[0]
+        if style == "contour":
+            return contours(self.image, heatmap, colormap)
         return overlay(self.image, heatmap, alpha, colormap, blend)
 
     def save(self, path: str | os.PathLike[str], **drawing: Any) -> None:

@@ -36,7 +36,7 @@ def export(
 
     Returns its path. Raises InputError, ModelError or BackendError, each with a remedy.
     """
-    place = check_place(path)
+    place = check_place(path, model)
     opened: Model = model if isinstance(model, Model) else load(model, **options)
     write: Callable[..., None] | None = getattr(opened, "export", None)
     if write is not None:
@@ -57,13 +57,23 @@ def export(
         return export(converted, place, found.name, heatmap)
 
 
-def check_place(path: str | os.PathLike[str]) -> Path:
-    """Where an ONNX file can be written. Raises InputError."""
+def check_place(path: str | os.PathLike[str], model: Any) -> Path:
+    """Where `model` can be written as an ONNX file. Raises InputError."""
     place = Path(path)
-    if place.suffix.lower() != SUFFIX:
+    if place.suffix.lower() != SUFFIX or "\0" in place.name:
         raise InputError(f"{place} is no name for an ONNX file; end it in {SUFFIX}")
-    if not place.parent.is_dir():
-        raise InputError(f"cannot write {place}: there is no folder {place.parent}; make it first")
-    if place.is_dir():
-        raise InputError(f"cannot write {place}: it is a folder; choose another name")
+    try:
+        if not place.parent.is_dir():
+            raise InputError(f"cannot write {place}: there is no folder {place.parent}; make it first")
+        if place.is_dir():
+            raise InputError(f"cannot write {place}: it is a folder; choose another name")
+        if (
+            isinstance(model, str | os.PathLike)
+            and os.path.exists(model)
+            and place.exists()
+            and place.samefile(model)
+        ):
+            raise InputError(f"{place} is the model itself, and would be overwritten; choose another name")
+    except OSError as error:
+        raise InputError(f"cannot write {place}: {error.strerror}; choose another name") from error
     return place

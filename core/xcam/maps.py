@@ -27,13 +27,60 @@ def pool(gradients: Array) -> Array:
     return gradients.mean(axis=_spatial(gradients, 2))
 
 
-def weigh(weights: Array, activations: Array) -> Array:
-    """Σc w·A: weights [N, C] and activations [N, C, *S] → map [N, *S]. Selvaraju et al. 2017, Eq. 2 before ReLU.
+def total(array: Array) -> Array:
+    """S: the sum over space, [N, C, *S] → [N, C, 1, …]."""
+    return np.asarray(array.sum(axis=_spatial(array, 2), keepdims=True))
+
+
+def weigh(weights: Array, activations: Array, eigen_smooth: bool = False) -> Array:
+    """Σc w·A: weights [N, C] or [N, C, *S] and activations [N, C, *S] → map [N, *S]. Selvaraju et al. 2017, Eq. 2.
 
     The sum is kept, where the classic Keras recipe takes the mean over channels: a constant factor, which
-    normalisation removes.
+    normalisation removes. eigen_smooth: the first principal component of w·A instead of its sum.
     """
-    return np.einsum("nc,nc...->n...", weights, activations)
+    if eigen_smooth:
+        return principal(weights.reshape(*weights.shape, *[1] * (activations.ndim - weights.ndim)) * activations)
+    if weights.ndim == 2:
+        return np.einsum("nc,nc...->n...", weights, activations)
+    return np.einsum("nc...,nc...->n...", weights, activations)
+
+
+def principal(values: Array, centred: bool = True) -> Array:
+    """The first principal component of [N, C, *S], channels being variables and places observations: map [N, *S].
+
+    Found from the smaller of the two Gram matrices. Its sign makes the map correlate positively with the mean over
+    channels; where that correlation is below 1e-3 in magnitude, the entry of the largest magnitude is positive, the
+    first among equals. Constant values give 0.
+    """
+    found = [_component(value.reshape(len(value), -1).T, centred) for value in values]
+    return np.stack(found).reshape(len(values), *values.shape[2:]).astype(values.dtype)
+
+
+def _component(rows: Array, centred: bool) -> Array:
+    """The first principal component of [P, C], as its P coordinates."""
+    x = rows.astype(np.float64)
+    mean = x.mean(axis=1)
+    if centred:
+        x = x - x.mean(axis=0)
+    size = np.abs(x).max()
+    if not size > 0:
+        return np.zeros(len(x))
+    x /= size  # so that no square underflows
+    if len(x) <= x.shape[1]:
+        squares, vectors = np.linalg.eigh(x @ x.T)
+        cam = vectors[:, -1] * np.sqrt(max(squares[-1], 0.0))
+    else:
+        cam = x @ np.linalg.eigh(x.T @ x)[1][:, -1]
+    return cam * size * _sign(cam, mean)
+
+
+def _sign(cam: Array, mean: Array) -> float:
+    a, b = cam - cam.mean(), mean - mean.mean()
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    correlation = float(a @ b / norm) if norm > 0 else 0.0
+    if abs(correlation) >= 1e-3:
+        return 1.0 if correlation > 0 else -1.0
+    return 1.0 if cam[np.abs(cam).argmax()] > 0 else -1.0
 
 
 def relu(cam: Array) -> Array:

@@ -30,6 +30,56 @@ def lookup_table(colormap: str) -> Picture:
     return np.ascontiguousarray(ramp[..., ::-1])
 
 
+DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))
+"""Against, neither, for: the ends and the middle of ColorBrewer's RdBu, which people who are colour-blind tell apart."""
+
+
+def diverging() -> Picture:
+    """256 colours from blue over white to red, uint8 [256, 1, 3] RGB."""
+    at = np.linspace(0, 2, 256)
+    return np.stack([np.interp(at, (0, 1, 2), channel) for channel in zip(*DIVERGING, strict=True)], axis=-1)[
+        :, None
+    ].astype(np.uint8)
+
+
+def signed_overlay(image: Picture, heatmap: npt.NDArray[np.float32], alpha: float = 0.5) -> Picture:
+    """A signed map [H, W] in −1…1 over an RGB picture: red speaks for the target, blue against it.
+
+    Each place takes on as much colour as its magnitude says: where the map is zero, the picture shows unchanged.
+    """
+    _check(image, heatmap, alpha)
+    level = np.clip(np.rint(heatmap * 127.5 + 127.5), 0, 255).astype(np.uint8)
+    share = np.minimum(1.6 * alpha * np.sqrt(np.abs(heatmap)), 1)[..., None]
+    return np.asarray(np.rint(image * (1 - share) + diverging()[level, 0] * share), np.uint8)
+
+
+def contours(
+    image: Picture,
+    heatmap: npt.NDArray[np.float32],
+    colormap: str = "jet",
+    levels: tuple[float, ...] = (0.25, 0.5, 0.75),
+) -> Picture:
+    """Lines of equal height of a map [H, W] in 0…1 over an RGB picture, in the colours of their levels."""
+    cv2 = opencv.load()
+    _check(image, heatmap, 1.0)
+    table = lookup_table(colormap)
+    out = image.copy()
+    width = max(1, round(max(image.shape[:2]) / 256))
+    for level in levels:
+        found, _ = cv2.findContours((heatmap >= level).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        dark, colour = (0, 0, 0), tuple(int(v) for v in table[round(level * 255), 0])
+        cv2.drawContours(out, found, -1, dark, width + 1, cv2.LINE_AA)
+        cv2.drawContours(out, found, -1, colour, width, cv2.LINE_AA)
+    return out
+
+
+def _check(image: Picture, heatmap: npt.NDArray[np.float32], alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha is {alpha}; give a number from 0 (the picture) to 1 (the colours)")
+    if heatmap.shape != image.shape[:2]:
+        raise InputError(f"the heatmap is {heatmap.shape}, the picture {image.shape[:2]}; resize one of them")
+
+
 def overlay(
     image: Picture,
     heatmap: npt.NDArray[np.float32],
@@ -43,12 +93,9 @@ def overlay(
     Keras recipe, at its factor 0.5. alpha is in 0…1. Raises InputError.
     """
     cv2 = opencv.load()
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha is {alpha}; give a number from 0 (the picture) to 1 (the colours)")
+    _check(image, heatmap, alpha)
     if blend not in get_args(Blend):
         raise InputError(f"no blend {blend!r}; {nearest(str(blend), get_args(Blend))}")
-    if heatmap.shape != image.shape[:2]:
-        raise InputError(f"the heatmap is {heatmap.shape}, the picture {image.shape[:2]}; resize one of them")
     table = lookup_table(colormap)
     keep = 1 - alpha if blend == "mix" else 1.0
     out = np.empty_like(image)

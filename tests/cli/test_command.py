@@ -119,7 +119,7 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["-o", "scene.png", "scene.png"], "would be overwritten; choose another -o"),
         (["-o", "a.png", "scene.png", "scene.png"], "2 pictures cannot all go to a.png"),
         (["scene.png", "scene.png"], "two maps would go to"),
-        (["--method", "gradcan", "scene.png"], "no method 'gradcan'; known: gradcam"),
+        (["--method", "gradcan", "scene.png"], "no method 'gradcan'; nearest: gradcam"),
         (["--colormap", "jett", "scene.png"], "no colormap 'jett'; nearest: jet"),
         (["--preprocess", "cafe", "scene.png"], "no preprocessing 'cafe'; known: caffe"),
         (["--size", "10y", "scene.png"], "'10y' is no size; give HEIGHTxWIDTH"),

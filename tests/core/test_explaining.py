@@ -178,7 +178,7 @@ def test_unknown_layers_methods_and_options(model: FakeModel) -> None:
         xcam.explain(model, IMAGES[0], layer="loose")
     with pytest.raises(InputError, match="no method 'gradcamm'"):
         xcam.explain(model, IMAGES[0], method="gradcamm")
-    with pytest.raises(InputError, match="method 'gradcam' has no option 'seed'; it has no options"):
+    with pytest.raises(InputError, match="method 'gradcam' has no option 'seed'; its options: eigen_smooth"):
         xcam.explain(model, IMAGES[0], seed=1)
     with pytest.raises(InputError, match="no class 2: the model has 2 classes, 0 to 1"):
         xcam.explain(model, IMAGES[0], target=2)

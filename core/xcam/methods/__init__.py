@@ -1,8 +1,8 @@
 """The methods: each a small pure function with its formula and its paper, found by name in one registry.
 
-A method's positional parameters say what it needs (`activations`, `gradients`), by name, as pytest's fixtures do:
-what the registry tells of a method's needs cannot differ from what its code takes. Its keyword-only parameters are
-its options.
+A method's positional parameters say what it needs (`activations`, `gradients`, …: see `xcam.methods.needs`), by name,
+as pytest's fixtures do: what the registry tells of a method's needs cannot differ from what its code takes. Its
+keyword-only parameters are its options.
 """
 
 from __future__ import annotations
@@ -84,4 +84,8 @@ def methods() -> Mapping[str, Method]:
 
 # They register themselves; what is imported first is listed first.
 from xcam.methods import gradient  # noqa: E402, F401, I001
+from xcam.methods import principal  # noqa: E402, F401
+from xcam.methods import feature  # noqa: E402, F401
+from xcam.methods import masking  # noqa: E402, F401
+from xcam.methods import ablation  # noqa: E402, F401
 from xcam.methods import baseline  # noqa: E402, F401
