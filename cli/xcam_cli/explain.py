@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import time
 import warnings
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,28 @@ if TYPE_CHECKING:
     from xcam import Explanation
 
 _DRAWING = (
-    click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`."),
-    click.option("--score", type=click.Choice(["logit", "probability"]), default="logit", show_default=True),
+    click.option(
+        "--method",
+        "methods",
+        multiple=True,
+        metavar="NAME",
+        help="See `xcam methods`. Several, or all, are drawn side by side.  [default: gradcam]",
+    ),
+    click.option("-O", "--option", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the method."),
+    click.option(
+        "--score",
+        type=click.Choice(["logit", "probability", "log-probability"]),
+        default="logit",
+        show_default=True,
+    ),
+    click.option("--augment", is_flag=True, help="The mean over the picture, its mirror image, and scaled values."),
     click.option("--normalize", type=click.Choice(["max", "minmax", "none"]), default="max", show_default=True),
     click.option("--colormap", default="jet", show_default=True, metavar="NAME"),
     click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, metavar="A"),
     click.option("--blend", type=click.Choice(["mix", "add"]), default="mix", show_default=True),
+    click.option("--style", type=click.Choice(["heat", "contour", "signed"]), default="heat", show_default=True),
+    click.option("--signed", is_flag=True, help="Short for --style signed: red for the class, blue against it."),
+    click.option("--grid", is_flag=True, help="One picture for all classes of an image."),
     click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output."),
 )
 
@@ -36,9 +54,22 @@ def drawing_options(command: Any) -> Any:
 
 @click.command()
 @model_options
-@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with space; see `xcam layers`.")
 @click.option(
-    "-t", "--target", "targets", multiple=True, metavar="CLASS", help="Index or name. Default: the top class."
+    "-l",
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="LAYER",
+    help="Default: the last with space; see `xcam layers`. Several are drawn side by side, or fused.",
+)
+@click.option("--fuse", type=click.Choice(["mean", "max", "product"]), help="One map of several layers.")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="CLASS",
+    help="Index, name, or its beginning; top3; tiger-zebra: why this and not that; finer:tiger. Default: the top class.",
 )
 @drawing_options
 @click.option("-o", "--output", metavar="OUT", help="A .jpg, .png or .npz file, or a folder. Default: IMAGE.cam.jpg.")
@@ -46,8 +77,9 @@ def drawing_options(command: Any) -> Any:
 def explain(
     backend: str | None,
     model: str | None,
-    layer: str | None,
+    layers: tuple[str, ...],
     targets: tuple[str, ...],
+    fuse: str | None,
     output: str | None,
     images: tuple[str, ...],
     **options: Any,
@@ -57,11 +89,11 @@ def explain(
     \b
     xcam --backend keras image.jpg
     xcam -m model.keras -l conv5 -t tiger -o tiger.png image.jpg
+    xcam -m model.onnx -t top3 --method gradcam --method layercam image.jpg
     """
-    drawing, how, as_json, opening = _sorted(options)
-    places = _places(images, targets, output)
-    opened = open_model(backend, model, **opening)
-    _run(opened, [Path(image) for image in images], layer, targets, places, drawing, how, as_json)
+    plan, opening = _planned(layers, targets, fuse, options)
+    places = _places(images, plan, output)
+    _run(open_model(backend, model, **opening), [Path(image) for image in images], plan, places)
 
 
 @click.command()
@@ -83,33 +115,105 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
             raise BackendError(
                 "no backend is installed: " + "; or ".join(p.remedy for p in plugins.values() if p.state == "missing")
             )
-    drawing, how, as_json, _ = _sorted(options)
+    plan, _ = _planned((), targets, None, options)
     picture = pictures()[0]
-    places = _places((str(picture),), targets, output)
-    _run(open_model(backend, "demo"), [picture], None, targets, places, drawing, how, as_json)
+    places = _places((str(picture),), plan, output)
+    _run(open_model(backend, "demo"), [picture], plan, places)
 
 
-def _sorted(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], bool, dict[str, Any]]:
-    """Drawing options, options of `xcam.explain`, --json, and those of `xcam.load`."""
-    drawing = {name: options.pop(name) for name in ("colormap", "alpha", "blend")}
-    how = {name: options.pop(name) for name in ("method", "score", "normalize")}
-    return drawing, how, options.pop("as_json"), options
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be made of each picture."""
+
+    layers: tuple[str, ...]
+    targets: tuple[str, ...]
+    fuse: str | None
+    methods: tuple[str, ...]
+    how: dict[str, Any]
+    """Options of `xcam.explain`."""
+    drawing: dict[str, Any]
+    as_json: bool
+    together: bool
+    """One picture holds all that is made of an image."""
+
+    @property
+    def wanted(self) -> list[str] | None:
+        return list(self.targets) or None
+
+    @property
+    def places(self) -> list[Any]:
+        """The layers that are explained one by one; or all, as one list, to be fused."""
+        return [list(self.layers)] if self.fuse else list(self.layers) or [None]
 
 
-def _places(images: tuple[str, ...], targets: tuple[str, ...], output: str | None) -> list[list[Path]]:
-    """Where each picture's maps go, one path for each target. Checked before the work. Raises InputError."""
+def _planned(
+    layers: tuple[str, ...], targets: tuple[str, ...], fuse: str | None, options: dict[str, Any]
+) -> tuple[_Plan, dict[str, Any]]:
+    """The plan, and the options of `xcam.load`. Raises InputError."""
+    from xcam.errors import InputError
+    from xcam.methods import get
+    from xcam.targets import several
+
+    if fuse and len(layers) < 2:
+        raise InputError("--fuse joins the maps of several layers; give -l more than once")
+    methods = tuple(dict.fromkeys(options.pop("methods"))) or ("gradcam",)
+    if "all" not in methods:
+        for name in methods:
+            get(name)
+    drawing = {name: options.pop(name) for name in ("colormap", "alpha", "blend", "style")}
+    drawing["style"] = "signed" if options.pop("signed") else drawing["style"]
+    how = {name: options.pop(name) for name in ("score", "normalize", "augment")}
+    how |= _settings(options.pop("settings"), methods)
+    side_by_side = len(methods) > 1 or "all" in methods or (len(layers) > 1 and not fuse)
+    together = options.pop("grid") or side_by_side or any(several(word) for word in targets)
+    return _Plan(layers, targets, fuse, methods, how, drawing, options.pop("as_json"), together), options
+
+
+def _settings(words: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, Any]:
+    """`n=8` → {"n": 8}, of the type that the option's default has. Raises InputError."""
+    from xcam.errors import InputError
+    from xcam.methods import get
+
+    if words and (len(methods) > 1 or "all" in methods):
+        raise InputError("options belong to one method; name one with --method")
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign:
+            raise InputError(f"{word!r} is no option of a method; give NAME=VALUE, as in n=8")
+        method = get(methods[0])
+        method.checked({name: text})
+        kind = type(method.options[name])
+        try:
+            found[name] = _truth(text) if kind is bool else kind(text)
+        except ValueError as error:
+            raise InputError(f"{name} of {method.name} takes a {kind.__name__}, not {text!r}") from error
+    return found
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
+        raise ValueError(text)
+    return text.lower() in ("true", "yes", "1")
+
+
+def _places(images: tuple[str, ...], plan: _Plan, output: str | None) -> list[list[Path]]:
+    """Where each picture's maps go, one path for each target, or one for all. Checked before the work. Raises InputError."""
     from xcam.errors import InputError
     from xcam.pictures import WRITABLE, check_file
 
     for image in images:
         check_file(Path(image))
-    names = [_word(target) for target in targets] if len(targets) > 1 else [""]
+    targets = plan.targets
+    names = [_word(target) for target in targets] if len(targets) > 1 and not plan.together else [""]
     folder = Path(output) if output and (os.path.isdir(output) or output.endswith("/")) else None
     file = Path(output) if output and folder is None else None
     if file and len(images) > 1:
         raise InputError(f"{len(images)} pictures cannot all go to {file}; give -o a folder that exists")
     if file and file.suffix.lower() not in (*WRITABLE, ".npz"):
         raise InputError(f"cannot write {file}: its format is not known; use .jpg, .png or .npz")
+    if file and plan.together and file.suffix.lower() == ".npz":
+        raise InputError(f"{file} holds one map; give one method, layer and class, or draw a .jpg or .png")
     places = []
     for image in images:
         base = file or (folder or Path(image).parent) / f"{Path(image).stem}.cam.jpg"
@@ -134,60 +238,130 @@ def _word(target: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in target)
 
 
-def _run(
-    model: Any,
-    images: list[Path],
-    layer: str | None,
-    targets: tuple[str, ...],
-    places: list[list[Path]],
-    drawing: dict[str, Any],
-    how: dict[str, Any],
-    as_json: bool,
-) -> None:
+def _run(model: Any, images: list[Path], plan: _Plan, places: list[list[Path]]) -> None:
     import xcam
+    from xcam import progress
     from xcam.explaining import BATCH
     from xcam.overlay import lookup_table
 
-    lookup_table(drawing["colormap"])  # an unknown name is found before the work
-    wanted: list[Any] = [None if not targets else list(targets) for _ in images]
+    lookup_table(plan.drawing["colormap"])  # an unknown name is found before the work
+    methods = _able(model, plan.methods)
     documents: list[dict[str, Any]] = []
-    for start in _progress(range(0, len(images), BATCH)):  # so that thousands of pictures are never held at once
-        part = slice(start, start + BATCH)
-        try:
-            with warnings.catch_warnings(record=True) as caught, unheard():
-                warnings.simplefilter("always", xcam.XcamWarning)
-                found = xcam.explain(model, images[part], layer, wanted[part], **how)
-        except xcam.XcamError:
-            if as_json and documents:  # what was written is told, though the rest failed
-                _emit(documents)
-            raise
-        for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)):
-            click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
-        for row, paths in zip(found, places[part], strict=True):
-            for explanation, path in zip(row if isinstance(row, list) else [row], paths, strict=True):
-                explanation.save(path, **drawing)
-                if as_json:
-                    documents.append(_document(explanation, path, model))
-                else:
-                    _say(explanation, path, model)
-    if as_json:
+    with Bar() as bar, progress.listening(bar.told):
+        for start in progress.steps(range(0, len(images), BATCH), "pictures"):  # thousands are never held at once
+            part = slice(start, start + BATCH)
+            try:
+                with warnings.catch_warnings(record=True) as caught, unheard():
+                    warnings.simplefilter("always", xcam.XcamWarning)
+                    rows = _explained(model, images[part], plan, methods)
+            except xcam.XcamError:
+                if plan.as_json and documents:  # what was written is told, though the rest failed
+                    _emit(documents)
+                raise
+            bar.hide()
+            told = [str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)]
+            for message in dict.fromkeys(told):
+                click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+            for row, paths in zip(rows, places[part], strict=True):
+                _write(row, paths, plan, model, documents)
+    if plan.as_json:
         _emit(documents)
+
+
+def _explained(model: Any, images: list[Path], plan: _Plan, methods: list[str]) -> list[list[Any]]:
+    """For each picture what was asked for: methods, in each the layers, in each the classes."""
+    import xcam
+
+    rows: list[list[Any]] = [[] for _ in images]
+    more = {"fuse": plan.fuse} if plan.fuse else {}
+    for method in methods:
+        for layer in plan.places:
+            wanted = [plan.wanted for _ in images]
+            found = xcam.explain(model, images, layer, wanted, method=method, **plan.how, **more)
+            for row, made in zip(rows, found, strict=True):
+                row.extend(made if isinstance(made, list) else [made])
+    return rows
+
+
+def _able(model: Any, names: tuple[str, ...]) -> list[str]:
+    """The methods that were named; for `all`, those that the backend can do at no more than Score-CAM's cost."""
+    import xcam
+    from xcam.supply import lacking
+
+    if "all" not in names:
+        return list(names)
+    fit = [method for method in xcam.methods().values() if not lacking(model, method)]
+    left = [method.name for method in fit if "n·C" in method.passes]
+    if left:
+        click.echo(f"xcam: left out for their cost: {', '.join(left)}; name them to have them", err=True)
+    return [method.name for method in fit if method.name not in left]
+
+
+def _write(row: list[Any], paths: list[Path], plan: _Plan, model: Any, documents: list[dict[str, Any]]) -> None:
+    """Save what was made of one picture, and tell of it."""
+    import xcam
+    from xcam import pictures
+
+    if plan.together:
+        pictures.write(paths[0], xcam.grid(row, **plan.drawing))
+        paths = paths * len(row)
+    else:
+        for explanation, path in zip(row, paths, strict=True):
+            explanation.save(path, **plan.drawing)
+    if plan.as_json:
+        documents.extend(_document(e, path, model) for e, path in zip(row, paths, strict=True))
+    elif plan.together:
+        click.echo(f"{row[0].path}")
+        for e in row:
+            chance = "" if e.index is None else f"{float(e.scores[e.index]):7.2%}  "
+            click.echo(f"  {chance}{e.label}: {e.method} of {e.model} ({e.backend}) at {e.layer}")
+        for note in row[0].notes:
+            click.echo(f"  note: {note}")
+        click.echo(f"  wrote {paths[0]}")
+    else:
+        for explanation, path in zip(row, paths, strict=True):
+            _say(explanation, path, model)
 
 
 def _emit(documents: list[dict[str, Any]]) -> None:
     click.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, ensure_ascii=False))
 
 
-def _progress(starts: range) -> Iterable[int]:
-    """The batches, with a bar on standard error where there are several and somebody watches."""
-    import sys
+class Bar:
+    """A bar with an estimate on standard error, for what takes more than two seconds while somebody watches."""
 
-    if len(starts) < 2 or not sys.stderr.isatty():
-        return starts
-    from rich.console import Console
-    from rich.progress import track
+    PATIENCE = 2.0
 
-    return track(starts, description="explaining", console=Console(stderr=True), transient=True)
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._shown: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hide()
+
+    def told(self, what: str, done: int, of: int) -> None:
+        """A step was taken."""
+        if of < 2 or not sys.stderr.isatty() or time.monotonic() - self._start < self.PATIENCE:
+            return
+        if self._shown is None:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._shown = Progress(console=Console(stderr=True), transient=True)
+            self._shown.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._shown.add_task(what, total=of)
+        self._shown.update(self._tasks[what], completed=done, total=of)
+
+    def hide(self) -> None:
+        """Make room for other lines."""
+        if self._shown is not None:
+            self._shown.stop()
+        self._shown, self._tasks = None, {}
 
 
 def _best(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:

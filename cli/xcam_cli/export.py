@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,12 +29,9 @@ def export(backend: str | None, model: str | None, layer: str | None, heatmap: s
     xcam/class_index is an input that may be left out (−1: the top class).
     """
     import xcam
-    from xcam.errors import InputError
     from xcam.exporting import check_place
 
-    place = check_place(options.pop("output"))
-    if model is not None and place.exists() and Path(model).exists() and place.samefile(model):
-        raise InputError(f"{place} is the model itself, and would be overwritten; choose another -o")
+    place = check_place(options.pop("output"), model)
     opened = open_model(backend, model, **options)
     with unheard():
         xcam.export(opened, place, layer, heatmap)

@@ -77,16 +77,17 @@ def methods(as_json: bool) -> None:
 @click.command()
 @model_options
 @as_json
-def layers(backend: str | None, model: str | None, as_json: bool, **options: Any) -> None:
+@click.option("--all", "all_", is_flag=True, help="Values inside layers too.")
+def layers(backend: str | None, model: str | None, as_json: bool, all_: bool, **options: Any) -> None:
     """List a model's layers in execution order; the default is marked."""
     from xcam.errors import ModelError
-    from xcam.layers import default
+    from xcam.layers import find
 
     opened = open_model(backend, model, **options)
     with unheard():
-        found = opened.layers
+        found = [layer for layer in opened.layers if all_ or not layer.inner]
         try:
-            chosen = default(opened).name
+            chosen = find(opened, None).name
         except ModelError:
             chosen = None
     if as_json:
