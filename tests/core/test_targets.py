@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xcam import ClassScore, InputError, ModelError
-from xcam.targets import class_index, probabilities, target
+from xcam import Classes, ClassScore, Detection, Element, Finer, InputError, ModelError, Segmentation, Similarity
+from xcam.targets import class_index, difference, probabilities, several, target
 
 Z = np.array([[0.5, -1.0, 2.0, 0.0], [3.0, 1.0, -2.0, 0.25]])
 
 
-def difference(aim: ClassScore, z: np.ndarray) -> np.ndarray:
+def slope(aim: ClassScore, z: np.ndarray) -> np.ndarray:
     """∂value/∂z by central differences, [N, K]."""
     out = np.zeros_like(z)
     for k in range(z.shape[1]):
@@ -22,11 +22,11 @@ def difference(aim: ClassScore, z: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("activation", [None, "softmax", "sigmoid"])
-@pytest.mark.parametrize("score", ["logit", "probability"])
+@pytest.mark.parametrize("score", ["logit", "probability", "log-probability"])
 @pytest.mark.parametrize("index", [0, 2, -1])
 def test_cotangent_is_the_gradient(index: int, score: str, activation: str | None) -> None:
     aim = ClassScore(index, score, activation).resolve(Z)
-    np.testing.assert_allclose(aim.cotangent(Z), difference(aim, Z), atol=1e-9)
+    np.testing.assert_allclose(aim.cotangent(Z), slope(aim, Z), atol=1e-9)
 
 
 def test_values_by_hand() -> None:
@@ -95,3 +95,121 @@ def test_what_is_no_target() -> None:
         target(1.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no score 'p'"):
         target(1, score="p")  # type: ignore[arg-type]
+
+
+RNG = np.random.default_rng(3)
+MAPS = RNG.normal(size=(2, 3, 4, 5))
+MASK = RNG.random((4, 5)) > 0.5
+BOXES = np.concatenate(
+    [np.array([[0, 0, 4, 4], [3, 3, 9, 9], [20, 20, 30, 30.0]])[None], RNG.normal(size=(1, 3, 2))], 2
+)
+VECTORS = RNG.normal(size=(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("aim", "outputs"),
+    [
+        (Classes((0, 2)), Z),
+        (Classes((0, 2, 0), (1.0, -0.5, 2.0)), Z),
+        (difference(2, 1), Z),
+        (Finer(2, alpha=0.6, nearest=2), Z),
+        (Finer(), Z),
+        (Element((3,)), Z),
+        (Element((1, 2, -1)), MAPS),
+        (Segmentation(1, MASK), MAPS),
+        (Segmentation(2), MAPS),
+        (Segmentation(1, MASK, last=True), np.moveaxis(MAPS, 1, -1).copy()),
+        (Similarity(RNG.normal(size=6)), VECTORS),
+        (Similarity(RNG.normal(size=(2, 3))), VECTORS.reshape(2, 2, 3)),
+        (Detection(1, (2, 2, 8, 8)).resolve(BOXES), BOXES),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, np.ndarray) else "",
+)
+def test_every_cotangent_is_the_gradient_of_its_value(aim: object, outputs: np.ndarray) -> None:
+    expected = np.zeros_like(outputs)
+    for place in np.ndindex(outputs.shape[1:]):
+        step = np.zeros_like(outputs)
+        step[(slice(None), *place)] = 1e-6
+        expected[(slice(None), *place)] = (aim.value(outputs + step) - aim.value(outputs - step)) / 2e-6  # type: ignore[attr-defined]
+    np.testing.assert_allclose(aim.cotangent(outputs), expected, atol=1e-8)  # type: ignore[attr-defined]
+
+
+def test_more_values_by_hand() -> None:
+    np.testing.assert_allclose(difference(2, 1).value(Z), [3.0, -3.0])
+    assert Finer(2, alpha=1.0, nearest=2).resolve(Z[:1]).indices == (2, 0, 3)  # 2.0 against 0.5 and 0.0
+    np.testing.assert_allclose(Finer(2, nearest=2).value(Z[:1]), [2.0 - 0.25])
+    np.testing.assert_allclose(Segmentation(1, MASK).value(MAPS), MAPS[:, 1][:, MASK].mean(axis=1))
+    np.testing.assert_allclose(Similarity(VECTORS[0]).value(VECTORS)[0], 1.0)
+    equal = np.concatenate([BOXES[..., :4], np.ones((1, 3, 1))], axis=2)
+    assert Detection(0, (0, 0, 4, 4)).resolve(equal).box == 0
+    assert Detection(0, (4, 4, 9, 9)).resolve(equal).box == 1
+    middle = np.array([[[2, 2, 4, 4, 1.0], [6, 6, 6, 6, 1.0]]])  # the first two boxes by centre and size
+    assert Detection(0, (4, 4, 9, 9), corners="cxcywh").resolve(middle).box == 1
+    e = np.exp(Z[0] - Z[0].max())
+    np.testing.assert_allclose(ClassScore(1, "log-probability", "softmax").value(Z)[0], np.log(e[1] / e.sum()))
+
+
+def test_ranks() -> None:
+    aims = several("top3")
+    assert aims is not None
+    assert [aim.resolve(Z[:1]).index for aim in aims] == [2, 0, 3]
+    assert several("Top-2") is not None
+    assert several("topaz") is None
+    with pytest.raises(InputError, match="no class of rank 5: the model has 4 classes"):
+        several("top5")[4].resolve(Z[:1])  # type: ignore[index]
+    with pytest.raises(InputError, match="'top0' names no class"):
+        several("top0")
+
+
+NAMES = ["tiger cat", "tiger", "zebra", "Egyptian cat", "T-shirt", "topaz", "finer"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("zeb", 2),
+        ("egyptian", 3),
+        ("tiger-zebra", (1, 2)),
+        ("T-shirt", 4),
+        ("t-sh", 4),
+        ("T-shirt-zebra", (4, 2)),
+        ("1-2", (1, 2)),
+        ("-1", -1),
+        ("finer", 6),
+    ],
+)
+def test_words(words: str, expected: int | tuple[int, int]) -> None:
+    found = target(words, labels=NAMES)
+    if isinstance(expected, int):
+        assert isinstance(found, ClassScore)
+        assert found.index == expected
+    else:
+        assert isinstance(found, Classes)
+        assert (found.indices, found.weights) == (expected, (1.0, -1.0))
+
+
+def test_finer_in_words() -> None:
+    assert target("finer:zebra", labels=NAMES) == Finer(2)
+    assert target("finer", labels=NAMES[:3]) == Finer(None)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: target("tig", labels=NAMES), "2 classes begin with 'tig': tiger cat .0., tiger .1.; say which"),
+        (lambda: target("zebra-zeb", labels=NAMES), "the difference of class 2 and itself is zero"),
+        (lambda: target("zebra-lion", labels=NAMES), "no class 'zebra-lion'"),
+        (lambda: Similarity(np.ones(5)).value(VECTORS), "the reference has 5 numbers, the embedding 6"),
+        (lambda: Similarity(np.zeros(6)).value(VECTORS), "a vector of zeros has no direction"),
+        (lambda: Segmentation(1, np.ones((2, 2))).value(MAPS), r"the mask has shape \(2, 2\), the map \(4, 5\)"),
+        (lambda: Segmentation(1, np.zeros((4, 5))).value(MAPS), "the mask is empty"),
+        (lambda: Segmentation(7).value(MAPS), "no class 7: the map has 3 classes"),
+        (lambda: Element((9,)).value(Z), r"no element \[9\] in an output of shape \[4\]"),
+        (lambda: Detection(0, (50, 50, 60, 60)).resolve(BOXES), "no box meets the region"),
+        (lambda: Finer(nearest=4).resolve(Z[:1]), "nearest is 4; give 1 to 3"),
+        (lambda: Classes((0, 9)).resolve(Z[:1]), "no class 9"),
+    ],
+)
+def test_targets_that_make_no_sense(make: object, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make()  # type: ignore[operator]

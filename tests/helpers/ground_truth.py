@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def scenes_with_two(count: int) -> list[scenes.Scene]:
     return [scenes.scene(rng, rng.permutation(len(CLASSES))[:2].tolist()) for _ in range(count)]
 
 
-def hits(model: xcam.Model, made: list[scenes.Scene], method: str) -> float:
+def hits(model: xcam.Model, made: list[scenes.Scene], method: str, **options: Any) -> float:
     """The share of (scene, class) pairs whose heatmap has its maximum within the outline of that class's shape."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)  # a zero map is counted as a miss below
@@ -28,6 +29,7 @@ def hits(model: xcam.Model, made: list[scenes.Scene], method: str) -> float:
             [scene.image for scene in made],
             target=[[s.label for s in scene.shapes] for scene in made],
             method=method,
+            **options,
         )
     right = [
         bool(e.heatmap.max() > 0 and shape.mask.flat[e.heatmap.argmax()])

@@ -27,10 +27,10 @@ def ablationcam(activations: Array, value: Array, resume: Runner, *, eigen_smoot
 
 @method("reciprocam", source="Byun and Lee 2022, Eq. 3", passes="1 forward, H·W runs of the tail")
 def reciprocam(activations: Array, resume: Runner) -> Array:
-    """score with only one place of A kept, for each place: what that place says alone.
+    """y − min(y), y being the score with only one place of A kept: what that place says alone.
 
-    The paper stretches these from their minimum to their maximum; here they stay the target's own values. With
-    score="probability" they are all positive.
+    The minimum over places is taken off as in the paper, which also divides by the range: a constant factor, which
+    normalisation removes.
     """
     n, _, *space = activations.shape
     cam = np.empty((n, int(np.prod(space))), np.float64)
@@ -44,4 +44,4 @@ def reciprocam(activations: Array, resume: Runner) -> Array:
             return variants.reshape(len(places), len(flat), *space)
 
         cam[row] = scored(resume, row, flat.shape[1], alone, a.nbytes, "places alone")
-    return cam.reshape(n, *space).astype(activations.dtype)
+    return (cam - cam.min(axis=1, keepdims=True)).reshape(n, *space).astype(activations.dtype)

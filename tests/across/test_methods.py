@@ -1,0 +1,94 @@
+"""Every method in every framework: the same maps, for pictures of any shape, alone and in a batch; and where they point."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xcam
+from ground_truth import hits, scenes_with_two
+from xcam import demo, pictures
+from xcam.methods import methods
+
+BACKENDS = ("onnx", "torch", "keras")
+NO_CLASS = ("random", "eigencam", "fem")
+"""They ask for no class: of two shapes they can find one."""
+LEAST = {"random": 0.0, "eigencam": 0.4, "fem": 0.0, "eigengradcam": 0.4, "sscam": 0.2}
+"""fem marks where channels stand out, which is the rim of a shape; the main component of G·A can be what speaks for the
+other shape; and the paper's noise of twice the width of a mask takes more than two draws to average out."""
+CHEAP: dict[str, dict[str, Any]] = {"sscam": {"n": 2}, "iscam": {"n": 2}, "smoothgradcam++": {"n": 3}}
+
+
+@cache
+def model(backend: str) -> Any:
+    return xcam.load("demo", backend)
+
+
+@cache
+def image(kind: str) -> Any:
+    whole = pictures.read(demo.pictures()[1])
+    return {"square": whole, "portrait": np.ascontiguousarray(whole[:, 20:100])}[kind]
+
+
+def explained(backend: str, name: str, images: Any, **options: Any) -> Any:
+    score = "probability" if name == "shapleycam" else "logit"
+    return xcam.explain(
+        model(backend), images, "conv5", 1, method=name, score=score, **CHEAP.get(name, {}), **options
+    )
+
+
+@pytest.mark.parametrize("kind", ["square", "portrait"])
+@pytest.mark.parametrize("name", methods())
+def test_the_frameworks_agree(name: str, kind: str) -> None:
+    found = [explained(backend, name, image(kind)) for backend in BACKENDS]
+    for other in found:
+        assert other.cam.shape == (16, 16)
+        assert other.heatmap.shape == image(kind).shape[:2]
+        assert 0 <= other.heatmap.min() <= other.heatmap.max() <= 1 + 1e-6
+        scale = np.abs(found[0].cam).max()
+        np.testing.assert_allclose(other.cam / scale, found[0].cam / scale, atol=1e-3)
+        np.testing.assert_allclose(other.heatmap, found[0].heatmap, atol=1e-3)
+    np.testing.assert_array_equal(explained("onnx", name, image(kind)).cam, found[0].cam)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", methods())
+def test_a_batch_gives_what_its_pictures_give_alone(name: str, backend: str) -> None:
+    both = [image("square"), image("portrait")]
+    for together, alone in zip(explained(backend, name, both), both, strict=True):
+        expected = explained(backend, name, alone).cam
+        np.testing.assert_allclose(together.cam, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_augmenting_averages_over_mirror_images_and_scales() -> None:
+    plain = explained("onnx", "gradcam", image("square"))
+    smooth = explained("onnx", "gradcam", image("square"), augment=True)
+    mirrored = explained("onnx", "gradcam", np.ascontiguousarray(image("square")[:, ::-1]), augment=True)
+    assert not np.allclose(smooth.cam, plain.cam, atol=1e-3 * plain.cam.max())
+    np.testing.assert_allclose(mirrored.cam[:, ::-1], smooth.cam, atol=1e-4 * smooth.cam.max())
+
+
+def test_fusing_layers() -> None:
+    parts = [xcam.explain(model("onnx"), image("square"), layer, 1) for layer in ("conv3", "conv5")]
+    small = [part.positive / part.positive.max() for part in parts]
+    wide = [small[0], xcam.maps.resize(small[1], small[0].shape)]
+    for how, expected in (
+        ("mean", np.mean(wide, axis=0)),
+        ("max", np.max(wide, axis=0)),
+        ("product", wide[0] * wide[1]),
+    ):
+        fused = xcam.explain(model("onnx"), image("square"), ["conv3", "conv5"], 1, fuse=how)
+        np.testing.assert_allclose(fused.cam, expected, atol=1e-6)
+        assert fused.layer == f"conv3 {how} conv5"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", methods())
+def test_each_class_is_found_on_its_own_shape(name: str, record_property: Any) -> None:
+    """In scenes with two shapes; methods that ask for no class find one of the two, and random weights find less."""
+    share = hits(model("onnx"), scenes_with_two(25), name, **CHEAP.get(name, {}))
+    record_property("share", share)
+    assert LEAST.get(name, 0.9) <= share <= (0.75 if name in NO_CLASS else 1.0)
