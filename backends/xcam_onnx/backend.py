@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from xcam_onnx import demo, files
 from xcam_onnx.model import OnnxModel
 from xcam_onnx.reading import facts
 from xcam_onnx.sessions import Runtime, providers
+from xcam_onnx.weights import Pages
 
 QUANTISED = "quantised: gradients pass straight through the rounding"
+MOST_THREADS = 1024
 
 
 class OnnxBackend:
@@ -37,29 +40,34 @@ class OnnxBackend:
             raise InputError("an ONNX file brings its own weights; leave weights out")
         if layout == "tokens":
             raise InputError("an ONNX file says itself which of its values are tokens; leave layout out")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; give 1 or more, or leave it out")
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
+            raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out")
         where = providers(device)
-        if isinstance(source, Path):
-            name, path = source.name.removesuffix(".onnx"), source
-            proto, temporary = files.read(source), None
-        else:
-            proto, name = (demo.build(), "demo") if source == "demo" else (source, "")
-            name = name or (proto.graph.name if isinstance(proto, ModelProto) else "") or "model"
-            proto, path, temporary = files.kept(proto)
-        told = files.metadata(proto)
-        if source == "demo":
-            made = network.network()
-            told = {"labels": made.labels, "preprocessing": made.preprocessing}
-        notes = [QUANTISED] if any(node.op_type == "QuantizeLinear" for node in proto.graph.node) else []
-        model = OnnxModel(
-            Runtime(path.parent.resolve(), where, threads),
-            name=name,
-            facts=facts(proto, name, layout, size),
-            notes=notes,
-            check=files.unchanged(path, proto),
-            **told,
-        )
-        if temporary is not None:
-            weakref.finalize(model, temporary.cleanup)
+        with contextlib.ExitStack() as rollback:
+            if isinstance(source, Path):
+                name, path = source.name.removesuffix(".onnx"), files.real(source)
+                proto = files.read(path)
+            else:
+                live = demo.build() if source == "demo" else source
+                if not isinstance(live, ModelProto):
+                    raise InputError(
+                        f"ONNX Runtime has no model {source!r:.100}; give an .onnx file, demo or a ModelProto"
+                    )
+                name = live.graph.name or "model"
+                proto, path, temporary = files.kept(live)
+                rollback.callback(temporary.cleanup)
+            told = files.metadata(proto)
+            if source == "demo":
+                made = network.network()
+                told = {"labels": made.labels, "preprocessing": made.preprocessing}
+            notes = [QUANTISED] if any(node.op_type == "QuantizeLinear" for node in proto.graph.node) else []
+            model = OnnxModel(
+                Runtime(Pages(path.parent.resolve()), where, threads),
+                name=name,
+                facts=facts(proto, name, layout, size),
+                notes=notes,
+                check=files.unchanged(path, proto),
+                **told,
+            )
+            weakref.finalize(model, rollback.pop_all().close)
         return model

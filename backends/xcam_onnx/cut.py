@@ -9,10 +9,10 @@ tail       the layer's value, and that → outputs         } layer's value is to
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from xcam.errors import ModelError
 from xcam_onnx.autodiff import OPSET, differentiate, ready
@@ -97,24 +97,27 @@ class Cut:
         self.beside = list(dict.fromkeys([*frontier, *(end for end in ends if end not in after)]))
         """What passes the layer by: tensors that the tail takes, and outputs that do not depend on the layer."""
         self._lock = threading.Lock()
-        self._forward: Run | None = None
-        self._resumed: Run | None = None
+        self._runs: dict[tuple[str, bool], Run] = {}
         self._heads: dict[tuple[str, ...], Session] = {}
 
-    def forward(self) -> Run:
+    def forward(self, differentiable: bool = True) -> Run:
         """From the picture to the outputs and the layer."""
-        with self._lock:
-            if self._forward is None:
-                gives = list(dict.fromkeys([self.tensor, *self._ends]))
-                self._forward = self._made(part(self._graph, [self._source], gives)[0])
-            return self._forward
+        gives = list(dict.fromkeys([self.tensor, *self._ends]))
+        return self._run("forward", differentiable, lambda: part(self._graph, [self._source], gives)[0])
 
-    def tail(self) -> Run:
+    def tail(self, differentiable: bool = True) -> Run:
         """From the layer and what passes it by to the outputs that depend on it."""
+        return self._run("tail", differentiable, lambda: self._tail)
+
+    def _run(self, name: str, differentiable: bool, make: Callable[[], ModelProto]) -> Run:
+        """One that can be differentiated does for all; another is made where no gradient is asked for, which is lighter."""
         with self._lock:
-            if self._resumed is None:
-                self._resumed = self._made(self._tail)
-            return self._resumed
+            if (name, True) in self._runs:
+                return self._runs[name, True]
+            if (name, differentiable) not in self._runs:
+                self._runs.pop((name, False), None)
+                self._runs[name, differentiable] = self._made(make(), differentiable, inner=name == "tail")
+            return self._runs[name, differentiable]
 
     def head(self, gives: Sequence[str]) -> Session:
         """From the picture to some of what passes the layer by."""
@@ -124,12 +127,38 @@ class Cut:
                 self._heads[key] = self._runtime.session(part(self._graph, [self._source], gives)[0])
             return self._heads[key]
 
-    def _made(self, model: ModelProto) -> Run:
-        outputs = [v.name for v in model.graph.output if v.name in self._ends]
-        try:
-            giving, found = gradient(model, self.tensor, outputs)
-        except ModelError as refusal:
-            return Run(self._runtime.session(model), refusal=refusal)
-        twice = bytes_of(found.model) > FEW * bytes_of(model)
-        backward = self._runtime.session(found.model, shared=True)
-        return Run(self._runtime.session(giving, shared=twice), found, backward)
+    def _made(self, model: ModelProto, differentiable: bool, inner: bool) -> Run:
+        """`inner`: the model takes tensors from within another."""
+        loose = unshaped if inner else lambda model: model
+        refusal = None
+        if differentiable:
+            outputs = [v.name for v in model.graph.output if v.name in self._ends]
+            try:
+                giving, found = gradient(model, self.tensor, outputs)
+            except ModelError as error:
+                refusal = error
+            else:
+                shared = _read_twice(found.model, model)
+                backward = self._runtime.session(unshaped(found.model), shared)
+                return Run(self._runtime.session(loose(giving), shared), found, backward)
+        return Run(self._runtime.session(loose(model)), refusal=refusal)
+
+
+def unshaped(model: ModelProto) -> ModelProto:
+    """The model, of its inputs and outputs the ranks alone: what was inferred of their sizes may be wrong, and a runtime
+    then refuses what it is fed (pools that round up, before opset 22)."""
+    found = ModelProto()
+    found.CopyFrom(model)
+    del found.graph.value_info[:]
+    for value in (*found.graph.input, *found.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    return found
+
+
+def _read_twice(backward: ModelProto, forward: ModelProto) -> set[str]:
+    """The weights that both graphs read as they are, where these are many: dense ones. (Kernels are flipped once.)"""
+    read = {name for node in backward.graph.node if node.op_type in ("Gemm", "MatMul") for name in node.input}
+    dense = [t for t in backward.graph.initializer if t.name in read and t.data_location == TensorProto.EXTERNAL]
+    few = bytes_of(dense) <= FEW * bytes_of(forward.graph.initializer)
+    return set() if few else {t.name for t in dense}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import onnx
 import onnx.version_converter
-from onnx import ModelProto, TensorProto, external_data_helper, helper
+from onnx import ModelProto, TensorProto, helper
 
 from xcam.errors import InputError, ModelError, first_line, nearest
 from xcam.layers import find
@@ -28,7 +28,7 @@ from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, ready
 from xcam_onnx.graph import Graph, declared, inferred
 from xcam_onnx.heatmaps import METHODS, heatmap
 from xcam_onnx.model import OnnxModel
-from xcam_onnx.weights import bytes_of
+from xcam_onnx.weights import bytes_of, fetch
 
 CLASS, ACTIVATIONS, GRADIENTS, HEATMAP = "xcam/class_index", "xcam/activations", "xcam/gradients", "xcam/heatmap"
 LIMIT = 1_500_000_000
@@ -50,6 +50,8 @@ def export(model: OnnxModel, path: Path, layer: str | None, method: str | None, 
     except TooOld:
         written = _explained(model, _newer(model, proto), place, tensor, method)
     told = {"xcam.layer": place.name} | _told(model) | ({"xcam.heatmap": method} if method else {})
+    written.graph.name = written.graph.name or model.name
+    written.ir_version = max(written.ir_version, 4)  # before, each weight was an input too
     _describe(written, told | dict(facts))
     _save(written, path, model.folder)
 
@@ -74,6 +76,10 @@ def _explained(model, proto, place, tensor, method) -> ModelProto:  # type: igno
         raise ModelError(
             f"the output {end.name!r} of {model.name} has the shape {list(logits or ())}, and a class needs "
             "[batch, classes]; export a model that ends in class scores"
+        )
+    if model.labels is not None and isinstance(logits[1], int) and len(model.labels) != logits[1]:
+        raise InputError(
+            f"there are {len(model.labels)} class names for the {logits[1]} classes of {model.name}; give one for each"
         )
     batch = (graph.shape(model.source) or (None,))[0]
     ops = Ops(graph, "xcam/e", opset)
@@ -165,14 +171,19 @@ def _describe(proto: ModelProto, facts: Mapping[str, str]) -> None:
 def _save(proto: ModelProto, path: Path, weights: Path) -> None:
     """Write beside `path`, check, then move: no half-written file is ever seen."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            file = Path(folder, path.name)
-            large = bytes_of(proto) > LIMIT
-            external_data_helper.load_external_data_for_model(proto, str(weights))
+        with tempfile.TemporaryDirectory(prefix=".xcam-", dir=path.parent) as folder:
+            file = Path(folder, "model.onnx")
+            large = bytes_of(proto.graph.initializer) > LIMIT
+            fetch(proto, weights)
             onnx.save_model(proto, file, save_as_external_data=large, location=f"{path.name}.data")
             onnx.checker.check_model(file, full_check=True)
             for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
-                os.replace(part, path.with_name(part.name))
+                os.replace(part, path if part == file else path.with_name(part.name))
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            f"the model for {path.name} does not pass onnx.checker ({first_line(error)}); check the model "
+            "that it is made of with onnx.checker, and mend it"
+        ) from error
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; give a folder that exists and has room"

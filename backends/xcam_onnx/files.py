@@ -9,14 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, TensorProto, external_data_helper
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from xcam.errors import ModelError
 from xcam.preprocessing import Preprocessing
 from xcam_onnx.graph import inferred
-from xcam_onnx.weights import skeleton
+from xcam_onnx.weights import external, skeleton
+
+
+def real(path: Path) -> Path:
+    """What a link leads to, as caches of downloads keep a model; the link itself where weights lie beside it."""
+    if not path.is_symlink():
+        return path
+    found = path.resolve()
+    return path if any(_external(t).get("location") != found.name for t in external(skeleton(found))) else found
 
 
 def read(path: Path) -> ModelProto:
@@ -42,34 +51,50 @@ def prepared(model: ModelProto, name: str) -> ModelProto:
     if model.functions:
         with contextlib.suppress(Exception):
             model = onnx.inliner.inline_local_functions(model)
+    _densify(model)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # some exporters' word for any size
+                dim.Clear()
     return inferred(model)
+
+
+def _densify(model: ModelProto) -> None:
+    """Sparse weights, written out."""
+    for sparse in model.graph.sparse_initializer:
+        indices, values = numpy_helper.to_array(sparse.indices), numpy_helper.to_array(sparse.values)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        dense[np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del model.graph.sparse_initializer[:]
 
 
 def kept(model: ModelProto) -> tuple[ModelProto, Path, tempfile.TemporaryDirectory[str]]:
     """A live model: its weights written into a folder of its own, which goes with the object that is returned."""
-    folder = tempfile.TemporaryDirectory(prefix="xcam-")
-    path = Path(folder.name) / "model.onnx"
-    inside = any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer)
-    if inside:
-        folder.cleanup()
+    if external(model):
         raise ModelError(
             "this ModelProto keeps its weights in files that it does not say the folder of; load it by its file name, "
             "or read it with onnx.load(path), which fetches them"
         )
+    folder = tempfile.TemporaryDirectory(prefix="xcam-")
+    path = Path(folder.name) / "model.onnx"
     try:
-        path.write_bytes(model.SerializeToString())
-    except ValueError as error:  # over 2 GB
+        try:
+            path.write_bytes(model.SerializeToString())
+        except ValueError as error:  # over 2 GB
+            raise ModelError(
+                "this ModelProto is larger than 2 GB, and protobuf cannot write it; save it with "
+                "onnx.save(…, save_as_external_data=True) and load the file"
+            ) from error
+        return prepared(skeleton(path), model.graph.name or "the model"), path, folder
+    except BaseException:
         folder.cleanup()
-        raise ModelError(
-            "this ModelProto is larger than 2 GB, and protobuf cannot write it; save it with "
-            "onnx.save(…, save_as_external_data=True) and load the file"
-        ) from error
-    return read(path), path, folder
+        raise
 
 
 def unchanged(path: Path, model: ModelProto) -> Callable[[], None]:
     """A check that the files that hold the weights are still those that were opened."""
-    files = {path} | {path.parent / _external(t)["location"] for t in _externals(model)}
+    files = {path} | {path.parent / _external(t)["location"] for t in external(model)}
     seen = {file: _stamp(file) for file in files}
 
     def check() -> None:
@@ -88,15 +113,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _externals(model: ModelProto) -> list[TensorProto]:
-    return [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL] + [
-        a.t
-        for node in model.graph.node
-        for a in node.attribute
-        if a.HasField("t") and a.t.data_location == TensorProto.EXTERNAL
-    ]
-
-
 def _external(tensor: TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
@@ -105,24 +121,31 @@ def _check_external(model: ModelProto, path: Path) -> None:
     """Weights beside the model: there, long enough, and nowhere else than in its folder."""
     folder = path.parent.resolve()
     sizes: dict[str, int] = {}
-    for tensor in _externals(model):
-        told = _external(tensor)
-        location = told.get("location", "")
+    for tensor in external(model):
+        location = _external(tensor).get("location", "")
         if location == path.name:
             continue
-        if location not in sizes:
-            file = folder / location
-            if not location or Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
-                raise ModelError(
-                    f"{path} keeps weights in {location!r}, outside its own folder: refused; put model and weights into "
-                    "one folder and export them with a plain file name"
-                )
-            if not file.is_file():
-                raise ModelError(f"{path} keeps weights in {location!r}, and that file is missing; put it beside it")
-            sizes[location] = file.stat().st_size
-        info = external_data_helper.ExternalDataInfo(tensor)
-        start, length = info.offset or 0, info.length or 0
-        if start < 0 or length < 0 or start + length > sizes[location]:
+        try:
+            info = external_data_helper.ExternalDataInfo(tensor)
+            if location not in sizes:
+                file = folder / location
+                if not location or Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
+                    raise ModelError(
+                        f"{path} keeps weights in {location!r}, outside its own folder: refused; put model and weights "
+                        "into one folder and export them with a plain file name"
+                    )
+                if not file.is_file():
+                    raise ModelError(
+                        f"{path} keeps weights in {location!r}, and that file is missing; put it beside it"
+                    )
+                sizes[location] = file.stat().st_size
+        except (ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"{path} does not say rightly where its weight {tensor.name!r} is ({error}); export it again"
+            ) from error
+        if (info.offset or 0) + (info.length or 0) > sizes[location]:
             raise ModelError(
                 f"{location!r}, the weights of {path}, ends before the weight {tensor.name!r} does; fetch it again"
             )

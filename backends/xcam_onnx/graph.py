@@ -105,6 +105,8 @@ class Graph:
 
 
 def declared(name: str, dtype: int, shape: Shape | None) -> ValueInfoProto:
+    if not dtype:  # the runtime finds it
+        return ValueInfoProto(name=name)
     if shape is None:  # a rank of its own for each reader
         value = ValueInfoProto(name=name)
         value.type.tensor_type.elem_type = dtype
@@ -153,9 +155,7 @@ def part(graph: Graph, takes: Sequence[str], gives: Sequence[str]) -> tuple[Mode
         [graph.info(name) for name in (*takes, *frontier)],
         [graph.info(name) for name in dict.fromkeys(gives)],
         [graph.initializers[name] for name in dict.fromkeys(needed) if name in graph.initializers],
-        value_info=[
-            graph.info(n) for n in dict.fromkeys(needed) if n in graph._types and n not in graph.initializers
-        ],
+        value_info=[graph.info(n) for n in dict.fromkeys(needed) if graph.dtype(n) and n not in graph.initializers],
     )
     model = helper.make_model(inner, opset_imports=list(graph.model.opset_import), ir_version=graph.model.ir_version)
     model.functions.extend(graph.model.functions)

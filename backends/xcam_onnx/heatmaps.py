@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from xcam_onnx.autodiff import Ops, Value
 
 SPACE = [2, 3]
@@ -63,5 +65,6 @@ def heatmap(o: Ops, method: str, a: Value, g: Value, size: Sequence[Any], name: 
     top = o.ReduceMax(cam, [1, 2, 3], keepdims=1)
     cam = cam / o.Where(o.Equal(top, 0), 1, top)
     sizes = o.Concat(o.Slice(o.Shape(cam), [0], [2], [0]), o.dims(size), axis=0)
-    cam = o.Resize(cam, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    left_out = None if o.opset >= 13 else np.zeros(0, np.float32)  # no input of Resize could be left out before
+    cam = o.Resize(cam, left_out, left_out, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
     return o.named(o.Squeeze(cam, [1]), name)

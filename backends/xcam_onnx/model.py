@@ -27,7 +27,7 @@ from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
 from xcam_onnx import names
 from xcam_onnx.cut import GRADIENT, Cut, Run
-from xcam_onnx.graph import Graph, part
+from xcam_onnx.graph import FLOATS, Graph, part
 from xcam_onnx.reading import End, Facts
 from xcam_onnx.sessions import Runtime, Session, array
 
@@ -119,7 +119,7 @@ class OnnxModel:
     def folder(self) -> Path:
         """Where the weights are."""
         self._check()
-        return self._runtime.folder
+        return self._runtime.pages.folder
 
     @property
     def source(self) -> str:
@@ -156,8 +156,9 @@ class OnnxModel:
         run = self._runtime.session(part(whole, [self._facts.source], unknown)[0])
         zeros = np.zeros(dims, helper.tensor_dtype_to_np_dtype(whole.dtype(self._facts.source)))
         for name, value in run({self._facts.source: zeros}).items():
-            shape = tuple(value.shape()) if exact else (None,) * len(value.shape())
-            graph.learn(name, value.element_type(), shape)
+            if value.is_tensor():  # and no sequence
+                shape = tuple(value.shape()) if exact else (None,) * len(value.shape())
+                graph.learn(name, value.element_type(), shape)
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
@@ -170,7 +171,7 @@ class OnnxModel:
         with self._lock:
             cut = next(reversed(self._cuts.values()), None)
         ends = self._ends
-        run = cut.forward().session if cut else self._once("whole", lambda: self._session(ends))
+        run = cut.forward(False).session if cut else self._once("whole", lambda: self._session(ends))
         return self._named([run(self._feed(chunk), ends) for chunk in self._chunks(x)])
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
@@ -185,7 +186,7 @@ class OnnxModel:
         """See xcam.contract.Model.trace."""
         place, tensor = self._find(layer)
         cut = self._cut(tensor)
-        run = cut.forward()
+        run = cut.forward(seeds is not None)
         parts = [run.session(self._feed(chunk)) for chunk in self._chunks(x)]
         activations = _joined(parts, tensor, place)
         return self._finish(run, parts, seeds, activations, _State(x, cut, place))
@@ -201,7 +202,7 @@ class OnnxModel:
         value = _as_layer(given, state.layer).astype(self._dtype(cut.tensor))
         x = state.x[picked]
         beside = self._beside(state, picked)
-        run = cut.tail()
+        run = cut.tail(seeds is not None)
         parts = []
         for rows_ in self._rows(len(x)):
             whole = rows_ == slice(0, len(x))
@@ -260,11 +261,11 @@ class OnnxModel:
         given = cotangent if isinstance(cotangent, Mapping) else {self._facts.ends[0].name: cotangent}
         found = []
         for known, rows in zip(parts, self._rows(len(state.x)), strict=True):
-            seeds = {
-                gradient.cotangents[end.tensor]: np.asarray(given[end.name])[rows].astype(self._dtype(end.tensor))
-                for end in self._facts.ends
-                if end.tensor in gradient.cotangents
-            }
+            seeds: dict[str, Array] = {}
+            for end in self._facts.ends:  # two may end at one tensor
+                if end.tensor in gradient.cotangents:
+                    name, value = gradient.cotangents[end.tensor], np.asarray(given[end.name])[rows]
+                    seeds[name] = seeds.get(name, 0) + value.astype(self._dtype(end.tensor))
             found.append(backward(known | seeds))
         return _joined(found, GRADIENT, state.layer)
 
@@ -309,7 +310,14 @@ class OnnxModel:
 
     def absent(self, name: str) -> str | None:
         """Why there is no layer of this name, where that is known."""
-        folded = names.folded(self.graph, name)
+        graph = self.graph
+        tensor = next((n.output[0] for n in graph.nodes if n.output and name in (n.name, *n.output)), "")
+        if graph.dtype(tensor) not in (0, *FLOATS):
+            return (
+                f"{name!r} of {self.name} holds whole numbers, which have no map and no gradient; "
+                "choose the DequantizeLinear or Cast behind it"
+            )
+        folded = names.folded(graph, name)
         return folded and (
             f"{name!r} has no value of its own in {self.name}: the exporter folded the batch norm behind it into it; "
             f"explain {folded!r}, the value behind both"

@@ -77,16 +77,18 @@ class Facts:
         needed = _needed(graph, [end.tensor for end in self.ends])
         final = {end.tensor for end in self.ends} | {v.name for v in graph.proto.output}
         found: dict[str, tuple[Layer, str]] = {}
-        listed = {tensor: name for name, tensor in self.named.items()}
+        listed: dict[str, list[str]] = {}
+        for name, tensor in self.named.items():
+            listed.setdefault(tensor, []).append(name)
         for place in names.places(graph):
             shape = graph.shape(place.tensor)
             axis = axes.get(place.tensor)
             if axis is None or not shape or len(shape) < 2 or not _floating(graph, place.tensor):
                 continue
-            own = listed.get(place.tensor)
-            if own is not None and not any(own in layer.aliases or own == n for n, (layer, _) in found.items()):
-                place = names.Place(own, place.tensor, place.kind, [place.name, *place.aliases])
-            elif listed and own is None:
+            *outer, own = listed.get(place.tensor, [""])
+            if own and not any(own in layer.aliases or own == n for n, (layer, _) in found.items()):
+                place = names.Place(own, place.tensor, place.kind, [*outer, place.name, *place.aliases])
+            elif listed and not own:
                 place.inner = True
             kept: Layout = layout(axis, len(shape), image=len(self.size) == 2)
             whole = [n if isinstance(n, int) else None for n in shape[1:]]
@@ -142,7 +144,7 @@ def _input(graph: Graph, name: str) -> str:
     dtype, shape = graph.dtype(required[0]), graph.shape(required[0])
     if dtype not in FLOATS and not (dtype == TensorProto.UINT8 and shape is not None and len(shape) == 4):
         raise ModelError(
-            f"{name} takes {helper.tensor_dtype_to_string(dtype).removeprefix('TensorProto.').lower()} "
+            f"{name} takes {_word(dtype)} "
             f"{list(shape or ())}, and not a picture in floating point; export it from its float input on"
         )
     if shape is None or len(shape) < 3:
@@ -194,7 +196,7 @@ def _ends(graph: Graph, name: str) -> list[End]:
 
 
 def _word(dtype: int) -> str:
-    return helper.tensor_dtype_to_string(dtype).removeprefix("TensorProto.").lower() if dtype else "unknown"
+    return TensorProto.DataType.Name(dtype).lower() if dtype in TensorProto.DataType.values()[1:] else "unknown"
 
 
 def _floating(graph: Graph, tensor: str) -> bool:
@@ -210,7 +212,8 @@ def _sized(model: ModelProto, source: str, shape: list[int]) -> ModelProto:
             value.CopyFrom(helper.make_tensor_value_info(source, value.type.tensor_type.elem_type, shape))
     del sized.graph.value_info[:]
     for value in sized.graph.output:
-        value.type.tensor_type.ClearField("shape")
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     return sized
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto
 
-from xcam.errors import InputError, ModelError, first_line
+from xcam.errors import InputError, ModelError
+from xcam_onnx.weights import Pages
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -31,33 +31,52 @@ PROVIDERS = {
 class Runtime:
     """Where and how a model runs."""
 
-    folder: Path
+    pages: Pages
     """Where its weights are."""
     providers: tuple[Any, ...] = ("CPUExecutionProvider",)
     threads: int | None = None
     """intra_op_num_threads; None: as many as there are cores."""
 
-    def session(self, model: ModelProto, shared: bool = False) -> Session:
-        """`shared`: weights are read where they are, in pages that all sessions share, and not packed anew."""
+    def session(self, model: ModelProto, shared: Collection[str] = ()) -> Session:
+        """`shared`: weights that other sessions read too. They are read where they are, and not packed anew."""
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self.folder))
-        options.add_session_config_entry(
-            "session.force_spinning_stop", "1"
-        )  # else it slows down the session that is next
-        options.add_session_config_entry("session.disable_prepacking", "1" if shared else "0")
+        entries = {
+            "session.model_external_initializers_file_folder_path": str(self.pages.folder),
+            "session.force_spinning_stop": "1",  # or it would slow down the session that is next
+            "session.disable_prepacking": "1" if shared else "0",
+        }
+        for key, setting in entries.items():
+            options.add_session_config_entry(key, setting)
+        kept = []
+        for tensor in model.graph.initializer:
+            if tensor.name in shared:
+                kept.append(value(self.pages.array(tensor)))
+                options.add_initializer(tensor.name, kept[-1])
         with running("open the model"):
-            made = ort.InferenceSession(model.SerializeToString(), options, providers=list(self.providers))
-        return Session(made)
+            made = ort.InferenceSession(
+                model.SerializeToString(),
+                options,
+                providers=list(self.providers),
+                enable_fallback=0,  # it prints, and runs elsewhere than asked
+            )
+        asked = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
+        if asked not in made.get_providers():
+            raise ModelError(
+                f"ONNX Runtime {ort.__version__} cannot start {asked} (its libraries or its device are missing); install "
+                "what it needs, or leave device out"
+            )
+        return Session(made, kept)
 
 
 class Session:
     """What a graph gives, by name, on what it takes."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, kept: Sequence[Any] = ()) -> None:
         self._session = session
+        self._kept = kept  # the runtime does not hold on to weights that it was lent
         self.takes = {value.name for value in session.get_inputs()}
         self.gives = [value.name for value in session.get_outputs()]
 
@@ -88,11 +107,16 @@ def running(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first_line(error)).rstrip(". ")
+        said = " ".join(re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error)).split())
+        text = f"{type(error).__name__}: {said[:300]}".rstrip(". :")
         if "allocate memory" in str(error).lower() or "bad_alloc" in str(error):
             raise MemoryError(text) from error
         lacks = any(sign in str(error) for sign in ("NOT_IMPLEMENTED", "not a registered", "No Op", "is under dev"))
-        remedy = "update onnxruntime, or export the model anew with an older opset" if lacks else "check the model"
+        remedy = (
+            "update onnxruntime, or export the model anew, in float32 or with an older opset"
+            if lacks
+            else "check the model"
+        )
         raise ModelError(f"ONNX Runtime {ort.__version__} cannot {what}: {text}; {remedy}") from error
 
 

@@ -7,12 +7,17 @@ little memory, and the sessions that are made of its parts map the same pages of
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper
+from onnx.external_data_helper import ExternalDataInfo
 
 from xcam.errors import ModelError
 
@@ -34,6 +39,9 @@ def skeleton(path: Path) -> ModelProto:
         ) from error
     if not model.HasField("graph") or not model.graph.node or not model.opset_import:
         raise ModelError(f"{path} holds no ONNX graph; is it a model in another format?")
+    names = [name for node in model.graph.node for name in (node.name, *node.input, *node.output)]
+    if not all(isinstance(name, str) for name in names):  # protobuf gives bytes for what is no UTF-8
+        raise ModelError(f"{path} has names that are no text; export it again, or check the download")
     return model
 
 
@@ -115,8 +123,56 @@ def _message(number: int, content: bytes) -> bytes:
     return bytes(head) + content
 
 
-def bytes_of(model: ModelProto) -> int:
-    """How much the larger weights of a model take."""
-    return sum(
-        int(entry.value) for t in model.graph.initializer for entry in t.external_data if entry.key == "length"
-    )
+def tensors(within: GraphProto | FunctionProto) -> Iterator[TensorProto]:
+    """Every constant in a graph, those in its branches and loops too."""
+    yield from getattr(within, "initializer", ())
+    for sparse in getattr(within, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for node in within.node:
+        for given in node.attribute:
+            yield from [given.t] if given.HasField("t") else given.tensors
+            for sparse in [given.sparse_tensor] if given.HasField("sparse_tensor") else given.sparse_tensors:
+                yield from (sparse.values, sparse.indices)
+            for inner in [given.g] if given.HasField("g") else given.graphs:
+                yield from tensors(inner)
+
+
+def external(model: ModelProto) -> list[TensorProto]:
+    """The weights that are told by where they are."""
+    found = [*tensors(model.graph), *(tensor for function in model.functions for tensor in tensors(function))]
+    return [tensor for tensor in found if tensor.data_location == TensorProto.EXTERNAL]
+
+
+def fetch(model: ModelProto, folder: Path) -> None:
+    """Read all weights into the model. (onnx's own way refuses linked files, which is how caches of downloads keep them.)"""
+    for tensor in external(model):
+        info = ExternalDataInfo(tensor)
+        size = math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        with (folder / info.location).open("rb") as file:
+            file.seek(info.offset or 0)
+            tensor.raw_data = file.read(info.length or size)
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+
+
+class Pages:
+    """The files that hold a model's weights, mapped once for all sessions that read a weight where it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, mmap.mmap] = {}
+
+    def array(self, tensor: TensorProto) -> npt.NDArray[Any]:
+        """A weight in its file. Nothing is read before it is used."""
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        if told["location"] not in self._files:
+            with (self.folder / told["location"]).open("rb") as file:
+                self._files[told["location"]] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = self._files[told["location"]]
+        kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        return np.frombuffer(data, kind, math.prod(tensor.dims), int(told.get("offset", 0))).reshape(tensor.dims)
+
+
+def bytes_of(tensors: Iterable[TensorProto]) -> int:
+    """How much those of the tensors take that are told by where they are."""
+    return sum(int(entry.value) for t in tensors for entry in t.external_data if entry.key == "length")

@@ -114,11 +114,12 @@ def _exported(twin: nn.Module, example: Tensor, sizes: dict[int, Any] | None) ->
 
 def _rename(graph: Any, names: list[str]) -> None:
     """Call the input and the outputs what they are to be called."""
-    taken = {INPUT, *names}
+    source = INPUT if INPUT not in names else f"{INPUT}_picture"
+    taken = {source, *names}
     for value in [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]:
         if value.name in taken:
             value.name = f"{value.name}_inside"
-    for value, name in zip([*graph.inputs, *graph.outputs], [INPUT, *names], strict=True):
+    for value, name in zip([*graph.inputs, *graph.outputs], [source, *names], strict=True):
         value.name = name
 
 

@@ -114,6 +114,8 @@ def by_reference(model: onnx.ModelProto, feeds: Arrays, at: str = "x") -> Functi
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     del wide.graph.value_info[:]
+    for cast in (a for node in wide.graph.node if node.op_type == "Cast" for a in node.attribute):
+        cast.i = TensorProto.DOUBLE if cast.name == "to" and cast.i in HALVES else cast.i
     for value in (*wide.graph.input, *wide.graph.output):
         if value.type.tensor_type.elem_type in HALVES:
             value.type.tensor_type.elem_type = TensorProto.DOUBLE

@@ -18,6 +18,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto
 
 from xcam.errors import ModelError
+from xcam.supply import without_gradients
 from xcam_onnx.autodiff.values import Ops, Unsupported, Value
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, inferred, reads
 
@@ -154,7 +155,24 @@ def ready(model: ModelProto, at: str, outputs: Sequence[str]) -> ModelProto:
     lacking = [key for key in sorted(names) if key not in RULES and _defined(key, model)]
     if not lacking:
         return model
-    return inferred(onnx.inliner.inline_selected_functions(model, lacking, inline_schema_functions=True))
+    return inferred(
+        onnx.inliner.inline_selected_functions(_spelt(model, lacking), lacking, inline_schema_functions=True)
+    )
+
+
+def _spelt(model: ModelProto, lacking: Sequence[tuple[str, str]]) -> ModelProto:
+    """With what the inliner leaves out: the types of initialisers, and the defaults of attributes."""
+    graph = Graph(model)
+    listed = {value.name for value in (*model.graph.value_info, *model.graph.input)}
+    model.graph.value_info.extend(graph.info(name) for name in graph.initializers if name not in listed)
+    for node in model.graph.node:
+        if (node.domain, node.op_type) in lacking:
+            schema = onnx.defs.get_schema(node.op_type, graph.opset.get(node.domain, 1), node.domain)
+            given = {a.name for a in node.attribute}
+            node.attribute.extend(
+                a.default_value for name, a in schema.attributes.items() if name not in given and a.default_value.name
+            )
+    return model
 
 
 def _defined(key: tuple[str, str], model: ModelProto) -> bool:
@@ -211,12 +229,12 @@ def differentiate(graph: Graph, at: str, cotangents: dict[str, str], name: str, 
         except Unsupported as error:
             raise ModelError(
                 f"the node {proto.name or proto.output[0]!r} ({proto.op_type}) cannot be differentiated: {error}; "
-                "choose a layer behind it, or a method that needs no gradient: `xcam methods`"
+                f"choose a layer behind it, or {_others()}"
             ) from error
     if at not in adjoints:
         raise ModelError(
             f"no differentiable path leads from {at!r} to the outputs (only whole numbers do); choose another layer, or "
-            "a method that needs no gradient: `xcam methods`"
+            + _others()
         )
     ops.named(ops.total(adjoints[at]), name)
     return _needed(ops, name, straight)
@@ -255,8 +273,12 @@ def _lacking(nodes: Sequence[NodeProto]) -> str:
     )
     return (
         f"between the layer and the outputs stand operators that xcam cannot differentiate: {listed}; choose a layer "
-        "behind them, or a method that needs no gradient: `xcam methods`"
+        f"behind them, or {_others()}"
     )
+
+
+def _others() -> str:
+    return f"a method that needs no gradient: {', '.join(without_gradients())}"
 
 
 def _needed(ops: Ops, name: str, straight: bool) -> Backward:

@@ -184,6 +184,6 @@ def step(n: Node, g: Value) -> None:
 
 
 @vjp("QuantizeLinear", "DequantizeLinear")
-def straight_through(n: Node, g: Value) -> tuple[Value, None, None]:
+def straight_through(n: Node, g: Value) -> Value:
     """Bengio 2013: the rounding is taken for the identity. A quantised tensor's gradient is that of what it stands for."""
-    return g, None, None
+    return g

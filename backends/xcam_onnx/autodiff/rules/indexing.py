@@ -20,6 +20,7 @@ def gather_undone(o: Ops, g: Value, indices: Value, axis: int, x: Value, y: Valu
         g = o.Transpose(g, perm=front)
     rest = [x.dims[i] for i in front[1:]] if y is None else [_beside(x, y, axis, i) for i in front[1:]]
     zeros = o.full([x.dims[axis], *rest], 0, g.dtype)
+    indices = indices if indices.dtype == TensorProto.INT64 else o.Cast(indices, to=TensorProto.INT64)
     g = o.ScatterND(zeros, o.Unsqueeze(indices, [-1]), g, reduction="add")
     return o.Transpose(g, perm=np.argsort(front).tolist()) if axis else g
 

@@ -81,8 +81,8 @@ def slice_(n: Node, g: Value) -> tuple[Value, ...]:
         one = [place]
         picked = o.Slice(
             o.range(size),
-            o.Gather(starts, one) if known is None else [int(known[place])],
-            o.Gather(n.inputs[2], one) if ends is None else [int(ends[place])],
+            o.Cast(o.Gather(starts, one), to=7) if known is None else [int(known[place])],
+            o.Cast(o.Gather(n.inputs[2], one), to=7) if ends is None else [int(ends[place])],
             [0],
             [int(step)],
         )
