@@ -37,6 +37,7 @@ LAYERS = "xcam.layers"
 """The key of the metadata that says, in JSON, which tensor holds which layer's value, in Keras' layout or turned."""
 LIMIT = 1_500_000_000
 """Bytes of weights that one file holds; protobuf ends at 2 GiB."""
+ADDING = ("Add", "AddV2", "BiasAdd", "Sub", "Identity", "Reshape")
 REARRANGING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Done to a weight before it is written, and not by the graph."""
 
@@ -220,6 +221,9 @@ def _describe(written: Any, network: _Network) -> None:
     layers = {}
     for layer, tensor in network.layers.items():
         name = _source(tensor)
+        while name not in shapes and name not in renamed and tensor.op.type in ADDING:
+            tensor = tensor.op.inputs[0]  # what adds zeros, a bias that was never trained, tf2onnx leaves out
+            name = _source(tensor)
         name = name if name in shapes else renamed.get(name, "")
         # An optimisation can leave a name to a value that is not yet cut to size, or squeezed.
         if name in shapes and name not in padded and _alike(shapes[name], tensor.shape.as_list()):

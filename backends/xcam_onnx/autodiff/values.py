@@ -192,6 +192,10 @@ class Ops:
             self._known[key] = Value(self, name, self.constants[-1].data_type)
         return self._known[key]
 
+    def masked(self, g: Value, condition: Value) -> Value:
+        """`g` where the condition holds, 0 elsewhere: a product, which takes a fraction of the time of Where."""
+        return g * self.Cast(condition, to=g.dtype)
+
     def named(self, x: Value, name: str) -> Value:
         """The same tensor under a name that is not made up."""
         self.nodes.append(helper.make_node("Identity", [x.name], [name], name=name))

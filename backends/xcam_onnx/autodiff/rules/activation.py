@@ -10,7 +10,7 @@ from xcam_onnx.autodiff.values import Value
 
 @vjp("Relu")
 def relu(n: Node, g: Value) -> Value:
-    return n.ops.Where(n.y > 0, g, 0)
+    return n.ops.masked(g, n.y > 0)
 
 
 @vjp("LeakyRelu")
@@ -42,7 +42,7 @@ def celu(n: Node, g: Value) -> Value:
 
 @vjp("ThresholdedRelu")
 def thresholded_relu(n: Node, g: Value) -> Value:
-    return n.ops.Where(n.x > n.attr("alpha", 1.0), g, 0)
+    return n.ops.masked(g, n.x > n.attr("alpha", 1.0))
 
 
 @vjp("Clip", broadcasts=True)
@@ -51,13 +51,13 @@ def clip(n: Node, g: Value) -> tuple[Value | None, ...]:
     low, high = n.input(1), n.input(2)
     inside = g
     if low is not None:
-        inside = n.ops.Where(n.x > low, inside, 0)
+        inside = n.ops.masked(inside, n.x > low)
     if high is not None:
-        inside = n.ops.Where(n.x < high, inside, 0)
+        inside = n.ops.masked(inside, n.x < high)
     return (
         inside,
-        low and n.ops.Where(n.x <= low, g, 0),
-        high and n.ops.Where(n.x >= high, g, 0),
+        low and n.ops.masked(g, n.x <= low),
+        high and n.ops.masked(g, n.x >= high),
     )
 
 
@@ -68,13 +68,13 @@ def sigmoid(n: Node, g: Value) -> Value:
 
 @vjp("HardSigmoid")
 def hard_sigmoid(n: Node, g: Value) -> Value:
-    return n.ops.Where((n.y > 0) & (n.y < 1), g * n.attr("alpha", 0.2), 0)
+    return n.ops.masked(g * n.attr("alpha", 0.2), (n.y > 0) & (n.y < 1))
 
 
 @vjp("HardSwish")
 def hard_swish(n: Node, g: Value) -> Value:
     o, x = n.ops, n.x
-    return o.Where(x <= -3, 0, o.Where(x >= 3, g, g * (x / 3 + 0.5)))
+    return o.masked(g * (x / 3 + 0.5), (x > -3) & (x < 3)) + o.masked(g, x >= 3)
 
 
 @vjp("Swish")

@@ -106,7 +106,7 @@ def lp_normalization(n: Node, g: Value) -> Value:
 @vjp("LRN")
 def lrn(n: Node, g: Value) -> Value:
     """Krizhevsky 2012: y = x·d^−β, d = bias + α/size · Σ x² over neighbouring channels."""
-    o, x, size = n.ops, n.x, n.attr("size")
+    x, size = n.x, n.attr("size")
     alpha, beta, bias = n.attr("alpha", 1e-4), n.attr("beta", 0.75), n.attr("bias", 1.0)
     before, behind = (size - 1) // 2, size - 1 - (size - 1) // 2
     d = bias + (alpha / size) * _over_channels(n, x * x, before, behind)
