@@ -7,6 +7,8 @@
 Importing xcam imports no framework.
 """
 
+from xcam.comparing import compare
+from xcam.comparison import Comparison
 from xcam.contract import Backend, InputSpec, Layer, Model, Trace
 from xcam.errors import (
     BackendError,
@@ -36,6 +38,7 @@ __all__ = [
     "BackendSpec",
     "ClassScore",
     "Classes",
+    "Comparison",
     "ContractError",
     "Detection",
     "Element",
@@ -55,6 +58,7 @@ __all__ = [
     "XcamWarning",
     "ZeroHeatmapWarning",
     "backends",
+    "compare",
     "explain",
     "export",
     "fuse",

@@ -1,0 +1,163 @@
+"""Which layer of one model is which of another: found from what they compute on the same pictures.
+
+Every layer is kept as a sketch, the values of all channels at some places, so that a large network takes little memory.
+Layers correspond when they have the same shape and much the same values, in the same order of execution: the best such
+matching is found by dynamic programming (Needleman and Wunsch 1970).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xcam.contract import Array, Layer, Model
+
+PLACES = 196
+"""Positions of a layer that a sketch keeps."""
+BUDGET = 512_000_000
+"""Bytes of activations that are asked for at once."""
+CLEAR = 0.05
+"""Errors below this speak for themselves; above it, names and kinds have a say."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A layer's values on the pictures: [N, C, places], channels first."""
+
+    layer: Layer
+    values: Array
+    shape: tuple[int, ...]
+    """(C, *space)."""
+
+    @property
+    def largest(self) -> float:
+        return float(np.abs(self.values).max())
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pair of layers, by their places among the sketches."""
+
+    first: int
+    second: int
+    error: float
+    order: tuple[int, ...] | None = None
+    """Where the second model keeps the first one's channels, when not in the same order."""
+
+
+def sketches(model: Model, x: Array) -> list[Sketch]:
+    """Every layer of a model, as many forward passes as the memory asks for (one, for most networks)."""
+    layers = [layer for layer in model.layers if not layer.inner and not layer.folds_batch]
+    found: list[Sketch] = []
+    group: list[Layer] = []
+    size = 0
+    for layer in [*layers, None]:
+        bytes_ = 4 * len(x) * int(np.prod([n or 1 for n in layer.shape])) if layer else BUDGET
+        if group and size + bytes_ > BUDGET:
+            values = model.activations(x, [each.name for each in group])
+            found += [sketch(each, values[each.name]) for each in group]
+            group, size = [], 0
+        if layer is not None:
+            group.append(layer)
+            size += bytes_
+    return found
+
+
+def sketch(layer: Layer, values: Array) -> Sketch:
+    """A layer's values at evenly spread places."""
+    flat = values.reshape(len(values), values.shape[1] if values.ndim > 1 else 1, -1)
+    count = flat.shape[2]
+    picked = np.unique(np.linspace(0, count - 1, min(count, PLACES)).astype(int))
+    return Sketch(layer, np.ascontiguousarray(flat[..., picked]), values.shape[1:])
+
+
+def error(a: Array, b: Array) -> float:
+    """The largest difference, relative to the largest magnitude of the first."""
+    size = float(np.abs(a).max())
+    apart = float(np.abs(a - b).max())
+    return apart / size if size > 0 else float(apart > 0)
+
+
+def align(first: Sequence[Sketch], second: Sequence[Sketch]) -> list[Match]:
+    """The best matching in order of execution."""
+    n, m = len(first), len(second)
+    gain = np.zeros((n, m))
+    errors = np.full((n, m), np.inf)
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            if a.shape == b.shape and a.values.shape == b.values.shape:
+                errors[i, j] = error(a.values, b.values)
+                gain[i, j] = _gain(a, b, errors[i, j])
+    best = np.zeros((n + 1, m + 1))
+    for i in range(n - 1, -1, -1):
+        for j in range(m - 1, -1, -1):
+            taken = best[i + 1, j + 1] + gain[i, j] if gain[i, j] > 0 else -1.0
+            best[i, j] = max(taken, best[i + 1, j], best[i, j + 1])
+    found = []
+    i = j = 0
+    while i < n and j < m:
+        if gain[i, j] > 0 and np.isclose(best[i, j], best[i + 1, j + 1] + gain[i, j]):
+            found.append(_match(first[i], second[j], i, j, float(errors[i, j])))
+            i, j = i + 1, j + 1
+        elif best[i, j] == best[i + 1, j]:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def _gain(a: Sketch, b: Sketch, apart: float) -> float:
+    """How much speaks for two layers of one shape being the same: their values first, then their kinds and names."""
+    if apart < CLEAR:
+        alike = 3.0 - np.log10(max(apart, 1e-7)) / 7
+    else:
+        alike = 1.5 * max(0.0, _correlation(a.values, b.values)) + 0.05
+    kinds = 0.2 * (_kind(a.layer) == _kind(b.layer))
+    names = 0.5 * (a.layer.name == b.layer.name) + 0.2 * (_last(a.layer.name) == _last(b.layer.name))
+    return float(alike + kinds + names)
+
+
+def _kind(layer: Layer) -> str:
+    kind = layer.kind.lower().replace("2d", "").replace("ing", "")
+    for word in ("conv", "batchnorm", "relu", "maxpool", "averagepool", "dense", "linear", "gemm", "add", "norm"):
+        if word in kind:
+            return {"linear": "dense", "gemm": "dense"}.get(word, word)
+    return kind
+
+
+def _last(name: str) -> str:
+    return name.replace("/", ".").rpartition(".")[2]
+
+
+def _correlation(a: Array, b: Array) -> float:
+    x, y = (np.ravel(v).astype(np.float64) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y / norm) if norm > 0 else 0.0
+
+
+def _match(a: Sketch, b: Sketch, i: int, j: int, apart: float) -> Match:
+    """With the order of channels, where another one than the given explains the difference."""
+    if apart > CLEAR:
+        order = permutation(a.values, b.values)
+        if order is not None:
+            return Match(i, j, error(a.values, b.values[:, order]), tuple(int(k) for k in order))
+    return Match(i, j, apart)
+
+
+def permutation(a: Array, b: Array) -> Array | None:
+    """The order in which b's channels [N, C, places] are a's, where there is one: b[:, order] = a. None where not."""
+    count = a.shape[1]
+    if count < 2 or a.shape != b.shape:
+        return None
+    x, y = (np.moveaxis(v, 1, 0).reshape(count, -1).astype(np.float64) for v in (a, b))
+    scale = max(float(np.abs(x).max()), 1e-12)
+    if x.shape[1] < 8:  # few values: a vector; ranks say what distances cannot
+        order = np.argsort(y[:, 0], kind="stable")[np.argsort(np.argsort(x[:, 0], kind="stable"), kind="stable")]
+    else:
+        order = ((x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * x @ y.T).argmin(axis=1)
+    if len(set(order.tolist())) < count or (order == np.arange(count)).all():
+        return None
+    return np.asarray(order) if float(np.abs(x - y[order]).max()) < 1e-3 * scale else None
