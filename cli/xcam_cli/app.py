@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
+from xcam_cli.compare import compare
 from xcam_cli.explain import demo, explain
 from xcam_cli.export import export
 from xcam_cli.lists import backends, layers, methods
@@ -39,7 +40,7 @@ def app() -> None:
     """
 
 
-for command in (explain, demo, export, layers, methods, backends):
+for command in (explain, demo, compare, export, layers, methods, backends):
     app.add_command(command)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def drawing_options(command: Any) -> Any:
 )
 @drawing_options
 @click.option("-o", "--output", metavar="OUT", help="A .jpg, .png or .npz file, or a folder. Default: IMAGE.cam.jpg.")
+@click.option("--report", metavar="OUT.html", help="Write a page, with classes, methods and layers as tabs.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 def explain(
     backend: str | None,
@@ -81,6 +83,7 @@ def explain(
     targets: tuple[str, ...],
     fuse: str | None,
     output: str | None,
+    report: str | None,
     images: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -93,7 +96,25 @@ def explain(
     """
     plan, opening = _planned(layers, targets, fuse, options)
     places = _places(images, plan, output)
-    _run(open_model(backend, model, **opening), [Path(image) for image in images], plan, places)
+    page = _page(report, images)
+    found = _run(open_model(backend, model, **opening), [Path(image) for image in images], plan, places)
+    if page is not None:
+        from xcam.report import write_single
+
+        write_single(found, page)
+        click.echo(f"wrote {page}", err=plan.as_json)
+
+
+def _page(report: str | None, images: tuple[str, ...]) -> Path | None:
+    """Where the page goes. Raises InputError."""
+    from xcam.errors import InputError
+    from xcam.report import check_place
+
+    if report is None:
+        return None
+    if len(images) > 1:
+        raise InputError(f"a page holds one picture, and {len(images)} are named; explain them one by one")
+    return check_place(report)
 
 
 @click.command()
@@ -108,6 +129,7 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
     from xcam.plugins import registry
 
     plugins = registry().plugins
+    there: list[str] = []
     if backend is None:
         there = [name for name, p in plugins.items() if p.state == "available"]
         backend = min(there, key=lambda name: name != "onnx", default=None)  # the lightest, where it is there
@@ -119,6 +141,31 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
     picture = pictures()[0]
     places = _places((str(picture),), plan, output)
     _run(open_model(backend, "demo"), [picture], plan, places)
+    if len(there) > 1 and not plan.as_json:
+        _all_backends(there, picture, Path(output).with_suffix(".html"))
+
+
+def _all_backends(names: list[str], picture: Path, page: Path) -> None:
+    """The same picture through every backend that is installed: do they agree?"""
+    import xcam
+    from xcam.errors import BackendError
+    from xcam_cli.compare import say
+
+    with warnings.catch_warnings(), unheard():
+        warnings.simplefilter("ignore", xcam.XcamWarning)
+        try:
+            found = xcam.compare([xcam.load("demo", name) for name in names], str(picture))
+        except BackendError as error:
+            click.echo(f"xcam: the backends are not compared: {error}", err=True)
+            return
+    click.echo()
+    say(found, None)
+    try:
+        found.save(page)
+    except BackendError as error:
+        click.echo(f"xcam: no page: {error}", err=True)
+    else:
+        click.echo(f"wrote {page}")
 
 
 @dataclass(frozen=True)
@@ -152,16 +199,28 @@ def _planned(
     """The plan, and the options of `xcam.load`. Raises InputError."""
     from xcam.errors import InputError
     from xcam.methods import get
+    from xcam.overlay import check_drawing
     from xcam.targets import several
 
     if fuse and len(layers) < 2:
         raise InputError("--fuse joins the maps of several layers; give -l more than once")
+    for what, words in (("layer", layers), ("class", targets)):
+        for word in words:
+            if words.count(word) > 1:
+                raise InputError(f"{what} {word!r} is given twice; name each once")
     methods = tuple(dict.fromkeys(options.pop("methods"))) or ("gradcam",)
     if "all" not in methods:
         for name in methods:
             get(name)
     drawing = {name: options.pop(name) for name in ("colormap", "alpha", "blend", "style")}
-    drawing["style"] = "signed" if options.pop("signed") else drawing["style"]
+    if options.pop("signed"):
+        if drawing["style"] == "contour":
+            raise InputError("--signed is short for --style signed, and --style contour is another; leave one out")
+        drawing["style"] = "signed"
+    if drawing["style"] == "signed" and (fuse or options["normalize"] != "max"):
+        name = "--fuse" if fuse else "--normalize"
+        raise InputError(f"{name} is for maps without a sign; leave it out, or draw another style")
+    check_drawing(**drawing)
     how = {name: options.pop(name) for name in ("score", "normalize", "augment")}
     how |= _settings(options.pop("settings"), methods)
     side_by_side = len(methods) > 1 or "all" in methods or (len(layers) > 1 and not fuse)
@@ -182,12 +241,14 @@ def _settings(words: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, Any
         if not sign:
             raise InputError(f"{word!r} is no option of a method; give NAME=VALUE, as in n=8")
         method = get(methods[0])
-        method.checked({name: text})
+        method.checked({name: method.options.get(name)})
+        if name in found:
+            raise InputError(f"option {name!r} is given twice; give it once")
         kind = type(method.options[name])
-        try:
-            found[name] = _truth(text) if kind is bool else kind(text)
-        except ValueError as error:
-            raise InputError(f"{name} of {method.name} takes a {kind.__name__}, not {text!r}") from error
+        read = _truth if kind is bool else kind if kind in (int, float) else str
+        with contextlib.suppress(ValueError):
+            found[name] = read(text)
+        method.checked({name: found.get(name, text)})
     return found
 
 
@@ -238,15 +299,15 @@ def _word(target: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in target)
 
 
-def _run(model: Any, images: list[Path], plan: _Plan, places: list[list[Path]]) -> None:
+def _run(model: Any, images: list[Path], plan: _Plan, places: list[list[Path]]) -> list[Any]:
+    """Explain, save and tell; what was made of the last pictures is returned."""
     import xcam
     from xcam import progress
     from xcam.explaining import BATCH
-    from xcam.overlay import lookup_table
 
-    lookup_table(plan.drawing["colormap"])  # an unknown name is found before the work
     methods = _able(model, plan.methods)
     documents: list[dict[str, Any]] = []
+    rows: list[list[Any]] = []
     with Bar() as bar, progress.listening(bar.told):
         for start in progress.steps(range(0, len(images), BATCH), "pictures"):  # thousands are never held at once
             part = slice(start, start + BATCH)
@@ -266,6 +327,7 @@ def _run(model: Any, images: list[Path], plan: _Plan, places: list[list[Path]]) 
                 _write(row, paths, plan, model, documents)
     if plan.as_json:
         _emit(documents)
+    return [explanation for row in rows for explanation in row]
 
 
 def _explained(model: Any, images: list[Path], plan: _Plan, methods: list[str]) -> list[list[Any]]:
@@ -279,7 +341,8 @@ def _explained(model: Any, images: list[Path], plan: _Plan, methods: list[str]) 
             wanted = [plan.wanted for _ in images]
             found = xcam.explain(model, images, layer, wanted, method=method, **plan.how, **more)
             for row, made in zip(rows, found, strict=True):
-                row.extend(made if isinstance(made, list) else [made])
+                for e in made if isinstance(made, list) else [made]:
+                    row.append(replace(e, image=row[0].image) if row else e)  # one copy of a picture, not one a map
     return rows
 
 
@@ -313,8 +376,8 @@ def _write(row: list[Any], paths: list[Path], plan: _Plan, model: Any, documents
     elif plan.together:
         click.echo(f"{row[0].path}")
         for e in row:
-            chance = "" if e.index is None else f"{float(e.scores[e.index]):7.2%}  "
-            click.echo(f"  {chance}{e.label}: {e.method} of {e.model} ({e.backend}) at {e.layer}")
+            chance = f"{e.score:7.4g}" if e.index is None else f"{float(e.scores[e.index]):7.2%}"
+            click.echo(f"  {chance}  {e.label}: {e.method} of {e.model} ({e.backend}) at {e.layer}")
         for note in row[0].notes:
             click.echo(f"  note: {note}")
         click.echo(f"  wrote {paths[0]}")
@@ -351,7 +414,11 @@ class Bar:
             from rich.console import Console
             from rich.progress import Progress
 
-            self._shown = Progress(console=Console(stderr=True), transient=True)
+            # Not redirected: rich would put back the standard output that it found, which is `unheard`'s.
+            shown = Progress(
+                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self._shown = shown
             self._shown.start()
         if what not in self._tasks:
             self._tasks[what] = self._shown.add_task(what, total=of)
@@ -376,7 +443,9 @@ def _say(explanation: Explanation, path: Path, model: Any) -> None:
     for name, i, score in _best(explanation, model):
         mark = "→" if i == explanation.index else " "
         click.echo(f"  {mark} {score:7.2%}  {name} ({i})")
-    if explanation.index is not None and explanation.index not in explanation.top(3):
+    if explanation.index is None:
+        click.echo(f"  → {explanation.score:7.4g}  {explanation.label}")
+    elif explanation.index not in explanation.top(3):
         click.echo(
             f"  → {float(explanation.scores[explanation.index]):7.2%}  {explanation.label} ({explanation.index})"
         )
@@ -400,6 +469,6 @@ def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any
         "method": explanation.method,
         "model": explanation.model,
         "backend": explanation.backend,
-        "heatmap_max": float(explanation.heatmap.max()),
+        "heatmap_max": float(replace(explanation).heatmap.max()),  # of a copy: large maps are not all kept
         "notes": list(explanation.notes),
     }

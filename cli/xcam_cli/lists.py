@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from xcam_cli.options import model_options, open_model, unheard
+from xcam_cli.options import models_options, open_model, unheard
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 
@@ -75,15 +75,18 @@ def methods(as_json: bool) -> None:
 
 
 @click.command()
-@model_options
+@models_options
 @as_json
 @click.option("--all", "all_", is_flag=True, help="Values inside layers too.")
-def layers(backend: str | None, model: str | None, as_json: bool, all_: bool, **options: Any) -> None:
-    """List a model's layers in execution order; the default is marked."""
+def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bool, **options: Any) -> None:
+    """List a model's layers in execution order; the default is marked. Of two models: which layer is which."""
     from xcam.errors import ModelError
     from xcam.layers import find
 
-    opened = open_model(backend, model, **options)
+    if len(models) > 1:
+        _side_by_side(backend, models, as_json, options)
+        return
+    opened = open_model(backend, models[0] if models else None, **options)
     with unheard():
         found = [layer for layer in opened.layers if all_ or not layer.inner]
         try:
@@ -114,3 +117,18 @@ def layers(backend: str | None, model: str | None, as_json: bool, all_: bool, **
         for layer in found
     ]
     table(["layer", "kind", "shape (channels first)", ""], rows)
+
+
+def _side_by_side(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    """The layers of two models that hold the same, found from their values on noise."""
+    from xcam.comparing import corresponding
+    from xcam_cli.compare import Spec
+
+    specs = [Spec.read(word) for word in models]
+    opened = [open_model(spec.backend or backend, spec.model, **options) for spec in specs]
+    with unheard():
+        found = corresponding(opened)
+    if as_json:
+        emit([{"first": a, "second": b, "error": error} for a, b, error in found])
+        return
+    table([f"{m.name} ({m.backend})" for m in opened] + ["error"], [[a, b, f"{error:.1e}"] for a, b, error in found])

@@ -60,6 +60,14 @@ def model_options(command: F) -> F:
     return command
 
 
+def models_options(command: F) -> F:
+    """The same, where more than one model can be named: `models`."""
+    several = click.option("-m", "--model", "models", multiple=True, metavar="MODEL", help="Twice: side by side.")
+    for option in (*reversed(_MODEL[2:]), several, _MODEL[0]):
+        command = option(command)
+    return command
+
+
 def unheard() -> contextlib.AbstractContextManager[Any]:
     """What a model or its framework prints goes to standard error: standard output is for the answer."""
     return contextlib.redirect_stdout(sys.stderr)

@@ -18,6 +18,8 @@ PLACES = 196
 """Positions of a layer that a sketch keeps."""
 BUDGET = 512_000_000
 """Bytes of activations that are asked for at once."""
+SAME = 1e-3
+"""Layers within this error hold the same."""
 CLEAR = 0.05
 """Errors below this speak for themselves; above it, names and kinds have a say."""
 
@@ -99,7 +101,11 @@ def align(first: Sequence[Sketch], second: Sequence[Sketch]) -> list[Match]:
     i = j = 0
     while i < n and j < m:
         if gain[i, j] > 0 and np.isclose(best[i, j], best[i + 1, j + 1] + gain[i, j]):
-            found.append(_match(first[i], second[j], i, j, float(errors[i, j])))
+            elsewhere = (
+                min(errors[i].min(), errors[:, j].min()) < SAME < errors[i, j]
+            )  # out of order, and no match here
+            if not elsewhere:
+                found.append(_match(first[i], second[j], i, j, float(errors[i, j])))
             i, j = i + 1, j + 1
         elif best[i, j] == best[i + 1, j]:
             i += 1

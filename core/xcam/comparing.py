@@ -59,7 +59,7 @@ def compare(
     findings = _prepared(opened, preprocess)
     kept, failed = _readable(images)
     if not kept:
-        raise InputError(f"no picture can be compared: {failed[0][0]}: {failed[0][1]}")
+        raise InputError(f"no picture can be compared: {failed[0][1]}")
     named = _layers(opened, layer)
     sample = [picture for _, picture in kept[:SAMPLES]]
     aligned: _Aligned | None = None
@@ -74,7 +74,7 @@ def compare(
         except XcamError as error:
             failed.append((str(path or f"picture {len(found) + len(failed) + 1}"), str(error)))
     if not found:
-        raise InputError(f"no picture could be compared: {failed[0][0]}: {failed[0][1]}")
+        raise InputError(f"no picture could be compared: {failed[0][1]}")
     names = _names(opened)
     result = Comparison(
         names,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from xcam import layers, maps, pictures, preprocessing, tokens
-from xcam.contract import DEFAULT_SIZE, Array, InputSpec, Layer, Model, Outputs, Trace, one_output
+from xcam.contract import DEFAULT_SIZE, Activation, Array, InputSpec, Layer, Model, Outputs, Trace, one_output
 from xcam.errors import (
     ContractError,
     InputError,
@@ -23,14 +23,14 @@ from xcam.errors import (
     first_line,
 )
 from xcam.explanation import Explanation
-from xcam.fusing import Fusion, joined
+from xcam.fusing import Fusion, check_fusion, joined
 from xcam.loading import by, load
 from xcam.maps import Normalize
 from xcam.methods import Method
 from xcam.methods import get as get_method
 from xcam.preprocessing import Preprocessing
-from xcam.supply import Supply, pick, require, stack
-from xcam.targets import ClassScore, Score, Target, probabilities, scores, several, target
+from xcam.supply import Supply, cotangent, pick, require, stack, values
+from xcam.targets import Classes, ClassScore, Score, Target, probabilities, scores, several, target
 
 BATCH = 8
 """Pictures in one forward pass: more gain little on a CPU, and cost memory."""
@@ -84,22 +84,29 @@ def explain(
     how = get_method(str(method))
     options = dict(how.checked(options))
     maps.normalize(np.zeros((1, 1, 1)), normalize)  # an unknown word is found before the work
+    if not isinstance(augment, bool):
+        raise InputError(f"augment is {augment!r}; give True or False")
     if fuse is not None and not isinstance(layer, list | tuple):
         raise InputError("fuse joins the maps of several layers; name them as a list")
+    check_fusion(fuse or "mean")
     if not isinstance(model, Model):
         model = load(model)
     require(model, how)
     if isinstance(layer, list | tuple):
         if not layer:
             raise InputError("an empty list of layers; name one, or leave it out")
+        names = [layers.find(model, name).name for name in layer]
+        twice = [name for k, name in enumerate(names) if name in names[:k]]
+        if twice:
+            raise InputError(f"layer {twice[0]!r} is given twice; name each layer once")
         one: Callable[..., Any] = explain
         words = (target, method, score, normalize, augment)
-        return joined([one(model, image, name, *words, **options) for name in layer], fuse or "mean")
+        return joined([one(model, image, name, *words, **options) for name in names], fuse or "mean")
     many = isinstance(image, list | tuple)
     images = list(image) if many else [image]
     if not images:
         return []
-    aims, listed = _aims(target, len(images), many)
+    aims, listed = _aims(target, len(images), many, model.labels)
     make = partial(_target, model=model, score=score)
     targets = [[make(aim) for aim in row] for row in aims]
     found: list[list[Explanation]] = []
@@ -119,7 +126,7 @@ def _target(aim: Aim, model: Model, score: Score) -> Target:
     return target(aim, score, model.activation, model.labels)
 
 
-def _aims(wanted: Any, count: int, many: bool) -> tuple[list[list[Aim]], list[bool]]:
+def _aims(wanted: Any, count: int, many: bool, labels: Sequence[str] | None) -> tuple[list[list[Aim]], list[bool]]:
     """For each picture the list of what is wanted, and whether it was given as a list."""
     if isinstance(wanted, list | tuple):
         rows: list[Any] = list(wanted) if many else [wanted]
@@ -129,9 +136,9 @@ def _aims(wanted: Any, count: int, many: bool) -> tuple[list[list[Aim]], list[bo
             )
     else:
         rows = [wanted] * count
-    listed = [isinstance(row, list | tuple) or several(row) is not None for row in rows]
+    listed = [isinstance(row, list | tuple) or several(row, labels) is not None for row in rows]
     filled: list[list[Aim]] = [
-        [aim for word in (row if isinstance(row, list | tuple) else [row]) for aim in several(word) or [word]]
+        [aim for word in (row if isinstance(row, list | tuple) else [row]) for aim in several(word, labels) or [word]]
         for row in rows
     ]
     if not all(filled):
@@ -186,8 +193,7 @@ def _explain(
                 _check_rows(outputs, len(images), model)
                 fixed.extend([_resolve(t, pick(outputs, [n]), model) for t in row] for n, row in enumerate(targets))
             return [
-                stack([_checked_cotangent(row[m], pick(outputs, [n])) for n, row in enumerate(fixed)])
-                for m in range(count)
+                stack([cotangent(row[m], pick(outputs, [n])) for n, row in enumerate(fixed)]) for m in range(count)
             ]
         except Exception as error:
             own.append(error)
@@ -208,6 +214,11 @@ def _explain(
         ) from error
     _check_trace(x, trace, len(images), count, model, layer)
     grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
+    if grid.view(trace.activations).ndim != 4:
+        raise ModelError(
+            f"layer {layer.name!r} has values of {by(trace.activations.shape[2:])} for each channel, and a map over a "
+            "picture needs two axes of space; choose another layer"
+        )
 
     def made(x: Array, trace: Trace) -> list[Array]:
         """For each target the maps [N, *spatial]."""
@@ -220,8 +231,10 @@ def _explain(
     if augment:
         others = [cams]
         for mirrored, factor in AUGMENTED:
-            changed = (_mirrored(x, model.input) if mirrored else x) * np.asarray(factor, x.dtype)
-            again = made(changed, model.trace(changed, layer.name, seeds if count else None))
+            changed = _scaled(_mirrored(x, model.input) if mirrored else x, factor)
+            found = model.trace(changed, layer.name, seeds if count else None)
+            _check_trace(changed, found, len(images), count, model, layer)
+            again = made(changed, found)
             others.append([np.flip(cam, -1) for cam in again] if mirrored else again)
         cams = [np.mean(same, axis=0) for same in zip(*others, strict=True)]
     return [
@@ -267,6 +280,13 @@ def _mirrored(x: Array, spec: InputSpec) -> Array:
     return np.ascontiguousarray(np.flip(x, -2 if spec.layout == "channels_last" else -1))
 
 
+def _scaled(x: Array, factor: float) -> Array:
+    """The batch's values times a factor; whole numbers stay so, and pixels."""
+    if np.issubdtype(x.dtype, np.integer):
+        return np.clip(np.rint(x * factor), 0, 255).astype(x.dtype)
+    return x * np.asarray(factor, x.dtype)
+
+
 def _check_rows(outputs: Outputs, count: int, model: Model) -> None:
     for array in outputs.values() if isinstance(outputs, Mapping) else [outputs]:
         if array.ndim == 0 or len(array) != count:
@@ -285,21 +305,6 @@ def _resolve(aim: Target, outputs: Outputs, model: Model) -> Target:
             )
     resolve: Callable[[Outputs], Target] | None = getattr(aim, "resolve", None)
     return resolve(outputs) if resolve else aim
-
-
-def _checked_cotangent(aim: Target, outputs: Outputs) -> Outputs:
-    """The target's cotangent, in the outputs' own order, zero where it says nothing."""
-    given = aim.cotangent(outputs)
-    expected = outputs if isinstance(outputs, Mapping) else {"the output": outputs}
-    named = given if isinstance(given, Mapping) else {next(iter(expected)): given}
-    found = {name: np.asarray(named.get(name, np.zeros_like(value))) for name, value in expected.items()}
-    for name, value in found.items():
-        if value.shape != expected[name].shape or not set(named) <= set(expected):
-            raise InputError(
-                f"the cotangent of {type(aim).__name__} has shape {value.shape}, the outputs {expected[name].shape}; "
-                "cotangent() must return an array like its outputs, or a mapping with their names"
-            )
-    return found if isinstance(outputs, Mapping) else next(iter(found.values()))
 
 
 def _check_trace(x: Array, trace: Trace, count: int, seeds: int, model: Model, layer: Layer) -> None:
@@ -353,20 +358,21 @@ def _explanation(
     normalize: Normalize,
 ) -> Explanation:
     outputs = pick(trace.outputs, [n])
-    of_class = aim if isinstance(aim, ClassScore) else None
-    index = of_class.index if of_class else None
-    raw = one_output(outputs, of_class.output if of_class else None)
+    index = aim.index if isinstance(aim, ClassScore) else None
+    of_classes = isinstance(aim, ClassScore | Classes)
+    raw = one_output(outputs, aim.output if isinstance(aim, ClassScore | Classes) else None)
+    raw = raw[:, None] if raw.ndim == 1 else raw
     if not cam.max() > 0:
         warnings.warn(_zero(path, layer, aim, cam, trace, n), ZeroHeatmapWarning, stacklevel=5)
     return Explanation(
         image=image,
         cam=cam.astype(np.float32, copy=False),
         outputs=raw[0],
-        scores=probabilities(raw, of_class.activation)[0] if of_class else raw[0],
+        scores=probabilities(raw, _activation(model, aim))[0] if of_classes else raw[0],
         target=aim,
         index=index,
         label=getattr(aim, "name", type(aim).__name__) if index is None else label(model, index),
-        score=float(np.ravel(aim.value(outputs))[0]),
+        score=float(values(aim, outputs, 1)[0]),
         layer=layer.name,
         method=method.name,
         backend=model.backend,
@@ -375,6 +381,14 @@ def _explanation(
         path=path,
         notes=tuple(model.notes),
     )
+
+
+def _activation(model: Model, aim: Target) -> Activation:
+    """What was cut off the output that a target of classes reads."""
+    if isinstance(aim, ClassScore):
+        return aim.activation
+    whole, name = model.activation, getattr(aim, "output", None)
+    return whole.get(name or next(iter(whole))) if isinstance(whole, Mapping) else whole
 
 
 def label(model: Model, index: int) -> str:
@@ -390,6 +404,8 @@ def _zero(path: Path | None, layer: Layer, aim: Target, cam: Array, trace: Trace
         cause = "the gradient is zero (a saturated probability: try score='logit'; or an earlier layer)"
     elif np.any(cam):
         cause = "everything at this layer speaks against the class (try another class, layer or method)"
+    elif not trace.gradients:
+        cause = "to the method no channel says anything (try another layer, method or option)"
     else:
         cause = "gradient and activation never meet (try another layer or method)"
     return f"the heatmap{f' of {path}' if path else ''} is zero everywhere at layer {layer.name!r}: {cause}"

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xcam import maps, opencv, pictures
-from xcam.errors import InputError, nearest
 from xcam.maps import Normalize
-from xcam.overlay import Blend, contours, overlay, signed_overlay
+from xcam.overlay import Blend, Style, check_drawing, contours, overlay, signed_overlay
 from xcam.targets import Target
-
-Style = Literal["heat", "contour", "signed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +82,10 @@ class Explanation:
         """The heatmap over the picture, uint8 [H, W, 3] RGB. See xcam.overlay.
 
         style: `heat`, in colours; `contour`, as lines at 0.25, 0.5 and 0.75; `signed`, what speaks for the target in red,
-        what speaks against it in blue.
+        what speaks against it in blue. Contours have no alpha and no blend, signed maps no colormap and no blend.
+        Raises InputError.
         """
-        if style not in get_args(Style):
-            raise InputError(f"no style {style!r}; {nearest(str(style), get_args(Style))}")
+        check_drawing(style, alpha, colormap, blend)
         if style == "signed":
             return signed_overlay(self.image, self.signed, alpha)
         heatmap = self.heatmap
@@ -106,7 +104,7 @@ class Explanation:
         if Path(path).suffix.lower() == ".npz":
             pictures.write_whole(path, self._npz())
         else:
-            pictures.write(path, _captioned(self.overlay(**drawing), self.notes))
+            pictures.write(path, captioned(self.overlay(**drawing), self.notes))
 
     def _npz(self) -> bytes:
         buffer = io.BytesIO()
@@ -128,17 +126,17 @@ class Explanation:
 
     def _repr_png_(self) -> bytes:
         cv2 = opencv.load()
-        picture = _captioned(self.overlay(), self.notes)
+        picture = captioned(self.overlay(), self.notes)
         return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
-def _captioned(picture: pictures.Picture, notes: tuple[str, ...]) -> pictures.Picture:
+def captioned(picture: pictures.Picture, notes: tuple[str, ...]) -> pictures.Picture:
     """The picture with a dark strip under it that holds the notes, shrunk to fit its width."""
     if not notes:
         return picture
     cv2 = opencv.load()
     width = picture.shape[1]
-    text = "; ".join(notes)
+    text = drawable("; ".join(notes))
     (length, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
     scale = min(max(width / 600, 0.5), 0.95 * width / max(length, 1))
     line = round(height * scale) + 2 * max(4, round(10 * scale))
@@ -147,3 +145,12 @@ def _captioned(picture: pictures.Picture, notes: tuple[str, ...]) -> pictures.Pi
     thick = max(1, round(1.5 * scale))
     cv2.putText(strip, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA)
     return np.vstack([picture, strip])
+
+
+ASCII = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "→": "->", "’": "'", "ß": "ss", "ø": "o", "ł": "l"})
+
+
+def drawable(text: str) -> str:
+    """The text in the letters that OpenCV's own font has: accents go, and for what is left stands `?`."""
+    plain = unicodedata.normalize("NFKD", text.translate(ASCII))
+    return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()

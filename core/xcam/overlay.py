@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +13,9 @@ from xcam.errors import InputError, nearest
 from xcam.pictures import Picture
 
 Blend = Literal["mix", "add"]
+Style = Literal["heat", "contour", "signed"]
+UNUSED = {"heat": (), "contour": ("alpha", "blend"), "signed": ("colormap", "blend")}
+"""What has no effect in a style."""
 
 
 def colormaps() -> list[str]:
@@ -48,9 +52,25 @@ def signed_overlay(image: Picture, heatmap: npt.NDArray[np.float32], alpha: floa
     Each place takes on as much colour as its magnitude says: where the map is zero, the picture shows unchanged.
     """
     _check(image, heatmap, alpha)
-    level = np.clip(np.rint(heatmap * 127.5 + 127.5), 0, 255).astype(np.uint8)
-    share = np.minimum(1.6 * alpha * np.sqrt(np.abs(heatmap)), 1)[..., None]
-    return np.asarray(np.rint(image * (1 - share) + diverging()[level, 0] * share), np.uint8)
+    table, out = diverging()[:, 0], np.empty(image.shape, np.uint8)
+    for rows in _strips(image):
+        level = np.clip(np.rint(heatmap[rows] * 127.5 + 127.5), 0, 255).astype(np.uint8)
+        share = np.minimum(1.6 * alpha * np.sqrt(np.abs(heatmap[rows])), 1)[..., None]
+        out[rows] = np.rint(image[rows] * (1 - share) + table[level] * share)
+    return out
+
+
+def check_drawing(style: Style = "heat", alpha: float = 0.5, colormap: str = "jet", blend: Blend = "mix") -> None:
+    """Raises InputError for an unknown word, and for one that the style has no use for."""
+    if style not in get_args(Style):
+        raise InputError(f"no style {style!r}; {nearest(str(style), get_args(Style))}")
+    if blend not in get_args(Blend):
+        raise InputError(f"no blend {blend!r}; {nearest(str(blend), get_args(Blend))}")
+    lookup_table(colormap)
+    changed = {"alpha": alpha != 0.5, "colormap": colormap != "jet", "blend": blend != "mix"}
+    for name in UNUSED[style]:
+        if changed[name]:
+            raise InputError(f"{name} has no effect on style {style!r}; leave it out, or draw another style")
 
 
 def contours(
@@ -71,6 +91,11 @@ def contours(
         cv2.drawContours(out, found, -1, dark, width + 1, cv2.LINE_AA)
         cv2.drawContours(out, found, -1, colour, width, cv2.LINE_AA)
     return out
+
+
+def _strips(image: Picture) -> Iterator[slice]:
+    """Rows that stay in the cache: a third less time on a picture of 12 megapixels, and no large array in between."""
+    return (slice(top, top + 64) for top in range(0, image.shape[0], 64))
 
 
 def _check(image: Picture, heatmap: npt.NDArray[np.float32], alpha: float) -> None:
@@ -94,14 +119,11 @@ def overlay(
     """
     cv2 = opencv.load()
     _check(image, heatmap, alpha)
-    if blend not in get_args(Blend):
-        raise InputError(f"no blend {blend!r}; {nearest(str(blend), get_args(Blend))}")
+    check_drawing(blend=blend)
     table = lookup_table(colormap)
     keep = 1 - alpha if blend == "mix" else 1.0
-    out = np.empty_like(image)
-    # In strips that stay in the cache: a third less time on a picture of 12 megapixels.
-    for top in range(0, image.shape[0], 64):
-        rows = slice(top, top + 64)
+    out = np.empty(image.shape, np.uint8)
+    for rows in _strips(image):
         level = np.multiply(heatmap[rows], 255, dtype=np.float32).astype(np.uint8)
         cv2.addWeighted(cv2.applyColorMap(level, table), alpha, image[rows], keep, 0, dst=out[rows])
     return out

@@ -6,12 +6,12 @@ Variants of pictures and of layer values go in, the target's values come out; to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from xcam.contract import Array, Layer, Model, Outputs, Trace, one_output
-from xcam.errors import BackendError, ModelError
+from xcam.errors import BackendError, InputError, ModelError, XcamError, first_line
 from xcam.methods import Method, methods
 from xcam.methods.needs import CAPABILITIES
 from xcam.targets import Target
@@ -19,6 +19,8 @@ from xcam.tokens import Grid
 
 EPSILON = 1e-2
 """Relative step of the difference that stands for a second derivative."""
+
+T = TypeVar("T")
 
 
 class Supply:
@@ -29,10 +31,17 @@ class Supply:
     ) -> None:
         self._model, self._layer, self._grid = model, layer, grid
         self._batch, self._trace, self._targets, self._m = batch, trace, list(targets), m
+        self._own: list[Exception] = []  # what a target raised: it reaches the caller as it is
 
     def __call__(self, method: Method, options: Mapping[str, Any]) -> Array:
         """The method's map [N, *spatial]."""
-        return np.asarray(method.function(*(getattr(self, need) for need in method.needs), **options))
+        found = np.asarray(method.function(*(getattr(self, need) for need in method.needs), **options))
+        if not np.isfinite(found).all():
+            raise ModelError(
+                f"{method.name} of {self._model.name} gives NaN or infinity at layer {self._layer.name!r}; check the "
+                "weights and the sizes of the layer's values"
+            )
+        return found
 
     @property
     def activations(self) -> Array:
@@ -44,20 +53,22 @@ class Supply:
 
     @property
     def x(self) -> Array:
-        return np.moveaxis(self._batch, -1, 1) if self._last else self._batch
+        x = np.moveaxis(self._batch, -1, 1) if self._last else self._batch
+        return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
     @property
     def value(self) -> Array:
         return self._values(self._trace.outputs, range(len(self._batch)))
 
     def forward(self, x: Array, rows: Sequence[int]) -> Array:
-        return self._values(self._model.predict(self._native(x)), rows)
+        return self._values(self._run(len(x), lambda: self._model.predict(self._native(x))), rows)
 
     def resume(self, activations: Array, rows: Sequence[int]) -> Array:
         return self._values(self._resumed(activations, rows, None).outputs, rows)
 
     def trace(self, x: Array, rows: Sequence[int]) -> tuple[Array, Array]:
-        trace = self._model.trace(self._native(x), self._layer.name, self._seeds(rows))
+        seeds = self._seeds(rows)
+        trace = self._run(len(x), lambda: self._model.trace(self._native(x), self._layer.name, seeds))
         return self._grid.view(trace.activations), self._grid.view(trace.gradients[0])
 
     def hvp(self, vector: Array) -> Array:
@@ -91,15 +102,40 @@ class Supply:
         return self._model.input.layout == "channels_last"
 
     def _native(self, x: Array) -> Array:
-        return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if self._last else np.ascontiguousarray(x)
+        x = np.moveaxis(x, 1, -1) if self._last else x
+        dtype = self._batch.dtype
+        if np.issubdtype(dtype, np.integer):  # pixels
+            x = np.clip(np.rint(x), 0, 255)
+        return np.ascontiguousarray(x, dtype)
 
     def _resumed(self, activations: Array, rows: Sequence[int], seeds: Any) -> Trace:
-        whole = self._grid.restore(activations, self._trace.activations[list(rows)])
-        return self._model.resume(self._trace, whole.astype(np.float32, copy=False), list(rows), seeds)
+        whole = activations
+        if self._grid.size is not None:
+            whole = self._grid.restore(activations, self._trace.activations[list(rows)])
+        whole = whole.astype(np.float32, copy=False)
+        return self._run(len(whole), lambda: self._model.resume(self._trace, whole, list(rows), seeds))
+
+    def _run(self, count: int, work: Callable[[], T]) -> T:
+        """What the model gives; where it fails, though it did well on the clean pictures, a line that says on what."""
+        try:
+            return work()
+        except (XcamError, MemoryError):
+            raise
+        except Exception as error:
+            if error in self._own:
+                raise
+            raise ModelError(
+                f"{self._model.name} fails on a batch of {count} changed pictures or layer values: {first_line(error)}; "
+                "choose a method that changes none, such as gradcam, if the model takes no such batch"
+            ) from error
 
     def _seeds(self, rows: Sequence[int]) -> Callable[[Outputs], list[Outputs]]:
         def seeds(outputs: Outputs) -> list[Outputs]:
-            return [stack([self._targets[row].cotangent(pick(outputs, [k])) for k, row in enumerate(rows)])]
+            try:
+                return [stack([cotangent(self._targets[row], pick(outputs, [k])) for k, row in enumerate(rows)])]
+            except Exception as error:
+                self._own.append(error)
+                raise
 
         return seeds
 
@@ -109,13 +145,41 @@ class Supply:
         found = np.empty(len(wanted), np.float64)
         for row in np.unique(wanted):
             places = np.flatnonzero(wanted == row)
-            found[places] = np.ravel(self._targets[row].value(pick(outputs, places.tolist())))
+            found[places] = values(self._targets[row], pick(outputs, places.tolist()), len(places))
         if not np.isfinite(found).all():
             raise ModelError(
                 f"{self._model.name} gives NaN or infinity on changed pictures or layer values; check the weights and "
                 "float16 overflow"
             )
         return found
+
+
+def values(aim: Target, outputs: Outputs, count: int) -> Array:
+    """The target's value [count], a number for each row, also where it says one for all rows. Raises InputError."""
+    found = np.ravel(aim.value(outputs))
+    if len(found) == count:
+        return found
+    if count == 1:
+        raise InputError(
+            f"the value of {type(aim).__name__} has {len(found)} numbers for one row of outputs; "
+            "value() must return one for each row"
+        )
+    return np.concatenate([values(aim, pick(outputs, [k]), 1) for k in range(count)])
+
+
+def cotangent(aim: Target, outputs: Outputs) -> Outputs:
+    """The target's cotangent, in the outputs' own order, zero where it says nothing. Raises InputError."""
+    given = aim.cotangent(outputs)
+    expected = outputs if isinstance(outputs, Mapping) else {"the output": outputs}
+    named = given if isinstance(given, Mapping) else {next(iter(expected)): given}
+    found = {name: np.asarray(named.get(name, np.zeros_like(value))) for name, value in expected.items()}
+    for name, value in found.items():
+        if value.shape != expected[name].shape or not set(named) <= set(expected):
+            raise InputError(
+                f"the cotangent of {type(aim).__name__} has shape {value.shape}, the outputs {expected[name].shape}; "
+                "cotangent() must return an array like its outputs, or a mapping with their names"
+            )
+    return found if isinstance(outputs, Mapping) else next(iter(found.values()))
 
 
 def pick(outputs: Outputs, rows: Sequence[int]) -> Outputs:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -17,30 +16,8 @@ import numpy as np
 import pytest
 
 import xcam
+from typed import Result
 from xcam import demo, pictures
-from xcam_cli import main
-
-
-@dataclass
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    """`xcam WORDS…`, in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: object) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return Result(int(stop.value.code or 0), out, err)
-
-    return command
 
 
 @pytest.fixture

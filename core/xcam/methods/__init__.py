@@ -8,10 +8,13 @@ keyword-only parameters are its options.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+import numpy as np
 
 from xcam.errors import InputError, nearest
 
@@ -50,12 +53,31 @@ class Method:
         return tuple(inspect.signature(self.function).parameters.values())
 
     def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`options`, if the method has them all. Raises InputError."""
-        for option in options:
+        """`options`, if the method has them all, each of the kind that its default is of. Raises InputError."""
+        for option, value in options.items():
             if option not in self.options:
                 has = f"its options: {', '.join(self.options)}" if self.options else "it has no options"
                 raise InputError(f"method {self.name!r} has no option {option!r}; {has}")
+            default = self.options[option]
+            if value is not default and not _like(default, value):
+                raise InputError(f"{option} of {self.name} takes {KINDS[type(default)]}, not {value!r}")
         return options
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
+
+
+def _like(default: object, value: Any) -> bool:
+    """Whether `value` is of the default's kind; of other kinds than KINDS anything is taken."""
+    if isinstance(default, bool):
+        return isinstance(value, bool | np.bool_)
+    if isinstance(value, bool | np.bool_) and type(default) in (int, float):
+        return False
+    if isinstance(default, int):
+        return isinstance(value, int | np.integer)
+    if isinstance(default, float):
+        return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+    return not isinstance(default, str) or isinstance(value, str)
 
 
 def method(name: str, *, source: str, passes: str = Method.passes) -> Callable[[F], F]:

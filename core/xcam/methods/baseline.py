@@ -6,6 +6,7 @@ import numpy as np
 
 from xcam.maps import Array, weigh
 from xcam.methods import method
+from xcam.methods.needs import generator
 
 
 @method("random", source="a baseline of our own", passes="1 forward")
@@ -14,5 +15,5 @@ def random(activations: Array, *, seed: int = 0) -> Array:
 
     `seed` chooses the weights.
     """
-    weights = np.random.default_rng(seed).uniform(-1, 1, size=(1, activations.shape[1]))
+    weights = generator(seed).uniform(-1, 1, size=(1, activations.shape[1]))
     return weigh(np.broadcast_to(weights.astype(activations.dtype), activations.shape[:2]), activations)

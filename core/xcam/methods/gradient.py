@@ -10,7 +10,7 @@ import numpy as np
 
 from xcam.maps import Array, pool, relu, total, weigh
 from xcam.methods import method
-from xcam.methods.needs import Hvp, Tracer, check
+from xcam.methods.needs import Hvp, Tracer, check, generator
 from xcam.progress import steps
 
 
@@ -79,7 +79,7 @@ def smooth_gradcam_plus_plus(
     """
     check(n=n, std=std)
     spread = std * (x.max(axis=_space(x, 1), keepdims=True) - x.min(axis=_space(x, 1), keepdims=True))
-    random = np.random.default_rng(seed)
+    random = generator(seed)
     powers = [np.zeros(activations.shape, np.float64) for _ in range(3)]
     for _ in steps(range(n), "noisy pictures"):
         noise = random.normal(size=x.shape[1:]).astype(x.dtype)

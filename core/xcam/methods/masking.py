@@ -6,12 +6,15 @@ baseline). Scores are the target's value.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from xcam.errors import InputError, nearest
 from xcam.maps import Array, normalize, resize, weigh
 from xcam.methods import method
-from xcam.methods.needs import Runner, check, scored
+from xcam.methods.needs import Runner, check, generator, scored
+from xcam.progress import steps
 
 PASSES = 16
 """Masked pictures in one forward pass: more gain little on a CPU, and cost memory."""
@@ -36,9 +39,7 @@ def scorecam(
     """
     if baseline not in BASELINES:
         raise InputError(f"no baseline {baseline!r}; {nearest(str(baseline), BASELINES)}")
-    if max_channels < 0:
-        raise InputError(f"max_channels is {max_channels}; give 0 for all, or a number above 0")
-    weights = _weights(activations, x, forward, [(1.0, None)], baseline, max_channels)
+    weights = _weights(activations, x, forward, [(1.0, None)], 1, baseline, max_channels)
     return weigh(_shares(weights) if softmax else weights, activations)
 
 
@@ -58,56 +59,55 @@ def sscam(
     n and std are the paper's: 35 times Score-CAM's cost, and noise of twice the width of a mask.
     """
     check(n=n, std=std)
-    random = np.random.default_rng(seed)
-    noise = std * random.normal(size=(n, *x.shape[2:])).astype(x.dtype)
-    weights = _weights(activations, x, forward, [(1.0, delta) for delta in noise], "zero", max_channels)
-    return weigh(weights, activations)
+    random = generator(seed)
+    noisy = ((1.0, std * random.normal(size=x.shape[2:]).astype(x.dtype)) for _ in range(n))
+    return weigh(_weights(activations, x, forward, noisy, n, "zero", max_channels), activations)
 
 
 @method("iscam", source="Naidu et al. 2020, Eq. 5", passes="1 + n·C forward")
 def iscam(activations: Array, x: Array, forward: Runner, *, n: int = 10, max_channels: int = 0) -> Array:
     """Σc w·A, w = mean over i = 1 … n of score(x·(i/n)·H_c) − score(0): Score-CAM, integrated from nothing to H_c."""
     check(n=n)
-    factors: list[tuple[float, Array | None]] = [((i + 1) / n, None) for i in range(n)]
-    return weigh(_weights(activations, x, forward, factors, "zero", max_channels), activations)
+    grown = (((i + 1) / n, None) for i in range(n))
+    return weigh(_weights(activations, x, forward, grown, n, "zero", max_channels), activations)
 
 
 def _weights(
     a: Array,
     x: Array,
     forward: Runner,
-    changes: list[tuple[float, Array | None]],
+    changes: Iterable[tuple[float, Array | None]],
+    count: int,
     baseline: str,
     max_channels: int,
 ) -> Array:
-    """For each channel, the mean over `changes` (a factor, noise) of the score through its mask; less the baseline's."""
+    """For each channel, the mean over `count` changes (a factor, noise) of the score through its mask; less the baseline's."""
+    chosen = [_strongest(row, max_channels) for row in a]
     weights = np.zeros(a.shape[:2], np.float64)
     least = forward(np.zeros_like(x), range(len(x))) if baseline == "zero" else np.zeros(len(x))
-    for row in range(len(a)):
-        channels = _strongest(a[row], max_channels)
+    for _, (factor, noise) in zip(steps(range(count), "changes of the masks"), changes, strict=True):
+        for row, channels in enumerate(chosen):
 
-        def masked(part: slice, row: int = row, channels: Array = channels, change: int = 0) -> Array:
-            factor, noise = changes[change]
-            masks = _masks(a[row, channels[part]], x.shape[2:]) * x.dtype.type(factor)
-            return x[row] * (masks if noise is None else masks + noise)[:, None]
+            def masked(
+                part: slice,
+                row: int = row,
+                channels: Array = channels,
+                factor: float = factor,
+                noise: Array | None = noise,
+            ) -> Array:
+                masks = _masks(a[row, channels[part]], x.shape[2:]) * x.dtype.type(factor)
+                return x[row] * (masks if noise is None else masks + noise)[:, None]
 
-        for change in range(len(changes)):
-            found = scored(
-                forward,
-                row,
-                len(channels),
-                lambda part, change=change, masked=masked: masked(part, change=change),  # type: ignore[misc]
-                x[row].nbytes,
-                "masked pictures",
-                PASSES,
-            )
-            weights[row, channels] += (found - least[row]) / len(changes)
+            found = scored(forward, row, len(channels), masked, x[row].nbytes, "masked pictures", PASSES)
+            weights[row, channels] += (found - least[row]) / count
     return weights.astype(a.dtype)
 
 
 def _strongest(a: Array, count: int) -> Array:
     """The channels of one picture [C, *space] that have the largest energy, in order; all for 0."""
-    if not count or count >= len(a):
+    if not 0 <= count <= len(a):
+        raise InputError(f"max_channels is {count}; give 0 for all, or a number up to {len(a)}, the layer's channels")
+    if not count:
         return np.arange(len(a))
     energy = (a.reshape(len(a), -1).astype(np.float64) ** 2).sum(axis=1)
     return np.sort(np.argsort(-energy, kind="stable")[:count])

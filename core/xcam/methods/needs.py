@@ -50,17 +50,31 @@ class Tracer(Protocol):
 Hvp = Callable[[Array], Array]
 
 
+MOST = 10_000
+"""No count of noisy pictures and no width of noise means anything above this."""
+
+
 def scored(
     run: Runner, row: int, count: int, make: Callable[[slice], Array], size: int, what: str, most: int = TOGETHER
 ) -> Array:
     """The values [count] of variants of one picture, made and run in batches: `make` gives those of a slice.
 
-    size: the bytes of one variant.
+    size: the bytes of one variant. Where memory runs out, a batch is halved.
     """
+
+    def values(part: slice) -> Array:
+        try:
+            variants = make(part)
+            return run(variants, [row] * len(variants))
+        except MemoryError:
+            if part.stop - part.start == 1:
+                raise
+        middle = (part.start + part.stop) // 2
+        return np.concatenate([values(slice(part.start, middle)), values(slice(middle, part.stop))])
+
     found = np.empty(count, np.float64)
     for part in steps(list(batches(count, size, most)), what):
-        variants = make(part)
-        found[part] = run(variants, [row] * len(variants))
+        found[part] = values(part)
     return found
 
 
@@ -74,5 +88,12 @@ def batches(count: int, size: int, most: int) -> Iterator[slice]:
 def check(**numbers: float) -> None:
     """Counts and widths of noise must be more than zero. Raises InputError."""
     for name, number in numbers.items():
-        if not number > 0:
-            raise InputError(f"{name} is {number}; give a number above 0")
+        if not 0 < number <= MOST:
+            raise InputError(f"{name} is {number}; give a number above 0, and {MOST} at most")
+
+
+def generator(seed: int) -> np.random.Generator:
+    """Random numbers, the same for the same seed. Raises InputError."""
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    return np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -27,16 +28,16 @@ def sigmoid(z: Array) -> Array:
 
 def is_distribution(y: Array) -> bool:
     """Every row is ≥ 0 and sums to 1: probabilities already, by an activation that nobody could see."""
-    return y.shape[-1] > 1 and bool((y >= 0).all() and np.allclose(y.sum(axis=-1), 1, atol=1e-3))
+    return y.shape[-1] > 1 and bool((y >= 0).all() and np.allclose(y.sum(axis=-1, dtype=np.float64), 1, atol=1e-3))
 
 
 def probabilities(outputs: Outputs, activation: Activation) -> Array:
     """Class probabilities [N, K] of outputs [N, K]; of the first, where there are several.
 
     The activation that was cut off is applied again. Where none was seen: outputs that are probabilities already stay,
-    one output is taken for the logit of a sigmoid, several for those of a softmax.
+    one output is taken for the logit of a sigmoid, several for those of a softmax. Half precision becomes float32.
     """
-    z = scores(outputs)
+    z = _wide(scores(outputs))
     match _link(z, activation):
         case "sigmoid":
             return sigmoid(z)
@@ -56,6 +57,10 @@ def scores(outputs: Outputs, name: str | None = None) -> Array:
             "pass a target of your own, an object with value() and cotangent()"
         )
     return z
+
+
+def _wide(z: Array) -> Array:
+    return z.astype(np.float32) if z.dtype == np.float16 else z
 
 
 def _link(z: Array, activation: Activation) -> str | None:
@@ -94,7 +99,9 @@ class ClassScore:
         z = scores(outputs, self.output)
         count = z.shape[1]
         if self.index is None and not 0 <= self.rank < count:
-            raise InputError(f"no class of rank {self.rank + 1}: the model has {count} classes")
+            raise InputError(
+                f"no class of rank {self.rank + 1}: the model has {count} classes; give top{count} or less"
+            )
         best = np.argsort(-z[0], kind="stable")
         index = int(best[self.rank]) if self.index is None else self.index
         if not -count <= index < count:
@@ -102,6 +109,8 @@ class ClassScore:
         activation = self.activation
         if isinstance(activation, Mapping):
             activation = activation[self.output or next(iter(activation))]
+        if activation is None and self.score != "logit":  # what later calls see must not change what is explained
+            activation = _link(z, None) or "identity"
         return replace(self, index=int(index) % count, activation=activation)
 
     def value(self, outputs: Outputs) -> Array:
@@ -110,6 +119,7 @@ class ClassScore:
         z = scores(outputs, self.output)
         if self.score == "logit":
             return np.asarray(z[:, self.index])
+        z = _wide(z)
         if self.score == "probability":
             return np.asarray(probabilities(z, self.activation)[:, self.index])
         match _link(z, self.activation):
@@ -118,7 +128,7 @@ class ClassScore:
                 return np.asarray(z[:, self.index] - highest - np.log(np.exp(z - highest[:, None]).sum(axis=1)))
             case "sigmoid":
                 return np.asarray(-np.logaddexp(0, -z[:, self.index]))
-        return np.asarray(np.log(z[:, self.index]))
+        return np.asarray(np.log(np.maximum(z[:, self.index], np.finfo(np.float32).tiny)))
 
     def cotangent(self, outputs: Outputs) -> Outputs:
         """∂value/∂outputs, shaped like `outputs`."""
@@ -126,14 +136,14 @@ class ClassScore:
         z = scores(outputs, self.output)
         one = _one(z, self.index)
         link = None if self.score == "logit" else _link(z, self.activation)
-        if link is not None:
+        if link in ("softmax", "sigmoid"):
             p = probabilities(z, link)
             pc = p[:, self.index, None]
             slope = one - p if link == "softmax" else (1 - pc) * one
             one = slope if self.score == "log-probability" else pc * slope
         elif self.score == "log-probability":
-            one = one / z[:, self.index, None]
-        return like(outputs, one.reshape(one_output(outputs, self.output).shape), self.output)
+            one = one / np.maximum(_wide(z)[:, self.index, None], np.finfo(np.float32).tiny)
+        return like(outputs, one.reshape(one_output(outputs, self.output).shape).astype(z.dtype), self.output)
 
 
 @dataclass(frozen=True)
@@ -147,12 +157,17 @@ class Classes:
 
     def resolve(self, outputs: Outputs) -> Classes:
         """The same, its indices held against the number of classes."""
+        whole = isinstance(self.indices, tuple | list) and all(isinstance(i, int | np.integer) for i in self.indices)
+        if not whole or not self.indices:
+            raise InputError(f"{self} is no target; its indices are a tuple of whole numbers, one or more")
         count = scores(outputs, self.output).shape[1]
         for index in self.indices:
             if not -count <= index < count:
                 raise InputError(f"no class {index}: the model has {count} classes, 0 to {count - 1}")
         if self.weights and len(self.weights) != len(self.indices):
             raise InputError(f"{len(self.weights)} weights for {len(self.indices)} classes; give one for each")
+        if not np.isfinite(self.weights).all() or not self._weights(outputs).any():
+            raise InputError(f"the weights of classes {list(self.indices)} are no numbers or cancel out; give others")
         name = self.name or " + ".join(map(str, self.indices))
         return replace(self, indices=tuple(i % count for i in self.indices), name=name)
 
@@ -197,7 +212,9 @@ class Finer:
         index = ClassScore(self.index, output=self.output).resolve(outputs).index
         assert index is not None
         z = scores(outputs, self.output)[0]
-        if not 1 <= self.nearest < len(z):
+        if not math.isfinite(self.alpha):
+            raise InputError(f"alpha is {self.alpha}; give a finite number")
+        if not isinstance(self.nearest, int | np.integer) or not 1 <= self.nearest < len(z):
             raise InputError(f"nearest is {self.nearest}; give 1 to {len(z) - 1}, the other classes")
         near = [int(i) for i in np.argsort(np.abs(z - z[index]), kind="stable") if i != index][: self.nearest]
         weights = (1.0, *[-self.alpha / len(near)] * len(near))

@@ -41,12 +41,16 @@ class Element:
         return like(outputs, found, self.output)
 
     def _check(self, y: Array) -> None:
-        fits = len(self.place) == y.ndim - 1 and all(
-            -n <= i < n for i, n in zip(self.place, y.shape[1:], strict=True)
+        fits = (
+            isinstance(self.place, tuple | list)
+            and len(self.place) == y.ndim - 1
+            and all(
+                isinstance(i, int | np.integer) and -n <= i < n for i, n in zip(self.place, y.shape[1:], strict=True)
+            )
         )
         if not fits:
             raise InputError(
-                f"no element {list(self.place)} in an output of shape {list(y.shape[1:])}; give one index each"
+                f"no element {np.asarray(self.place).tolist()} in an output of shape {list(y.shape[1:])}; give one index each"
             )
 
 
@@ -84,7 +88,7 @@ class Segmentation:
                 f"the output has shape {z.shape}, and a map of classes needs [batch, classes, height, width]"
             )
         z = np.moveaxis(z, -1, 1) if self.last else z
-        if not -z.shape[1] <= self.index < z.shape[1]:
+        if not isinstance(self.index, int | np.integer) or not -z.shape[1] <= self.index < z.shape[1]:
             raise InputError(f"no class {self.index}: the map has {z.shape[1]} classes, 0 to {z.shape[1] - 1}")
         return z
 
@@ -127,6 +131,8 @@ class Similarity:
         reference = np.ravel(np.asarray(self.reference, flat.dtype))
         if reference.size != flat.shape[1]:
             raise InputError(f"the reference has {reference.size} numbers, the embedding {flat.shape[1]}")
+        if not np.isfinite(reference).all():
+            raise InputError("the reference has NaN or infinity; give another")
         size = float(np.linalg.norm(reference))
         norm = np.linalg.norm(flat, axis=1, keepdims=True)
         if not size > 0 or not (norm > 0).all():
@@ -157,7 +163,10 @@ class Detection:
     def resolve(self, outputs: Outputs) -> Detection:
         """The same with its box fixed. Raises InputError where none meets the region."""
         scores, boxes = self._scores(outputs)[0], self._boxes(outputs)[0]
-        if not -scores.shape[1] <= self.index < scores.shape[1]:
+        region = np.asarray(self.region, np.float64)
+        if region.shape != (4,) or not (region[:2] < region[2:]).all():
+            raise InputError(f"{self.region} is no region; give (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
+        if not isinstance(self.index, int | np.integer) or not -scores.shape[1] <= self.index < scores.shape[1]:
             raise InputError(f"no class {self.index}: the boxes have {scores.shape[1]} classes")
         overlap = _iou(boxes, self.region, self.corners)
         if not overlap.max() > 0:

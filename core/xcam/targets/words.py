@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +17,17 @@ from xcam.targets.protocol import Target
 
 TOP = re.compile(r"top-?(\d+)", re.IGNORECASE)
 FINER = "finer"
+MOST = 1000
+"""Nobody looks at more maps than this; and a slip of the finger must not fill the memory."""
 
 
-def several(value: object) -> list[ClassScore] | None:
-    """`top3` → the three best classes, best first; None for anything else. Raises InputError for `top0`."""
+def several(value: object, labels: Sequence[str] | None = None) -> list[ClassScore] | None:
+    """`top3` → the three best classes, best first; None for anything else, a label too. Raises InputError for `top0`."""
     found = TOP.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
+    if found is None or _exact(found[0], labels):
         return None
-    if int(found[1]) < 1:
-        raise InputError(f"{value!r} names no class; give top1 or more")
+    if len(found[1]) > 9 or not 1 <= int(found[1]) <= MOST:
+        raise InputError(f"{value!r} names no classes that can be drawn; give top1 to top{MOST}")
     return [ClassScore(rank=rank) for rank in range(int(found[1]))]
 
 
@@ -41,10 +44,15 @@ def target(
         value = _worded(value, labels)
     if value is None or isinstance(value, int | np.integer):
         return ClassScore(None if value is None else int(value), score, activation)
-    if isinstance(value, ClassScore) and value.activation is None:
-        value = replace(value, activation=activation)
-        return replace(value, score=score) if value.index is None and value.score == "logit" else value
+    if isinstance(value, ClassScore):
+        value = replace(value, activation=activation) if value.activation is None else value
+        return replace(value, score=score) if value.score == "logit" else value
     if isinstance(value, Target) and not isinstance(value, type):
+        if score != "logit" and not isinstance(value, ClassScore):
+            name = getattr(value, "name", "") or type(value).__name__
+            raise InputError(
+                f"score {score!r} is that of one class, and {name} is another target; leave the score out"
+            )
         return value
     raise InputError(
         f"{value!r} is no target; give a class index, a label, or an object with value() and cotangent()"
@@ -58,15 +66,18 @@ def _worded(word: str, labels: Sequence[str] | None) -> int | Target:
     try:
         return class_index(word, labels)
     except InputError as error:
-        pairs = [(word[: m.start()].strip(), word[m.end() :].strip()) for m in re.finditer("-", word)]
-        for first, second in pairs:
+        found: dict[tuple[int, int], tuple[str, str]] = {}
+        for m in re.finditer("-", word):
+            first, second = word[: m.start()].strip(), word[m.end() :].strip()
             if first and second:
-                try:
-                    found = class_index(first, labels), class_index(second, labels)
-                except InputError:
-                    continue
-                return difference(*found, name=word)
-        raise error
+                with contextlib.suppress(InputError):
+                    found.setdefault((class_index(first, labels), class_index(second, labels)), (first, second))
+        if len(found) > 1:
+            said = " or ".join(f"{first!r} less {second!r}" for first, second in found.values())
+            raise InputError(f"{word!r} can mean {said}; give indices, as in 3-5") from error
+        for pair in found:
+            return difference(*pair, name=word)
+        raise
 
 
 def _exact(label: str, labels: Sequence[str] | None) -> bool:

@@ -1,0 +1,222 @@
+"""`xcam compare`: does a converted model look at the same place?"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from xcam_cli.explain import Bar
+from xcam_cli.lists import table
+from xcam_cli.options import Size, open_model, unheard
+
+ORDER = ("identical", "equivalent", "different")
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[BACKEND:]MODEL[@LAYER]",
+    help="Two or more: onnx:vgg.onnx@features.29, vgg.keras@block5_conv3. The first is what the others are held to.",
+)
+@click.option("--config", metavar="FILE.toml", help="The models, and these options, in a file.")
+@click.option("-l", "--layer", metavar="LAYER", help="Of every model that names none. Default: found by aligning.")
+@click.option("-t", "--target", metavar="CLASS", help="Default: the first model's top class.")
+@click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`.")
+@click.option(
+    "--score", type=click.Choice(["logit", "probability", "log-probability"]), default="logit", show_default=True
+)
+@click.option("--align/--no-align", default=None, help="Find which layer is which. Default: when needed.")
+@click.option("--require", type=click.Choice(ORDER[:2]), help="Exit with status 1 when the verdict is worse.")
+@click.option("--report", metavar="OUT.html", help="Write a page for a person.")
+@click.option(
+    "--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD, for models that do not say."
+)
+@click.option("--size", type=Size(), help="The input's size, where models take any.")
+@click.option("--labels", metavar="FILE", help="Class names, for models that bring none.")
+@click.option("--device", metavar="D", help="cpu, cuda, …")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.argument("images", nargs=-1, metavar="IMAGE…")
+def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...], **options: Any) -> None:
+    """Explain each IMAGE (a picture, a folder, a pattern) with several models, and say how far they agree.
+
+    \b
+    xcam compare -m vgg.keras -m vgg.onnx photo.jpg
+    xcam compare -m torch:demo -m onnx:demo --require identical pictures/
+
+    Exit status: 0; 1 when the verdict is worse than --require; 2 when a picture failed, or for bad usage.
+    """
+    import xcam
+    from xcam import progress
+    from xcam.report import check_place
+
+    given = _config(config) if config else {}
+    specs = [Spec.read(word) for word in models] + [Spec(**told) for told in given.pop("models", [])]
+    pictures = _pictures([*images, *map(str, given.pop("images", []))])
+    said = click.get_current_context().get_parameter_source
+    options |= {name: value for name, value in given.items() if said(name) is not ParameterSource.COMMANDLINE}
+    layer, require, as_json = (options.pop(name) for name in ("layer", "require", "as_json"))
+    if require not in (None, *ORDER[:2]):
+        raise click.UsageError(f"require is {require!r}; give identical or equivalent")
+    report = options.pop("report")
+    place = check_place(report) if report else None
+    opening = {key: options.pop(key) for key in ("size", "labels", "device")}
+    with Bar() as bar, progress.listening(bar.told), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", xcam.XcamWarning)
+        opened = [
+            open_model(spec.backend, spec.model, preprocess=spec.preprocess, weights=spec.weights, **opening)
+            for spec in specs
+        ]
+        names = [spec.layer or layer for spec in specs]
+        with unheard():
+            found = xcam.compare(opened, pictures, names, **options)
+    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)):
+        click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+    if place is not None:
+        found.save(place)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, default=float))
+    else:
+        say(found, place)
+    for path, why in found.failed:
+        click.echo(f"xcam: {why if path in why else f'{path}: {why}'}", err=True)
+    if found.failed:
+        sys.exit(2)
+    if require is not None and ORDER.index(found.verdict) > ORDER.index(require):
+        sys.exit(1)
+
+
+class Spec:
+    """One model on the command line, or in the file."""
+
+    def __init__(
+        self,
+        model: str,
+        backend: str | None = None,
+        layer: str | None = None,
+        preprocess: str | None = None,
+        weights: str | None = None,
+    ) -> None:
+        self.model, self.backend, self.layer = model, backend, layer
+        self.preprocess, self.weights = preprocess, weights
+
+    @classmethod
+    def read(cls, word: str) -> Spec:
+        """`onnx:vgg.onnx@features.29`: a known backend ahead of the first colon, a layer behind the last @."""
+        from xcam.plugins import registry
+
+        backend, colon, rest = word.partition(":")
+        known = bool(colon) and backend in registry().plugins and not os.path.exists(word)
+        model, at, layer = (rest if known else word).rpartition("@")
+        if not at or os.path.exists(rest if known else word):
+            model, layer = (rest if known else word), ""
+        return cls(model, backend if known else None, layer or None)
+
+
+def _config(path: str) -> dict[str, Any]:
+    """A TOML file: options, and [[models]] with model, backend, layer, preprocess, weights. Raises InputError."""
+    from xcam.errors import InputError
+
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; give a TOML file") from error
+    known = {"models", "images", "layer", "target", "method", "score", "align", "require", "report", "preprocess"}
+    known |= {"size", "labels", "device"}
+    parts = {"model", "backend", "layer", "preprocess", "weights"}
+    for key in found:
+        if key not in known:
+            raise InputError(f"{path} has an entry {key!r}; known: {', '.join(sorted(known))}")
+    for model in found.get("models", []):
+        if not isinstance(model, dict) or "model" not in model or not set(model) <= parts:
+            raise InputError(
+                f"a model in {path} is {model!r}; give model, and if need be {', '.join(sorted(parts - {'model'}))}"
+            )
+    return found
+
+
+def _pictures(words: list[str]) -> list[str]:
+    """Files as they are; folders and patterns as the pictures in them. Raises InputError."""
+    from xcam.errors import InputError
+    from xcam.pictures import WRITABLE
+
+    if not words:
+        raise InputError("no picture is named; give one or more, a folder, or a pattern")
+    found: list[str] = []
+    for word in words:
+        if os.path.isdir(word):
+            inside = sorted(str(p) for p in Path(word).iterdir() if p.suffix.lower() in WRITABLE)
+            if not inside:
+                raise InputError(f"there are no pictures in {word}; they end in {', '.join(WRITABLE)}")
+            found += inside
+        elif not os.path.exists(word) and any(c in word for c in "*?["):
+            inside = sorted(glob.glob(word, recursive=True))
+            if not inside:
+                raise InputError(f"no file is called {word}")
+            found += inside
+        else:
+            found.append(word)
+    return list(dict.fromkeys(found))
+
+
+def say(found: Any, place: Path | None) -> None:
+    """The answer for a person: predictions, measures, verdicts, the layer."""
+    first = found.images[0]
+    if len(found.images) == 1:
+        table(
+            ["model", "layer", "class", "score"],
+            [
+                [name, layer, f"{e.label} ({e.index})" if e.index is not None else e.label, f"{e.score:.4g}"]
+                for name, layer, e in zip(found.names, found.layers, first.explanations, strict=True)
+            ],
+        )
+        click.echo()
+    shown = found.table if len(found.images) == 1 else found.table[:10]
+    table(
+        ["picture", "first", "second", "max |Δ|", "Pearson", "Spearman", "SSIM", "overlap", "peaks apart", "verdict"],
+        [
+            [
+                Path(row["image"]).name or "–",
+                row["first"],
+                row["second"],
+                f"{row['largest']:.1e}",
+                f"{row['pearson']:.4f}",
+                f"{row['spearman']:.4f}",
+                f"{row['ssim']:.4f}",
+                f"{row['overlap']:.2f}",
+                f"{row['distance']:.2f}",
+                row["verdict"],
+            ]
+            for row in shown
+        ],
+    )
+    if len(found.table) > len(shown):
+        click.echo(f"… and {len(found.table) - len(shown)} more; --json or --report has them all")
+    click.echo()
+    for finding in found.findings:
+        click.echo(f"note: {finding}")
+    for d in found.divergences:
+        a, b = (found.names[k] for k in d.pair)
+        if d.layer is not None:
+            step = d.steps[d.culprit]
+            click.echo(f"{b} begins to differ from {a} at {d.layer} ({step.first} there): error {step.error:.1e}")
+            click.echo(f"  likely cause: {d.cause}" if d.cause else "  the cause is none of those that are known")
+        elif d.steps:
+            most = max(step.error for step in d.steps)
+            click.echo(f"{b} follows {a} through {len(d.steps)} layers; largest error {most:.1e}")
+    for a, b in found.pairs:
+        click.echo(f"{found.names[a]} and {found.names[b]}: {found.of((a, b))}")
+    if place is not None:
+        click.echo(f"wrote {place}")

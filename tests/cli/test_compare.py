@@ -1,0 +1,108 @@
+"""`xcam compare`, as it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from xcam import demo
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo network in ONNX, the bias of its fourth convolution raised: a batch norm gone wrong."""
+    from xcam_onnx.demo import build
+
+    model = build()
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv4.bias":
+            bias = numpy_helper.to_array(tensor) + np.linspace(0.5, 1.5, 64, dtype=np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+    path = tmp_path_factory.mktemp("models") / "spoilt.onnx"
+    onnx.save(model, path)
+    return path
+
+
+PICTURE = str(demo.pictures()[1])
+
+
+def test_three_frameworks_are_identical(run: Callable[..., Any]) -> None:
+    words = ["-m", "onnx:demo", "-m", "torch:demo", "-m", "keras:demo", "--require", "identical", PICTURE, "--json"]
+    result = run("compare", *words)
+    assert result.status == 0
+    said = json.loads(result.out)
+    assert said["verdict"] == "identical"
+    assert [model["layer"] for model in said["models"]] == ["conv5"] * 3
+    assert all(pair["pearson"] > 0.9999 for pair in said["images"][0]["pairs"])
+    assert [d["layer"] for d in said["divergences"]] == [None, None]
+
+
+def test_a_planted_fault_has_status_1_and_a_name(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
+    words = ["-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", "--require", "equivalent", PICTURE]
+    result = run("compare", *words, "--report", "r.html")
+    assert result.status == 1
+    assert "spoilt (onnx) begins to differ from demo (onnx) at conv4" in result.out
+    assert "likely cause: each channel scaled and shifted" in result.out
+    assert "demo (onnx) and spoilt (onnx): different" in result.out
+    assert "conv4" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert run("compare", "-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", PICTURE).status == 0, (
+        "nothing required"
+    )
+
+
+def test_a_file_of_models(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        f'require = "identical"\nlayer = "conv5"\n\n[[models]]\nmodel = "demo"\nbackend = "onnx"\n\n'
+        f'[[models]]\nmodel = "{spoilt}"\npreprocess = "tf"\nlayer = "conv4"\n'
+    )
+    result = run("compare", "--config", "c.toml", PICTURE, "--json", "--no-align")
+    assert result.status == 1
+    assert [model["layer"] for model in json.loads(result.out)["models"]] == ["conv5", "conv4"]
+
+
+def test_folders_patterns_and_pictures_that_fail(run: Callable[..., Any], tmp_path: Path) -> None:
+    for k, picture in enumerate(demo.pictures()[:3]):
+        (tmp_path / f"{k}.png").write_bytes(picture.read_bytes())
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    models = ["-m", "onnx:demo", "-m", "torch:demo", "-l", "conv5", "--json"]
+    result = run("compare", *models, "[0-2].png")
+    assert (result.status, len(json.loads(result.out)["images"])) == (0, 3)
+    result = run("compare", *models, str(tmp_path))
+    said = json.loads(result.out)
+    assert (result.status, len(said["images"]), len(said["failed"])) == (2, 3, 1)
+    assert "bad.png is not a picture that can be read" in result.err
+
+
+def test_layers_side_by_side(run: Callable[..., Any]) -> None:
+    rows = json.loads(run("layers", "-m", "torch:demo", "-m", "onnx:demo", "--json").out)
+    assert ("conv4", "conv4") in [(row["first"], row["second"]) for row in rows]
+    assert max(row["error"] for row in rows) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-m", "onnx:demo", PICTURE], "there is nothing to compare one model with"),
+        (["-m", "onnx:demo", "-m", "torch:demo"], "no picture is named"),
+        (["-m", "onnx:demo", "-m", "torch:demo", "none-*.png"], "no file is called none-*.png"),
+        (["-m", "onnx:demo", "-m", "torch:demo@conv9", PICTURE], "no layer 'conv9' in demo"),
+        (
+            ["-m", "onnx:demo", "-m", "torch:demo", "nothing.png"],
+            "no picture can be compared: cannot read nothing.png",
+        ),
+        (["-m", "onnx:demo", "-m", "torch:demo", PICTURE, "--report", "r.pdf"], "r.pdf"),
+        (["--config", "none.toml", PICTURE], "cannot read none.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
+    result = run("compare", *words)
+    assert result.status == 2
+    assert said in result.err
+    assert result.err.count("\n") == 1
