@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,8 @@ class Explanation:
         check_drawing(style, alpha, colormap, blend)
         if style == "signed":
             return signed_overlay(self.image, self.signed, alpha)
-        heatmap = self.heatmap
-        if self.normalize == "none":  # colours need 0…1; the map keeps its own scale
-            heatmap = maps.normalize(heatmap[None], "max")[0]
+        # Colours need 0…1; the map keeps its own scale.
+        heatmap = replace(self, normalize="max").heatmap if self.normalize == "none" else self.heatmap
         if style == "contour":
             return contours(self.image, heatmap, colormap)
         return overlay(self.image, heatmap, alpha, colormap, blend)

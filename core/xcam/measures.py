@@ -16,7 +16,7 @@ LOGITS, HEATMAPS = 1e-4, 1e-3
 """What `identical` means: class scores to a share of their largest magnitude, heatmaps absolutely (the design's tolerances)."""
 ALIKE = 0.99
 """The correlation from which maps of the same class are `equivalent`."""
-SIDE = 256
+SIDE = 128
 """Maps are compared at this many pixels on the longer side: a layer has far fewer."""
 HIGHEST = 0.2
 """The share of a map that `overlap` looks at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -107,6 +108,32 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["-b", "kears", "scene.png"], "no backend 'kears'"),
         (["--alpha", "2", "scene.png"], "2.0 is not in the range"),
         ([], "Missing argument"),
+        (["-t", "top7", "scene.png"], "the model has 6 classes; give top6 or less"),
+        (["-t", "top99999999999", "scene.png"], "give top1 to top1000"),
+        (["-t", "disc-disc", "scene.png"], "the difference of class 0 and itself is zero"),
+        (["-t", "disc-ring", "--score", "probability", "scene.png"], "score 'probability' is that of one class"),
+        (["-t", "0", "-t", "0", "scene.png"], "class '0' is given twice"),
+        (["-l", "conv5", "-l", "conv5", "scene.png"], "layer 'conv5' is given twice"),
+        (["--fuse", "mean", "scene.png"], "--fuse joins the maps of several layers"),
+        (
+            ["--fuse", "mean", "--signed", "-l", "conv4", "-l", "conv5", "scene.png"],
+            "--fuse is for maps without a sign",
+        ),
+        (["--signed", "--style", "contour", "scene.png"], "--style contour is another; leave one out"),
+        (["--signed", "--normalize", "none", "scene.png"], "--normalize is for maps without a sign"),
+        (["--style", "contour", "--alpha", "0.3", "scene.png"], "alpha has no effect on style 'contour'"),
+        (["--method", "iscam", "-O", "n=2.5", "scene.png"], "n of iscam takes a whole number, not '2.5'"),
+        (["--method", "iscam", "-O", "n=2", "-O", "n=3", "scene.png"], "option 'n' is given twice"),
+        (["--method", "fem", "-O", "k=nan", "scene.png"], "k of fem takes a finite number, not nan"),
+        (
+            ["--method", "gradcam", "-O", "n=3", "scene.png"],
+            "method 'gradcam' has no option 'n'; its options: eigen_smooth",
+        ),
+        (["--method", "random", "-O", "seed=-1", "scene.png"], "seed is -1; give 0 or more"),
+        (
+            ["--method", "scorecam", "-O", "max_channels=999", "scene.png"],
+            "or a number up to 64, the layer's channels",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
@@ -277,3 +304,62 @@ def test_help_is_quick() -> None:
         subprocess.run([command, "--help"], check=True, capture_output=True, env=os.environ)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.5
+
+
+def test_a_difference_of_classes_is_told_with_its_value_and_the_chances(
+    run: Callable[..., Result], picture: Path
+) -> None:
+    words = ["-b", "onnx", "-m", "demo", picture]
+    one = json.loads(run(*words, "--json").out)
+    two = json.loads(run(*words, "--json", "-t", "disc-ring").out)
+    assert (two["class"], two["index"], two["probability"]) == ("disc-ring", None, None)
+    assert two["top"] == one["top"]
+    assert 0 < two["top"][0]["probability"] <= 1
+    shown = run(*words, "-t", "disc-ring").out
+    assert f"→ {two['score']:7.4g}  disc-ring" in shown
+    assert f"{one['probability']:7.2%}  {one['class']}" in shown
+    assert f"{two['score']:7.4g}  disc-ring: gradcam" in run(*words, "-t", "disc-ring", "--grid").out
+
+
+def test_the_bar_leaves_standard_output_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins while the model's words go to standard error, and ends when they no longer do."""
+    from xcam_cli.explain import Bar
+    from xcam_cli.options import unheard
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    out = sys.stdout
+    bar = Bar()
+    bar.told("pictures", 1, 3)
+    assert sys.stderr.getvalue() == "", "nothing in the first two seconds"  # type: ignore[attr-defined]
+    monkeypatch.setattr(Bar, "PATIENCE", 0.0)
+    with unheard():
+        bar.told("pictures", 1, 3)
+    bar.hide()
+    assert sys.stdout is out
+    assert "pictures" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar.told("pictures", 2, 3)
+    assert sys.stderr.getvalue() == "", "nobody watches"  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_leaves_no_half_written_file(
+    run: Callable[..., Result], picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = picture.with_name("scene.cam.jpg")
+    place.write_bytes(b"old")
+    before = sorted(tmp_path.iterdir())
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for where in ("xcam.pictures.os.replace", "xcam.pictures.read"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, stop)
+            result = run("-b", "onnx", "-m", "demo", picture)
+        assert (result.status, result.out, result.err.strip()) == (130, "", "xcam: stopped")
+        assert sorted(tmp_path.iterdir()) == before
+        assert place.read_bytes() == b"old"

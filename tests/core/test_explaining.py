@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import xcam
 from fake import FakeModel
+from quadratic import Quadratic
 from xcam import ContractError, InputError, ModelError, Preprocessing, XcamWarning, ZeroHeatmapWarning
 
 rng = np.random.default_rng(3)
@@ -279,3 +281,113 @@ def test_explanations_can_be_compared_and_kept_in_sets(model: FakeModel) -> None
     assert e == e
     assert e != f
     assert len({e, f}) == 2
+
+
+def test_classes_have_probabilities_too(model: FakeModel) -> None:
+    model.weights /= 50
+    one, two = xcam.explain(model, IMAGES[0], target=["cat", "cat-dog"])
+    np.testing.assert_allclose(two.scores, one.scores)
+    np.testing.assert_allclose(two.scores.sum(), 1, rtol=1e-5)
+    assert (two.index, two.label) == (None, "cat-dog")
+
+
+def test_layers_pictures_and_targets_give_lists_in_that_shape(model: FakeModel) -> None:
+    model.trace, trace = lambda x, layer, seeds=None: trace(x, "features", seeds), model.trace  # type: ignore[method-assign]
+    found = xcam.explain(model, IMAGES, ["features", "pool"], [["top2", 0], 1, (None,)], fuse="max")
+    assert [[e.index for e in row] if isinstance(row, list) else row.index for row in found][1] == 1
+    assert [len(row) if isinstance(row, list) else 0 for row in found] == [3, 0, 1]
+    assert {e.layer for e in found[0]} == {"features max pool"}
+    assert {e.index for e in found[0][:2]} == {0, 1}
+    assert found[0][2].index == 0
+
+
+def test_layers_that_make_no_sense_are_found_before_the_work(model: FakeModel) -> None:
+    for layer, more, words in (
+        (["features", "features"], {}, "layer 'features' is given twice"),
+        (["features", "nowhere"], {}, "no layer 'nowhere'"),
+        (["features", "pool"], {"fuse": "sum"}, "no fusion 'sum'"),
+        ([], {}, "an empty list of layers"),
+        (None, {"augment": "no"}, "augment is 'no'; give True or False"),
+    ):
+        with pytest.raises(InputError, match=words):
+            xcam.explain(model, IMAGES[0], layer, **more)  # type: ignore[call-overload]
+    assert model.calls == []
+
+
+def test_what_is_fused_belongs_together_and_zero_is_said(model: FakeModel) -> None:
+    a, b = xcam.explain(model, IMAGES[:2], target=0)
+    with pytest.raises(InputError, match="is another picture or class than 'cat' at features"):
+        xcam.fuse([a, b])
+    with pytest.raises(InputError, match="'dog' at features is another picture or class"):
+        xcam.fuse(xcam.explain(model, IMAGES[0], target=[0, 1]))
+    halves = [replace(a, cam=np.float32([row])) for row in ([1, 0], [0, 1])]
+    with pytest.warns(ZeroHeatmapWarning, match="the product of 2 layers is zero everywhere"):
+        assert not xcam.fuse(halves, "product").cam.any()
+    np.testing.assert_array_equal(xcam.fuse(halves).cam, [[0.5, 0.5]])
+
+
+def test_augmenting_whole_numbers_keeps_them_whole_and_pixels(model: FakeModel) -> None:
+    """0.9 and 1.1 as whole numbers are 0 and 1."""
+    model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("raw"))
+    seen: list[np.ndarray] = []
+    trace = model.trace
+
+    def told(x: Any, layer: str, seeds: Any = None) -> Any:
+        seen.append(x)
+        return trace(x.astype(np.float32), layer, seeds)
+
+    model.trace = told  # type: ignore[method-assign]
+    xcam.explain(model, IMAGES[0], target=0, augment=True)
+    assert len(seen) == 6
+    assert {x.dtype for x in seen} == {np.dtype(np.int32)}
+    np.testing.assert_array_equal(seen[1], np.rint(seen[0] * 0.9))
+    np.testing.assert_array_equal(seen[5], np.minimum(np.rint(seen[0][..., ::-1] * 1.1), 255))
+
+
+def test_nan_on_augmented_pictures_is_said(model: FakeModel) -> None:
+    predict = model.predict
+    model.predict = lambda x: np.full((len(x), 2), np.nan, np.float32) if model.calls[1:] else predict(x)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="fake gives NaN or infinity in its outputs"):
+        xcam.explain(model, IMAGES[0], target=0, augment=True)
+
+
+def test_a_layer_with_one_or_three_axes_of_space_has_no_map(model: FakeModel) -> None:
+    for shape in ((3, 24), (3, 2, 2, 6)):
+        model.spoil = lambda t, shape=shape: xcam.Trace(  # type: ignore[misc]
+            t.outputs, t.activations.reshape(1, *shape), [g.reshape(1, *shape) for g in t.gradients]
+        )
+        with pytest.raises(ModelError, match="needs two axes of space; choose another layer"):
+            xcam.explain(model, IMAGES[0])
+
+
+def test_one_output_for_each_picture(model: FakeModel) -> None:
+    model.weights, model.labels, model.activation = np.float32([0.01, 0.02, -0.01]), None, "sigmoid"
+    trace = model.trace
+    model.trace = lambda x, layer, seeds=None: trace(  # type: ignore[method-assign]
+        x, layer, seeds and (lambda outputs: [v[:, None] for v in seeds(outputs)])
+    )
+    model.weights, plain = model.weights[:, None], model.predict
+    model.predict = lambda x: plain(x)[:, 0]  # type: ignore[method-assign]
+    e = xcam.explain(model, IMAGES[0], score="probability")
+    z = IMAGES[0].astype(float).mean(axis=(0, 1)) @ [0.01, 0.02, -0.01]
+    assert (e.outputs.shape, e.scores.shape, e.index) == ((1,), (1,), 0)
+    np.testing.assert_allclose([e.outputs[0], e.score], [z, 1 / (1 + np.exp(-z))], rtol=1e-5)
+
+
+def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
+    model = Quadratic()
+    model.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("unit", scale=1 / 255))
+    plain = xcam.explain(model, IMAGES[0], target=1, method="smoothgradcam++", n=2)
+    outputs, gradient = model.outputs, model.gradient
+    model.outputs = lambda a: {"first": outputs(a)[:, :1], "all": outputs(a)}  # type: ignore[method-assign]
+    model.gradient = lambda a, v: gradient(a, v["all"])  # type: ignore[method-assign]
+
+    class Second:
+        def value(self, said: Any) -> Any:
+            return said["all"][:, 1]
+
+        def cotangent(self, said: Any) -> Any:
+            return {"all": np.eye(2)[[1] * len(said["all"])]}
+
+    found = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", n=2)
+    np.testing.assert_allclose(found.cam, plain.cam, rtol=1e-5)

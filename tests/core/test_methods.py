@@ -9,7 +9,7 @@ import pytest
 
 import xcam
 from quadratic import Quadratic
-from xcam import BackendError, ClassScore, InputError, maps
+from xcam import BackendError, ClassScore, InputError, ModelError, maps
 from xcam.methods import Method, get, methods
 from xcam.supply import Supply
 from xcam.tokens import Grid
@@ -305,6 +305,10 @@ def test_a_backend_that_lacks_something_is_told_what_works() -> None:
     ("name", "options", "words"),
     [
         ("iscam", {"n": 0}, "n is 0; give a number above 0"),
+        ("iscam", {"n": 10**12}, "n is 1000000000000; give a number above 0, and 10000 at most"),
+        ("sscam", {"std": float("nan")}, "std is nan"),
+        ("random", {"seed": -1}, "seed is -1; give 0 or more"),
+        ("scorecam", {"max_channels": 4}, "max_channels is 4; give 0 for all, or a number up to 3"),
         ("smoothgradcam++", {"std": -1}, "std is -1; give a number above 0"),
         ("sscam", {"n": -3}, "n is -3"),
         ("scorecam", {"max_channels": -1}, "max_channels is -1; give 0 for all"),
@@ -314,3 +318,108 @@ def test_a_backend_that_lacks_something_is_told_what_works() -> None:
 def test_options_that_make_no_sense(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         cam(name, Quadratic(), batch(4, 6), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("iscam", {"n": 2.5}, "n of iscam takes a whole number, not 2.5"),
+        ("iscam", {"n": "3"}, "n of iscam takes a whole number, not '3'"),
+        ("iscam", {"n": True}, "n of iscam takes a whole number, not True"),
+        ("sscam", {"std": np.inf}, "std of sscam takes a finite number, not inf"),
+        ("fem", {"k": float("nan")}, "k of fem takes a finite number, not nan"),
+        ("fem", {"variant": None}, "variant of fem takes a word, not None"),
+        ("eigencam", {"centred": "false"}, "centred of eigencam takes true or false, not 'false'"),
+    ],
+)
+def test_options_of_another_kind(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        get(name).checked(options)
+
+
+def test_options_of_the_right_kind_in_other_clothes() -> None:
+    get("sscam").checked({"n": np.int64(3), "std": 1, "seed": np.uint8(2)})
+    get("eigencam").checked({"centred": np.False_})
+
+
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    model, x = Quadratic(), batch(4, 6)
+    expected = cam("reciprocam", model, x)
+    resume, sizes = model.resume, []
+
+    def small(trace: Any, activations: Any, *more: Any) -> Any:
+        sizes.append(len(activations))
+        if len(activations) > 7:
+            raise MemoryError
+        return resume(trace, activations, *more)
+
+    model.resume = small  # type: ignore[method-assign]
+    np.testing.assert_allclose(cam("reciprocam", model, x), expected, rtol=1e-6)
+    assert sizes == [24, 12, 6, 6, 12, 6, 6] * 2
+
+
+class PerBatch:
+    """A value that is one for the whole batch, however many rows it has."""
+
+    def value(self, outputs: Any) -> Any:
+        return outputs[:, 0].mean()
+
+    def cotangent(self, outputs: Any) -> Any:
+        return np.eye(2)[[0] * len(outputs)] / len(outputs)
+
+
+@pytest.mark.parametrize("name", methods())
+def test_a_value_for_the_whole_batch_is_asked_for_row_by_row(name: str) -> None:
+    model, x = Quadratic(), batch(4, 6)
+    aims = [PerBatch()] * 2
+    trace = model.trace(x, "features", lambda outputs: [np.eye(2)[[0, 0]]])
+    found = Supply(model, model.layers[0], Grid(), x, trace, aims, 0)(get(name), CHEAP.get(name, {}))
+    np.testing.assert_allclose(found, cam(name, model, x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_value_with_more_numbers_than_rows_is_refused() -> None:
+    class Wide(PerBatch):
+        def value(self, outputs: Any) -> Any:
+            return outputs
+
+    model, x = Quadratic(), batch(4, 6)
+    trace = model.trace(x, "features")
+    with pytest.raises(InputError, match="the value of Wide has 2 numbers for one row of outputs"):
+        Supply(model, model.layers[0], Grid(), x, trace, [Wide()] * 2, 0)(get("scorecam"), {})
+
+
+@pytest.mark.parametrize("name", ["scorecam", "iscam", "sscam", "smoothgradcam++"])
+def test_a_model_of_whole_numbers_is_given_pixels(name: str) -> None:
+    """iscam's factors below 1 and noise would be cut to 0, and masked pictures arrive as fractions."""
+    model, seen = Quadratic(), []
+    predict, trace = model.predict, model.trace
+    model.predict = lambda x: seen.append(x) or predict(x)  # type: ignore[method-assign,func-returns-value]
+    model.trace = lambda x, *more: seen.append(x) or trace(x.astype(np.float32), *more)  # type: ignore[method-assign,func-returns-value]
+    x = RNG.integers(0, 256, (1, 3, 4, 6)).astype(np.int32)
+    found = cam(name, model, x)
+    assert {array.dtype for array in seen} == {np.dtype(np.int32)}
+    assert all(array.min() >= 0 and array.max() <= 255 for array in seen)
+    expected = cam(name, Quadratic(), x.astype(np.float32))
+    np.testing.assert_allclose(
+        found, expected, atol=(0.7 if "smooth" in name or name == "sscam" else 0.02) * np.abs(expected).max()
+    )
+
+
+def test_what_the_model_does_on_changed_values_is_said() -> None:
+    model, x = Quadratic(), batch(4, 6, n=1)
+
+    def one(trace: Any, activations: Any, *_: Any) -> Any:
+        raise ValueError(f"cannot take {len(activations)}")
+
+    model.resume = one  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"quadratic fails on a batch of 3 changed .*: ValueError: cannot take 3"):
+        cam("ablationcam", model, x)
+    trace = model.trace
+    model.trace = lambda x, *more: spoiled(trace(x, *more))  # type: ignore[method-assign]
+
+    def spoiled(found: Any) -> Any:
+        found.gradients = [np.full_like(g, np.nan) for g in found.gradients]
+        return found
+
+    with pytest.raises(ModelError, match="of quadratic gives NaN or infinity at layer 'features'"):
+        cam("smoothgradcam++", model, x)

@@ -208,8 +208,61 @@ def test_finer_in_words() -> None:
         (lambda: Detection(0, (50, 50, 60, 60)).resolve(BOXES), "no box meets the region"),
         (lambda: Finer(nearest=4).resolve(Z[:1]), "nearest is 4; give 1 to 3"),
         (lambda: Classes((0, 9)).resolve(Z[:1]), "no class 9"),
+        (lambda: Classes(()).resolve(Z[:1]), "its indices are a tuple of whole numbers, one or more"),
+        (lambda: Classes(("tiger",)).resolve(Z[:1]), "its indices are a tuple of whole numbers"),  # type: ignore[arg-type]
+        (lambda: Classes((0, 1), (np.nan, 1.0)).resolve(Z[:1]), "are no numbers or cancel out"),
+        (lambda: difference(1, -3).resolve(Z[:1]), r"the weights of classes \[1, -3\] are no numbers or cancel out"),
+        (lambda: Finer(nearest=2.5).resolve(Z[:1]), "nearest is 2.5; give 1 to 3"),  # type: ignore[arg-type]
+        (lambda: Finer(alpha=np.nan).resolve(Z[:1]), "alpha is nan"),
+        (lambda: Element(3).value(Z), "no element 3 in an output"),  # type: ignore[arg-type]
+        (lambda: Element((1.5,)).value(Z), "no element .1.5. in an output"),  # type: ignore[arg-type]
+        (lambda: Segmentation("cat").value(MAPS), "no class cat: the map has 3 classes"),  # type: ignore[arg-type]
+        (lambda: Similarity(np.full(6, np.nan)).value(VECTORS), "the reference has NaN or infinity"),
+        (lambda: Detection(0, (1, 2)).resolve(BOXES), "is no region; give .x0, y0, x1, y1."),  # type: ignore[arg-type]
+        (lambda: Detection(0, (9, 9, 2, 2)).resolve(BOXES), "is no region"),
+        (lambda: several("top99999999999"), "give top1 to top1000"),
+        (lambda: target("a-b-c", labels=["a", "b-c", "a-b", "c"]), "can mean 'a' less 'b-c' or 'a-b' less 'c'"),
+        (lambda: target("tiger-zebra", "probability", labels=NAMES), "score 'probability' is that of one class"),
     ],
 )
 def test_targets_that_make_no_sense(make: object, words: str) -> None:
     with pytest.raises(InputError, match=words):
         make()  # type: ignore[operator]
+
+
+def test_a_label_that_looks_like_several_classes_is_one() -> None:
+    assert several("top3", ["top1", "Top3"]) is None
+    assert several("top2", ["top1", "Top3"]) is not None
+    assert several("top_3", ["x"]) is None
+
+
+def test_the_score_reaches_a_class_that_was_given_as_a_target() -> None:
+    assert target(ClassScore(1), "probability") == ClassScore(1, "probability")
+    assert target(ClassScore(1, "log-probability"), "probability").score == "log-probability"  # type: ignore[attr-defined]
+
+
+def test_half_precision() -> None:
+    """1000 probabilities in float16 add up to 1 only when they are added in more."""
+    z = np.random.default_rng(0).normal(size=(1, 1000)).astype(np.float16)
+    p = probabilities(z, "softmax")
+    assert p.dtype == np.float32
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+    np.testing.assert_array_equal(probabilities(p.astype(np.float16), None), p.astype(np.float16).astype(np.float32))
+    for score in ("logit", "probability", "log-probability"):
+        aim = ClassScore(3, score).resolve(z)  # type: ignore[arg-type]
+        wide = ClassScore(3, score, "softmax")  # type: ignore[arg-type]
+        assert aim.cotangent(z).dtype == np.float16  # type: ignore[union-attr]
+        np.testing.assert_allclose(aim.value(z), wide.value(z.astype(np.float64)), rtol=1e-3)
+        np.testing.assert_allclose(aim.cotangent(z), wide.cotangent(z.astype(np.float64)), rtol=2e-3, atol=1e-7)
+
+
+def test_what_the_outputs_are_is_fixed_on_the_clean_ones() -> None:
+    """Logits that happen to be a distribution on a masked picture are logits still, and the other way round."""
+    chance = np.array([[0.0, 0.25, 0.75, 0.0]])
+    logits = ClassScore(2, "probability").resolve(Z[:1])
+    np.testing.assert_allclose(logits.value(chance), probabilities(chance, "softmax")[:, 2])
+    shares = ClassScore(2, "probability").resolve(chance)
+    np.testing.assert_array_equal(shares.value(Z), Z[:, 2])
+    sure = ClassScore(0, "log-probability").resolve(chance)
+    assert np.isfinite(sure.value(chance)).all()
+    assert np.isfinite(sure.cotangent(chance)).all()  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def chart(divergence: Divergence, width: int = 880, height: int = 280) -> Chart:
         kind = "before" if culprit is None or k < culprit else "culprit" if k == culprit else "after"
         said = f"{names}: error {words.number(step.error)}" + (" (first that differs)" if kind == "culprit" else "")
         dots.append(Dot(across(k), down(step.error), f"{k + 1} of {n}, {said}", kind))
-    every = max(1, math.ceil((high - low) / 6))
+    every = max(1, math.ceil((high - low) / 8))
     ticks = tuple(Tick(down(10.0**p), _decade(p)) for p in range(low, high + 1, every))
     marked = None if culprit is None else dots[culprit]
     start = marked is not None and marked.x < (left + right) / 2
@@ -115,4 +115,4 @@ def chart(divergence: Divergence, width: int = 880, height: int = 280) -> Chart:
 def _decade(power: int) -> str:
     if power >= -2:
         return f"{10.0**power:g}"
-    return f"10{str(power).translate(words._RAISED)}"
+    return f"10{str(power).translate(words.RAISED)}"

@@ -7,7 +7,7 @@ import math
 from xcam.comparison import ORDER, Comparison, Measures, Verdict
 
 SIGNS: dict[Verdict, str] = {"identical": "=", "equivalent": "≈", "different": "≠"}
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE = "–"
 
 
@@ -31,7 +31,7 @@ def number(value: float) -> str:
 
 def _power(size: float) -> str:
     mantissa, exponent = f"{size:.1e}".split("e")
-    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_RAISED)}"
+    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(RAISED)}"
 
 
 def likeness(value: float) -> str:
