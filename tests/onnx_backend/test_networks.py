@@ -7,6 +7,8 @@ is the one in the L2 norm, and the bar 1e-3, or twice what torch's float32 is of
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,14 @@ def error(found: np.ndarray, exact: np.ndarray) -> float:
 
 def worst(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.abs(found - exact).max() / np.abs(exact).max())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchvision_goes_again() -> Iterator[None]:
+    """Others test what happens without it."""
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
 
 
 @pytest.mark.slow
@@ -59,10 +69,13 @@ def randomised(keras: Any, build: Any) -> Any:
     rng = np.random.default_rng(7)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            c = len(layer.gamma)
-            layer.set_weights(
-                [rng.uniform(0.5, 1.5, c), rng.normal(0, 0.3, c), rng.normal(0, 0.1, c), rng.uniform(0.5, 2, c)]
-            )
+            draws = {
+                "gamma": lambda c: rng.uniform(0.5, 1.5, c),
+                "beta": lambda c: rng.normal(0, 0.3, c),
+                "moving_mean": lambda c: rng.normal(0, 0.1, c),
+                "moving_variance": lambda c: rng.uniform(0.5, 2, c),
+            }
+            layer.set_weights([draws[weight.name](weight.shape[0]) for weight in layer.weights])
     return model
 
 
