@@ -178,7 +178,7 @@ class OnnxModel:
         """See xcam.contract.Model.activations."""
         found = {name: self._find(name) for name in layers}
         tensors = sorted({tensor for _, tensor in found.values()})
-        run = self._once(("activations", *tensors), lambda: self._session(tensors))
+        run = self._once(("activations", *tensors), lambda: self._session(tensors, once=True))
         parts = [run(self._feed(chunk)) for chunk in self._chunks(x)]
         return {name: _joined(parts, tensor, layer) for name, (layer, tensor) in found.items()}
 
@@ -283,10 +283,10 @@ class OnnxModel:
                 self._latest = key, make()
             return self._latest[1]
 
-    def _session(self, gives: Sequence[str]) -> Session:
+    def _session(self, gives: Sequence[str], once: bool = False) -> Session:
         """From the picture to the tensors `gives`."""
         self._check()
-        return self._runtime.session(part(self.graph, [self._facts.source], gives)[0])
+        return self._runtime.session(part(self.graph, [self._facts.source], gives)[0], once=once)
 
     def _cut(self, tensor: str) -> Cut:
         with self._lock:

@@ -37,8 +37,10 @@ class Runtime:
     threads: int | None = None
     """intra_op_num_threads; None: as many as there are cores."""
 
-    def session(self, model: ModelProto, shared: Collection[str] = ()) -> Session:
-        """`shared`: weights that other sessions read too. They are read where they are, and not packed anew."""
+    def session(self, model: ModelProto, shared: Collection[str] = (), once: bool = False) -> Session:
+        """`shared`: weights that other sessions read too. They are read where they are, and not packed anew; nor is
+        anything for a session that is made to be run `once`.
+        """
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         if self.threads is not None:
@@ -46,7 +48,7 @@ class Runtime:
         entries = {
             "session.model_external_initializers_file_folder_path": str(self.pages.folder),
             "session.force_spinning_stop": "1",  # or it would slow down the session that is next
-            "session.disable_prepacking": "1" if shared else "0",
+            "session.disable_prepacking": "1" if shared or once else "0",
         }
         for key, setting in entries.items():
             options.add_session_config_entry(key, setting)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xcam.contract import Array, Layer, Model
+from xcam.contract import Array, Layer, Model, one_output
 
 PLACES = 196
 """Positions of a layer that a sketch keeps."""
@@ -50,8 +50,13 @@ class Match:
 
 
 def sketches(model: Model, x: Array) -> list[Sketch]:
-    """Every layer of a model, as many forward passes as the memory asks for (one, for most networks)."""
-    layers = [layer for layer in model.layers if not layer.inner and not layer.folds_batch]
+    """Every layer of a model, as many forward passes as the memory asks for (one, for most networks).
+
+    The last output counts as the logits that `predict` gives: one framework's output layer has a softmax inside that
+    another's has not.
+    """
+    known = [layer for layer in model.layers if not layer.inner and not layer.folds_batch]
+    layers = [layer for layer in known if not layer.is_output]
     found: list[Sketch] = []
     group: list[Layer] = []
     size = 0
@@ -64,6 +69,10 @@ def sketches(model: Model, x: Array) -> list[Sketch]:
         if layer is not None:
             group.append(layer)
             size += bytes_
+    ends = [layer for layer in known if layer.is_output]
+    outputs = one_output(model.predict(x))
+    if ends and outputs.ndim > 1:
+        found.append(sketch(ends[-1], outputs))
     return found
 
 
