@@ -1,6 +1,6 @@
 """torchvision's networks as ONNX files, and beside each what torch says of it: activations and gradients in float64.
 
-`python tests/helpers/onnx_exports.py vgg16 resnet50` writes /tmp/onnx/vgg16.onnx, /tmp/onnx/vgg16.npz, …; without
+`python tests/helpers/onnx_exports.py vgg16 resnet50` writes build/onnx/vgg16.onnx and .npz, …; without
 names, all of them. Random weights, always the same.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from xcam_torch.export import to_onnx
 
-FOLDER = Path("/tmp/onnx")
+FOLDER = Path("build/onnx")
 _registered: list[torch.library.Library] = []
 
 
