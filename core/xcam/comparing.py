@@ -15,7 +15,7 @@ from xcam import aligning, culprit, layers, pictures, preprocessing, progress
 from xcam.aligning import Match, Sketch
 from xcam.comparison import Compared, Comparison, Divergence, Step
 from xcam.contract import DEFAULT_SIZE, Array, Model
-from xcam.errors import InputError, XcamError, XcamWarning
+from xcam.errors import BackendError, InputError, XcamError, XcamWarning
 from xcam.explaining import explain, input_size
 from xcam.explanation import Explanation
 from xcam.loading import load
@@ -71,6 +71,8 @@ def compare(
     for path, picture in progress.steps(kept, "pictures"):
         try:
             found.append(_compared(opened, path, picture, places, method, target, options))
+        except BackendError:  # something is not installed, or broken: no picture would fare better
+            raise
         except XcamError as error:
             failed.append((str(path or f"picture {len(found) + len(failed) + 1}"), str(error)))
     if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -495,3 +496,35 @@ def test_weights_that_are_nan() -> None:
 def test_no_model_of_ours() -> None:
     with pytest.raises(InputError, match="has no model 'resnet50'; give an"):
         xcam.load("resnet50", "onnx")
+
+
+def test_weights_that_forward_and_backward_read_are_lent_once(tmp_path: Path) -> None:
+    """A dense layer's weights are most of this model's: both sessions read the same pages; a kernel is flipped instead."""
+    import onnx
+
+    from xcam_onnx.cut import _read_twice, gradient
+    from xcam_onnx.graph import Graph, part
+
+    rng = np.random.default_rng(0)
+    arrays = {"k": rng.normal(size=(8, 3, 3, 3)), "d": rng.normal(size=(200, 8 * 36))}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "k"], ["c"], "c", pads=[1] * 4),
+        onnx.helper.make_node("Flatten", ["c"], ["f"], "f"),
+        onnx.helper.make_node("Gemm", ["f", "d"], ["y"], "y", transB=1),
+    ]
+    values = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["n", 3, 6, 6]), ("y", ["n", 200]))]
+    weights = [onnx.numpy_helper.from_array(v.astype(np.float32), n) for n, v in arrays.items()]
+    built = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", values[:1], values[1:], weights),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    onnx.save(built, tmp_path / "m.onnx")
+    model = xcam.load(tmp_path / "m.onnx")
+    whole, _ = part(model.graph, ["x"], ["c", "y"])
+    _, made = gradient(whole, "c", ["y"])
+    assert _read_twice(made.model, whole) == {"d"}
+    assert "k" not in Graph(made.model).initializers
+    trace = model.trace(np.ones((2, 3, 6, 6), np.float32), "c", lambda y: [np.ones_like(y)])
+    expected = arrays["d"].sum(axis=0).reshape(8, 6, 6)
+    np.testing.assert_allclose(trace.gradients[0], np.stack([expected] * 2), rtol=1e-4, atol=1e-4)

@@ -11,6 +11,9 @@ from xcam.report import words
 FLOOR = 1e-9
 """Errors below are drawn on the ground line: a logarithm knows no zero."""
 
+PRECISION = -7
+"""The power of ten at which float32 ends: the ground line is there or below it, where a layer has no error at all."""
+
 
 @dataclass(frozen=True)
 class Dot:
@@ -65,6 +68,8 @@ def chart(divergence: Divergence, width: int = 880, height: int = 280) -> Chart:
     errors = [step.error for step in divergence.steps]
     usable = [e for e in errors if math.isfinite(e) and e >= FLOOR]
     low = math.floor(math.log10(min(usable))) if usable else -9
+    if any(e < FLOOR for e in errors):  # what is below all lines must not look like an error worth mentioning
+        low = min(low, PRECISION)
     high = math.ceil(math.log10(max(usable))) if usable else 0
     high = max(high, low + 3)
     n = len(errors)

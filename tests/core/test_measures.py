@@ -1,0 +1,125 @@
+"""The measures of two maps, the verdict on them, and the alignment of layers, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xcam import ClassScore, Explanation, Layer
+from xcam.aligning import align, permutation, sketch
+from xcam.comparison import Divergence, Step
+from xcam.measures import correlation, measure, verdict
+from xcam.report.chart import chart
+
+
+def explanation(cam: Any, outputs: tuple[float, ...] = (2.0, 1.0)) -> Explanation:
+    scores = np.array(outputs)
+    return Explanation(
+        image=np.zeros((128, 128, 3), np.uint8),
+        cam=np.asarray(cam, np.float32),
+        outputs=scores,
+        scores=scores,
+        target=ClassScore(0),
+        index=0,
+        label="0",
+        score=2.0,
+        layer="conv",
+        method="gradcam",
+        backend="none",
+        model="none",
+    )
+
+
+def blocks(*rows: str) -> Any:
+    """A map of 128×128 pixels, given as tenths of 1 on a coarse grid."""
+    coarse = np.array([[int(c) / 9 for c in row] for row in rows])
+    return np.kron(coarse, np.ones((128 // coarse.shape[0], 128 // coarse.shape[1])))
+
+
+def test_a_map_against_itself() -> None:
+    e = explanation(blocks("9000", "0000", "0000", "0000"))
+    found = measure(e, e, 0.0)
+    assert (found.largest, found.distance, found.overlap, found.verdict) == (0.0, 0.0, 1.0, "identical")
+    assert found.pearson == pytest.approx(1)
+    assert found.ssim == pytest.approx(1)
+
+
+def test_the_highest_fifth_and_the_distance_of_the_peaks() -> None:
+    """Of 16 fields the highest fifth is the one that is lit here: none of it is shared, half of it, all of it."""
+    a = explanation(blocks("9900", "0000", "0000", "0000"))
+    half = explanation(blocks("0990", "0000", "0000", "0000"))
+    apart = explanation(blocks("0000", "0000", "0000", "0099"))
+    assert measure(a, apart, 0.0).overlap == 0
+    assert measure(a, half, 0.0).overlap == pytest.approx(1 / 3)
+    faint = explanation(blocks("9911", "1111", "1111", "1111"))
+    assert measure(a, faint, 0.0).overlap < 0.6, "one's faint ground counts for no more than its share"
+    ramp = np.tile(np.linspace(0, 1, 128), (128, 1))
+    assert measure(explanation(ramp), explanation(ramp[:, ::-1]), 0.0).overlap == 0
+    assert measure(explanation(ramp), explanation(ramp.T), 0.0).overlap == pytest.approx(1 / 9, abs=0.01)
+    assert measure(a, apart, 0.0).distance == pytest.approx(math.hypot(96, 64) / math.hypot(128, 128), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("largest", "pearson", "logits", "same", "expected"),
+    [
+        (9e-4, 1.0, 9e-5, True, "identical"),
+        (1.1e-3, 1.0, 0.0, True, "equivalent"),
+        (1e-6, 1.0, 1.1e-4, True, "equivalent"),
+        (1e-6, 1.0, float("nan"), True, "identical"),
+        (0.3, 0.991, 0.5, True, "equivalent"),
+        (0.3, 0.989, 0.0, True, "different"),
+        (1e-6, 1.0, 0.0, False, "different"),
+    ],
+)
+def test_verdicts(largest: float, pearson: float, logits: float, same: bool, expected: str) -> None:
+    assert verdict(largest, pearson, logits, same) == expected
+
+
+def test_correlation_of_maps_without_variation() -> None:
+    flat, ramp = np.ones((4, 4)), np.arange(16.0).reshape(4, 4)
+    assert correlation(flat, flat) == 1
+    assert correlation(flat, ramp) == 0
+    assert correlation(ramp, -3 * ramp) == pytest.approx(-1)
+
+
+def layers(*names: str, values: Any) -> list[Any]:
+    return [sketch(Layer(n, "Conv", v.shape[1:]), v) for n, v in zip(names, values, strict=True)]
+
+
+def test_what_stands_in_another_order_is_not_matched_to_something_else() -> None:
+    """conv, block, norm against norm, block: where `block` is matched, `conv` must not stand in for `norm`."""
+    conv, block, norm = np.random.default_rng(0).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    found = align(layers(*"abc", values=(conv, block, norm)), layers(*"vw", values=(norm, block)))
+    assert [(m.first, m.second, m.error) for m in found] == [(1, 1, 0.0)]
+
+
+def test_a_layer_that_differs_keeps_its_match() -> None:
+    values = np.random.default_rng(1).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    other = values.copy()
+    other[1] = 1.5 * other[1] + 0.2
+    assert [(m.first, m.second) for m in align(layers(*"abc", values=values), layers(*"abc", values=other))] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+    ]
+
+
+@pytest.mark.parametrize("places", [(6, 7), ()])
+def test_permuted_channels(places: tuple[int, ...]) -> None:
+    values = np.random.default_rng(2).normal(size=(2, 9, *places)).astype(np.float32).reshape(2, 9, -1)
+    order = np.random.default_rng(3).permutation(9)
+    found = permutation(values, values[:, order])
+    assert found is not None
+    np.testing.assert_array_equal(values[:, order][:, found], values)
+    assert permutation(values, values) is None
+    assert permutation(values, values[:, order] + 1) is None
+
+
+def test_a_layer_without_an_error_is_drawn_below_what_rounding_makes() -> None:
+    steps = tuple(Step(str(k), str(k), error) for k, error in enumerate((0.0, 0.0, 0.3, 4.0)))
+    drawn = chart(Divergence((0, 1), steps, 2))
+    assert drawn.dots[0].y == drawn.bottom
+    assert drawn.dots[0].y - drawn.dots[2].y > 0.6 * (drawn.bottom - drawn.top), "nothing, and 0.3, are far apart"
