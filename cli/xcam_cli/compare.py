@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from xcam_cli.explain import Bar
+from xcam_cli.bar import Bar
 from xcam_cli.lists import table
 from xcam_cli.options import Size, open_model, unheard
 

@@ -323,7 +323,7 @@ def test_a_difference_of_classes_is_told_with_its_value_and_the_chances(
 
 def test_the_bar_leaves_standard_output_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins while the model's words go to standard error, and ends when they no longer do."""
-    from xcam_cli.explain import Bar
+    from xcam_cli.bar import Bar
     from xcam_cli.options import unheard
 
     class Terminal(io.StringIO):
