@@ -95,7 +95,8 @@ def explain(
     plan, opening = planned(layers, targets, fuse, options)
     places = places_of(images, plan, output)
     page = _page(report, images)
-    found = _run(open_model(backend, model, **opening), [Path(image) for image in images], plan, places)
+    opened = open_model(backend, model, **opening)
+    found = _run(opened, [Path(image) for image in images], plan, places, kept=page is not None)
     if page is not None:
         from xcam.report import write_single
 
@@ -105,13 +106,14 @@ def explain(
 
 def _page(report: str | None, images: tuple[str, ...]) -> Path | None:
     """Where the page goes. Raises InputError."""
+    from xcam.comparison import KEPT
     from xcam.errors import InputError
     from xcam.report import check_place
 
     if report is None:
         return None
-    if len(images) > 1:
-        raise InputError(f"a page holds one picture, and {len(images)} are named; explain them one by one")
+    if len(images) > KEPT:
+        raise InputError(f"a page holds {KEPT} pictures at most, and {len(images)} are named; make several pages")
     return check_place(report)
 
 
@@ -166,15 +168,15 @@ def _all_backends(names: list[str], picture: Path, page: Path) -> None:
         click.echo(f"wrote {page}")
 
 
-def _run(model: Any, images: list[Path], plan: Plan, places: list[list[Path]]) -> list[Any]:
-    """Explain, save and tell; what was made of the last pictures is returned."""
+def _run(model: Any, images: list[Path], plan: Plan, places: list[list[Path]], kept: bool = False) -> list[Any]:
+    """Explain, save and tell. What was made is returned where it is to be kept, on small pictures if they are many."""
     import xcam
     from xcam import progress
     from xcam.explaining import BATCH
 
     methods = _able(model, plan.methods)
     documents: list[dict[str, Any]] = []
-    rows: list[list[Any]] = []
+    made: list[Any] = []
     with Bar() as bar, progress.listening(bar.told):
         for start in progress.steps(range(0, len(images), BATCH), "pictures"):  # thousands are never held at once
             part = slice(start, start + BATCH)
@@ -192,9 +194,16 @@ def _run(model: Any, images: list[Path], plan: Plan, places: list[list[Path]]) -
                 click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
             for row, paths in zip(rows, places[part], strict=True):
                 _write(row, paths, plan, model, documents)
+                made += _kept(row, whole=len(images) == 1) if kept else []
     if plan.as_json:
         _emit(documents)
-    return [explanation for row in rows for explanation in row]
+    return made
+
+
+def _kept(row: list[Any], whole: bool) -> list[Any]:
+    """What the page needs of one picture: one copy of it for all maps, and none larger than is shown."""
+    image = row[0].image if whole else row[0].shrunk().image
+    return [replace(e, image=image) for e in row]
 
 
 def _explained(model: Any, images: list[Path], plan: Plan, methods: list[str]) -> list[list[Any]]:

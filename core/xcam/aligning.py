@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xcam.contract import Array, Layer, Model, one_output
+from xcam.contract import Array, Layer, Model
 
 PLACES = 196
 """Positions of a layer that a sketch keeps."""
@@ -50,13 +50,8 @@ class Match:
 
 
 def sketches(model: Model, x: Array) -> list[Sketch]:
-    """Every layer of a model, as many forward passes as the memory asks for (one, for most networks).
-
-    The last output counts as the logits that `predict` gives: one framework's output layer has a softmax inside that
-    another's has not.
-    """
-    known = [layer for layer in model.layers if not layer.inner and not layer.folds_batch]
-    layers = [layer for layer in known if not layer.is_output]
+    """Every layer ahead of the outputs, as many forward passes as the memory asks for (one, for most networks)."""
+    layers = [layer for layer in _known(model) if not layer.is_output]
     found: list[Sketch] = []
     group: list[Layer] = []
     size = 0
@@ -69,11 +64,17 @@ def sketches(model: Model, x: Array) -> list[Sketch]:
         if layer is not None:
             group.append(layer)
             size += bytes_
-    ends = [layer for layer in known if layer.is_output]
-    outputs = one_output(model.predict(x))
-    if ends and outputs.ndim > 1:
-        found.append(sketch(ends[-1], outputs))
     return found
+
+
+def end(model: Model, logits: Array) -> Sketch | None:
+    """The last output, which counts as its logits [N, …]: one framework's output layer has a softmax inside, another's not."""
+    ends = [layer for layer in _known(model) if layer.is_output]
+    return sketch(ends[-1], logits) if ends and logits.ndim > 1 else None
+
+
+def _known(model: Model) -> list[Layer]:
+    return [layer for layer in model.layers if not layer.inner and not layer.folds_batch]
 
 
 def sketch(layer: Layer, values: Array) -> Sketch:
@@ -114,7 +115,7 @@ def align(first: Sequence[Sketch], second: Sequence[Sketch]) -> list[Match]:
                 min(errors[i].min(), errors[:, j].min()) < SAME < errors[i, j]
             )  # out of order, and no match here
             if not elsewhere:
-                found.append(_match(first[i], second[j], i, j, float(errors[i, j])))
+                found.append(match(first, second, i, j))
             i, j = i + 1, j + 1
         elif best[i, j] == best[i + 1, j]:
             i += 1
@@ -153,8 +154,10 @@ def _correlation(a: Array, b: Array) -> float:
     return float(x @ y / norm) if norm > 0 else 0.0
 
 
-def _match(a: Sketch, b: Sketch, i: int, j: int, apart: float) -> Match:
-    """With the order of channels, where another one than the given explains the difference."""
+def match(first: Sequence[Sketch], second: Sequence[Sketch], i: int, j: int) -> Match:
+    """Two layers as a pair; with the order of channels, where another one than the given explains the difference."""
+    a, b = first[i], second[j]
+    apart = error(a.values, b.values)
     if apart > CLEAR:
         order = permutation(a.values, b.values)
         if order is not None:

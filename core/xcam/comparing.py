@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import itertools
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,8 +15,8 @@ import numpy as np
 
 from xcam import aligning, culprit, layers, pictures, preprocessing, progress
 from xcam.aligning import Match, Sketch
-from xcam.comparison import Compared, Comparison, Divergence, Step
-from xcam.contract import DEFAULT_SIZE, Array, Model
+from xcam.comparison import KEPT, Compared, Comparison, Divergence, Prediction, Step
+from xcam.contract import DEFAULT_SIZE, Array, Model, one_output
 from xcam.errors import BackendError, InputError, XcamError, XcamWarning
 from xcam.explaining import explain, input_size
 from xcam.explanation import Explanation
@@ -24,6 +26,8 @@ from xcam.preprocessing import PRESETS, Preprocessing
 
 SAMPLES = 2
 """Pictures on which layers are aligned."""
+WHOLE = 12
+"""Of more pictures than this, small copies are kept."""
 
 
 def compare(
@@ -57,24 +61,36 @@ def compare(
     if not images:
         raise InputError("there is no picture to compare on; give one or more")
     findings = _prepared(opened, preprocess)
-    kept, failed = _readable(images)
-    if not kept:
+    failed: list[tuple[str, str]] = []
+    reading = _read(images, failed)
+    first = list(itertools.islice(reading, SAMPLES))
+    if not first:
         raise InputError(f"no picture can be compared: {failed[0][1]}")
     named = _layers(opened, layer)
-    sample = [picture for _, picture in kept[:SAMPLES]]
+    sample = [picture for _, picture in first]
     aligned: _Aligned | None = None
     if align or (align is None and any(name is None for name in named[1:])):
         aligned = _Aligned(opened, sample)
         findings += aligned.place(named)
     places = [layers.find(model, name).name for model, name in zip(opened, named, strict=True)]
     found: list[Compared] = []
-    for path, picture in progress.steps(kept, "pictures"):
+    worst: list[tuple[tuple[int, float], int]] = []  # a heap of the pictures that keep their explanations
+    logits: list[list[Array]] = []
+    for path, picture in progress.counted(itertools.chain(first, reading), "pictures", len(images)):
         try:
-            found.append(_compared(opened, path, picture, places, method, target, options))
+            one = _compared(opened, path, picture, places, method, target, options)
         except BackendError:  # something is not installed, or broken: no picture would fare better
             raise
         except XcamError as error:
             failed.append((str(path or f"picture {len(found) + len(failed) + 1}"), str(error)))
+            continue
+        if len(logits) < len(sample):
+            logits.append([e.outputs for e in one.explanations])
+        found.append(one if len(images) <= WHOLE else _light(one))
+        heapq.heappush(worst, (one.badness, len(found) - 1))
+        if len(worst) > KEPT:
+            place = heapq.heappop(worst)[1]
+            found[place] = dataclasses.replace(found[place], explanations=())
     if not found:
         raise InputError(f"no picture could be compared: {failed[0][1]}")
     names = _names(opened)
@@ -91,6 +107,8 @@ def compare(
         aligned = _Aligned(opened, sample)
     if aligned is None:
         return result
+    same = len(logits) == len(sample)  # else a sample failed
+    aligned.finish([np.stack(each) for each in zip(*logits, strict=True)] if same else None)
     return dataclasses.replace(result, divergences=tuple(aligned.divergences()))
 
 
@@ -110,6 +128,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
         image = np.random.default_rng(0).integers(0, 256, (size[0], size[1], 3), dtype=np.uint8)
     picture = pictures.read(image) if isinstance(image, str | os.PathLike) else pictures.check(image)
     aligned = _Aligned(opened, [picture])
+    aligned.finish()
     first, second = aligned.sketches
     return [(first[m.first].layer.name, second[m.second].layer.name, m.error) for m in aligned.matches[0, 1]]
 
@@ -127,6 +146,19 @@ class _Aligned:
         self.matches: dict[tuple[int, int], list[Match]] = {
             (0, k): aligning.align(self.sketches[0], self.sketches[k]) for k in range(1, len(models))
         }
+
+    def finish(self, logits: Sequence[Array] | None = None) -> None:
+        """Add the last outputs, by their logits [N, …] for each model; where none are given, the models are asked."""
+        for k, model in enumerate(self.models):
+            values = one_output(model.predict(self.batches[k])) if logits is None else logits[k]
+            end = aligning.end(model, values)
+            self.sketches[k] += [end] if end else []
+        first = self.sketches[0]
+        for (_, k), matches in self.matches.items():
+            second = self.sketches[k]
+            ends = first[-1].layer.is_output and second[-1].layer.is_output
+            if ends and first[-1].values.shape == second[-1].values.shape:
+                matches.append(aligning.match(first, second, len(first) - 1, len(second) - 1))
 
     def place(self, named: list[str | None]) -> list[str]:
         """Fill in the layers that are not named: the default of the first model, and what corresponds to it.
@@ -238,19 +270,23 @@ def _layers(models: Sequence[Model], layer: str | Sequence[str | None] | None) -
     ]
 
 
-def _readable(images: Sequence[Any]) -> tuple[list[tuple[Path | None, pictures.Picture]], list[tuple[str, str]]]:
-    """The pictures, and which of them cannot be read."""
-    kept: list[tuple[Path | None, pictures.Picture]] = []
-    failed: list[tuple[str, str]] = []
+def _read(images: Sequence[Any], failed: list[tuple[str, str]]) -> Iterator[tuple[Path | None, pictures.Picture]]:
+    """The pictures one by one; those that cannot be read go to `failed`."""
     for k, image in enumerate(images):
         try:
             if isinstance(image, str | os.PathLike):
-                kept.append((Path(image), pictures.read(image)))
+                yield Path(image), pictures.read(image)
             else:
-                kept.append((None, pictures.check(image)))
+                yield None, pictures.check(image)
         except XcamError as error:
             failed.append((str(image) if isinstance(image, str | os.PathLike) else f"picture {k + 1}", str(error)))
-    return kept, failed
+
+
+def _light(one: Compared) -> Compared:
+    """The same with one small copy of the picture."""
+    small = one.explanations[0].shrunk()
+    rest = [dataclasses.replace(e, image=small.image) for e in one.explanations[1:]]
+    return dataclasses.replace(one, explanations=(small, *rest))
 
 
 def _compared(
@@ -278,7 +314,8 @@ def _compared(
         for b in range(a + 1, len(models)):
             apart = scores_apart(found[a], found[b], (models[a].labels, models[b].labels))
             measures[a, b] = measure(found[a], found[b], apart)
-    return Compared(path, tuple(found), measures)
+    said = tuple(Prediction(e.label, e.index, e.score) for e in found)
+    return Compared(path, tuple(found), measures, said)
 
 
 def _names(models: Sequence[Model]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from xcam.explanation import Explanation
 
 Verdict = Literal["identical", "equivalent", "different"]
+KEPT = 60
+"""So many pictures, the worst, keep their explanations: memory must not grow with the number of pictures."""
 ORDER: tuple[Verdict, ...] = ("identical", "equivalent", "different")
 """From best to worst."""
 
@@ -34,18 +37,36 @@ class Measures:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a model said of a picture."""
+
+    label: str
+    """The class that was explained."""
+    index: int | None
+    score: float
+
+
+@dataclass(frozen=True)
 class Compared:
     """One picture, seen by every model."""
 
     path: Path | None
     explanations: tuple[Explanation, ...]
-    """One for each model."""
+    """One for each model; none for a picture that is not among the worst KEPT."""
     measures: dict[tuple[int, int], Measures]
     """For each pair of models, by their places."""
+    predictions: tuple[Prediction, ...] = ()
+    """One for each model, for every picture."""
 
     @property
     def verdict(self) -> Verdict:
         return worst(m.verdict for m in self.measures.values())
+
+    @property
+    def badness(self) -> tuple[int, float]:
+        """What pictures are sorted by: the verdict, then the largest difference (NaN counts as infinite)."""
+        largest = [math.inf if math.isnan(m.largest) else m.largest for m in self.measures.values()]
+        return ORDER.index(self.verdict), max(largest, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -138,8 +159,8 @@ class Comparison:
                     "image": str(image.path or ""),
                     "verdict": image.verdict,
                     "predictions": [
-                        {"model": self.names[k], "class": e.label, "index": e.index, "score": e.score}
-                        for k, e in enumerate(image.explanations)
+                        {"model": self.names[k], "class": p.label, "index": p.index, "score": p.score}
+                        for k, p in enumerate(image.predictions)
                     ],
                     "pairs": [{"first": a, "second": b, **vars(m)} for (a, b), m in image.measures.items()],
                 }

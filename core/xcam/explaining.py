@@ -380,6 +380,7 @@ def _explanation(
         normalize=normalize,
         path=path,
         notes=tuple(model.notes),
+        labels=model.labels,
     )
 
 

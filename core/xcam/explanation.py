@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,8 @@ class Explanation:
     """Where the picture came from, when it came from a file."""
     notes: tuple[str, ...] = ()
     """What a reader of the picture must know: written under it when it is saved."""
+    labels: Sequence[str] | None = field(default=None, repr=False)
+    """Class names, where the model has them."""
 
     @property
     def positive(self) -> npt.NDArray[np.float32]:
@@ -71,6 +74,10 @@ class Explanation:
     def top(self, n: int = 3) -> list[int]:
         """The `n` classes with the highest scores, best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
+
+    def shrunk(self, side: int = pictures.THUMBNAIL) -> Explanation:
+        """The same on a small copy of the picture, for keeping many: its longer side is `side` at most. `cam` stays."""
+        return replace(self, image=pictures.shrunk(self.image, side))
 
     def overlay(
         self,

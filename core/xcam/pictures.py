@@ -22,6 +22,8 @@ from xcam.errors import InputError
 
 Picture = npt.NDArray[np.uint8]
 
+THUMBNAIL = 512
+"""The longer side of a picture that is kept to be shown."""
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
 
@@ -143,6 +145,17 @@ def _silent(cv2: Any) -> Iterator[None]:
             _users -= 1
             if not _users:
                 cv2.utils.logging.setLogLevel(_level)
+
+
+def shrunk(image: Picture, side: int = THUMBNAIL) -> Picture:
+    """A copy whose longer side is `side` at most; the picture itself where it is that small."""
+    height, width = image.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return image
+    cv2 = opencv.load()
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def write(path: str | os.PathLike[str], image: Picture) -> None:

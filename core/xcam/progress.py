@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -26,10 +26,15 @@ def listening(listener: Listener) -> Iterator[None]:
 
 def steps(items: Sequence[T], what: str) -> Iterator[T]:
     """The items one by one; each that is done is told."""
+    return counted(items, what, len(items))
+
+
+def counted(items: Iterable[T], what: str, count: int) -> Iterator[T]:
+    """The same for items that come one after the other, `count` of them, or fewer where some fail."""
     listener = _listener.get()
     for done, item in enumerate(items):
         if listener:
-            listener(what, done, len(items))
+            listener(what, done, count)
         yield item
     if listener:
-        listener(what, len(items), len(items))
+        listener(what, count, count)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xcam import maps, opencv
+from xcam import maps, opencv, pictures
 from xcam.explanation import Explanation
 from xcam.overlay import lookup_table
 from xcam.pictures import Picture
 
-SIDE, SMALLEST = 512, 192
+SIDE, SMALLEST = pictures.THUMBNAIL, 192
 """The longer side of an embedded photo, at most; and where a report on many pictures stops shrinking them."""
 FULL = 12
 """So many pictures are embedded at full size."""
@@ -41,8 +41,8 @@ def side_for(n: int) -> int:
 
 def photo(image: Picture, side: int = SIDE) -> Embedded:
     """A photo of RGB uint8 [H, W, 3], shrunk to `side`, never enlarged."""
-    height, width = _fit(image.shape[0], image.shape[1], side)
-    return Embedded(_encode(_shrink(image, height, width)), width, height)
+    small = pictures.shrunk(image, side)
+    return Embedded(_encode(small), small.shape[1], small.shape[0])
 
 
 def heat(values: npt.NDArray[np.float32], colormap: str = HEAT, side: int = SMOOTH) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xcam import montage
-from xcam.comparison import ORDER, Compared, Comparison, Divergence
+from xcam.comparison import Compared, Comparison, Divergence
 from xcam.explanation import Explanation
 from xcam.report import images, words
 from xcam.report.chart import chart
@@ -26,16 +26,13 @@ def comparison_page(comparison: Comparison) -> dict[str, Any]:
     """The content of comparison.html."""
     letters = [letter(k) for k in range(len(comparison.names))]
     names = _names([image.path for image in comparison.images])
-    order = sorted(range(len(comparison.images)), key=lambda k: _badness(comparison.images[k]), reverse=True)
+    shown = [k for k, image in enumerate(comparison.images) if image.explanations]
+    order = sorted(shown, key=lambda k: comparison.images[k].badness, reverse=True)
     top = _scale(comparison)
-    known = [
-        {i.explanations[k].index: i.explanations[k].label for i in comparison.images}
-        for k in range(len(comparison.names))
-    ]
     side = images.side_for(len(order))
     cards = [
         _card(
-            comparison, comparison.images[k], names[k], letters, known, top, side, opened=not n or len(order) <= OPEN
+            comparison, comparison.images[k], names[k], letters, top, side, opened=not n or len(order) <= OPEN
         )
         for n, k in enumerate(order)
     ]
@@ -65,6 +62,7 @@ def comparison_page(comparison: Comparison) -> dict[str, Any]:
         "failed": [(path, why.removeprefix(path).lstrip(": ")) for path, why in comparison.failed],
         "notes": comparison.notes,
         "cards": cards,
+        "more": len(comparison.images) - len(cards),
         "columns": ("two", "three", "four")[min(max(len(letters), 1), 3) - 1],
         "heat": images.stops(images.HEAT),
         "difference": images.stops(images.DIFFERENCE),
@@ -78,9 +76,6 @@ def single_page(explanations: Sequence[Explanation]) -> dict[str, Any]:
     groups: dict[Any, list[Explanation]] = {}
     for e in explanations:
         groups.setdefault(e.path if e.path is not None else id(e.image), []).append(e)
-    known: dict[tuple[str, str], dict[int | None, str]] = {}
-    for e in explanations:
-        known.setdefault((e.model, e.backend), {})[e.index] = e.label
     names = _names([group[0].path for group in groups.values()])
     side = images.side_for(len(groups))
     models = list(dict.fromkeys(e.model for e in explanations))
@@ -103,7 +98,7 @@ def single_page(explanations: Sequence[Explanation]) -> dict[str, Any]:
                         "facts": _facts(e),
                         "notes": e.notes,
                         "zero": not bool(e.positive.any()),
-                        "predictions": _predictions(e, known[e.model, e.backend]),
+                        "predictions": _predictions(e),
                     }
                     for e, caption in zip(group, montage.distinct(group), strict=True)
                 ],
@@ -131,11 +126,6 @@ def _names(paths: Sequence[Path | None]) -> list[str]:
     ]
 
 
-def _badness(image: Compared) -> tuple[int, float]:
-    largest = [math.inf if math.isnan(m.largest) else m.largest for m in image.measures.values()]
-    return ORDER.index(image.verdict), max(largest, default=0.0)
-
-
 def _scale(comparison: Comparison) -> float:
     """What the brightest colour of every difference map stands for: one scale, so that pictures can be compared.
 
@@ -150,7 +140,6 @@ def _card(
     image: Compared,
     name: str,
     letters: Sequence[str],
-    known: Sequence[dict[int | None, str]],
     top: float,
     side: int,
     opened: bool,
@@ -176,7 +165,7 @@ def _card(
                 "explained": e.label,
                 "notes": e.notes,
                 "zero": not bool(e.positive.any()),
-                "predictions": _predictions(e, known[k]),
+                "predictions": _predictions(e),
             }
             for k, e in enumerate(image.explanations)
         ],
@@ -210,7 +199,7 @@ def _where(explanation: Explanation) -> str:
     return f"for {explanation.label}, strongest {(x + 0.5) / width:.0%} from the left, {(y + 0.5) / height:.0%} from the top"
 
 
-def _predictions(explanation: Explanation, known: dict[int | None, str]) -> list[dict[str, Any]]:
+def _predictions(explanation: Explanation) -> list[dict[str, Any]]:
     """The three best classes, and the one that was explained where it is none of them."""
     scores = explanation.scores
     shown = explanation.top(3)
@@ -220,7 +209,9 @@ def _predictions(explanation: Explanation, known: dict[int | None, str]) -> list
     out = []
     for index in shown:
         value = float(scores[index])
-        label = known.get(index, str(index))
+        names = explanation.labels or ()
+        label = names[index] if index < len(names) else str(index)
+        label = explanation.label if index == explanation.index else label
         out.append(
             {
                 "label": f"class {index}" if label == str(index) else label,
