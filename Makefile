@@ -3,6 +3,7 @@
 #   make test    lint, types, import rules, tests
 #   make quick   the same without the slow tests
 #   make bench   the figures of the README
+#   make docs    the documentation, in build/docs
 #   make wheel   build the wheel and try it in an empty environment
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --constraint 
 # the other with --no-deps and as the last step, so that a second install finds everything in place.
 CV2 := $(BIN)/python -c "import cv2" 2>/dev/null || $(PIP) --no-deps opencv-python-headless
 
-.PHONY: demo test quick lint pytest bench wheel clean
+.PHONY: demo test quick lint bench docs linkcheck wheel clean
 
 demo: .venv/.demo
 	@$(BIN)/xcam demo
@@ -29,6 +30,12 @@ lint: .venv/.test
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/.test
+	$(BIN)/sphinx-build -W --keep-going -n -q -E -b html docs build/docs
+
+linkcheck: .venv/.test
+	$(BIN)/sphinx-build -q -b linkcheck docs build/linkcheck
 
 bench: .venv/.test
 	for file in benchmarks/test_*.py; do $(BIN)/python -m pytest $$file -q -p no:cacheprovider \
@@ -52,7 +59,7 @@ wheel: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) -e ".[all,dev]"
+	$(PIP) -e ".[all,ray,docs,dev]"
 	# For one test, and out of the way: beside a CPU build of torch it cannot be imported as it stands.
 	$(PIP) --no-deps --upgrade --target .venv/torchvision torchvision
 	$(CV2)

@@ -1,35 +1,216 @@
-"""Make the pictures of README and documentation: `python docs/make_pictures.py`."""
+"""Make the pictures of README and documentation: `python docs/make_pictures.py [FOLDER]`. The same pictures each time.
+
+demo.png is the one of README; those under pictures/ belong to the explanation pages. All are made by the demo network
+from scenes that training never saw. White lines are the outlines of the shapes, from the scenes' own truth.
+"""
 
 from __future__ import annotations
 
+import runpy
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 import xcam
-from xcam import demo, pictures
+from xcam import demo, maps, pictures
+from xcam.demo import scenes
+from xcam.montage import tiled
+from xcam.overlay import lookup_table, overlay
 
 GAP = 8
 DOCS = Path(__file__).parent
+SIDE = 160
+COLOURS = "viridis"
+SCENE = 18
+"""Of the held-out scenes: a star and a ring, on a dark and quiet ground."""
+LAYERS = ("conv2", "conv3", "conv4", "conv5")
+STAGES = ("", "scores", "conv5", "conv4")
+"""How far the cascade of shuffled weights has come, from the end."""
+FEWER = {"sscam": {"n": 8}}
+"""Where the default takes longer than a picture may."""
+
+Picture = Any
+held_out: Callable[[], list[scenes.Scene]] = runpy.run_path(str(DOCS / "make_figures.py"))["scenes_with_two"]
 
 
-def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+def file_name(method: str) -> str:
+    """`gradcam++` → `gradcampp.png`."""
+    return method.replace("+", "p") + ".png"
+
+
+def captioned(picture: Picture, text: str) -> Picture:
     """The picture with its caption above it, black on white."""
     strip = np.full((34, picture.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, text, (4, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([strip, picture])
 
 
-def main() -> None:
-    """docs/demo.png: each shipped picture, and under it where the demo network looked."""
-    model = xcam.load("demo", "keras")
+def demo_sheet(model: xcam.Model, folder: Path) -> None:
+    """demo.png: each shipped picture, and under it where the demo network looked."""
     columns = []
     for e in xcam.explain(model, demo.pictures()):
         said = f"{e.label} {e.scores[e.index]:.0%}"
         columns += [np.vstack([captioned(e.image, said), e.overlay()]), np.full((546, GAP, 3), 255, np.uint8)]
-    pictures.write(DOCS / "demo.png", np.hstack(columns[:-1]))
+    pictures.write(folder / "demo.png", np.hstack(columns[:-1]))
+
+
+def shown(image: Picture) -> Picture:
+    """A scene as it is drawn here, without its grain, which the network sees and which would be most of each file."""
+    soft = cv2.GaussianBlur(image, (0, 0), 1.2)
+    return cv2.resize(soft, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+
+
+def tile(
+    image: Picture, heatmap: Any, shape: scenes.Shape | None = None, colours: str = COLOURS, near: bool = False
+) -> Picture:
+    """A map of any size over the picture, with the outline of a shape."""
+    wide = shown(image)
+    how = cv2.INTER_NEAREST if near else cv2.INTER_LINEAR
+    drawn = overlay(wide, cv2.resize(heatmap, (SIDE, SIDE), interpolation=how), 0.6, colours)
+    return outlined(drawn, shape) if shape else drawn
+
+
+def outlined(picture: Picture, shape: scenes.Shape) -> Picture:
+    mask = cv2.resize(shape.mask.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(picture.copy(), found, -1, (255, 255, 255), 1)
+
+
+def sheet(path: Path, tiles: Sequence[Picture], captions: Sequence[str], columns: int, exact: bool = False) -> None:
+    """Tiles under their captions. Unless `exact`, in 32 levels of each colour, so that the file is small."""
+    drawn = tiled(tiles, captions, columns)
+    drawn = drawn if exact else drawn & 0xF8 | 0x07
+    cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def methods(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """For each method: both classes at the last layer, where what follows is linear, and at the one before it."""
+    for name in xcam.methods():
+        tiles, captions = [], []
+        for layer in ("conv5", "conv4"):
+            labels = [shape.label for shape in scene.shapes]
+            found = xcam.explain(model, scene.image, layer, labels, method=name, **FEWER.get(name, {}))
+            for e, shape in zip(found, scene.shapes, strict=True):
+                tiles.append(tile(e.image, e.heatmap, shape))
+                captions.append(f"{e.label}, {layer}")
+        sheet(folder / file_name(name), tiles, captions, 4)
+
+
+def finer(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """A class by itself, and against the three whose logits are nearest."""
+    tiles, captions = [], []
+    for shape in scene.shapes:
+        for target, what in ((shape.label, ""), (xcam.Finer(shape.label), " against 3")):
+            e = xcam.explain(model, scene.image, "conv4", target)
+            tiles.append(tile(e.image, e.heatmap, shape))
+            captions.append(f"{demo.CLASSES[shape.label]}{what}")
+    sheet(folder / "finercam.png", tiles, captions, 4)
+
+
+def scene_itself(scene: scenes.Scene, folder: Path) -> None:
+    plain = shown(scene.image)
+    both = outlined(outlined(plain, scene.shapes[0]), scene.shapes[1])
+    sheet(folder / "scene.png", [plain, both], ["the picture", "the truth"], 2)
+
+
+def scores(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """One class by its logit, its probability and its log-probability."""
+    tiles, captions = [], []
+    for shape in scene.shapes:
+        for score in ("logit", "probability", "log-probability"):
+            e = xcam.explain(model, scene.image, "conv5", shape.label, score=score)
+            tiles.append(tile(e.image, e.heatmap, shape))
+            captions.append(f"{e.label}: {score}")
+    sheet(folder / "scores.png", tiles, captions, 3)
+
+
+def empty(model: xcam.Model, folder: Path) -> None:
+    """A picture without any shape, and a class that wins all the same."""
+    rng = np.random.default_rng(77_002)
+    image = [scenes.scene(rng, []).image for _ in range(42)][-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
+        logit, p = (xcam.explain(model, image, "conv5", score=score) for score in ("logit", "probability"))
+    signed = shown(logit.overlay(style="signed"))
+    tiles = [shown(image), tile(image, logit.heatmap), signed, tile(image, p.heatmap)]
+    captions = [f"{p.label} {p.scores[p.index]:.0%}", "its logit", "its logit, signed", "its probability"]
+    sheet(folder / "empty.png", tiles, captions, 4)
+
+
+def resolution(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """The same map as the cells that it has, and enlarged."""
+    star = scene.shapes[1]
+    e = xcam.explain(model, scene.image, "conv5", star.label)
+    small = maps.normalize(e.positive[None])[0]
+    tiles = [tile(e.image, small, star, near=True), tile(e.image, small, star)]
+    sheet(folder / "resolution.png", tiles, ["16 x 16 values", "enlarged"], 2)
+
+
+def magnitude(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """A class that is there and one that is not: each by its own maximum, then both by the same."""
+    star = scene.shapes[1]
+    here, absent = xcam.explain(model, scene.image, "conv5", [star.label, "square"], method="layercam")
+    most = here.positive.max()
+    tiles = [tile(e.image, maps.normalize(e.positive[None])[0]) for e in (here, absent)]
+    tiles += [tile(e.image, e.positive / most) for e in (here, absent)]
+    own = [f"{e.label} {e.scores[e.index]:.1%}" for e in (here, absent)]
+    sheet(folder / "magnitude.png", tiles, [*own, "the same scale", "the same scale"], 4)
+
+
+def colours(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """One map in three colour scales; below each the scale, and how light its colours are."""
+    e = xcam.explain(model, scene.image, "conv5", scene.shapes[0].label)
+    names, tiles = ("jet", "viridis", "inferno"), []
+    for name in names:
+        ramp = cv2.resize(lookup_table(name).transpose(1, 0, 2), (SIDE, 24), interpolation=cv2.INTER_NEAREST)
+        light = cv2.cvtColor(ramp, cv2.COLOR_RGB2LAB)[..., :1].repeat(3, axis=2)
+        tiles.append(np.vstack([tile(e.image, e.heatmap, colours=name), ramp, light]))
+    sheet(folder / "colours.png", tiles, names, 3, exact=True)
+
+
+def layers(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
+    """Three methods at four depths, for one class."""
+    star, tiles, captions = scene.shapes[1], [], []
+    for name in ("gradcam", "layercam", "hirescam"):
+        for layer in LAYERS:
+            e = xcam.explain(model, scene.image, layer, star.label, method=name)
+            tiles.append(tile(e.image, e.heatmap, star))
+            captions.append(f"{name}, {layer}")
+    sheet(folder / "layers.png", tiles, captions, len(LAYERS))
+
+
+def randomised(model: Any, scene: scenes.Scene, folder: Path) -> None:
+    """Adebayo's check: weights shuffled from the end, and what is left of three methods' maps."""
+    star, tiles, captions = scene.shapes[1], [], []
+    for name in ("gradcam", "eigencam", "random"):
+        clean: Any = None
+        for n, stage in enumerate(STAGES):
+            other = model.randomized(model.weighted[-n:]) if n else model
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
+                e = xcam.explain(other, scene.image, "conv5", star.label, method=name, score="probability")
+            clean = e.cam if clean is None else clean
+            alike = np.corrcoef(clean.ravel(), e.cam.ravel())[0, 1]
+            tiles.append(tile(e.image, e.heatmap, star))
+            captions.append(f"{stage}: {alike:.2f}" if n else name)
+    sheet(folder / "randomised.png", tiles, captions, len(STAGES))
+
+
+def main(folder: Path = DOCS) -> None:
+    model, scene = xcam.load("demo", "onnx"), held_out()[SCENE]
+    inner = folder / "pictures"
+    inner.mkdir(parents=True, exist_ok=True)
+    demo_sheet(model, folder)
+    scene_itself(scene, inner)
+    empty(model, inner)
+    for make in (methods, finer, scores, resolution, magnitude, colours, layers, randomised):
+        make(model, scene, inner)
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

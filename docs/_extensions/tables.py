@@ -1,0 +1,84 @@
+"""Tables that are made from the program itself: `{xcam-methods}`, `{xcam-measures}`, `{xcam-targets}`, `{xcam-presets}`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+import xcam
+from xcam import targets
+from xcam.preprocessing import PRESETS
+
+
+class Table(SphinxDirective):
+    """Headings, and rows of Markdown."""
+
+    headings: Sequence[str] = ()
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        lines = [self.headings, ["---"] * len(self.headings), *self.rows()]
+        text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+        return self.parse_text_to_nodes(text)
+
+
+class Methods(Table):
+    """What `xcam.methods()` holds."""
+
+    headings = ("method", "map, before ReLU", "passes", "options", "source")
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        for m in xcam.methods().values():
+            options = ", ".join(f"`{name}={value}`" for name, value in m.options.items())
+            yield f"`{m.name}`", _plain(m.summary), m.passes, options, m.source
+
+
+class Measures(Table):
+    """What `xcam.measures()` holds."""
+
+    headings = ("measure", "what it measures", "better", "passes", "source")
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        for m in xcam.measures().values():
+            yield f"`{m.name}`", _plain(m.summary), m.better, m.passes, m.source
+
+
+class Targets(Table):
+    """The targets in the box, with the first sentence of each."""
+
+    headings = ("target", "what is explained", "parameters")
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        found = [getattr(targets, name) for name in targets.__all__]
+        for target in found:
+            if isinstance(target, type) and target is not targets.Target:
+                first = (inspect.getdoc(target) or "").partition("\n")[0]
+                names = ", ".join(f"`{name}`" for name in inspect.signature(target).parameters)
+                yield f"{{py:class}}`xcam.{target.__name__}`", _plain(first), names
+
+
+class Presets(Table):
+    """The presets of preprocessing."""
+
+    headings = ("name", "scale", "mean", "standard deviation", "order of channels")
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        for p in PRESETS.values():
+            scale = "1" if p.scale == 1 else f"1/{1 / p.scale:g}"
+            yield f"`{p.name}`", scale, ", ".join(map(str, p.mean)), ", ".join(map(str, p.std)), p.order
+
+
+def _plain(text: str) -> str:
+    return text.replace("*", r"\*").replace("_", r"\_")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    for directive in (Methods, Measures, Targets, Presets):
+        app.add_directive(f"xcam-{directive.__name__.lower()}", directive)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

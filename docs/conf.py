@@ -1,0 +1,78 @@
+"""How the documentation is built: Sphinx, with pages in Markdown. `make docs`; see CONTRIBUTING.md.
+
+It imports the core and the command alone, so that no framework has to be installed to build it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import xcam
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "xcam"
+author = "The xcam developers"
+project_copyright = "The xcam developers"
+version = release = xcam.__version__
+language = "en"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "commands",
+    "docstrings",
+    "mathml",
+    "tables",
+]
+smartquotes_action = "D"  # dashes alone: quotation marks stand in messages
+exclude_patterns = ["_*"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+copybutton_prompt_text = "$ "
+copybutton_line_continuation_character = "\\"
+
+nitpicky = True
+nitpick_ignore_regex = [
+    # Other projects' names are shown and not linked: their inventories would have to be fetched from the network.
+    (r"py:.*", r"(click|collections|np|npt|numpy|os|pathlib|pluggy|pytest|typing|types)(\..*)?"),
+    (r"py:.*", r"(Any|BaseException|Exception|RuntimeError|Path|UserWarning|ValueError)"),
+    (r"py:.*", r"xcam\.methods\.F"),  # a type variable
+]
+linkcheck_timeout = 20
+linkcheck_retries = 2
+
+autodoc_member_order = "bysource"
+maximum_signature_line_length = 90
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {
+    name: f"xcam.contract.{name}" for name in ("Array", "Outputs", "Seeds", "Activation", "Layout", "Capability")
+} | {
+    "Engine": "xcam.batching.Engine",
+    "Aim": "xcam.explaining.Aim",
+    "Image": "xcam.explaining.Image",
+    "Normalize": "xcam.maps.Normalize",
+    "Score": "xcam.targets.Score",
+    "Fusion": "xcam.fusing.Fusion",
+    "Picture": "xcam.pictures.Picture",
+    "pictures.Picture": "xcam.pictures.Picture",
+    "Blend": "xcam.overlay.Blend",
+    "Style": "xcam.overlay.Style",
+}
+
+html_theme = "furo"
+html_title = "xcam"
+html_static_path = ["_static"]
+html_css_files = ["xcam.css"]
+html_copy_source = False
+html_show_sphinx = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+html_theme_options = {
+    "source_repository": "",
+    "light_css_variables": {"color-brand-primary": "#0b6e99", "color-brand-content": "#0b6e99"},
+    "dark_css_variables": {"color-brand-primary": "#6cc3e8", "color-brand-content": "#6cc3e8"},
+}

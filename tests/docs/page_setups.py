@@ -1,0 +1,204 @@
+"""What a page takes for granted: photographs, models, a name or two. Written into the folder where its blocks run.
+
+The models are the demo network, which is trained, in every framework; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xcam import demo, pictures
+from xcam.demo.scenes import CLASSES, scene
+
+Setup = Callable[[], dict[str, Any]]
+SETUPS: dict[str, tuple[Setup, ...]] = {}
+
+
+def namespace(page: str) -> dict[str, Any]:
+    """Set a page's folder up; the names that its first block finds."""
+    photographs()
+    found: dict[str, Any] = {}
+    for setup in SETUPS.get(page, ()):
+        found |= setup()
+    return found
+
+
+def photographs() -> None:
+    """image.jpg and photo.jpg (a star), two.jpg (a star and a ring), and a folder of three."""
+    star = pictures.read(demo.pictures()[3])
+    for name in ("image.jpg", "photo.jpg", "a.jpg", "b.jpg"):
+        pictures.write(Path(name), star)
+    pictures.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
+    Path("pictures").mkdir()
+    for path in demo.pictures()[:3]:
+        shutil.copy(path, Path("pictures", path.name))
+
+
+def labels() -> dict[str, Any]:
+    """shapes.txt: the demo network's class names."""
+    Path("shapes.txt").write_text("\n".join(CLASSES) + "\n")
+    return {}
+
+
+def keras_file() -> dict[str, Any]:
+    """shapes.keras."""
+    from xcam_keras.demo import build
+
+    build()[0].save("shapes.keras")
+    return {}
+
+
+def onnx_file() -> dict[str, Any]:
+    """shapes.onnx."""
+    import onnx
+
+    from xcam_onnx.demo import build
+
+    onnx.save(build(), "shapes.onnx")
+    return {}
+
+
+def quick_gelu_file() -> dict[str, Any]:
+    """gelu.onnx: the demo network with one of ONNX Runtime's own operators, QuickGelu, behind conv5."""
+    import onnx
+    from onnx import helper
+
+    from xcam_onnx.demo import build
+
+    model = build()
+    mean = next(node for node in model.graph.node if "conv5" in node.input)
+    mean.input[0] = "gelu"
+    place = list(model.graph.node).index(mean)
+    model.graph.node.insert(place, helper.make_node("QuickGelu", ["conv5"], ["gelu"], "gelu", domain="com.microsoft"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, "gelu.onnx")
+    return {}
+
+
+def torch_module() -> dict[str, Any]:
+    """my_models.py with a class, and its weights in shapes.pt."""
+    import torch
+
+    from xcam_torch.demo import build
+
+    torch.save(build().state_dict(), "shapes.pt")
+    Path("my_models.py").write_text(MY_MODELS)
+    return {}
+
+
+MY_MODELS = '''
+from collections import OrderedDict
+
+from torch import nn
+
+
+def block(into, out, kernel):
+    return nn.Sequential(nn.Conv2d(into, out, kernel, padding=kernel // 2), nn.ReLU())
+
+
+class Shapes(nn.Sequential):
+    """The demo network."""
+
+    def __init__(self):
+        super().__init__(
+            OrderedDict(
+                conv1=block(3, 12, 5),
+                pool1=nn.MaxPool2d(2),
+                conv2=block(12, 24, 3),
+                pool2=nn.MaxPool2d(2),
+                conv3=block(24, 48, 3),
+                pool3=nn.MaxPool2d(2),
+                conv4=block(48, 64, 3),
+                conv5=block(64, 64, 3),
+                mean=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                scores=nn.Sequential(nn.Linear(64, 6), nn.Softmax(dim=1)),
+            )
+        )
+'''
+
+
+def ill_frameworks() -> dict[str, Any]:
+    """Keras is not there; torch is, and cannot be imported."""
+    import sys
+
+    sys.modules["keras"] = None  # type: ignore[assignment]
+    Path("torch.py").write_text('raise ImportError("libcudart.so.12: cannot open shared object file")\n')
+    return {}
+
+
+ANIMALS = ("cat", "dog", "lion", "tiger", "zebra", "horse")
+
+
+def readme() -> dict[str, Any]:
+    """The files that README.md names, with the demo network in them; `model` has its last layers in a backbone."""
+    import json
+
+    import keras
+    import onnx
+    from safetensors.torch import save_file
+
+    import xcam
+    from xcam_keras.demo import build as keras_demo
+    from xcam_onnx.demo import build as onnx_demo
+    from xcam_torch.demo import build as torch_demo
+
+    network = keras_demo()[0]
+    network.save("model.keras")
+    network.save("vgg.keras")
+    onnx.save(onnx_demo(), "vgg.onnx")
+    larger = onnx_demo()
+    for node in larger.graph.node:  # the layer's name, and the size of input, that README.md has
+        node.input[:] = ["layer4" if name == "conv5" else name for name in node.input]
+        node.output[:] = ["layer4" if name == "conv5" else name for name in node.output]
+        node.name = "layer4" if node.name == "conv5" else node.name
+    for axis in (2, 3):
+        larger.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 224
+    larger.metadata_props.add(key="xcam.labels", value=json.dumps(ANIMALS))
+    onnx.save(larger, "model.onnx")
+    torch_module()
+    Path("my_models.py").write_text(MY_MODELS + "\n\ndef build():\n    return Shapes()\n")
+    save_file(torch_demo().state_dict(), "w.safetensors")
+
+    inputs = keras.Input((64, 64, 3))
+    keras.utils.set_random_seed(0)
+    inner = keras.Input((64, 64, 3))
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="block5_conv3")(inner)
+    backbone = keras.Model(inner, x, name="backbone")
+    outputs = keras.layers.Dense(6)(keras.layers.GlobalAveragePooling2D()(backbone(inputs)))
+    return {"model": xcam.load(keras.Model(inputs, outputs), preprocess="unit", labels=ANIMALS)}
+
+
+README_NOT_RUN = {
+    "xcam --backend keras image.jpg": "it downloads ImageNet weights",
+    "xcam -b keras -m resnet50 a.jpg b.jpg": "it downloads ImageNet weights",
+    "xcam -m hf:microsoft/resnet-50 image.jpg": "it downloads weights from the Hugging Face hub",
+    "xcam -m model.keras -l conv5 -t tiger -o tiger.png image.jpg": "a .keras file has no labels to find tiger in",
+    "xcam export -m model.keras -o explained.onnx": "it would overwrite what the next block reads",
+}
+"""README.md's commands that are not run, and why: it has no marks of its own."""
+
+
+def demo_model() -> dict[str, Any]:
+    """`model`, opened, and `xcam`."""
+    import xcam
+
+    return {"xcam": xcam, "model": xcam.load("demo", "onnx")}
+
+
+SETUPS |= {
+    "README.md": (readme,),
+    "docs/tutorial/first-heatmap.md": (labels, keras_file, onnx_file, torch_module),
+    "docs/index.md": (demo_model,),
+    "docs/reference/formats.md": (demo_model,),
+    "docs/troubleshooting.md": (onnx_file, quick_gelu_file, ill_frameworks, demo_model),
+    "docs/reference/methods.md": (demo_model,),
+    "docs/how-to/export.md": (labels, onnx_file),
+    "docs/how-to/onnx-file.md": (labels, onnx_file),
+    "docs/how-to/compare-in-ci.md": (onnx_file, torch_module),
+    "docs/how-to/write-an-onnx-rule.md": (quick_gelu_file,),
+}
