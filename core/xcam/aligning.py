@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xcam import checking
 from xcam.contract import Array, Layer, Model
 
 PLACES = 196
@@ -58,7 +59,7 @@ def sketches(model: Model, x: Array) -> list[Sketch]:
     for layer in [*layers, None]:
         bytes_ = 4 * len(x) * int(np.prod([n or 1 for n in layer.shape])) if layer else BUDGET
         if group and size + bytes_ > BUDGET:
-            values = model.activations(x, [each.name for each in group])
+            values = checking.activations(model, x, [each.name for each in group])
             found += [sketch(each, values[each.name]) for each in group]
             group, size = [], 0
         if layer is not None:
@@ -74,7 +75,7 @@ def end(model: Model, logits: Array) -> Sketch | None:
 
 
 def _known(model: Model) -> list[Layer]:
-    return [layer for layer in model.layers if not layer.inner and not layer.folds_batch]
+    return [layer for layer in checking.layers(model) if not layer.inner and not layer.folds_batch]
 
 
 def sketch(layer: Layer, values: Array) -> Sketch:

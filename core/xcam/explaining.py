@@ -11,10 +11,9 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from xcam import layers, maps, pictures, preprocessing, tokens
+from xcam import checking, layers, maps, pictures, preprocessing, tokens
 from xcam.contract import DEFAULT_SIZE, Activation, Array, InputSpec, Layer, Model, Outputs, Trace, one_output
 from xcam.errors import (
-    ContractError,
     InputError,
     ModelError,
     XcamError,
@@ -63,6 +62,7 @@ def explain(
     normalize: Normalize = "max",
     augment: bool = False,
     fuse: Fusion | None = None,
+    batch: int = BATCH,
     **options: Any,
 ) -> Any:
     """Where did the model look?
@@ -77,6 +77,7 @@ def explain(
     normalize: `max`, `minmax` or `none`.
     augment: the mean map over the picture and its mirror image, each with its values scaled by 0.9, 1 and 1.1.
     fuse: how the maps of several layers become one: `mean` (the default), `max` or `product`.
+    batch: so many pictures go through the model at once.
     Further options are the method's own.
 
     Raises InputError, ModelError or BackendError; warns (ZeroHeatmapWarning) when a map is zero everywhere.
@@ -89,6 +90,8 @@ def explain(
     if fuse is not None and not isinstance(layer, list | tuple):
         raise InputError("fuse joins the maps of several layers; name them as a list")
     check_fusion(fuse or "mean")
+    if batch < 1:
+        raise InputError(f"batch is {batch}; give 1 or more")
     if not isinstance(model, Model):
         model = load(model)
     require(model, how)
@@ -100,7 +103,7 @@ def explain(
         if twice:
             raise InputError(f"layer {twice[0]!r} is given twice; name each layer once")
         one: Callable[..., Any] = explain
-        words = (target, method, score, normalize, augment)
+        words = (target, method, score, normalize, augment, None, batch)
         return joined([one(model, image, name, *words, **options) for name in names], fuse or "mean")
     many = isinstance(image, list | tuple)
     images = list(image) if many else [image]
@@ -111,7 +114,7 @@ def explain(
     targets = [[make(aim) for aim in row] for row in aims]
     found: list[list[Explanation]] = []
     place = layers.find(model, layer)
-    for rows in _batches(targets):
+    for rows in _batches(targets, batch):
         found += _within_memory(
             rows,
             lambda part: _explain(
@@ -146,11 +149,11 @@ def _aims(wanted: Any, count: int, many: bool, labels: Sequence[str] | None) -> 
     return filled, listed
 
 
-def _batches(targets: list[list[Target]]) -> Iterator[range]:
-    """Runs of at most BATCH neighbouring pictures that have equally many targets."""
+def _batches(targets: list[list[Target]], most: int) -> Iterator[range]:
+    """Runs of at most `most` neighbouring pictures that have equally many targets."""
     start = 0
     for stop in range(1, len(targets) + 1):
-        if stop == len(targets) or stop - start == BATCH or len(targets[stop]) != len(targets[start]):
+        if stop == len(targets) or stop - start == most or len(targets[stop]) != len(targets[start]):
             yield range(start, stop)
             start = stop
 
@@ -190,7 +193,7 @@ def _explain(
     def seeds(outputs: Outputs) -> list[Outputs]:
         try:
             if not fixed:
-                _check_rows(outputs, len(images), model)
+                checking.check_rows(model, outputs, len(images))
                 fixed.extend([_resolve(t, pick(outputs, [n]), model) for t in row] for n, row in enumerate(targets))
             return [
                 stack([cotangent(row[m], pick(outputs, [n])) for n, row in enumerate(fixed)]) for m in range(count)
@@ -200,7 +203,7 @@ def _explain(
             raise
 
     try:
-        trace = model.trace(x, layer.name, seeds if count else None)
+        trace = checking.trace(model, x, layer, seeds if count else None)
         if not count:
             seeds(trace.outputs)
     except (XcamError, MemoryError):
@@ -212,7 +215,7 @@ def _explain(
             f"{model.name} fails on a batch of {len(images)}: {first_line(error)}; check that it runs without xcam, "
             "and explain the pictures one by one if it takes no batch"
         ) from error
-    _check_trace(x, trace, len(images), count, model, layer)
+    _check_values(x, trace, model, layer)
     grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
     if grid.view(trace.activations).ndim != 4:
         raise ModelError(
@@ -232,8 +235,8 @@ def _explain(
         others = [cams]
         for mirrored, factor in AUGMENTED:
             changed = _scaled(_mirrored(x, model.input) if mirrored else x, factor)
-            found = model.trace(changed, layer.name, seeds if count else None)
-            _check_trace(changed, found, len(images), count, model, layer)
+            found = checking.trace(model, changed, layer, seeds if count else None)
+            _check_values(changed, found, model, layer)
             again = made(changed, found)
             others.append([np.flip(cam, -1) for cam in again] if mirrored else again)
         cams = [np.mean(same, axis=0) for same in zip(*others, strict=True)]
@@ -287,15 +290,6 @@ def _scaled(x: Array, factor: float) -> Array:
     return x * np.asarray(factor, x.dtype)
 
 
-def _check_rows(outputs: Outputs, count: int, model: Model) -> None:
-    for array in outputs.values() if isinstance(outputs, Mapping) else [outputs]:
-        if array.ndim == 0 or len(array) != count:
-            raise ModelError(
-                f"{model.name} gives an output of shape {array.shape} for {count} pictures, and each needs a row of its "
-                "own; wrap it in a model that returns [batch, classes]"
-            )
-
-
 def _resolve(aim: Target, outputs: Outputs, model: Model) -> Target:
     if isinstance(aim, ClassScore) and aim.output is None and model.labels is not None:
         count = scores(outputs).shape[1]
@@ -307,26 +301,9 @@ def _resolve(aim: Target, outputs: Outputs, model: Model) -> Target:
     return resolve(outputs) if resolve else aim
 
 
-def _check_trace(x: Array, trace: Trace, count: int, seeds: int, model: Model, layer: Layer) -> None:
-    """The contract's edge: what a backend hands over is looked at before it becomes a picture."""
-    a = trace.activations
-    if a.ndim > 2 and len(a) != count and len(a) % count == 0:
-        raise InputError(
-            f"layer {layer.name!r} gives {len(a)} values for {count} pictures: windows or frames are folded into its "
-            "batch, and it has no map of a whole picture; choose another layer"
-        )
-    arrays = {"activations": a, **{f"gradients[{m}]": g for m, g in enumerate(trace.gradients)}}
-    for name, array in arrays.items():
-        if array.shape != (count, *a.shape[1:]) or array.dtype != np.float32 or array.ndim < 3:
-            raise ContractError(
-                f"backend {model.backend!r} returned {name} as {array.dtype} {array.shape} for {count} pictures; "
-                "the contract asks for float32 [N, C, *spatial]: report it to the plugin's authors"
-            )
-    if len(trace.gradients) != seeds:
-        raise ContractError(
-            f"backend {model.backend!r} returned {len(trace.gradients)} gradients for {seeds} cotangents: "
-            "report it to the plugin's authors"
-        )
+def _check_values(x: Array, trace: Trace, model: Model, layer: Layer) -> None:
+    """No NaN and no infinity becomes a picture. Raises ModelError."""
+    arrays = {"activations": trace.activations, **{f"gradients[{m}]": g for m, g in enumerate(trace.gradients)}}
     for name, array in {"outputs": one_output(trace.outputs), **arrays}.items():
         if not np.isfinite(array).all():
             first = _first_bad_layer(model, x)
@@ -339,8 +316,8 @@ def _check_trace(x: Array, trace: Trace, count: int, seeds: int, model: Model, l
 
 def _first_bad_layer(model: Model, x: Array) -> str | None:
     """The first layer, in execution order, whose value on `x` is not finite; None when none is."""
-    for found in model.layers:  # one at a time: all at once could fill the memory
-        if not np.isfinite(model.activations(x, [found.name])[found.name]).all():
+    for found in checking.layers(model):  # one at a time: all at once could fill the memory
+        if not np.isfinite(checking.activations(model, x, [found.name])[found.name]).all():
             return found.name
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from xcam import checking
 from xcam.contract import Layer, Model
 from xcam.errors import InputError, ModelError, nearest
 
@@ -32,7 +33,7 @@ def default(model: Model) -> Layer:
     """
     fit = [
         layer
-        for layer in model.layers
+        for layer in checking.layers(model)
         if layer.has_space
         and not layer.inner
         and layer.reaches_output
@@ -58,12 +59,13 @@ def find(model: Model, name: str | Layer | None) -> Layer:
     if name is None:
         return default(model)
     name = name.name if isinstance(name, Layer) else name
-    layer = next((layer for layer in model.layers if layer.name == name), None)
-    layer = layer or next((layer for layer in model.layers if name in layer.aliases), None)
+    known = checking.layers(model)
+    layer = next((layer for layer in known if layer.name == name), None)
+    layer = layer or next((layer for layer in known if name in layer.aliases), None)
     if layer is None:
         raise InputError(
             _told(model, name)
-            or f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in model.layers if layer.has_space and not layer.inner])}; "
+            or f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in known if layer.has_space and not layer.inner])}; "
             "`xcam layers` lists them"
         )
     if not layer.has_space:

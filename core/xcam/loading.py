@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from xcam import checking, pictures, preprocessing
 from xcam import labels as class_names
-from xcam import pictures, preprocessing
 from xcam.contract import Layout, Model
-from xcam.errors import InputError, ModelError, XcamError, first_line, nearest
-from xcam.plugins import registry
+from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, nearest
+from xcam.plugins import described, registry
 from xcam.preprocessing import Preprocessing
 
 LARGEST = 16384
@@ -66,6 +66,7 @@ def load(
         raise ModelError(
             f"backend {name!r} cannot open {what}: {first_line(error)}; check that it is a model for {name}"
         ) from error
+    checking.model(opened, name)
     spec = opened.input
     if size is not None and size != spec.size:
         if spec.fixed:
@@ -73,9 +74,14 @@ def load(
         spec = dataclasses.replace(spec, size=size)
     if how is not None:
         spec = dataclasses.replace(spec, preprocessing=how)
-    opened.input = spec
-    if names is not None:
-        opened.labels = names
+    try:
+        opened.input = spec
+        opened.labels = opened.labels if names is None else names
+    except AttributeError as error:
+        raise ContractError(
+            f"{described(name)}: its model does not let `input` and `labels` be set ({error}); the contract asks for plain "
+            "attributes: report it to the plugin's authors"
+        ) from error
     return opened
 
 

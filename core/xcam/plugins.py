@@ -7,9 +7,10 @@ framework, and only when it is used.
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -47,6 +48,8 @@ class BackendSpec:
     """It knows models by bare names, such as `resnet50`."""
     default_model: str | None = None
     """What it explains with when no model is named."""
+    remedy: str | None = None
+    """What to do where a module is missing, when there is more to say than to install the extra."""
 
 
 class Hooks:
@@ -69,6 +72,8 @@ class Plugin:
     spec: BackendSpec | None
     distribution: str
     error: BaseException | None = field(default=None, repr=False)
+    version: str = ""
+    """The distribution's."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -88,6 +93,8 @@ class Plugin:
         if not self.missing:
             return ""
         assert self.spec
+        if self.spec.remedy:
+            return self.spec.remedy
         what = f'"xcam-explain[{self.spec.extra}]"' if self.spec.extra else " ".join(self.missing)
         return f"pip install {what}"
 
@@ -109,20 +116,21 @@ class Registry:
         self.manager.add_hookspecs(Hooks)
         self.plugins: dict[str, Plugin] = {}
         self._loaded: dict[str, Backend] = {}
-        for point in points:
-            plugin = self._find(point)
+        found = [(point, self._find(point)) for point in points]
+        for point, plugin in sorted(found, key=lambda pair: pair[1].spec is None):  # a broken one takes no name away
             if plugin.name in self.plugins:
                 other = self.plugins[plugin.name].distribution
                 clash = BackendError(
                     f"{point.value} names the backend {plugin.name!r}, which {other} has named already; "
                     "uninstall one of them"
                 )
-                plugin = Plugin(f"{plugin.name} ({point.value})", None, plugin.distribution, clash)
+                name = f"{plugin.name} ({point.value})"
+                plugin = replace(plugin, name=name, spec=None, error=plugin.error or clash)
             self.plugins[plugin.name] = plugin
 
     def _find(self, point: EntryPoint) -> Plugin:
         """Load one light module, guarded: a plugin that fails must not take the others down."""
-        distribution = point.dist.name if point.dist else point.value
+        distribution, version = (point.dist.name, point.dist.version) if point.dist else (point.value, "")
         try:
             module = point.load()
             self.manager.register(module, name=f"{distribution}:{point.name}")
@@ -136,9 +144,10 @@ class Registry:
             )()[0]
             if not isinstance(spec, BackendSpec):
                 raise BackendError(f"xcam_backend of {point.value} returned {type(spec).__name__}, not a BackendSpec")
-            return Plugin(spec.name, spec, distribution)
-        except Exception as error:
-            return Plugin(point.name, None, distribution, error)
+            _check(spec, point.value)
+            return Plugin(spec.name, spec, distribution, version=version)
+        except (Exception, SystemExit) as error:
+            return Plugin(point.name, None, distribution, error, version)
 
     def load(self, name: str) -> Backend:
         """The backend called `name`, its framework imported now. Raises BackendError, with the original chained."""
@@ -156,8 +165,9 @@ class Registry:
                 raise plugin.error or BackendError("it has no spec")
             module, _, attribute = plugin.spec.target.partition(":")
             backend: Backend = getattr(importlib.import_module(module), attribute)()
-        except Exception as error:
-            self.plugins[name] = Plugin(name, plugin.spec, plugin.distribution, error)
+            _check_load(backend, plugin.spec.target)
+        except (Exception, SystemExit) as error:
+            self.plugins[name] = Plugin(name, plugin.spec, plugin.distribution, error, plugin.version)
             raise BackendError(
                 f"backend {name!r} is installed but broken: {type(error).__name__}: {error}; "
                 f"reinstall {plugin.distribution} and its framework, or pass --debug for the whole story"
@@ -173,6 +183,10 @@ class Registry:
             return name
         specs = [plugin.spec for plugin in self.plugins.values() if plugin.spec]
         fit = [spec.name for spec in specs if _reads(spec, source)]
+        if len(fit) > 1 and not isinstance(source, str | Path):
+            # Where Keras runs on torch, a keras.Model is a torch.nn.Module too: the nearest ancestor decides.
+            distance = {spec.name: _distance(spec, source) or 0 for spec in specs if spec.name in fit}
+            fit = [name for name in fit if distance[name] == min(distance.values())]
         if len(fit) > 1:  # one that is installed beats those that are not
             fit = [name for name in fit if self.plugins[name].state == "available"] or fit
         if len(fit) == 1:
@@ -186,13 +200,46 @@ class Registry:
         )
 
 
+def _check(spec: BackendSpec, value: str) -> None:
+    """Words where words belong: `requires="jax"` would ask for the modules j, a and x. Raises BackendError."""
+    for part in ("requires", "suffixes", "model_types", "schemes"):
+        words = getattr(spec, part)
+        if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
+            raise BackendError(f"{part} of {value} is {words!r}; give a tuple of str: ({words!r},)")
+    if not isinstance(spec.name, str) or not spec.name:
+        raise BackendError(f"name of {value} is {spec.name!r}; give a word")
+    module, _, attribute = str(spec.target).partition(":")
+    if not module or not attribute:
+        raise BackendError(f"target of {value} is {spec.target!r}; give package.module:Class")
+
+
+def _check_load(backend: Any, target: str) -> None:
+    """What the core hands to `load`, it must take. Raises BackendError."""
+    load = getattr(backend, "load", None)
+    if not callable(load):
+        raise BackendError(f"{target} has no method load(); see xcam.Backend")
+    try:
+        inspect.signature(load).bind(None, size=None, device=None, layout=None, weights=None)
+    except TypeError as error:
+        raise BackendError(
+            f"load() of {target} does not take what it is given: {error}; write "
+            "load(self, source, *, size=None, device=None, layout=None, weights=None)"
+        ) from error
+
+
 def _reads(spec: BackendSpec, source: Any) -> bool:
     if isinstance(source, Path):
         return source.name.lower().endswith(spec.suffixes) if spec.suffixes else False
     if isinstance(source, str):
         return source == "demo" or source.partition(":")[0] in spec.schemes or (spec.zoo and ":" not in source)
     # A live model: its framework is loaded already, so its type is compared by name and nothing is imported.
-    return any(f"{cls.__module__}.{cls.__qualname__}" in spec.model_types for cls in type(source).__mro__)
+    return _distance(spec, source) is not None
+
+
+def _distance(spec: BackendSpec, source: Any) -> int | None:
+    """How many ancestors of the source's type stand before the first that the spec names; None: it names none."""
+    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(source).__mro__]
+    return next((i for i, name in enumerate(names) if name in spec.model_types), None)
 
 
 @cache
@@ -204,3 +251,9 @@ def registry() -> Registry:
 def backends() -> Mapping[str, Plugin]:
     """Every backend by name, whatever its state. Imports no framework."""
     return registry().plugins
+
+
+def described(name: str) -> str:
+    """`backend 'jax' (xcam-jax 0.1)`: who is to hear of what is wrong with it."""
+    plugin = registry().plugins.get(name)
+    return f"backend {name!r}{f' ({plugin.distribution} {plugin.version})' if plugin and plugin.version else ''}"

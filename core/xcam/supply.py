@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xcam import checking
 from xcam.contract import Array, Layer, Model, Outputs, Trace, one_output
 from xcam.errors import BackendError, InputError, ModelError, XcamError, first_line
 from xcam.methods import Method, methods
@@ -61,14 +62,14 @@ class Supply:
         return self._values(self._trace.outputs, range(len(self._batch)))
 
     def forward(self, x: Array, rows: Sequence[int]) -> Array:
-        return self._values(self._run(len(x), lambda: self._model.predict(self._native(x))), rows)
+        return self._values(self._run(len(x), lambda: checking.predict(self._model, self._native(x))), rows)
 
     def resume(self, activations: Array, rows: Sequence[int]) -> Array:
         return self._values(self._resumed(activations, rows, None).outputs, rows)
 
     def trace(self, x: Array, rows: Sequence[int]) -> tuple[Array, Array]:
         seeds = self._seeds(rows)
-        trace = self._run(len(x), lambda: self._model.trace(self._native(x), self._layer.name, seeds))
+        trace = self._run(len(x), lambda: checking.trace(self._model, self._native(x), self._layer, seeds))
         return self._grid.view(trace.activations), self._grid.view(trace.gradients[0])
 
     def hvp(self, vector: Array) -> Array:
@@ -79,22 +80,21 @@ class Supply:
         """
         rows = range(len(self._batch))
         seeds = self._seeds(rows)
-        own: Callable[..., list[Array]] | None = getattr(self._model, "hvp", None)
-        if own is None or "hvp" not in self._model.capabilities:
+        if "hvp" not in self._model.capabilities:
             up, down = (
                 self._resumed(self.activations + sign * EPSILON * vector, rows, seeds).gradients[0]
                 for sign in (1, -1)
             )
             return self._grid.view(np.asarray((up - down) / np.float32(2 * EPSILON)))
         whole = self._grid.restore(vector, self._trace.activations)
-        found = own(self._batch, self._layer.name, seeds, [whole])[0]
+        found = checking.hvp(self._model, self._batch, self._layer.name, seeds, [whole])[0]
         up_, down_ = (
             self._resumed(self.activations + sign * EPSILON * vector, rows, None).outputs for sign in (1, -1)
         )
         (above,), (below,) = seeds(up_), seeds(down_)
         change = each(lambda a, b: np.asarray((a - b) / np.float32(2 * EPSILON)), above, below)
         if any(np.any(one_output(change, name)) for name in (change if isinstance(change, Mapping) else [None])):
-            found = found + self._model.trace(self._batch, self._layer.name, lambda _: [change]).gradients[0]
+            found = found + checking.trace(self._model, self._batch, self._layer, lambda _: [change]).gradients[0]
         return self._grid.view(found)
 
     @property
@@ -113,7 +113,7 @@ class Supply:
         if self._grid.size is not None:
             whole = self._grid.restore(activations, self._trace.activations[list(rows)])
         whole = whole.astype(np.float32, copy=False)
-        return self._run(len(whole), lambda: self._model.resume(self._trace, whole, list(rows), seeds))
+        return self._run(len(whole), lambda: checking.resume(self._model, self._trace, whole, list(rows), seeds))
 
     def _run(self, count: int, work: Callable[[], T]) -> T:
         """What the model gives; where it fails, though it did well on the clean pictures, a line that says on what."""

@@ -1,4 +1,4 @@
-"""A backend in NumPy alone, for tests of the core: activations are the input, class scores a weighted mean of it."""
+"""A backend for tests of the core: the NumPy example on a network so small that its maps are worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,57 +6,63 @@ from typing import Any
 
 import numpy as np
 
-from xcam import InputSpec, Layer, Trace
+from example import numpy_example
+from xcam import Trace
 from xcam.plugins import BackendSpec, hookimpl
 
+with numpy_example():
+    from xcam_numpy.backend import NumpyModel
+    from xcam_numpy.graph import Graph, Node
 
-class FakeModel:
-    """outputs = mean over space of x · W; layer `features` is x itself, `scores` its end."""
 
-    name = "fake"
-    backend = "fake"
-    activation = "softmax"
+class FakeModel(NumpyModel):
+    """scores = mean over space of x · W; layer `features` is x itself. Counts its traces, and spoils them if told."""
+
+    name = backend = "fake"
     capabilities = frozenset({"gradients"})
-    notes: tuple[str, ...] = ()
 
     def __init__(self, weights: Any = None, labels: Any = ("cat", "dog")) -> None:
         self.weights = np.float32([[1, -1], [0, 1], [-1, 0]]) if weights is None else np.float32(weights)
-        self.labels = labels
-        self.input = InputSpec((4, 6), layout="channels_first")
+        nodes = [
+            Node("features", "Conv", ("x",), lambda x: x, lambda g, x: [g]),
+            Node("loose", "Conv", ("x",), lambda x: x, lambda g, x: [g]),
+            Node("pool", "AveragePool", ("features",), pool, lambda g, x: [spread(g, x.shape)]),
+            Node("scores", "Dense", ("pool",), self.dense, lambda g, x: [spread(g @ self.weights.T, x.shape)]),
+            Node("probabilities", "Softmax", ("scores",), lambda z: z, lambda g, z: [g]),
+        ]
+        super().__init__(Graph("fake", (3, 4, 6), nodes, ("probabilities",), labels))
         self.calls: list[int] = []
         self.spoil = lambda trace: trace
+        self.spoil_outputs = lambda outputs: outputs
 
-    @property
-    def layers(self) -> list[Layer]:
-        return [
-            Layer("features", "Conv", (3, 4, 6)),
-            Layer("loose", "Conv", (3, 4, 6), reaches_output=False),
-            Layer("pool", "AveragePool", (3, 2, 3)),
-            Layer("scores", "Dense", (2,), is_output=True),
-        ]
-
-    def predict(self, x: Any) -> Any:
+    def dense(self, x: Any) -> Any:
         return x.mean(axis=(2, 3)) @ self.weights
-
-    def activations(self, x: Any, layers: Any) -> Any:
-        return dict.fromkeys(layers, x)
 
     def trace(self, x: Any, layer: str, seeds: Any = None) -> Trace:
         self.calls.append(len(x))
-        outputs = self.predict(x)
-        places = x.shape[2] * x.shape[3]
-        gradients = [
-            np.broadcast_to((v @ self.weights.T)[:, :, None, None] / places, x.shape).astype(np.float32)
-            for v in (seeds(outputs) if seeds else [])
-        ]
-        return self.spoil(Trace(outputs, x, gradients))
+        return self.spoil(super().trace(x, layer, seeds))
 
-    def resume(self, *_: Any, **__: Any) -> Trace:
-        raise NotImplementedError
+    def _outputs(self, values: Any) -> Any:
+        return self.spoil_outputs(super()._outputs(values))
+
+
+def pool(x: Any) -> Any:
+    """The means of 2×2 places."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 2, 2, w // 2, 2).mean(axis=(3, 5))
+
+
+def spread(g: Any, shape: Any) -> Any:
+    """The derivative of a mean: [N, C] or [N, C, h, w], in equal parts over the places that were averaged."""
+    g = g.reshape(*g.shape, *[1] * (4 - g.ndim))
+    times = [a // b for a, b in zip(shape[2:], g.shape[2:], strict=True)]
+    return np.kron(g, np.full(times, 1 / np.prod(times), np.float32)[None, None])
 
 
 class FakeBackend:
-    def load(self, source: Any, **_: Any) -> FakeModel:
+    def load(
+        self, source: Any, *, size: Any = None, device: Any = None, layout: Any = None, weights: Any = None
+    ) -> Any:
         return FakeModel()
 
 

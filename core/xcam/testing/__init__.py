@@ -5,6 +5,8 @@
     class TestMine(Conformance):
         def build(self, network: Network):      # the network in your framework, as a user would write it
             ...
+        def snapshot(self, native):             # all of it that must stay as it was
+            ...
 
 Needs pytest.
 """

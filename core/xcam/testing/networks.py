@@ -55,6 +55,25 @@ class Network:
         sources = next(step.inputs for step in self.steps if step.name == second)
         return first in sources or any(self.feeds(first, source) for source in sources if source != "x")
 
+    def beside(self, layer: str) -> list[tuple[str, str]]:
+        """The paths that pass a step by: steps that are not behind it, each with a step behind it that reads it."""
+        behind = [step for step in self.steps if self.feeds(layer, step.name)]
+        inside = {layer, *(step.name for step in behind)}
+        return [(source, step.name) for step in behind for source in step.inputs if source not in inside]
+
+    def forks(self, layer: str) -> list[tuple[str, str]]:
+        """The ways out of a step, and out of the steps behind it, where several lead to outputs."""
+        ways: dict[str, list[str]] = {}
+        for step in self.steps:
+            for source in step.inputs:
+                ways.setdefault(source, []).append(step.name)
+        return [
+            (source, reader)
+            for source, readers in ways.items()
+            if len(readers) > 1 and (source == layer or (source != "x" and self.feeds(layer, source)))
+            for reader in readers
+        ]
+
 
 class _Maker:
     """Writes down steps; draws their weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,23 @@ from xcam.testing.networks import Network, Step
 Values = npt.NDArray[Any]
 
 
-def run(network: Network, x: Values, put: Mapping[str, Values] | None = None) -> dict[str, Values]:
+Cut = Mapping[tuple[str, str], Values]
+"""(a step, one that reads it) → what the reader is given in place of the step's value: a path that is lost."""
+
+
+def run(
+    network: Network, x: Values, put: Mapping[str, Values] | None = None, cut: Cut | None = None
+) -> dict[str, Values]:
     """The value of every step for a batch x [N, C, H, W]; with the values of `put` in place of those steps' own."""
+    put, cut = put or {}, cut or {}
     values: dict[str, Values] = {"x": np.asarray(x, np.float64)}
     for step in network.steps:
-        if put is not None and step.name in put:
+        if step.name in put:
             values[step.name] = np.asarray(put[step.name], np.float64)
         else:
             weights = [w.astype(np.float64) for w in step.weights]
-            values[step.name] = _OPS[step.op](*(values[name] for name in step.inputs), *weights)
+            read = (cut.get((name, step.name), values[name]) for name in step.inputs)
+            values[step.name] = OPS[step.op](*read, *weights)
     return values
 
 
@@ -36,20 +44,28 @@ def _under(step: Step) -> str:
 
 
 def gradient(
-    network: Network, x: Values, layer: str, cotangents: Mapping[str, Values], at: Values | None = None
+    network: Network,
+    x: Values,
+    layer: str,
+    cotangents: Mapping[str, Values],
+    at: Values | None = None,
+    without: Collection[tuple[str, str]] = (),
 ) -> Values:
     """∂⟨v, outputs⟩/∂(value of `layer`), by central differences in float64; all entries at once, as one batch.
 
-    At the layer's own value for `x`, or at the value `at` put in its place.
+    At the layer's own value for `x`, or at the value `at` put in its place. `without`: steps, each with one that
+    reads it, between which no change passes.
     """
-    here = run(network, x)[layer] if at is None else np.asarray(at, np.float64)
+    known = run(network, x) if at is None else run(network, x, {layer: at})
+    here = known[layer]
     grads = np.empty_like(here)
     step = 1e-6
     for n in range(len(here)):
         entries = here[n].size
         nudges = step * np.eye(entries).reshape(entries, *here[n].shape)
         around = np.concatenate([here[n] + nudges, here[n] - nudges])
-        said = logits(network, run(network, np.repeat(x[n : n + 1], 2 * entries, axis=0), {layer: around}))
+        cut = {edge: known[edge[0]][n : n + 1].repeat(2 * entries, axis=0) for edge in without}
+        said = logits(network, run(network, np.repeat(x[n : n + 1], 2 * entries, axis=0), {layer: around}, cut))
         score = np.sum([(said[name] * v[n]).sum(axis=1) for name, v in cotangents.items()], axis=0)
         grads[n] = ((score[:entries] - score[entries:]) / (2 * step)).reshape(here[n].shape)
     return grads
@@ -88,7 +104,7 @@ def _attend(x: Values, wq: Values, wk: Values, wv: Values) -> Values:
     return x + np.einsum("nst,nct->ncs", share, v)
 
 
-_OPS: dict[str, Callable[..., Values]] = {
+OPS: dict[str, Callable[..., Values]] = {
     "conv": _conv,
     "relu": lambda x: np.maximum(x, 0),
     "tanh": np.tanh,

@@ -1,0 +1,158 @@
+"""The suite's manners: what a backend must keep, leave alone and let pass, whatever numbers it gives."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from xcam.contract import Array, Capability, Model, Outputs
+from xcam.testing import reference
+from xcam.testing.judging import Mistakes, changed, close, same
+from xcam.testing.networks import Network
+from xcam.testing.suite import N, Suite, first, first_score, gradient, truth
+
+
+class Manners(Suite):
+    """Declared capabilities, the caller's arrays, the user's model, exceptions, threads."""
+
+    def test_what_is_declared_is_there(self, model: Model, network: Network, x: Array) -> None:
+        declared, known = set(model.capabilities), set(get_args(Capability))
+        assert declared <= known, f"capabilities {sorted(declared - known)} are unknown; known: {sorted(known)}"
+        name = self.layer(network.explained[0])
+        given = self.native_batch(model, x)
+        for capability in sorted(declared):
+            try:
+                if capability == "gradients":
+                    model.trace(given, name, first_score)
+                elif capability == "resume":
+                    trace = model.trace(given, name)
+                    model.resume(trace, trace.activations)
+                elif capability == "hvp":
+                    vector = np.ones_like(model.trace(given, name).activations)
+                    model.hvp(given, name, first_score, [vector])  # type: ignore[attr-defined]
+            except (NotImplementedError, AttributeError) as error:
+                raise AssertionError(
+                    f"{capability!r} is declared in capabilities, and is not there: {type(error).__name__}: {error}; "
+                    "write it, or leave the word out"
+                ) from error
+
+    def test_arrays_stay_what_they_were(self, model: Model, network: Network, x: Array) -> None:
+        """What the caller gave is not written to; what the caller got is not written to by later calls."""
+        name = self.layer(network.explained[-1])
+        given = self.native_batch(model, x)
+        kept = given.copy()
+        trace = model.trace(given, name, first_score)
+        assert np.array_equal(given, kept), "trace() changed the batch that it was given; work on a copy"
+        results = {"activations": trace.activations, "gradients": trace.gradients[0]}
+        copies = {key: value.copy() for key, value in results.items()}
+        model.trace(self.native_batch(model, x[::-1] + 1), name, first_score)
+        for key, value in results.items():
+            assert np.array_equal(value, copies[key]), (
+                f"the {key} of one trace changed in the next call: they are views of memory that is used again; "
+                "return copies"
+            )
+        if "resume" in model.capabilities:
+            put = 2 * trace.activations
+            twice = put.copy()
+            model.resume(trace, put)
+            assert np.array_equal(put, twice), "resume() changed the array of activations that it was given"
+            again = model.resume(trace, trace.activations).outputs
+            told = "resume of itself, behind a resume on changed values: the first one spoiled the trace"
+            same(again, truth(network, x), told)
+
+    def test_the_users_model_stays_as_it_was(self, native: Any, network: Network, x: Array) -> None:
+        before = self.snapshot(native)
+        model = self.load(native, network)
+        given, name = self.native_batch(model, x), self.layer(network.explained[-1])
+
+        def resumed() -> None:
+            trace = model.trace(given, name)
+            model.resume(trace, trace.activations, seeds=first_score)
+
+        calls: dict[str, Callable[[], Any]] = {
+            "load()": lambda: None,
+            "layers": lambda: model.layers,
+            "predict()": lambda: model.predict(given),
+            "activations()": lambda: model.activations(given, [name]),
+            "trace()": lambda: model.trace(given, name, first_score),
+        }
+        if "resume" in model.capabilities:
+            calls["resume()"] = resumed
+        for what, call in calls.items():
+            call()
+            now = self.snapshot(native)
+            assert now == before, f"{what} left the user's model changed: {changed(before, now)}; put it back"
+
+    def test_an_exception_in_seeds_reaches_the_caller_and_leaves_no_trace(
+        self, native: Any, network: Network, x: Array
+    ) -> None:
+        before = self.snapshot(native)
+        model = self.load(native, network)
+        name = self.layer(network.explained[-1])
+        given = self.native_batch(model, x)
+        calls: dict[str, Callable[[Any], Any]] = {"trace()": lambda seeds: model.trace(given, name, seeds)}
+        if "resume" in model.capabilities:
+            trace = model.trace(given, name)
+            calls["resume()"] = lambda seeds: model.resume(trace, trace.activations, seeds=seeds)
+        mine = KeyError("raised in seeds")
+
+        def fail(_: Outputs) -> list[Outputs]:
+            raise mine
+
+        for what, call in calls.items():
+            got: BaseException | None = None
+            try:
+                call(fail)
+            except Exception as error:
+                got = error
+            assert got is not None, f"seeds raised {mine!r}, and {what} swallowed it; let it pass"
+            assert got is mine, f"seeds raised {mine!r}, and {what} raised {got!r} instead; let it pass as it is"
+            now = self.snapshot(native)
+            assert now == before, (
+                f"an exception in seeds left the user's model changed ({what}): {changed(before, now)}; "
+                "put it back in a finally clause"
+            )
+        same(model.trace(given, name, first_score).outputs, truth(network, x), "trace after an exception in seeds")
+
+    def test_threads_from_their_first_call_on(self, native: Any, network: Network, x: Array) -> None:
+        """Eight threads, three batches, every layer: each thread gets what belongs to its own call."""
+        model = self.load(native, network)
+        names = network.explained
+        slopes = {name: gradient(network, x, name, first(network, x))(()) for name in names}
+        values, outputs = reference.run(network, x), truth(network, x)
+        wrong: list[str] = []
+
+        def slow(said: Outputs) -> Sequence[Outputs]:
+            time.sleep(1e-3)  # the other threads get their turn between the forward and the backward pass
+            return first_score(said)
+
+        def work(k: int) -> None:
+            def mine(whole: Array) -> Array:
+                return np.roll(whole, k, axis=0)
+
+            def others(name: str) -> Mistakes:
+                words = "it belongs to another thread's batch: what a call keeps must not stand on the model"
+                return {f"{words} (batch {r})": lambda r=r: np.roll(slopes[name], r, axis=0) for r in range(N)}  # type: ignore[misc]
+
+            try:
+                for name in names[k % 2 :] + names[: k % 2]:
+                    trace = model.trace(self.native_batch(model, mine(x)), self.layer(name), slow)
+                    told = f"at {name} in thread {k}"
+                    close(trace.activations, mine(values[name]), 1e-4, f"activations {told}")
+                    close(trace.gradients[0], mine(slopes[name]), 1e-3, f"gradient {told}", mistakes=others(name))
+                    if "resume" in model.capabilities:
+                        again = model.resume(trace, trace.activations).outputs
+                        same(again, {key: mine(value) for key, value in outputs.items()}, f"resume {told}")
+            except BaseException as error:
+                wrong.append(f"{type(error).__name__}: {error}")
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong, f"not safe for threads: {wrong[0]}"

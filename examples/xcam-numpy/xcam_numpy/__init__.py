@@ -1,0 +1,1 @@
+"""An xcam backend in NumPy alone."""
