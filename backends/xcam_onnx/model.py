@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from xcam.contract import (
     Capability,
     InputSpec,
     Layer,
+    Layout,
     Outputs,
     Seeds,
     Trace,
@@ -28,8 +30,9 @@ from xcam.preprocessing import Preprocessing
 from xcam_onnx import names
 from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import FLOATS, Graph, part
-from xcam_onnx.reading import End, Facts
+from xcam_onnx.reading import End, Facts, facts
 from xcam_onnx.sessions import Runtime, Session, array
+from xcam_onnx.weights import Pages
 
 CUTS = 2
 """Layers whose sessions are kept: each holds weights of its own."""
@@ -140,6 +143,32 @@ class OnnxModel:
         from xcam_onnx.export import export
 
         export(self, path, layer, heatmap, facts)
+
+    @property
+    def weighted(self) -> Sequence[str]:
+        """See xcam_onnx.randomizing."""
+        from xcam_onnx.randomizing import weighted
+
+        return weighted(Graph(self.proto))
+
+    def randomized(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
+        """See xcam_onnx.randomizing."""
+        from xcam_onnx.files import kept
+        from xcam_onnx.randomizing import shuffled
+
+        proto, path, temporary = kept(shuffled(self.proto, self.folder, parts, seed))
+        layout: Layout = "channels_first" if self._facts.axis == 1 else "channels_last"
+        made = OnnxModel(
+            Runtime(Pages(path.parent.resolve()), self._runtime.providers, self._runtime.threads),
+            name=f"{self.name}, shuffled",
+            facts=facts(proto, self.name, layout, self._facts.wanted),
+            labels=self.labels,
+            preprocessing=self.input.preprocessing,
+            notes=self.notes,
+            layer=self.default_layer,
+        )
+        weakref.finalize(made, temporary.cleanup)
+        return made
 
     def learnt(self, graph: Graph) -> Graph:
         """`graph`, with the ranks of all its tensors known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +28,12 @@ from xcam.contract import (
 )
 from xcam.errors import InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
-from xcam_torch.gradients import asked, vjp
-from xcam_torch.guard import hooked, modules_of, undisturbed
-from xcam_torch.outputs import EndActivation, first_float, float32, replaced, tensors
-from xcam_torch.recording import Call, Recording, module_names, record
-from xcam_torch.tail import Tail, capture
+from xcam_torch.gradients import hvp, vjp
+from xcam_torch.guard import hooked, modules_of, running
+from xcam_torch.opening import Opened, cut_open, forward, skipped
+from xcam_torch.outputs import arrays, first_float, float32
+from xcam_torch.recording import Call, Recording, record
+from xcam_torch.tail import Tail, verified
 
 RECORDINGS = 4
 """Input shapes whose layers are remembered."""
@@ -47,14 +47,6 @@ class _State:
     call: Call
     kept: tuple[Tail, list[Tensor]] | None = None
     """The tail that was last used, and what passes the layer by."""
-
-
-@dataclass
-class _Opened:
-    """One forward pass, cut open."""
-
-    leaf: Tensor
-    outputs: dict[str, Tensor]
 
 
 class TorchModel:
@@ -108,9 +100,9 @@ class TorchModel:
     def predict(self, x: Array) -> Outputs:
         """See xcam.contract.Model.predict."""
         recording = self._recording(x)
-        with self._running():
-            parts = [self._forward(chunk, recording) for chunk in self._chunks(self._tensor(x))]
-            return _arrays({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        with running(self.module):
+            parts = [forward(self.module, chunk, recording, self.name) for chunk in self._chunks(self._tensor(x))]
+            return arrays({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model.activations."""
@@ -129,13 +121,13 @@ class TorchModel:
                         _channels_first(float32(tensor), call)
                     )  # copied: a later step may overwrite it
 
-        with self._running(), hooked({call.module for call in calls.values()}, after):
+        with running(self.module), hooked({call.module for call in calls.values()}, after):
             for chunk in self._chunks(self._tensor(x)):
                 count.clear()
                 self.module(chunk)
         for name, values in parts.items():
             if not values:
-                raise _skipped(calls[name], 0)
+                raise skipped(calls[name], 0)
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
@@ -143,7 +135,7 @@ class TorchModel:
         recording = self._recording(x)
         call = self._call(recording, layer)
         source = self._tensor(x)
-        with self._running():
+        with running(self.module):
             opened = [self._open(chunk, call, recording) for chunk in self._chunks(source)]
             return self._finish(opened, call, seeds, _State(source, call))
 
@@ -157,14 +149,14 @@ class TorchModel:
         value = self._value(activations, state.call)
         recording = self._recording(state.x)
         tail = self._tail(state.call, state.x, recording)
-        with self._running():
+        with running(self.module):
             if tail is not None:
                 if state.kept is None or state.kept[0] is not tail:
                     state.kept = (tail, tail.frontier(state.x))
                 leaf = value.requires_grad_(seeds is not None)
                 with torch.set_grad_enabled(seeds is not None):
                     outputs = tail(leaf, tail.rows(state.kept[1], state.x, pick))  # it writes nothing in place
-                opened = [_Opened(leaf, outputs)]
+                opened = [Opened(leaf, outputs)]
             else:
                 parts = zip(self._chunks(state.x[pick]), self._chunks(value), strict=True)
                 opened = [self._open(chunk, state.call, recording, put) for chunk, put in parts]
@@ -178,23 +170,15 @@ class TorchModel:
         """
         recording = self._recording(x)
         call = self._call(recording, layer)
-        with self._running():
+        with running(self.module):
             if self.batch not in (None, len(x)):
                 raise InputError(f"{self.name} takes batches of {self.batch}, not {len(x)}")
             opened = self._open(self._tensor(x), call, recording)
-            said = _arrays(opened.outputs)
+            said = arrays(opened.outputs)
             found = []
             for cotangent, vector in zip(seeds(said), vectors, strict=True):
-                outputs, v = asked(opened.outputs, cotangent)
-                (gradient,) = torch.autograd.grad(outputs, [opened.leaf], v, create_graph=True, allow_unused=True)
-                along = self._value(vector, call).to(opened.leaf)
-                product = None
-                if gradient is not None and gradient.requires_grad:
-                    (product,) = torch.autograd.grad(
-                        gradient, [opened.leaf], along, retain_graph=True, allow_unused=True
-                    )
-                zero = torch.zeros_like(opened.leaf)
-                found.append(_channels_first(float32(zero if product is None else product), call))
+                product = hvp(opened.outputs, opened.leaf, cotangent, self._value(vector, call))
+                found.append(_channels_first(float32(product), call))
             return found
 
     def to_onnx(self, path: Path) -> None:
@@ -204,44 +188,34 @@ class TorchModel:
         size = self.input.size or DEFAULT_SIZE
         to_onnx(self.module, path, (size[0], size[1]), self.input.channels)
 
-    def _open(self, x: Tensor, call: Call, recording: Recording, put: Tensor | None = None) -> _Opened:
-        """A forward pass that stops differentiating at the layer: its value becomes a leaf, or `put` takes its place."""
-        count = 0
-        leaf: Tensor | None = None
+    @property
+    def weighted(self) -> Sequence[str]:
+        """See xcam_torch.randomizing."""
+        from xcam_torch.randomizing import weighted
 
-        def after(module: nn.Module, value: Any) -> Any:
-            nonlocal count, leaf
-            count += 1
-            if count - 1 != call.index:
-                return None
-            tensor = first_float(value)
-            assert tensor is not None
-            leaf = (tensor if put is None else put.to(tensor)).detach().requires_grad_()
-            torch.set_grad_enabled(True)  # from here on; the caller's own mode comes back with `undisturbed`
-            return replaced(value, tensor, leaf.clone())  # a copy: what follows may write into it
+        return weighted(self.module, [name.partition("#")[0] for name in self._recording(None).calls])
 
-        with hooked([call.module], after):
-            outputs = self._forward(x, recording)
-            if leaf is not None and not any(output.requires_grad for output in outputs.values()):
-                # A part of the model turned gradients off and on again behind the layer, and so back to where they were
-                # outside: off. Outside they are on in this second try, which costs the memory of a whole graph.
-                count = 0
-                with torch.enable_grad():
-                    outputs = self._forward(x, recording)
-        if leaf is None:
-            raise _skipped(call, count)
-        return _Opened(leaf, outputs)
+    def randomized(self, parts: Sequence[str], seed: int = 0) -> TorchModel:
+        """See xcam_torch.randomizing."""
+        from xcam_torch.randomizing import shuffled
 
-    def _forward(self, x: Tensor, recording: Recording) -> dict[str, Tensor]:
-        """The outputs of one pass, as logits where an end was seen."""
-        if not any(recording.activations.values()):  # watching every function costs time: only where there is need
-            return tensors(self.module(x), self.name)
-        with EndActivation() as end:
-            said = tensors(self.module(x), self.name)
-        return {name: end.logits(output)[0] for name, output in said.items()}
+        return TorchModel(
+            shuffled(self.module, parts, seed),
+            name=f"{self.name}, shuffled",
+            preprocessing=self.input.preprocessing,
+            labels=self.labels,
+            notes=self.notes,
+            layout=self.layout,
+            size=self.input.size,  # type: ignore[arg-type]
+            fixed=self.input.fixed,
+            batch=self.batch,
+        )
+
+    def _open(self, x: Tensor, call: Call, recording: Recording, put: Tensor | None = None) -> Opened:
+        return cut_open(self.module, x, call, recording, self.name, put)
 
     def _finish(
-        self, opened: list[_Opened], call: Call, seeds: Seeds | None, state: _State, values: Array | None = None
+        self, opened: list[Opened], call: Call, seeds: Seeds | None, state: _State, values: Array | None = None
     ) -> Trace:
         """Ask for the cotangents, differentiate, hand everything over as NumPy; `values` are those of the layer."""
         names = list(opened[0].outputs)
@@ -250,7 +224,7 @@ class TorchModel:
             for name in names
         }
         leaves = [part.leaf for part in opened]
-        said = _arrays(outputs)
+        said = arrays(outputs)
         gradients: list[Array] = []
         cotangents = list(seeds(said)) if seeds else []
         if cotangents:
@@ -265,30 +239,9 @@ class TorchModel:
         with self._lock:
             tail = recording.tails.get(call.layer.name)
             if call.layer.name not in recording.tails or (tail is not None and not tail.fits(self.module)):
-                recording.tails[call.layer.name] = tail = self._captured(call, x, recording)
+                tail = None if self.batch else verified(self.module, x, call, recording, self.name)
+                recording.tails[call.layer.name] = tail
             return tail
-
-    def _captured(self, call: Call, x: Tensor, recording: Recording) -> Tail | None:
-        """Capture, then hold it against the whole model with changed values put in, for chosen rows of two pictures."""
-        if self.batch is not None:
-            return None
-        with self._running():
-            path = module_names(self.module)[call.module]
-            tail = capture(self.module, x[:1], call, path, recording.activations)
-            if tail is None:
-                return None
-            try:
-                two = torch.cat([x[:1], x[:1].flip(-1) * 0.5])
-                pick = torch.as_tensor([1, 0, 1], device=x.device)
-                plain = self._open(two[pick], call, recording)
-                generator = torch.Generator().manual_seed(0)
-                noise = 2 * torch.rand(plain.leaf.shape, generator=generator).to(plain.leaf)
-                changed = (plain.leaf.detach() * noise).contiguous()
-                expected = self._open(two[pick], call, recording, changed).outputs
-                found = tail(changed, tail.rows(tail.frontier(two), two, pick))
-                return tail if _same(found, expected, plain.outputs) else None
-            except Exception:
-                return None
 
     def _recording(self, x: Array | Tensor | None) -> Recording:
         """The layers for the shape of `x`, or for the model's own input shape."""
@@ -307,7 +260,7 @@ class TorchModel:
 
     def _recorded(self, noise: Array, shape: tuple[int, ...]) -> Recording:
         try:
-            with self._running():
+            with running(self.module):
                 return record(self.module, self._tensor(noise), self.layout)
         except (ModelError, MemoryError):
             raise
@@ -351,42 +304,6 @@ class TorchModel:
                 f"{self.name} takes batches of {self.batch}, not {len(x)}; export it with a dynamic batch"
             )
         yield from x.split(self.batch)
-
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
-        """Run the user's module undisturbed; memory that runs out is a MemoryError, for all backends alike."""
-        try:
-            with undisturbed(self.module):
-                yield
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error).splitlines()[0]) from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):
-                raise MemoryError(str(error).splitlines()[0]) from error
-            raise
-
-
-def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
-    """Equal where the changed value moved the outputs: to a hundredth of how far it moved them, or to rounding."""
-    for name, value in expected.items():
-        moved, error, size = (
-            float(difference.detach().abs().max()) for difference in (value - plain[name], value - found[name], value)
-        )
-        if error > max(1e-2 * moved, 1e-5 * size):
-            return False
-    return any(bool((value != plain[name]).any()) for name, value in expected.items())
-
-
-def _skipped(call: Call, count: int) -> ModelError:
-    return ModelError(
-        f"the forward pass called {call.layer.name!r} {count} times, and {call.of} times when its layers were "
-        "listed: it depends on the input; explain a module that is always called"
-    )
-
-
-def _arrays(outputs: Mapping[str, Tensor]) -> Outputs:
-    arrays = {name: float32(tensor) for name, tensor in outputs.items()}
-    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
 def _channels_first(array: Array, call: Call) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import tomllib
@@ -16,6 +15,7 @@ from click.core import ParameterSource
 from xcam_cli.bar import Bar
 from xcam_cli.lists import table
 from xcam_cli.options import Size, open_model, unheard
+from xcam_cli.pictures import expanded
 
 ORDER = ("identical", "equivalent", "different")
 
@@ -62,7 +62,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
 
     given = _config(config) if config else {}
     specs = [Spec.read(word) for word in models] + [Spec(**told) for told in given.pop("models", [])]
-    pictures = _pictures([*images, *map(str, given.pop("images", []))])
+    pictures = expanded([*images, *map(str, given.pop("images", []))])
     said = click.get_current_context().get_parameter_source
     options |= {name: value for name, value in given.items() if said(name) is not ParameterSource.COMMANDLINE}
     layer, require, as_json = (options.pop(name) for name in ("layer", "require", "as_json"))
@@ -145,30 +145,6 @@ def _config(path: str) -> dict[str, Any]:
                 f"a model in {path} is {model!r}; give model, and if need be {', '.join(sorted(parts - {'model'}))}"
             )
     return found
-
-
-def _pictures(words: list[str]) -> list[str]:
-    """Files as they are; folders and patterns as the pictures in them. Raises InputError."""
-    from xcam.errors import InputError
-    from xcam.pictures import WRITABLE
-
-    if not words:
-        raise InputError("no picture is named; give one or more, a folder, or a pattern")
-    found: list[str] = []
-    for word in words:
-        if os.path.isdir(word):
-            inside = sorted(str(p) for p in Path(word).iterdir() if p.suffix.lower() in WRITABLE)
-            if not inside:
-                raise InputError(f"there are no pictures in {word}; they end in {', '.join(WRITABLE)}")
-            found += inside
-        elif not os.path.exists(word) and any(c in word for c in "*?["):
-            inside = sorted(glob.glob(word, recursive=True))
-            if not inside:
-                raise InputError(f"no file is called {word}")
-            found += inside
-        else:
-            found.append(word)
-    return list(dict.fromkeys(found))
 
 
 def say(found: Any, place: Path | None) -> None:

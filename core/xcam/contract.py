@@ -146,6 +146,11 @@ class Model(Protocol):
     #     Why there is no layer of this name, in a line with a remedy; None where nothing is known.
     # def to_onnx(self, path: Path) -> None
     #     Write the model as an ONNX file, its layers findable by their names.
+    # weighted: Sequence[str]
+    #     The parts that have weights, in execution order, by whatever names `randomized` takes.
+    # def randomized(self, parts: Sequence[str], seed: int = 0) -> Model
+    #     A copy in which the values of each learnt weight of `parts` are shuffled: by a seed of its own for each part, so
+    #     that what is shuffled besides changes nothing. The model itself stays as it is.
 
 
 class Backend(Protocol):

@@ -62,20 +62,23 @@ def scored(
     size: the bytes of one variant. Where memory runs out, a batch is halved.
     """
 
-    def values(part: slice) -> Array:
-        try:
-            variants = make(part)
-            return run(variants, [row] * len(variants))
-        except MemoryError:
-            if part.stop - part.start == 1:
-                raise
-        middle = (part.start + part.stop) // 2
-        return np.concatenate([values(slice(part.start, middle)), values(slice(middle, part.stop))])
-
     found = np.empty(count, np.float64)
     for part in steps(list(batches(count, size, most)), what):
-        found[part] = values(part)
+        found[part] = _halved(run, row, make, part)
     return found
+
+
+def _halved(run: Runner, row: int, make: Callable[[slice], Array], part: slice) -> Array:
+    """The values of a part; where memory runs out, of its halves. (No inner function: it would hold its batches in a cycle.)"""
+    try:
+        variants = make(part)
+        return run(variants, [row] * len(variants))
+    except MemoryError:
+        if part.stop - part.start == 1:
+            raise
+    middle = (part.start + part.stop) // 2
+    halves = slice(part.start, middle), slice(middle, part.stop)
+    return np.concatenate([_halved(run, row, make, half) for half in halves])
 
 
 def batches(count: int, size: int, most: int) -> Iterator[slice]:

@@ -1,0 +1,116 @@
+"""A batch of pictures that one method has explained, and what a measure may ask of it. See xcam.evaluation.needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from xcam import maps, pictures, preprocessing, tokens
+from xcam.contract import Array, Layer, Model, Outputs, Trace
+from xcam.evaluation.needs import Masks
+from xcam.explaining import input_size
+from xcam.explanation import Explanation
+from xcam.methods import Method
+from xcam.preprocessing import PRESETS
+from xcam.supply import Supply, cotangent, pick, stack
+from xcam.targets import ClassScore, Target
+from xcam.tokens import Grid
+
+
+class Subject:
+    """The pictures, their maps, and the model that made them."""
+
+    def __init__(
+        self,
+        model: Model,
+        layer: Layer,
+        found: Sequence[Explanation],
+        masks: Masks,
+        explained: Callable[[Array, Sequence[int]], Array],
+    ) -> None:
+        """`explained`: x in the model's own form, rows → maps [K, h, w], before ReLU."""
+        self.masks = masks
+        self._found, self._explained = found, explained
+        empty = Trace(np.empty(0), np.empty(0))
+        x = batch([e.image for e in found], model)
+        self._supply = Supply(model, layer, Grid(), x, empty, [_scored(e) for e in found], 0)
+        self._size = input_size(model.input)
+
+    @cached_property
+    def heatmap(self) -> Array:
+        return self._wide(np.stack([e.cam for e in self._found]))
+
+    @property
+    def heatmaps(self) -> list[Array]:
+        return [
+            maps.resize(maps.normalize(e.positive[None])[0], (e.image.shape[0], e.image.shape[1]))
+            for e in self._found
+        ]
+
+    @property
+    def x(self) -> Array:
+        return self._supply.x
+
+    def score(self, x: Array, rows: Sequence[int]) -> Array:
+        return self._supply.forward(x, rows)
+
+    @cached_property
+    def clean(self) -> Array:
+        return self.score(self.x, range(len(self.x)))
+
+    @cached_property
+    def _seen(self) -> Array:
+        return self.x * self.heatmap[:, None].astype(self.x.dtype)
+
+    @cached_property
+    def masked(self) -> Array:
+        return self.score(self._seen, range(len(self.x)))
+
+    @cached_property
+    def again(self) -> Array:
+        return self.explain(self._seen, range(len(self.x)))
+
+    def explain(self, x: Array, rows: Sequence[int]) -> Array:
+        return self._wide(self._explained(self._supply._native(x), rows))
+
+    def _wide(self, cams: Array) -> Array:
+        """Maps as the layer has them → after ReLU, the highest place 1, at the size of the model's input."""
+        return np.stack([maps.resize(cam, self._size) for cam in maps.normalize(maps.relu(cams))])
+
+
+def _scored(e: Explanation) -> Target:
+    """What is measured on an explained picture: of a class its probability; else the target's own value."""
+    if isinstance(e.target, ClassScore):
+        return replace(e.target, score="probability").resolve(e.outputs[None])
+    return e.target
+
+
+def cams(
+    model: Model, layer: Layer, x: Array, aims: Sequence[Target], method: Method, options: Mapping[str, Any]
+) -> Array:
+    """A method's maps [N, h, w] before ReLU, of a batch in the model's own form."""
+
+    def seeds(outputs: Outputs) -> list[Outputs]:
+        return [stack([cotangent(aim, pick(outputs, [n])) for n, aim in enumerate(aims)])]
+
+    try:
+        trace = model.trace(x, layer.name, seeds if "gradients" in method.needs else None)
+        grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
+        return Supply(model, layer, grid, x, trace, aims, 0)(method, options)
+    except MemoryError:
+        if len(x) == 1:
+            raise
+    half = len(x) // 2
+    return np.concatenate(
+        [cams(model, layer, x[part], aims[part], method, options) for part in (slice(0, half), slice(half, None))]
+    )
+
+
+def batch(images: Sequence[pictures.Picture], model: Model) -> Array:
+    """Pictures as the model takes them; `explain` has said already what it takes where the model does not say."""
+    how = model.input.preprocessing or PRESETS["unit" if model.input.dtype.startswith("float") else "raw"]
+    return preprocessing.batch(images, model.input, input_size(model.input), how)

@@ -1,0 +1,158 @@
+"""`xcam evaluate`, as it is typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ground_truth import scenes_with_two
+from xcam import demo, pictures
+from xcam.demo import CLASSES
+
+QUICK = ["--measure", "complexity", "--measure", "increase"]
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """A folder with three scenes, and a table of the box and the class of the first shape in each."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    rows = ["path,class,x0,y0,x1,y1"]
+    for k, scene in enumerate(scenes_with_two(3)):
+        pictures.write(folder / f"{k}.png", scene.image)
+        y, x = np.nonzero(scene.shapes[0].mask)
+        rows.append(f"{k}.png,{CLASSES[scene.shapes[0].label]},{x.min()},{y.min()},{x.max() + 1},{y.max() + 1}")
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_methods_by_measures_the_best_first(run: Callable[..., Any], scenes: Path, tmp_path: Path) -> None:
+    words = ["-b", "onnx", "-m", "demo", "--method", "eigencam", "--method", "gradcam"]
+    words += ["--measure", "energy", "--measure", "complexity"]
+    result = run("evaluate", *words, "--table", scenes / "boxes.csv", "--report", "trust.html")
+    assert result.status == 0, result.err
+    head, *_ = result.out.splitlines()
+    assert head.split() == ["measure", "better", "gradcam", "eigencam", "random"]
+    assert "gradcam: mean place 1.0 of 3; better than random by 1 of 1 measure" in result.out
+    energy = next(line for line in result.out.splitlines() if line.startswith("energy"))
+    assert "] *" in energy
+    assert "*" not in next(line for line in result.out.splitlines() if line.startswith("complexity")), (
+        "an empty map's"
+    )
+    assert "wrote trust.html" in result.out
+    assert "gradcam comes out best" in (tmp_path / "trust.html").read_text(encoding="utf-8")
+
+
+def test_the_table_says_what_is_explained_and_where(run: Callable[..., Any], scenes: Path) -> None:
+    words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
+    by_table = json.loads(run("evaluate", *words, "--table", scenes / "boxes.csv").out)
+    wanted = [CLASSES[scene.shapes[0].label] for scene in scenes_with_two(3)]
+    assert [picture["target"] for picture in by_table["pictures"]] == wanted
+    assert by_table["table"][0]["mean"] > 0.5
+    by_name = json.loads(
+        run("evaluate", *words, "--table", scenes / "boxes.csv", scenes / "2.png", scenes / "0.png").out
+    )
+    assert [p["values"] for p in by_name["pictures"]] == [by_table["pictures"][k]["values"] for k in (2, 0)]
+    other = CLASSES[scenes_with_two(1)[0].shapes[1].label]
+    by_hand = json.loads(run("evaluate", *words, "-t", other, "--table", scenes / "boxes.csv", scenes / "0.png").out)
+    assert by_hand["pictures"][0]["target"] == other
+    assert by_hand["table"][0]["mean"] < 0.2, "the box is that of the other shape"
+
+
+def test_masks_and_pictures_that_the_table_does_not_name(run: Callable[..., Any], scenes: Path) -> None:
+    mask = np.zeros((128, 128, 3), np.uint8)
+    mask[:, :64] = 255
+    pictures.write(scenes / "left.png", mask)
+    (scenes / "masks.csv").write_text("image,mask\n1.png,left.png\n", encoding="utf-8")
+    words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
+    said = json.loads(
+        run("evaluate", *words, "--table", scenes / "masks.csv", scenes / "0.png", scenes / "1.png").out
+    )
+    values = [picture["values"]["gradcam"]["energy"] for picture in said["pictures"]]
+    assert values[0] is None
+    assert 0 <= values[1] <= 1
+    assert said["table"][0]["n"] == 1
+
+
+def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> None:
+    words = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.pictures()[0]]
+    assert [r["method"] for r in json.loads(run("evaluate", *words).out)["ranking"]].count("random") == 1
+    alone = json.loads(run("evaluate", *words, "--no-floor").out)
+    assert [r["method"] for r in alone["ranking"]] == ["gradcam"]
+
+
+def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
+    said = json.loads(
+        run(
+            "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.pictures()[0]
+        ).out
+    )
+    names = [measure["name"] for measure in said["measures"]]
+    assert {"deletion", "road-morf", "randomization"} <= set(names)
+    assert "energy" not in names, "nobody said where the object is"
+    listed = run("evaluate", "--list")
+    assert (listed.status, listed.err) == (0, "")
+    assert all(name in listed.out for name in [*names, "energy"])
+
+
+def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    result = run("evaluate", "-b", "onnx", "-m", "demo", *QUICK, "bad.png", demo.pictures()[0])
+    assert result.status == 2
+    assert "gradcam: mean place" in result.out
+    assert result.err.count("\n") == 1
+    assert "bad.png is not a picture" in result.err
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("", "t.csv has no column 'path'; its columns: none"),
+        ("name,x0\na.png,1\n", "t.csv has no column 'path'; its columns: name, x0"),
+        ("path,x0,y0,x1\n0.png,1,1,2\n", "it needs columns x0, y0, x1, y1, or mask, and has path, x0, y0, x1"),
+        ("path,x0,y0,x1,y1\n", "t.csv has no rows"),
+        ("path,x0,y0,x1,y1\n,1,1,2,2\n", "line 2 of t.csv names no picture"),
+        ("path,x0,y0,x1,y1\n0.png,1,one,2,2\n", "the box in line 2 of t.csv is 1, one, 2, 2; give four numbers"),
+        ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "does not lie within its 128×128 pixels"),
+        ("path,x0,y0,x1,y1\nother.png,1,1,2,2\n", "t.csv says nothing of 0.png; its paths start at its own folder"),
+        ("path,mask\n0.png,none.png\n", "cannot read none.png: no such file"),
+        ("path,class,x0,y0,x1,y1\n0.png,disc,1,1,2,2\n0.png,ring,1,1,2,2\n", "two classes, disc and ring"),
+    ],
+)
+def test_a_bad_table_is_one_line_and_status_2(
+    run: Callable[..., Any], tmp_path: Path, scenes: Path, table: str, said: str
+) -> None:
+    (tmp_path / "t.csv").write_text(table, encoding="utf-8")
+    (tmp_path / "0.png").write_bytes((scenes / "0.png").read_bytes())
+    result = run("evaluate", "-b", "onnx", "-m", "demo", "--measure", "energy", "--table", "t.csv", "0.png")
+    assert result.status == 2
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no picture is named"),
+        (["nothing.png"], "no picture could be evaluated: cannot read nothing.png"),
+        (["--method", "gradcan", "PICTURE"], "no method 'gradcan'; nearest: gradcam"),
+        (["--measure", "rode", "PICTURE"], "no measure 'rode'"),
+        (["--measure", "energy", "PICTURE"], "give boxes= or masks= (--table)"),
+        (["--report", "r.pdf", "PICTURE"], "r.pdf is no name for a report"),
+        (["--table", "none.csv", "PICTURE"], "cannot read none.csv"),
+        (["--level", "95", "PICTURE"], "95"),
+        (["-t", "top2", "PICTURE"], "several targets on one picture"),
+        (["-l", "conv9", "PICTURE"], "no layer 'conv9'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
+    given = [str(demo.pictures()[0]) if word == "PICTURE" else word for word in words]
+    result = run("evaluate", "-b", "onnx", "-m", "demo", *given)
+    assert result.status == 2
+    assert said in result.err
+    assert result.err.count("\n") == 1
