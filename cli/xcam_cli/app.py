@@ -9,8 +9,11 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
+from xcam_cli.batch import batch
 from xcam_cli.compare import compare
-from xcam_cli.explain import demo, explain
+from xcam_cli.demo import demo
+from xcam_cli.evaluate import evaluate
+from xcam_cli.explain import explain
 from xcam_cli.export import export
 from xcam_cli.lists import backends, layers, methods
 
@@ -40,7 +43,7 @@ def app() -> None:
     """
 
 
-for command in (explain, demo, compare, export, layers, methods, backends):
+for command in (explain, demo, compare, batch, evaluate, export, layers, methods, backends):
     app.add_command(command)
 
 

@@ -29,17 +29,26 @@ class Bar:
             return
         if self._shown is None:
             from rich.console import Console
-            from rich.progress import Progress
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             # Not redirected: rich would put back the standard output that it found, which is `unheard`'s.
+            pace = TextColumn("{task.fields[rate]}")
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                pace,
+                TimeRemainingColumn(),
+            )
             shown = Progress(
-                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+                *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
             )
             self._shown = shown
             self._shown.start()
         if what not in self._tasks:
-            self._tasks[what] = self._shown.add_task(what, total=of)
-        self._shown.update(self._tasks[what], completed=done, total=of)
+            self._tasks[what] = self._shown.add_task(what, total=of, rate="")
+        rate = done / (time.monotonic() - self._start)
+        self._shown.update(self._tasks[what], completed=done, total=of, rate=f"{rate:.3g}/s")
 
     def hide(self) -> None:
         """Make room for other lines."""

@@ -76,6 +76,14 @@ def unheard() -> contextlib.AbstractContextManager[Any]:
 def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
     """xcam.load, with the backend's own model when none is named."""
     import xcam
+
+    backend, model = own_model(backend, model)
+    with unheard():
+        return xcam.load(model, backend, **options)
+
+
+def own_model(backend: str | None, model: str | None) -> tuple[str | None, str]:
+    """The backend's own model when none is named. Raises InputError."""
     from xcam.errors import InputError
     from xcam.plugins import registry
 
@@ -96,5 +104,4 @@ def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
         if spec and not spec.default_model:
             raise InputError(f"backend {backend!r} has no model of its own: name one with -m (-m demo is built in)")
         model = spec.default_model if spec and spec.default_model else "demo"
-    with unheard():
-        return xcam.load(model, backend, **options)
+    return backend, model

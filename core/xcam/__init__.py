@@ -7,6 +7,7 @@
 Importing xcam imports no framework.
 """
 
+from xcam.batching import batch
 from xcam.comparing import compare
 from xcam.comparison import Comparison
 from xcam.contract import Backend, InputSpec, Layer, Model, Trace
@@ -19,6 +20,9 @@ from xcam.errors import (
     XcamWarning,
     ZeroHeatmapWarning,
 )
+from xcam.evaluating import evaluate
+from xcam.evaluation import measures
+from xcam.evaluation.result import Evaluation
 from xcam.explaining import explain
 from xcam.explanation import Explanation
 from xcam.exporting import export
@@ -42,6 +46,7 @@ __all__ = [
     "ContractError",
     "Detection",
     "Element",
+    "Evaluation",
     "Explanation",
     "Finer",
     "InputError",
@@ -58,13 +63,16 @@ __all__ = [
     "XcamWarning",
     "ZeroHeatmapWarning",
     "backends",
+    "batch",
     "compare",
+    "evaluate",
     "explain",
     "export",
     "fuse",
     "grid",
     "hookimpl",
     "load",
+    "measures",
     "method",
     "methods",
 ]

@@ -177,8 +177,6 @@ README_NOT_RUN = {
     "xcam --backend keras image.jpg": "it downloads ImageNet weights",
     "xcam -b keras -m resnet50 a.jpg b.jpg": "it downloads ImageNet weights",
     "xcam -m hf:microsoft/resnet-50 image.jpg": "it downloads weights from the Hugging Face hub",
-    "xcam -m model.keras -l conv5 -t tiger -o tiger.png image.jpg": "a .keras file has no labels to find tiger in",
-    "xcam export -m model.keras -o explained.onnx": "it would overwrite what the next block reads",
 }
 """README.md's commands that are not run, and why: it has no marks of its own."""
 

@@ -1,0 +1,115 @@
+"""Files that lie here, or anywhere that fsspec reaches: `s3://bucket/set`, `gs://…`, `memory://…`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xcam import pictures
+from xcam.errors import BackendError, InputError, first_line
+
+
+def remote(place: str) -> bool:
+    return "://" in place
+
+
+def read(place: str, offset: int | None = None, length: int | None = None) -> bytes:
+    """A whole file, or `length` bytes of it from `offset` on. Raises InputError."""
+    try:
+        if remote(place):
+            fs, path = _filesystem(place)
+            return bytes(fs.cat_file(path, offset, None if length is None else (offset or 0) + length))
+        pictures.check_file(Path(place), "a picture")
+        with open(place, "rb") as file:
+            file.seek(offset or 0)
+            return file.read(-1 if length is None else length)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"cannot read {place}: {first_line(error)}; check that it is there and may be read"
+        ) from error
+
+
+def write(place: str, data: bytes) -> None:
+    """A file appears whole or not at all. Raises InputError."""
+    if not remote(place):
+        pictures.write_whole(place, data)
+        return
+    fs, path = _filesystem(place)
+    try:
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        fs.pipe_file(path, data)  # an object store shows an object when it is whole
+    except Exception as error:
+        raise InputError(
+            f"cannot write {place}: {first_line(error)}; check the place and your rights there"
+        ) from error
+
+
+def make_folder(place: str) -> None:
+    """Raises InputError."""
+    if remote(place):
+        return
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {place}: {error.strerror}; choose another -o") from error
+
+
+def within(folder: str) -> Iterator[str]:
+    """The files in a folder and in those below it, sorted. Raises InputError."""
+    if remote(folder):
+        fs, path = _filesystem(folder)
+        try:
+            yield from (fs.unstrip_protocol(found) for found in sorted(fs.find(path)))
+        except Exception as error:
+            raise InputError(f"cannot list {folder}: {first_line(error)}; check the place and your rights") from error
+        return
+    for here, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        yield from (os.path.join(here, name) for name in sorted(files))
+
+
+def exists(place: str) -> bool:
+    if not remote(place):
+        return os.path.exists(place)
+    fs, path = _filesystem(place)
+    return bool(fs.exists(path))
+
+
+def is_folder(place: str) -> bool:
+    if not remote(place):
+        return os.path.isdir(place)
+    fs, path = _filesystem(place)
+    return bool(fs.isdir(path))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a pattern names, sorted."""
+    if remote(pattern):
+        fs, path = _filesystem(pattern)
+        return sorted(fs.unstrip_protocol(found) for found in fs.glob(path))
+    import glob
+
+    return sorted(found for found in glob.glob(pattern, recursive=True) if os.path.isfile(found))
+
+
+def joined(folder: str, *names: str) -> str:
+    return "/".join([folder.rstrip("/"), *names]) if remote(folder) else os.path.join(folder, *names)
+
+
+def _filesystem(place: str) -> tuple[Any, str]:
+    """Raises BackendError where a package is missing, InputError for a protocol that nobody knows."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise BackendError(f'{place} needs fsspec, not installed here: pip install "xcam-explain[batch]"') from error
+    try:
+        fs, path = fsspec.core.url_to_fs(place)
+    except ImportError as error:
+        raise BackendError(f"cannot open {place}: {first_line(error)}") from error
+    except ValueError as error:
+        raise InputError(f"cannot open {place}: {first_line(error)}; give a path or a known protocol") from error
+    return fs, str(path)

@@ -1,0 +1,288 @@
+"""From a part of the listing to rows of the table: pictures are decoded ahead, explained in batches, and measured."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from xcam import layers, opencv, pictures, preprocessing, progress
+from xcam.batching import storage
+from xcam.batching.inputs import CLASS, MASK
+from xcam.batching.job import Job
+from xcam.batching.output import Output
+from xcam.contract import Array, Layer, Model
+from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
+from xcam.evaluation import Measure
+from xcam.evaluation import get as get_measure
+from xcam.evaluation.subject import Subject, cams
+from xcam.explaining import explain, input_size
+from xcam.explanation import Explanation
+from xcam.measures import correlation
+from xcam.methods import get as get_method
+from xcam.pictures import Picture
+from xcam.supply import require
+from xcam.targets import target
+
+AHEAD = 3
+"""So many batches are decoded ahead of the model."""
+DRAWN = 1024
+"""The longer side of an overlay, at most."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A picture as the model takes it and as it is drawn, and where its object is; or why there is none."""
+
+    row: Row
+    image: Picture | None = None
+    shown: Picture | None = None
+    mask: Array | None = None
+    error: str = ""
+
+
+class Worker:
+    """One model, and what it does with each picture. Raises what `explain` would raise for any picture, before the first."""
+
+    def __init__(self, model: Model, job: Job, output: Output, threads: int) -> None:
+        self.model, self.job, self.output = model, job, output
+        self.layer: Layer = layers.find(model, job.layer)
+        self.method = get_method(job.method)
+        require(model, self.method)
+        self.options = dict(self.method.checked(job.options))
+        for aim in job.targets:
+            target(aim, job.score, model.activation, model.labels)  # type: ignore[arg-type]
+        self.measures = [get_measure(name) for name in job.measures]
+        self._size = input_size(model.input)
+        self._threads = threads
+        self._proved = False
+
+    def run(self, parts: Sequence[tuple[int, int, Any]]) -> Iterator[tuple[int, list[Row]]]:
+        """Parts of the listing (number, first row's number, rows) → (number, rows of the table), one after the other."""
+        with ThreadPoolExecutor(self._threads, "decode") as pool:
+            try:
+                coming = progress.counted(
+                    self._decoded(pool, parts), "pictures", sum(len(rows) for *_, rows in parts)
+                )
+                for number, group in groupby(coming, key=lambda pair: pair[0]):
+                    yield number, list(self._rows(ready for _, ready in group))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _decoded(
+        self, pool: ThreadPoolExecutor, parts: Iterable[tuple[int, int, Any]]
+    ) -> Iterator[tuple[int, Ready]]:
+        """The pictures in order; decoding runs ahead, across the borders of parts."""
+        window: deque[tuple[int, Future[Ready]]] = deque()
+        for number, first, part in parts:
+            for k, row in enumerate(part.to_pylist()):
+                window.append((number, pool.submit(self._ready, row | {"number": first + k})))
+                if len(window) > AHEAD * self.job.batch:
+                    front, future = window.popleft()
+                    yield front, future.result()
+        for front, future in window:
+            yield front, future.result()
+
+    def _ready(self, row: Row) -> Ready:
+        """One picture, in a thread of its own."""
+        try:
+            data = storage.read(row["file"], row["offset"], row["length"])
+            drawn = self.job.pictures is not None
+            image, size = decoded(data, row["path"], 1 if drawn else max(self._size))
+            mask = _mask(row, size, self._size)
+            shown = pictures.shrunk(image, DRAWN) if drawn else None
+            return Ready(row, preprocessing.resize(image, self._size), shown, mask)
+        except XcamError as error:
+            return Ready(row, error=str(error))
+        except MemoryError as error:
+            return Ready(row, error=f"out of memory while {row['path']} was read ({error}); give a smaller picture")
+
+    def _rows(self, coming: Iterable[Ready]) -> Iterator[Row]:
+        """The rows of a part. Batches are always the same ones, so that what was killed and goes on gives the same."""
+        group: list[Ready] = []
+        held: list[Ready] = []  # what has failed keeps its place
+        for ready in coming:
+            held.append(ready)
+            group += [ready] if ready.image is not None else []
+            if len(group) == self.job.batch:
+                yield from self._told(held, group)
+                group, held = [], []
+        yield from self._told(held, group)
+
+    def _told(self, held: Sequence[Ready], group: Sequence[Ready]) -> Iterator[Row]:
+        made = dict(zip(map(id, group), self._explained(group), strict=True))
+        for ready in held:
+            yield from made[id(ready)] if id(ready) in made else [_failed(ready.row, ready.error)]
+
+    def _explained(self, group: Sequence[Ready]) -> list[list[Row]]:
+        """For each picture its rows: one for each target, or one with its error."""
+        if not group:
+            return []
+        try:
+            found = self._made(group)
+        except BackendError:  # something is not installed, or broken: no picture would fare better
+            raise
+        except XcamError as error:
+            if len(group) == 1:
+                return [[_failed(group[0].row, str(error))]]
+            rows = [row for one in group for row in self._explained([one])]
+            if not self._proved and all(row[0]["error"] for row in rows):
+                raise  # it is the model, not the pictures
+            return rows
+        self._proved = True
+        return found
+
+    def _made(self, group: Sequence[Ready]) -> list[list[Row]]:
+        found = self._maps(group)
+        columns = [self._measured([row[m] for row in found], group) for m in range(self._count(found))]
+        answers = []
+        for n, (ready, row) in enumerate(zip(group, found, strict=True)):
+            rival = row.pop() if self._rivals else None
+            answers.append([self._row(ready, e, columns[m], n, rival) for m, e in enumerate(row)])
+            if self.job.pictures is not None:
+                for m, e in enumerate(row):
+                    self._draw(ready, e, m if len(row) > 1 else None)
+        return answers
+
+    def _maps(self, group: Sequence[Ready]) -> list[list[Explanation]]:
+        """For each picture its explanations; the rival's, if it is asked for, is the last."""
+        wanted: list[Any] = [list(self.job.targets) or None for _ in group]
+        if self._rivals:
+            wanted = [["top2"] for _ in group]
+        if self.job.told_target:
+            wanted = [[ready.row[CLASS]] for ready in group]
+            if any(aim == [None] for aim in wanted):
+                raise InputError("no class is told for it; give one in the table, or another target")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ZeroHeatmapWarning)  # a column says it
+            found = explain(
+                self.model,
+                [ready.image for ready in group if ready.image is not None],
+                self.layer.name,
+                wanted,
+                method=self.job.method,
+                score=self.job.score,
+                batch=self.job.batch,
+                **self.options,
+            )
+        return [list(each) if isinstance(each, list) else [each] for each in found]
+
+    @property
+    def _rivals(self) -> bool:
+        return self.job.rivals and not self.job.targets and not self.job.told_target
+
+    def _count(self, found: Sequence[Sequence[Explanation]]) -> int:
+        return min(len(row) for row in found) - self._rivals
+
+    def _measured(self, found: Sequence[Explanation], group: Sequence[Ready]) -> dict[str, Array]:
+        """The measures of one map of each picture."""
+        if not self.measures:
+            return {}
+        aims = [e.target for e in found]
+
+        def again(x: Array, rows: Sequence[int]) -> Array:
+            return cams(self.model, self.layer, x, [aims[r] for r in rows], self.method, self.options)
+
+        subject = Subject(self.model, self.layer, found, [ready.mask for ready in group], again)
+        return {m.name: np.asarray(_value(m, subject), np.float64) for m in self.measures}
+
+    def _row(self, ready: Ready, e: Explanation, column: dict[str, Array], n: int, rival: Explanation | None) -> Row:
+        best = e.top(1)
+        label = _name(e, best[0]) if best else None
+        truth = ready.row[CLASS]
+        row: Row = {
+            "path": ready.row["path"],
+            CLASS: truth,
+            "prediction": label,
+            "prediction_index": best[0] if best else None,
+            "probability": float(e.scores[best[0]]) if best else None,
+            "correct": None if truth is None or not best else truth in (label, str(best[0])),
+            "target": e.label,
+            "target_index": e.index,
+            "score": e.score,
+            "zero": not bool(e.positive.any()),
+            **{name: _plain(values[n]) for name, values in column.items()},
+        }
+        if self.job.rivals:
+            row["rival"] = None if rival is None else rival.label
+            row["rival_correlation"] = None if rival is None else correlation(e.positive, rival.positive)
+        if self.job.maps:
+            row |= {"map_height": e.cam.shape[0], "map_width": e.cam.shape[1], "map": e.cam.ravel()}
+        return row
+
+    def _draw(self, ready: Ready, e: Explanation, m: int | None) -> None:
+        assert ready.shown is not None
+        stem = PurePath(ready.row["path"]).stem[:80]
+        name = f"{ready.row['number']:08d}-{stem}{'' if m is None else f'.{m}'}.cam.jpg"
+        drawn = replace(e, image=ready.shown).overlay(**dict(self.job.pictures or {}))
+        storage.write(storage.joined(self.output.pictures, name), pictures.encoded(drawn, ".jpg"))
+
+
+def decoded(data: bytes, name: str, least: int) -> tuple[Picture, tuple[int, int]]:
+    """A picture, decoded at a half, a quarter or an eighth of its size where `least` pixels are left on each side; and its
+    own (height, width). `least` 1: whole. Raises InputError.
+    """
+    if least <= 1 or not data.startswith(b"\xff\xd8"):
+        whole = pictures.decode(data, name)
+        return whole, (whole.shape[0], whole.shape[1])
+    import imagesize
+
+    width, height = imagesize.get(io.BytesIO(data))
+    factor = next((k for k in (8, 4, 2) if min(width, height) // k >= least), 1)
+    image = pictures.decode(data, name, factor)
+    if factor == 1:
+        return image, (image.shape[0], image.shape[1])
+    turned = (image.shape[0] > image.shape[1]) != (height > width)  # upright by its EXIF orientation
+    return image, (width, height) if turned else (height, width)
+
+
+def _mask(row: Row, size: tuple[int, int], wanted: tuple[int, int]) -> Array | None:
+    """Where the object is, at the size that the model takes; None where nothing is told. Raises InputError."""
+    height, width = size
+    found: Array | None = None
+    if row[MASK]:
+        cv2 = opencv.load()
+        whole = pictures.decode(storage.read(row[MASK]), row[MASK]).any(axis=2).astype(np.uint8)
+        if whole.shape != size:
+            raise InputError(
+                f"the mask {row[MASK]} is {whole.shape[1]}×{whole.shape[0]}, its picture {width}×{height}; "
+                "give a mask of the picture's size"
+            )
+        found = cv2.resize(whole, wanted[::-1], interpolation=cv2.INTER_NEAREST) != 0
+    for x0, y0, x1, y1 in row["boxes"] or []:
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise InputError(
+                f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} of {row['path']} does not lie within its {width}×{height} "
+                "pixels; give x0, y0, x1, y1 in pixels of the picture, from its left and its top"
+            )
+        found = np.zeros(wanted, bool) if found is None else found
+        rows = slice(math.floor(y0 * wanted[0] / height), math.ceil(y1 * wanted[0] / height))
+        found[rows, math.floor(x0 * wanted[1] / width) : math.ceil(x1 * wanted[1] / width)] = True
+    return found
+
+
+def _value(measure: Measure, subject: Subject) -> Any:
+    return measure.function(*(getattr(subject, need) for need in measure.needs))
+
+
+def _failed(row: Row, why: str) -> Row:
+    return {"path": row["path"], CLASS: row[CLASS], "error": why}
+
+
+def _name(e: Explanation, index: int) -> str:
+    return e.labels[index] if e.labels is not None and index < len(e.labels) else str(index)
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
