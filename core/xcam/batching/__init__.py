@@ -84,7 +84,7 @@ def batch(
         something else is refused.
     layer, method, score, and further options: as for `explain`. target: also a list; "@class": the class that is told.
     measures: names of `xcam.measures()`; those that need a box or a mask are empty where there is none.
-    maps: keep the raw maps in the table. rivals: hold the second best class's map against the best one's.
+    maps: keep the raw maps in the table. rivals: where the top class is explained, hold the second best's map against its.
     pictures: write overlays; a mapping: with these options of `Explanation.overlay`.
     batch: pictures in one forward pass. part: pictures in one part of the table, which is written whole or not at all.
     engine: `local`, or `ray`, with `workers` that each open the model, at `address` (default: this machine).
@@ -99,6 +99,7 @@ def batch(
     told = target == "@class"
     targets = tuple(target) if isinstance(target, list | tuple) else () if target is None or told else (target,)
     drawing = dict(pictures) if isinstance(pictures, Mapping) else {} if pictures else None
+    rivals = rivals and not targets and not told
     for name in measures:
         if "shuffled" in get_measure(name).needs:
             raise InputError(f"{name} is a measure of a whole set; `xcam evaluate` has it")

@@ -148,7 +148,7 @@ class Worker:
         columns = [self._measured([row[m] for row in found], group) for m in range(self._count(found))]
         answers = []
         for n, (ready, row) in enumerate(zip(group, found, strict=True)):
-            rival = row.pop() if self._rivals else None
+            rival = row.pop() if self.job.rivals else None
             answers.append([self._row(ready, e, columns[m], n, rival) for m, e in enumerate(row)])
             if self.job.pictures is not None:
                 for m, e in enumerate(row):
@@ -158,7 +158,7 @@ class Worker:
     def _maps(self, group: Sequence[Ready]) -> list[list[Explanation]]:
         """For each picture its explanations; the rival's, if it is asked for, is the last."""
         wanted: list[Any] = [list(self.job.targets) or None for _ in group]
-        if self._rivals:
+        if self.job.rivals:
             wanted = [["top2"] for _ in group]
         if self.job.told_target:
             wanted = [[ready.row[CLASS]] for ready in group]
@@ -178,12 +178,8 @@ class Worker:
             )
         return [list(each) if isinstance(each, list) else [each] for each in found]
 
-    @property
-    def _rivals(self) -> bool:
-        return self.job.rivals and not self.job.targets and not self.job.told_target
-
     def _count(self, found: Sequence[Sequence[Explanation]]) -> int:
-        return min(len(row) for row in found) - self._rivals
+        return min(len(row) for row in found) - self.job.rivals
 
     def _measured(self, found: Sequence[Explanation], group: Sequence[Ready]) -> dict[str, Array]:
         """The measures of one map of each picture."""

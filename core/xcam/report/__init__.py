@@ -67,6 +67,10 @@ def check_place(path: str | os.PathLike[str]) -> Path:
 
 
 def _write(place: Path, environment: Any, template: str, content: dict[str, Any]) -> None:
+    pictures.write_whole(place, _rendered(environment, template, content))
+
+
+def _rendered(environment: Any, template: str, content: dict[str, Any]) -> bytes:
     hashes = {name: _hash(environment.get_template(name).render()) for name in (STYLE, SCRIPT)}
     policy = (
         "default-src 'none'; img-src data:; "
@@ -74,7 +78,7 @@ def _write(place: Path, environment: Any, template: str, content: dict[str, Any]
     )
     page = environment.get_template(template).render(policy=policy, version=version("xcam-explain"), **content)
     # A file name that is no UTF-8 holds lone surrogates, which cannot be written.
-    pictures.write_whole(place, page.encode("utf-8", "replace"))
+    return bytes(page.encode("utf-8", "replace"))
 
 
 def _hash(text: str) -> str:

@@ -31,9 +31,7 @@ def comparison_page(comparison: Comparison) -> dict[str, Any]:
     top = _scale(comparison)
     side = images.side_for(len(order))
     cards = [
-        _card(
-            comparison, comparison.images[k], names[k], letters, top, side, opened=not n or len(order) <= OPEN
-        )
+        _card(comparison, comparison.images[k], names[k], letters, top, side, opened=not n or len(order) <= OPEN)
         for n, k in enumerate(order)
     ]
     usable = bool(comparison.images and comparison.pairs)
