@@ -129,6 +129,19 @@ def test_overlays_and_rivals(folder: Path, tmp_path: Path) -> None:
     assert np.abs(pictures.read(drawn).astype(int) - one.overlay(alpha=1.0)).mean() < 8  # a JPEG of jet
 
 
+def test_a_single_class_has_no_rival(folder: Path, tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
+    model = xcam.load(nn.Sequential(*layers), preprocess="unit", size=(16, 16))
+    xcam.batch(model, str(folder), tmp_path / "out", rivals=True)
+    good = [row for row in rows(tmp_path / "out") if row["error"] is None]
+    assert len(good) == 18
+    assert {row["rival"] for row in good} == {None}
+
+
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
     image = cv2.resize(noise, (2400, 1600), interpolation=cv2.INTER_CUBIC)

@@ -63,6 +63,8 @@ class Worker:
         self.options = dict(self.method.checked(job.options))
         for aim in job.targets:
             target(aim, job.score, model.activation, model.labels)  # type: ignore[arg-type]
+        ends = [layer.shape for layer in model.layers if layer.is_output]
+        self.rivals = job.rivals and (1,) not in ends  # a single class has none
         self.measures = [get_measure(name) for name in job.measures]
         self._size = input_size(model.input)
         self._threads = threads
@@ -148,7 +150,7 @@ class Worker:
         columns = [self._measured([row[m] for row in found], group) for m in range(self._count(found))]
         answers = []
         for n, (ready, row) in enumerate(zip(group, found, strict=True)):
-            rival = row.pop() if self.job.rivals else None
+            rival = row.pop() if self.rivals else None
             answers.append([self._row(ready, e, columns[m], n, rival) for m, e in enumerate(row)])
             if self.job.pictures is not None:
                 for m, e in enumerate(row):
@@ -158,7 +160,7 @@ class Worker:
     def _maps(self, group: Sequence[Ready]) -> list[list[Explanation]]:
         """For each picture its explanations; the rival's, if it is asked for, is the last."""
         wanted: list[Any] = [list(self.job.targets) or None for _ in group]
-        if self.job.rivals:
+        if self.rivals:
             wanted = [["top2"] for _ in group]
         if self.job.told_target:
             wanted = [[ready.row[CLASS]] for ready in group]
@@ -179,7 +181,7 @@ class Worker:
         return [list(each) if isinstance(each, list) else [each] for each in found]
 
     def _count(self, found: Sequence[Sequence[Explanation]]) -> int:
-        return min(len(row) for row in found) - self.job.rivals
+        return min(len(row) for row in found) - self.rivals
 
     def _measured(self, found: Sequence[Explanation], group: Sequence[Ready]) -> dict[str, Array]:
         """The measures of one map of each picture."""
