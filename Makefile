@@ -40,6 +40,7 @@ linkcheck: .venv/.test
 bench: .venv/.test
 	for file in benchmarks/test_*.py; do $(BIN)/python -m pytest $$file -q -p no:cacheprovider \
 		--benchmark-columns=median,min,rounds --benchmark-sort=name || exit; done
+	$(BIN)/python benchmarks/batch.py
 
 wheel: .venv/.test
 	rm -rf dist build/wheel

@@ -11,8 +11,6 @@ Inputs and outputs stay as they are. There come:
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +20,7 @@ import onnx.version_converter
 from onnx import ModelProto, TensorProto, helper
 
 from xcam.errors import InputError, ModelError, first_line, nearest
+from xcam.exporting import LIMIT, whole_or_not
 from xcam.layers import find
 from xcam.tokens import Grid, grid
 from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, ready
@@ -31,8 +30,6 @@ from xcam_onnx.model import OnnxModel
 from xcam_onnx.weights import bytes_of, fetch
 
 CLASS, ACTIVATIONS, GRADIENTS, HEATMAP = "xcam/class_index", "xcam/activations", "xcam/gradients", "xcam/heatmap"
-LIMIT = 1_500_000_000
-"""Bytes of weights that one file holds; protobuf ends at 2 GiB."""
 
 
 def export(model: OnnxModel, path: Path, layer: str | None, method: str | None, facts: Mapping[str, str]) -> None:
@@ -169,22 +166,15 @@ def _describe(proto: ModelProto, facts: Mapping[str, str]) -> None:
 
 
 def _save(proto: ModelProto, path: Path, weights: Path) -> None:
-    """Write beside `path`, check, then move: no half-written file is ever seen."""
+    """Write beside `path`, check, then move."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".xcam-", dir=path.parent) as folder:
-            file = Path(folder, "model.onnx")
+        with whole_or_not(path) as file:
             large = bytes_of(proto.graph.initializer) > LIMIT
             fetch(proto, weights)
             onnx.save_model(proto, file, save_as_external_data=large, location=f"{path.name}.data")
             onnx.checker.check_model(file, full_check=True)
-            for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
-                os.replace(part, path if part == file else path.with_name(part.name))
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model for {path.name} does not pass onnx.checker ({first_line(error)}); check the model "
             "that it is made of with onnx.checker, and mend it"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; give a folder that exists and has room"
         ) from error

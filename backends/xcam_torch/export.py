@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xcam.errors import BackendError, InputError, ModelError, first_line
+from xcam.errors import BackendError, ModelError, first_line
+from xcam.exporting import whole_or_not
 from xcam_torch.guard import undisturbed
 from xcam_torch.model import where
 from xcam_torch.outputs import tensors
@@ -57,12 +57,8 @@ def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int 
                         "or export a module that leaves it out"
                     ) from error
         _rename(program.model.graph, names)
-        try:
-            _save(program, path)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; give a folder that exists and has room"
-            ) from error
+        with whole_or_not(path) as file:
+            program.save(file, external_data=False)  # torch sees to the limit of 2 GB
 
 
 def _twin(module: nn.Module, name: str) -> nn.Module:
@@ -121,14 +117,6 @@ def _rename(graph: Any, names: list[str]) -> None:
             value.name = f"{value.name}_inside"
     for value, name in zip([*graph.inputs, *graph.outputs], [source, *names], strict=True):
         value.name = name
-
-
-def _save(program: Any, path: Path) -> None:
-    """Write into a folder beside `path`, then move: weights first, for a model without them could not be read."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        program.save(Path(folder, path.name), external_data=False)  # torch sees to the limit of 2 GB
-        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
-            os.replace(written, path.with_name(written.name))
 
 
 def _reason(error: BaseException) -> str:

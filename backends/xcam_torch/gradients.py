@@ -1,4 +1,4 @@
-"""Vector-Jacobian products: for each cotangent of the outputs the gradient at the layer, by torch.autograd.grad."""
+"""For each cotangent of the outputs the gradient at the layer, and its products with the Hessian, by torch.autograd.grad."""
 
 from __future__ import annotations
 
@@ -56,6 +56,16 @@ def vjp(
             yield _filled(found, leaves, layer, name)
         else:  # a cotangent that is zero everywhere
             yield [torch.zeros_like(leaf) for leaf in leaves]
+
+
+def hvp(outputs: Mapping[str, Tensor], leaf: Tensor, cotangent: Outputs, vector: Tensor) -> Tensor:
+    """∂²⟨v, outputs⟩/∂leaf² times `vector`, by double backward. The cotangent v counts as a constant."""
+    targets, v = asked(outputs, cotangent)
+    (gradient,) = torch.autograd.grad(targets, [leaf], v, create_graph=True, allow_unused=True)
+    product = None
+    if gradient is not None and gradient.requires_grad:
+        (product,) = torch.autograd.grad(gradient, [leaf], vector.to(leaf), retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if product is None else product
 
 
 def _filled(

@@ -116,3 +116,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             stack.enter_context(_eagerly())
         stack.enter_context(evaluation(modules))
         yield
+
+
+@contextlib.contextmanager
+def running(model: nn.Module) -> Iterator[None]:
+    """`undisturbed`; and memory that runs out is a MemoryError, for all backends alike."""
+    try:
+        with undisturbed(model):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error).splitlines()[0]) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error).splitlines()[0]) from error
+        raise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from xcam.contract import Outputs
 from xcam.errors import ModelError
 
 ENDS = {"softmax": "softmax", "_softmax": "softmax", "sigmoid": "sigmoid", "special_expit": "sigmoid"}
@@ -100,3 +101,9 @@ class EndActivation(TorchFunctionMode):
 def float32(tensor: Tensor) -> Any:
     """float32 NumPy, on the CPU, in memory of its own."""
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
+
+
+def arrays(outputs: Mapping[str, Tensor]) -> Outputs:
+    """As the contract has them: one array, or a mapping where there are several."""
+    made = {name: float32(tensor) for name, tensor in outputs.items()}
+    return made if len(made) > 1 else next(iter(made.values()))

@@ -15,8 +15,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from xcam_torch.guard import running
+from xcam_torch.opening import cut_open
 from xcam_torch.outputs import ENDS, logits_first, parts
-from xcam_torch.recording import Call
+from xcam_torch.recording import Call, Recording, module_names
 
 SEEN_THROUGH = ("_to_copy", "clone", "alias")
 """Operations that change how values are kept, not what they are."""
@@ -60,6 +62,40 @@ class Tail:
     def __call__(self, value: Tensor, frontier: Sequence[Tensor]) -> dict[str, Tensor]:
         """The outputs (logits where an end was seen) for a value of the layer."""
         return dict(zip(self._names, self._tail(value, *frontier), strict=True))
+
+
+def verified(module: nn.Module, x: Tensor, call: Call, recording: Recording, name: str) -> Tail | None:
+    """A captured tail that agrees with the whole model, with changed values put in, for chosen rows of two pictures.
+
+    None where the model cannot be captured, or the tail says something else.
+    """
+    with running(module):
+        tail = capture(module, x[:1], call, module_names(module)[call.module], recording.activations)
+        if tail is None:
+            return None
+        try:
+            two = torch.cat([x[:1], x[:1].flip(-1) * 0.5])
+            pick = torch.as_tensor([1, 0, 1], device=x.device)
+            plain = cut_open(module, two[pick], call, recording, name)
+            generator = torch.Generator().manual_seed(0)
+            noise = 2 * torch.rand(plain.leaf.shape, generator=generator).to(plain.leaf)
+            changed = (plain.leaf.detach() * noise).contiguous()
+            expected = cut_open(module, two[pick], call, recording, name, changed).outputs
+            found = tail(changed, tail.rows(tail.frontier(two), two, pick))
+            return tail if _same(found, expected, plain.outputs) else None
+        except Exception:
+            return None
+
+
+def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
+    """Equal where the changed value moved the outputs: to a hundredth of how far it moved them, or to rounding."""
+    for name, value in expected.items():
+        moved, error, size = (
+            float(difference.detach().abs().max()) for difference in (value - plain[name], value - found[name], value)
+        )
+        if error > max(1e-2 * moved, 1e-5 * size):
+            return False
+    return any(bool((value != plain[name]).any()) for name, value in expected.items())
 
 
 def capture(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from xcam_cli.bar import Bar
-from xcam_cli.options import model_options, own_model, unheard
+from xcam_cli.options import model_options, own_model, score_option, tell, unheard
 
 
 @click.command()
@@ -26,9 +26,7 @@ from xcam_cli.options import model_options, own_model, unheard
 )
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`.")
 @click.option("-O", "--option", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the method.")
-@click.option(
-    "--score", type=click.Choice(["logit", "probability", "log-probability"]), default="logit", show_default=True
-)
+@score_option
 @click.option("--measure", "measures", multiple=True, metavar="NAME", help="A column; see `xcam evaluate --list`.")
 @click.option("--maps/--no-maps", default=True, help="The raw maps in the table.  [default: maps]")
 @click.option("--pictures", is_flag=True, help="Write overlays too.")
@@ -82,8 +80,7 @@ def batch(
         warnings.simplefilter("always", xcam.XcamWarning)
         found = xcam.batch(model, inputs, output, backend, loading, rivals=report, **options)
         page = found.report() if report else None
-    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)):
-        click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+    tell(caught)
     if as_json:
         told = {"pictures": found.pictures, "failed": found.failed, "table": found.table}
         click.echo(json.dumps(told | ({"report": page} if page else {}), ensure_ascii=False))

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from xcam_cli.bar import Bar
 from xcam_cli.lists import table
-from xcam_cli.options import Size, open_model, unheard
+from xcam_cli.options import Size, open_model, score_option, tell, unheard
 from xcam_cli.pictures import expanded
 
 ORDER = ("identical", "equivalent", "different")
@@ -33,9 +33,7 @@ ORDER = ("identical", "equivalent", "different")
 @click.option("-l", "--layer", metavar="LAYER", help="Of every model that names none. Default: found by aligning.")
 @click.option("-t", "--target", metavar="CLASS", help="Default: the first model's top class.")
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`.")
-@click.option(
-    "--score", type=click.Choice(["logit", "probability", "log-probability"]), default="logit", show_default=True
-)
+@score_option
 @click.option("--align/--no-align", default=None, help="Find which layer is which. Default: when needed.")
 @click.option("--require", type=click.Choice(ORDER[:2]), help="Exit with status 1 when the verdict is worse.")
 @click.option("--report", metavar="OUT.html", help="Write a page for a person.")
@@ -80,8 +78,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         names = [spec.layer or layer for spec in specs]
         with unheard():
             found = xcam.compare(opened, pictures, names, **options)
-    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)):
-        click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+    tell(caught)
     if place is not None:
         found.save(place)
     if as_json:

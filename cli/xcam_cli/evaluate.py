@@ -13,7 +13,7 @@ import click
 
 from xcam_cli.bar import Bar
 from xcam_cli.lists import table
-from xcam_cli.options import model_options, open_model, unheard
+from xcam_cli.options import model_options, open_model, score_option, tell, unheard
 from xcam_cli.pictures import Told, expanded, told
 
 
@@ -40,9 +40,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--list", is_flag=True, expose_value=False, is_eager=True, callback=_list, help="List the measures, and stop."
 )
-@click.option(
-    "--score", type=click.Choice(["logit", "probability", "log-probability"]), default="logit", show_default=True
-)
+@score_option
 @click.option(
     "--table",
     "file",
@@ -90,8 +88,7 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
             found = xcam.evaluate(
                 model, pictures, _methods(methods, model), measures=_measures(measures, model, bool(truth)), **asked
             )
-    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)):
-        click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+    tell(caught)
     if place is not None:
         found.save(place)
     if as_json:

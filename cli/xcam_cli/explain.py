@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcam_cli.bar import Bar
-from xcam_cli.options import model_options, open_model, unheard
+from xcam_cli.options import model_options, open_model, score_option, tell, unheard
 from xcam_cli.plan import Plan, places_of, planned
 
 if TYPE_CHECKING:
@@ -26,12 +26,7 @@ _DRAWING = (
         help="See `xcam methods`. Several, or all, are drawn side by side.  [default: gradcam]",
     ),
     click.option("-O", "--option", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the method."),
-    click.option(
-        "--score",
-        type=click.Choice(["logit", "probability", "log-probability"]),
-        default="logit",
-        show_default=True,
-    ),
+    score_option,
     click.option("--augment", is_flag=True, help="The mean over the picture, its mirror image, and scaled values."),
     click.option("--normalize", type=click.Choice(["max", "minmax", "none"]), default="max", show_default=True),
     click.option("--colormap", default="jet", show_default=True, metavar="NAME"),
@@ -138,9 +133,7 @@ def run(model: Any, images: list[Path], plan: Plan, places: list[list[Path]], ke
                     _emit(documents)
                 raise
             bar.hide()
-            told = [str(w.message) for w in caught if issubclass(w.category, xcam.XcamWarning)]
-            for message in dict.fromkeys(told):
-                click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+            tell(caught)
             for row, paths in zip(rows, places[part], strict=True):
                 _write(row, paths, plan, model, documents)
                 made += _kept(row, whole=len(images) == 1) if kept else []

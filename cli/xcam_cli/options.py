@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -53,6 +54,11 @@ _MODEL = (
 )
 
 
+score_option = click.option(
+    "--score", type=click.Choice(["logit", "probability", "log-probability"]), default="logit", show_default=True
+)
+
+
 def model_options(command: F) -> F:
     """The options that say which model, and how it is opened."""
     for option in reversed(_MODEL):
@@ -71,6 +77,14 @@ def models_options(command: F) -> F:
 def unheard() -> contextlib.AbstractContextManager[Any]:
     """What a model or its framework prints goes to standard error: standard output is for the answer."""
     return contextlib.redirect_stdout(sys.stderr)
+
+
+def tell(caught: Iterable[warnings.WarningMessage]) -> None:
+    """xcam's own warnings, each once, as lines on standard error."""
+    from xcam.errors import XcamWarning
+
+    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, XcamWarning)):
+        click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
 
 
 def open_model(backend: str | None, model: str | None, **options: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from xcam.errors import InputError, ModelError
 from xcam.loading import load
 
 SUFFIX = ".onnx"
+LIMIT = 1_500_000_000
+"""Bytes of weights that one ONNX file holds: protobuf ends at 2 GiB. More lie beside it, in `<name>.data`."""
 
 
 def export(
@@ -77,3 +80,22 @@ def check_place(path: str | os.PathLike[str], model: Any) -> Path:
     except OSError as error:
         raise InputError(f"cannot write {place}: {error.strerror}; choose another name") from error
     return place
+
+
+@contextmanager
+def whole_or_not(path: Path) -> Iterator[Path]:
+    """Write a model so that `path` holds the old content or all of the new.
+
+    Gives a file of the same name in a folder beside `path`. When the block has ended, whatever lies in that folder moves
+    to its place: weights first, for a model without them could not be read. Raises InputError.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".xcam-", dir=path.parent) as folder:
+            file = Path(folder, path.name)
+            yield file
+            for part in sorted(Path(folder).iterdir(), key=lambda part: part == file):
+                os.replace(part, path.with_name(part.name))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; give a folder that exists and has room"
+        ) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from typed import Result
+from xcam import demo
 from xcam_cli import main
 
 
@@ -24,3 +26,8 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
         return Result(int(stop.value.code or 0), out, err)
 
     return command
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    return Path(shutil.copy(demo.pictures()[0], tmp_path / "scene.png"))

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from xcam import InputError, maps
-from xcam.methods import get
 
 A = np.array([[[[1.0, 2.0], [3.0, 4.0]], [[-1.0, 0.0], [2.0, 1.0]]]])  # [1, 2, 2, 2]
 G = np.array([[[[1.0, -1.0], [2.0, 2.0]], [[0.0, 4.0], [-2.0, -4.0]]]])
@@ -35,31 +34,6 @@ def test_weigh_sums_over_channels() -> None:
 
 def test_relu() -> None:
     np.testing.assert_array_equal(maps.relu(np.array([[-1.0, 0.0, 2.0]])), [[0.0, 0.0, 2.0]])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("gradcam", [[1.5, 2.0], [2.0, 3.5]]),  # 1·A0 − 0.5·A1
-        ("hirescam", [[1.0, -2.0], [2.0, 4.0]]),
-        ("layercam", [[1.0, 0.0], [6.0, 8.0]]),
-    ],
-)
-def test_methods_by_hand(name: str, expected: list[list[float]]) -> None:
-    np.testing.assert_allclose(get(name).function(A, G), [expected])
-
-
-def test_random_is_seeded_and_ignores_the_gradient() -> None:
-    function = get("random").function
-    np.testing.assert_array_equal(function(A), function(A))
-    assert not np.array_equal(function(A), function(A, seed=1))
-    assert get("random").needs == ("activations",)
-
-
-@given(stacks())
-def test_gradcam_equals_hirescam_for_constant_gradients(a: np.ndarray) -> None:
-    g = np.broadcast_to(np.arange(1, a.shape[1] + 1, dtype=np.float32).reshape(1, -1, *[1] * (a.ndim - 2)), a.shape)
-    np.testing.assert_allclose(get("gradcam").function(a, g), get("hirescam").function(a, g), rtol=1e-4, atol=1e-2)
 
 
 @given(stacks())

@@ -1,4 +1,4 @@
-"""The measures of two maps, the verdict on them, and the alignment of layers, against numbers worked out by hand."""
+"""The measures of two maps, and the verdict on them, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xcam import ClassScore, Explanation, Layer
-from xcam.aligning import align, permutation, sketch
-from xcam.comparison import Divergence, Step
+from xcam import ClassScore, Explanation
 from xcam.measures import correlation, measure, verdict
-from xcam.report.chart import chart
 
 
 def explanation(cam: Any, outputs: tuple[float, ...] = (2.0, 1.0)) -> Explanation:
@@ -83,43 +80,3 @@ def test_correlation_of_maps_without_variation() -> None:
     assert correlation(flat, flat) == 1
     assert correlation(flat, ramp) == 0
     assert correlation(ramp, -3 * ramp) == pytest.approx(-1)
-
-
-def layers(*names: str, values: Any) -> list[Any]:
-    return [sketch(Layer(n, "Conv", v.shape[1:]), v) for n, v in zip(names, values, strict=True)]
-
-
-def test_what_stands_in_another_order_is_not_matched_to_something_else() -> None:
-    """conv, block, norm against norm, block: where `block` is matched, `conv` must not stand in for `norm`."""
-    conv, block, norm = np.random.default_rng(0).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
-    found = align(layers(*"abc", values=(conv, block, norm)), layers(*"vw", values=(norm, block)))
-    assert [(m.first, m.second, m.error) for m in found] == [(1, 1, 0.0)]
-
-
-def test_a_layer_that_differs_keeps_its_match() -> None:
-    values = np.random.default_rng(1).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
-    other = values.copy()
-    other[1] = 1.5 * other[1] + 0.2
-    assert [(m.first, m.second) for m in align(layers(*"abc", values=values), layers(*"abc", values=other))] == [
-        (0, 0),
-        (1, 1),
-        (2, 2),
-    ]
-
-
-@pytest.mark.parametrize("places", [(6, 7), ()])
-def test_permuted_channels(places: tuple[int, ...]) -> None:
-    values = np.random.default_rng(2).normal(size=(2, 9, *places)).astype(np.float32).reshape(2, 9, -1)
-    order = np.random.default_rng(3).permutation(9)
-    found = permutation(values, values[:, order])
-    assert found is not None
-    np.testing.assert_array_equal(values[:, order][:, found], values)
-    assert permutation(values, values) is None
-    assert permutation(values, values[:, order] + 1) is None
-
-
-def test_a_layer_without_an_error_is_drawn_below_what_rounding_makes() -> None:
-    steps = tuple(Step(str(k), str(k), error) for k, error in enumerate((0.0, 0.0, 0.3, 4.0)))
-    drawn = chart(Divergence((0, 1), steps, 2))
-    assert drawn.dots[0].y == drawn.bottom
-    assert drawn.dots[0].y - drawn.dots[2].y > 0.6 * (drawn.bottom - drawn.top), "nothing, and 0.3, are far apart"

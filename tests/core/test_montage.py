@@ -1,4 +1,4 @@
-"""Several maps in one picture: tiles, captions, notes; signed maps and contours, pixel by pixel."""
+"""Several maps in one picture: tiles, captions, notes."""
 
 from __future__ import annotations
 
@@ -9,29 +9,9 @@ import numpy as np
 import pytest
 
 import xcam
-from xcam import ClassScore, Explanation, InputError, montage
+from explanations import made
+from xcam import Explanation, InputError, montage
 from xcam.explanation import drawable
-from xcam.overlay import contours, diverging, lookup_table, signed_overlay
-
-RNG = np.random.default_rng(0)
-
-
-def made(label: str = "cat", size: tuple[int, int] = (200, 300), **changes: Any) -> Explanation:
-    facts: dict[str, Any] = {
-        "image": RNG.integers(0, 256, (*size, 3), dtype=np.uint8),
-        "cam": RNG.normal(size=(5, 6)).astype(np.float32),
-        "outputs": np.float32([1, 2]),
-        "scores": np.float32([0.25, 0.75]),
-        "target": ClassScore(1),
-        "index": 1,
-        "label": label,
-        "score": 2.0,
-        "layer": "conv",
-        "method": "gradcam",
-        "backend": "fake",
-        "model": "net",
-    }
-    return Explanation(**(facts | changes))
 
 
 def test_tiles_stand_in_rows_as_they_were_drawn() -> None:
@@ -96,65 +76,3 @@ def test_grids_that_make_no_sense() -> None:
         xcam.grid([made()], ["a", "b"])
     with pytest.raises(InputError, match="there is nothing to draw"):
         xcam.grid([])
-
-
-def test_signed_maps_are_red_for_and_blue_against() -> None:
-    image = RNG.integers(0, 256, (130, 3, 3), dtype=np.uint8)  # more rows than one strip
-    heat = np.float32([[-1, 0, 1]]).repeat(130, 0)
-    found = signed_overlay(image, heat, alpha=1.0)
-    np.testing.assert_array_equal(found[:, 0], np.uint8([[33, 102, 172]]).repeat(130, 0))
-    np.testing.assert_array_equal(found[:, 1], image[:, 1])
-    np.testing.assert_array_equal(found[:, 2], np.uint8([[178, 24, 43]]).repeat(130, 0))
-    quarter = signed_overlay(image, np.full((130, 3), 0.25, np.float32))  # 1.6·0.5·√0.25 = 0.4 of the colour
-    expected = 0.6 * image + 0.4 * diverging()[round(0.25 * 127.5 + 127.5), 0]
-    np.testing.assert_allclose(quarter, expected, atol=0.51)
-
-
-def test_a_signed_map_does_not_depend_on_the_normalisation() -> None:
-    part = made()
-    assert float(np.abs(part.cam).max()) != 1.0
-    for how in ("none", "minmax"):
-        other = replace(part, normalize=how)  # type: ignore[arg-type]
-        np.testing.assert_array_equal(other.overlay(style="signed"), part.overlay(style="signed"))
-    np.testing.assert_array_equal(
-        replace(part, normalize="none").overlay(style="contour"), part.overlay(style="contour")
-    )
-    flipped = replace(part, cam=-part.cam)
-    np.testing.assert_array_equal(flipped.signed, -part.signed)
-
-
-def test_contours_are_lines_in_the_colour_of_their_level() -> None:
-    image = np.full((100, 120, 3), 128, np.uint8)
-    heat = np.zeros((100, 120), np.float32)
-    heat[30:70, 40:80] = 0.6  # above 0.25 and 0.5
-    found = contours(image, heat)
-    line = found[30, 60].astype(float)  # anti-aliased, on a dark line: a little darker than the colour
-    np.testing.assert_allclose(line / line.max(), lookup_table("jet")[round(0.5 * 255), 0] / 255, atol=0.03)
-    assert line.max() > 190
-    np.testing.assert_allclose(found[50, 40], line, atol=2)
-    inside, outside = found[35:65, 45:75], found[:25]
-    assert (inside == 128).all()
-    assert (outside == 128).all()
-    np.testing.assert_array_equal(contours(image, heat, levels=(0.75,)), image)
-
-
-def test_a_word_that_a_style_has_no_use_for_is_refused() -> None:
-    part = made()
-    for words, name in (
-        ({"style": "contour", "alpha": 0.3}, "alpha"),
-        ({"style": "contour", "blend": "add"}, "blend"),
-        ({"style": "signed", "colormap": "viridis"}, "colormap"),
-    ):
-        with pytest.raises(InputError, match=f"{name} has no effect on style"):
-            part.overlay(**words)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="no style 'sign'; known: heat, contour, signed"):
-        part.overlay(style="sign")  # type: ignore[arg-type]
-
-
-def test_pictures_in_any_memory_order() -> None:
-    image = RNG.integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    for turned in (image.transpose(1, 0, 2), image[::-1, ::-1], np.asfortranarray(image)):
-        for style in ("heat", "contour", "signed"):
-            part = made(image=turned, cam=np.ones((2, 2), np.float32))
-            plain = replace(part, image=np.ascontiguousarray(turned))
-            np.testing.assert_array_equal(part.overlay(style=style), plain.overlay(style=style))  # type: ignore[arg-type]

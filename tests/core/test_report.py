@@ -399,6 +399,13 @@ def test_the_chart_is_logarithmic() -> None:
     assert all(drawn.left <= dot.x <= drawn.right for dot in drawn.dots)
 
 
+def test_a_layer_without_an_error_is_drawn_below_what_rounding_makes() -> None:
+    steps = tuple(Step(str(k), str(k), error) for k, error in enumerate((0.0, 0.0, 0.3, 4.0)))
+    drawn = chart.chart(Divergence((0, 1), steps, 2))
+    assert drawn.dots[0].y == drawn.bottom
+    assert drawn.dots[0].y - drawn.dots[2].y > 0.6 * (drawn.bottom - drawn.top), "nothing, and 0.3, are far apart"
+
+
 @pytest.mark.parametrize("errors", [(0.0,), (0.0, 0.0), (math.nan,), (1e-30, 1e30)])
 def test_the_chart_of_what_no_logarithm_knows(errors: tuple[float, ...]) -> None:
     drawn = chart.chart(Divergence((0, 1), tuple(Step("a", "b", e) for e in errors), None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from onnx import TensorProto, helper
 
 import onnx_small as small
 import xcam
-import xcam_cli
 from xcam import InputError, ModelError, demo, preprocessing
 from xcam.demo.scenes import scene
 from xcam_onnx import export
@@ -351,36 +349,3 @@ def test_a_file_is_not_explained_twice_and_not_overwritten_by_itself(tmp_path: P
     xcam.export(source, path)
     with pytest.raises(InputError, match="explains itself already; export the model that it was made from"):
         xcam.export(path, tmp_path / "f.onnx")
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, photo = tmp_path / "e.onnx", tmp_path / "p.png"
-    cv2.imwrite(str(photo), IMAGE[..., ::-1])
-
-    def command(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as done:
-            xcam_cli.main([str(word) for word in words])
-        return int(done.value.code or 0), *capsys.readouterr()
-
-    assert command("export", "-m", "demo", "-b", "onnx", "-l", "conv4", "--heatmap", "gradcam", "-o", path)[:2] == (
-        0,
-        f"wrote {path}\n",
-    )
-    code, out, _ = command("-m", path, "--json", "-o", tmp_path / "cam.png", photo)
-    told = json.loads(out)
-    told = told[0] if isinstance(told, list) else told.get("explanations", [told])[0]
-    assert (code, told["layer"]) == (0, "conv4")
-    before = path.read_bytes()
-    for words in (
-        ["export", "-m", path, "-o", path],
-        ["export", "-m", path, "-o", tmp_path / "f.onnx"],
-        ["export", "-m", photo, "-b", "onnx", "-o", tmp_path / "f.onnx"],
-        ["export", "-m", "demo", "-b", "onnx", "--heatmap", "nope", "-o", tmp_path / "f.onnx"],
-        ["export", "-m", "demo", "-b", "onnx", "-l", "a\nb", "-o", tmp_path / "f.onnx"],
-        ["export", "-m", "demo", "-b", "keras", "-l", "nope", "-o", tmp_path / "f.onnx"],
-    ):
-        code, out, err = command(*words)
-        assert (code, out, err.count("\n")) == (2, "", 1), err
-        assert err.startswith("xcam: ")
-    assert path.read_bytes() == before
-    assert not (tmp_path / "f.onnx").exists()

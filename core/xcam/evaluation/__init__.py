@@ -8,14 +8,13 @@ options. Nothing here loads a model or reads a picture: `xcam.evaluating` suppli
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from xcam.errors import BackendError, InputError, nearest
-from xcam.methods import KINDS, _like
+from xcam.registered import Registered
 
 F = TypeVar("F", bound=Callable[..., Any])
 Better = Literal["higher", "lower"]
@@ -23,11 +22,9 @@ _registry: dict[str, Measure] = {}
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(Registered):
     """A number for each picture that says how far its map can be trusted."""
 
-    name: str
-    function: Callable[..., Any]
     better: Better
     source: str
     """The paper, with the equation."""
@@ -44,25 +41,6 @@ class Measure:
     requires: str = ""
     """A module that it imports, of the extra `batch`."""
 
-    @property
-    def summary(self) -> str:
-        """The first line of the measure's docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What has to be supplied, in order: names of positional parameters."""
-        return tuple(p.name for p in self._parameters if p.kind is not p.KEYWORD_ONLY)
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Option names and their defaults."""
-        return {p.name: p.default for p in self._parameters if p.kind is p.KEYWORD_ONLY}
-
-    @property
-    def _parameters(self) -> tuple[inspect.Parameter, ...]:
-        return tuple(inspect.signature(self.function).parameters.values())
-
     def require(self) -> Any:
         """The module that it imports, if any. Raises BackendError where that is not installed: call it before the work."""
         if not self.requires:
@@ -74,17 +52,6 @@ class Measure:
                 f"measure {self.name!r} needs {self.requires.partition('.')[0]}, which is not installed here: "
                 'pip install "xcam-explain[batch]"; or name other measures'
             ) from error
-
-    def checked(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`options`, if the measure has them all, each of the kind that its default is of. Raises InputError."""
-        for option, value in options.items():
-            if option not in self.options:
-                has = f"its options: {', '.join(self.options)}" if self.options else "it has no options"
-                raise InputError(f"measure {self.name!r} has no option {option!r}; {has}")
-            default = self.options[option]
-            if not _like(default, value):
-                raise InputError(f"{option} of {self.name} takes {KINDS[type(default)]}, not {value!r}")
-        return options
 
 
 def measure(

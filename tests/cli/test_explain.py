@@ -1,14 +1,10 @@
-"""The command, as a user types it: words in, a picture and words out; one line when something is wrong."""
+"""`xcam explain`, as it is typed: words in, a picture and words out; one line when something is wrong."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,20 +15,6 @@ import pytest
 import xcam
 from typed import Result
 from xcam import demo, pictures
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    return Path(shutil.copy(demo.pictures()[0], tmp_path / "scene.png"))
-
-
-def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Result], tmp_path: Path) -> None:
-    result = run("demo", "-b", "keras")
-    assert result.status == 0, result.err
-    name = demo.pictures()[0].stem.split("-")[-1]
-    assert f"{name} (" in result.out
-    assert "wrote xcam-demo.png" in result.out
-    assert pictures.read(tmp_path / "xcam-demo.png").shape == pictures.read(demo.pictures()[0]).shape
 
 
 def test_json_is_one_document_and_names_class_score_layer_output(run: Callable[..., Result], picture: Path) -> None:
@@ -170,78 +152,6 @@ def test_a_zero_heatmap_is_written_with_a_warning(run: Callable[..., Result], tm
     np.testing.assert_allclose(pictures.read(tmp_path / "black.cam.jpg")[4, 4], [0, 0, 64], atol=4)
 
 
-def test_layers_and_lists(run: Callable[..., Result]) -> None:
-    rows = json.loads(run("layers", "-b", "keras", "-m", "demo", "--json").out)
-    assert [row["name"] for row in rows if row["default"]] == ["conv5"]
-    assert next(row for row in rows if row["name"] == "conv5")["shape"] == [64, 16, 16]
-    shown = run("layers", "-b", "keras", "-m", "demo").out
-    assert "64×16×16" in shown
-    assert "default" in shown
-    assert {"gradcam", "hirescam", "layercam", "random"} <= {
-        r["name"] for r in json.loads(run("methods", "--json").out)
-    }
-    assert {r["name"]: r["state"] for r in json.loads(run("backends", "--json").out)}["keras"] == "available"
-
-
-MODELS = """
-import sys
-import torch
-from torch import nn
-
-
-class Loud(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
-
-    def forward(self, x):
-        print("hello from the model")
-        return self.out(self.conv(x).mean(dim=(2, 3)))
-
-
-class One(Loud):
-    def forward(self, x):
-        z = super().forward(x)
-        if len(x) == 3:
-            raise ValueError("three is too many")
-        return z
-
-
-def leave():
-    sys.exit(0)
-"""
-
-
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models_of_the_command.py").write_text(MODELS)
-    monkeypatch.delitem(sys.modules, "models_of_the_command", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-
-
-@pytest.mark.usefixtures("models")
-def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., Result], picture: Path) -> None:
-    result = run("-m", "models_of_the_command:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
-    assert json.loads(result.out)["index"] in (0, 1)
-    assert "hello from the model" in result.err
-    assert (
-        json.loads(run("layers", "-m", "models_of_the_command:Loud", "--size", "16", "--json").out)[0]["name"]
-        == "conv"
-    )
-
-
-@pytest.mark.usefixtures("models")
-def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result], picture: Path) -> None:
-    left = run("-m", "models_of_the_command:leave", picture)
-    assert (left.status, left.err.count("\n")) == (2, 1)
-    assert "models_of_the_command:leave() failed: SystemExit" in left.err
-    for name in "abc":
-        shutil.copy(picture, picture.with_name(f"{name}.png"))
-    failed = run("-m", "models_of_the_command:One", "--size", "16", "--preprocess", "unit", "a.png", "b.png", "c.png")
-    assert failed.status == 2
-    assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
-
-
 def test_what_was_written_before_a_failure_is_told(run: Callable[..., Result], picture: Path) -> None:
     names = [f"{n}.png" for n in range(9)]
     for name in names:
@@ -253,57 +163,12 @@ def test_what_was_written_before_a_failure_is_told(run: Callable[..., Result], p
     assert [Path(row["output"]).name for row in json.loads(result.out)] == [f"{n}.cam.jpg" for n in range(8)]
 
 
-def test_no_model_is_loaded_for_a_picture_that_is_not_there(run: Callable[..., Result]) -> None:
-    result = run("-b", "keras", "absent.jpg")  # VGG16 would be downloaded
-    assert result.err == "xcam: cannot read absent.jpg: no such file; check the path\n"
-
-
 def test_pipes_are_no_pictures_and_no_outputs(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert "pipe.png is no ordinary file; give a picture" in run("-m", "demo", "-b", "keras", "pipe.png").err
     result = run("-m", "demo", "-b", "keras", "-o", "pipe.png", picture)
     assert "it is write-protected, or no ordinary file" in result.err
     assert (tmp_path / "pipe.png").is_fifo()
-
-
-def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("a\n\nc\nd\ne\nf\n")
-    words = ["-m", "demo", "-b", "keras", "--json", "-t", "2", picture]
-    assert json.loads(run(*words, "--labels", "names.txt").out)["class"] == "c"
-    for content, message in {
-        "a\nb": "there are 2 class names for the 6 classes",
-        "": "no class names in few.txt",
-    }.items():
-        (tmp_path / "few.txt").write_text(content)
-        result = run(*words, "--labels", "few.txt")
-        assert (result.status, result.out) == (2, "")
-        assert message in result.err
-    (tmp_path / "names.json").write_text('{"0": ["n1", "a"], "1": "b", "2": "see", "3": "d", "4": "e", "5": "f"}')
-    assert json.loads(run(*words, "--labels", "names.json").out)["class"] == "see"
-    for content in ('"abc"', "{}", "[" * 100_000, "[1]"):
-        (tmp_path / "odd.json").write_text(content)
-        result = run(*words, "--labels", "odd.json")
-        assert result.status == (0 if content == "[1]" else 2) or "class names" in result.err
-        assert "Traceback" not in result.err
-
-
-def test_debug_shows_the_whole_story(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "xcam_cli", "absent.png", "-b", "keras", "-m", "demo"]
-    plain = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (plain.returncode, plain.stdout) == (2, "")
-    assert plain.stderr == "xcam: cannot read absent.png: no such file; check the path\n"
-    deep = subprocess.run([*words, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "Traceback" in deep.stderr
-
-
-def test_help_is_quick() -> None:
-    command = Path(sys.executable).with_name("xcam")
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([command, "--help"], check=True, capture_output=True, env=os.environ)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
 
 
 def test_a_difference_of_classes_is_told_with_its_value_and_the_chances(
@@ -319,47 +184,3 @@ def test_a_difference_of_classes_is_told_with_its_value_and_the_chances(
     assert f"→ {two['score']:7.4g}  disc-ring" in shown
     assert f"{one['probability']:7.2%}  {one['class']}" in shown
     assert f"{two['score']:7.4g}  disc-ring: gradcam" in run(*words, "-t", "disc-ring", "--grid").out
-
-
-def test_the_bar_leaves_standard_output_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins while the model's words go to standard error, and ends when they no longer do."""
-    from xcam_cli.bar import Bar
-    from xcam_cli.options import unheard
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    out = sys.stdout
-    bar = Bar()
-    bar.told("pictures", 1, 3)
-    assert sys.stderr.getvalue() == "", "nothing in the first two seconds"  # type: ignore[attr-defined]
-    monkeypatch.setattr(Bar, "PATIENCE", 0.0)
-    with unheard():
-        bar.told("pictures", 1, 3)
-    bar.hide()
-    assert sys.stdout is out
-    assert "pictures" in sys.stderr.getvalue()  # type: ignore[attr-defined]
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar.told("pictures", 2, 3)
-    assert sys.stderr.getvalue() == "", "nobody watches"  # type: ignore[attr-defined]
-
-
-def test_ctrl_c_leaves_no_half_written_file(
-    run: Callable[..., Result], picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = picture.with_name("scene.cam.jpg")
-    place.write_bytes(b"old")
-    before = sorted(tmp_path.iterdir())
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    for where in ("xcam.pictures.os.replace", "xcam.pictures.read"):
-        with monkeypatch.context() as patch:
-            patch.setattr(where, stop)
-            result = run("-b", "onnx", "-m", "demo", picture)
-        assert (result.status, result.out, result.err.strip()) == (130, "", "xcam: stopped")
-        assert sorted(tmp_path.iterdir()) == before
-        assert place.read_bytes() == b"old"

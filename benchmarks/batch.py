@@ -1,6 +1,6 @@
 """A set of 12-megapixel photographs through ResNet50 on ONNX Runtime: how much of the cores goes to the model and to decoding?
 
-    python benchmarks/test_batch.py [--pictures 500] [--engine ray]
+    python benchmarks/batch.py [--pictures 500] [--engine ray]
 
 Bare inference in its best batch and bare decoding are each timed alone, in CPU seconds; what the cores could do with that
 is held against what `xcam.batch` does.
@@ -37,7 +37,9 @@ def photographs(folder: Path, count: int) -> list[Path]:
     for k in range(DIFFERENT):
         rng = np.random.default_rng(k)
         image = sum(
-            cv2.resize(rng.normal(0, 40, (3 * n, 4 * n, 3)).astype(np.float32), (4000, 3000), interpolation=cv2.INTER_CUBIC)
+            cv2.resize(
+                rng.normal(0, 40, (3 * n, 4 * n, 3)).astype(np.float32), (4000, 3000), interpolation=cv2.INTER_CUBIC
+            )
             for n in (4, 30, 250)
         )
         noisy = np.clip(128 + image + rng.normal(0, 4, (3000, 4000, 3)), 0, 255).astype(np.uint8)
@@ -49,6 +51,7 @@ def photographs(folder: Path, count: int) -> list[Path]:
 
 def resnet(folder: Path) -> Path:
     import torch
+
     import torch_architectures
 
     torch.manual_seed(0)
@@ -79,7 +82,9 @@ def inference(path: Path) -> tuple[int, float]:
         x = np.random.default_rng(0).normal(size=(size, 3, 224, 224)).astype(np.float32)
         session.run(None, {name: x})
         rounds = max(2, 64 // size)
-        found[size] = cpu(lambda x=x, rounds=rounds: [session.run(None, {name: x}) for _ in range(rounds)], rounds * size)
+        found[size] = cpu(
+            lambda x=x, rounds=rounds: [session.run(None, {name: x}) for _ in range(rounds)], rounds * size
+        )
     best = min(found, key=lambda size: found[size])
     print("inference, CPU ms for each picture:", {k: round(1000 * v, 1) for k, v in found.items()})
     return best, found[best]
@@ -99,7 +104,9 @@ def main() -> None:
         print(f"{DIFFERENT} photographs, {np.mean([len(d) for d in data]) / 1e6:.1f} MB each; {os.cpu_count()} cores")
         best, model = inference(path)
         decoding = cpu(lambda: [worker.decoded(d, "photo", 224) for d in data], len(data))
-        print(f"decoding at an eighth: {1000 * decoding:.1f} ms of CPU; inference in batches of {best}: {1000 * model:.1f} ms")
+        print(
+            f"decoding at an eighth: {1000 * decoding:.1f} ms of CPU; inference in batches of {best}: {1000 * model:.1f} ms"
+        )
         before = psutil.Process().memory_info().rss
         start, spent = time.monotonic(), os.times()
         layer = [n.name for n in xcam.load(path).layers if n.shape[1:] == (7, 7)][-1]
@@ -112,7 +119,9 @@ def main() -> None:
         used = (after.user + after.system - spent.user - spent.system) / given.pictures
         allowed = (os.cpu_count() or 1) / (model + decoding)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{given.engine}: {given.pictures / wall:.2f} pictures a second in {wall:.1f} s; {allowed:.2f} allowed: {given.pictures / wall / allowed:.3f}")
+        print(
+            f"{given.engine}: {given.pictures / wall:.2f} pictures a second in {wall:.1f} s; {allowed:.2f} allowed: {given.pictures / wall / allowed:.3f}"
+        )
         print(f"CPU for each picture {1000 * used:.1f} ms: {1000 * (used - model - decoding):.1f} ms beside the two")
         print(f"peak {peak:.0f} MB; {before / 2**20:.0f} MB before, model file {path.stat().st_size / 2**20:.0f} MB")
     finally:

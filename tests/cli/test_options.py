@@ -1,0 +1,97 @@
+"""The options that several commands share: which model, and how it is opened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from typed import Result
+
+MODELS = """
+import sys
+import torch
+from torch import nn
+
+
+class Loud(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        print("hello from the model")
+        return self.out(self.conv(x).mean(dim=(2, 3)))
+
+
+class One(Loud):
+    def forward(self, x):
+        z = super().forward(x)
+        if len(x) == 3:
+            raise ValueError("three is too many")
+        return z
+
+
+def leave():
+    sys.exit(0)
+"""
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models_of_the_command.py").write_text(MODELS)
+    monkeypatch.delitem(sys.modules, "models_of_the_command", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("models")
+def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., Result], picture: Path) -> None:
+    result = run("-m", "models_of_the_command:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
+    assert json.loads(result.out)["index"] in (0, 1)
+    assert "hello from the model" in result.err
+    assert (
+        json.loads(run("layers", "-m", "models_of_the_command:Loud", "--size", "16", "--json").out)[0]["name"]
+        == "conv"
+    )
+
+
+@pytest.mark.usefixtures("models")
+def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result], picture: Path) -> None:
+    left = run("-m", "models_of_the_command:leave", picture)
+    assert (left.status, left.err.count("\n")) == (2, 1)
+    assert "models_of_the_command:leave() failed: SystemExit" in left.err
+    for name in "abc":
+        shutil.copy(picture, picture.with_name(f"{name}.png"))
+    failed = run("-m", "models_of_the_command:One", "--size", "16", "--preprocess", "unit", "a.png", "b.png", "c.png")
+    assert failed.status == 2
+    assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
+
+
+def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\n\nc\nd\ne\nf\n")
+    words = ["-m", "demo", "-b", "keras", "--json", "-t", "2", picture]
+    assert json.loads(run(*words, "--labels", "names.txt").out)["class"] == "c"
+    for content, message in {
+        "a\nb": "there are 2 class names for the 6 classes",
+        "": "no class names in few.txt",
+    }.items():
+        (tmp_path / "few.txt").write_text(content)
+        result = run(*words, "--labels", "few.txt")
+        assert (result.status, result.out) == (2, "")
+        assert message in result.err
+    (tmp_path / "names.json").write_text('{"0": ["n1", "a"], "1": "b", "2": "see", "3": "d", "4": "e", "5": "f"}')
+    assert json.loads(run(*words, "--labels", "names.json").out)["class"] == "see"
+    for content in ('"abc"', "{}", "[" * 100_000, "[1]"):
+        (tmp_path / "odd.json").write_text(content)
+        result = run(*words, "--labels", "odd.json")
+        assert result.status == (0 if content == "[1]" else 2) or "class names" in result.err
+        assert "Traceback" not in result.err
+
+
+def test_no_model_is_loaded_for_a_picture_that_is_not_there(run: Callable[..., Result]) -> None:
+    result = run("-b", "keras", "absent.jpg")  # VGG16 would be downloaded
+    assert result.err == "xcam: cannot read absent.jpg: no such file; check the path\n"

@@ -1,0 +1,114 @@
+"""What holds for every method: determinism, rows alone, awkward activations, costs, options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xcam
+from quadratic import Quadratic
+from quadratic_cams import batch, cam
+from xcam import BackendError, InputError
+from xcam.methods import Method, get, methods
+
+
+def runs(method: Method, rank: int) -> bool:
+    """Masks are pictures: the methods that make some need two axes of space."""
+    return rank == 2 or "forward" not in method.needs
+
+
+@pytest.mark.parametrize("space", [(6,), (4, 6), (6, 3), (3, 4, 2)], ids=str)
+@pytest.mark.parametrize("name", methods())
+def test_shape_determinism_and_rows_alone(name: str, space: tuple[int, ...]) -> None:
+    if not runs(get(name), len(space)):
+        with pytest.raises(InputError, match="masks are pictures"):
+            cam(name, Quadratic(space), batch(*space))
+        return
+    model, x = Quadratic(space), batch(*space)
+    found = cam(name, model, x)
+    assert found.shape == (2, *space)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, cam(name, model, x))
+    for row in range(2):
+        np.testing.assert_allclose(cam(name, model, x[row : row + 1])[0], found[row], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["zero", "constant", "negative", "one dead channel", "tiny"])
+@pytest.mark.parametrize("name", methods())
+def test_no_nan_on_awkward_activations(name: str, kind: str) -> None:
+    x = {
+        "zero": np.zeros((1, 3, 4, 6)),
+        "constant": np.full((1, 3, 4, 6), 2.5),
+        "negative": -np.abs(batch(4, 6, n=1)),
+        "one dead channel": batch(4, 6, n=1) * np.array([1, 0, 1])[:, None, None],
+        "tiny": 1e-20 * batch(4, 6, n=1),
+    }[kind].astype(np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        assert np.isfinite(cam(name, Quadratic(), x)).all()
+
+
+@pytest.mark.parametrize("name", ["eigencam", "eigengradcam", "fem", "gradcam++", "xgradcam"])
+def test_zero_activations_give_zero(name: str) -> None:
+    assert not cam(name, Quadratic(), np.zeros((1, 3, 4, 6), np.float32)).any()
+
+
+def test_what_it_costs() -> None:
+    """Ablation and Recipro-CAM run the tail alone, Score-CAM the whole model once for each channel."""
+    for name, passes, tails in (("ablationcam", 1, 3), ("reciprocam", 1, 24), ("scorecam", 1 + 1 + 3, 0)):
+        model = Quadratic()
+        cam(name, model, batch(4, 6, n=1))
+        assert (model.passes, model.tails) == (passes, tails), name
+
+
+def test_a_backend_that_lacks_something_is_told_what_works() -> None:
+    model = Quadratic(capabilities=())
+    image = np.zeros((4, 6, 3), np.uint8)
+    with pytest.raises(
+        BackendError, match="needs gradients, which backend 'quadratic' does not have; these work: eigencam"
+    ):
+        xcam.explain(model, image)
+    with pytest.raises(BackendError, match="method 'ablationcam' needs resume"):
+        xcam.explain(model, image, method="ablationcam")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("iscam", {"n": 0}, "n is 0; give a number above 0"),
+        ("iscam", {"n": 10**12}, "n is 1000000000000; give a number above 0, and 10000 at most"),
+        ("sscam", {"std": float("nan")}, "std is nan"),
+        ("random", {"seed": -1}, "seed is -1; give 0 or more"),
+        ("scorecam", {"max_channels": 4}, "max_channels is 4; give 0 for all, or a number up to 3"),
+        ("smoothgradcam++", {"std": -1}, "std is -1; give a number above 0"),
+        ("sscam", {"n": -3}, "n is -3"),
+        ("scorecam", {"max_channels": -1}, "max_channels is -1; give 0 for all"),
+        ("scorecam", {"baseline": "grey"}, "no baseline 'grey'; known: zero, none"),
+    ],
+)
+def test_options_that_make_no_sense(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        cam(name, Quadratic(), batch(4, 6), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("iscam", {"n": 2.5}, "n of iscam takes a whole number, not 2.5"),
+        ("iscam", {"n": "3"}, "n of iscam takes a whole number, not '3'"),
+        ("iscam", {"n": True}, "n of iscam takes a whole number, not True"),
+        ("sscam", {"std": np.inf}, "std of sscam takes a finite number, not inf"),
+        ("fem", {"k": float("nan")}, "k of fem takes a finite number, not nan"),
+        ("fem", {"variant": None}, "variant of fem takes a word, not None"),
+        ("eigencam", {"centred": "false"}, "centred of eigencam takes true or false, not 'false'"),
+    ],
+)
+def test_options_of_another_kind(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        get(name).checked(options)
+
+
+def test_options_of_the_right_kind_in_other_clothes() -> None:
+    get("sscam").checked({"n": np.int64(3), "std": 1, "seed": np.uint8(2)})
+    get("eigencam").checked({"centred": np.False_})

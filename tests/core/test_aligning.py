@@ -1,0 +1,44 @@
+"""Which layer of one model is which of another: matches worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xcam import Layer
+from xcam.aligning import align, permutation, sketch
+
+
+def layers(*names: str, values: Any) -> list[Any]:
+    return [sketch(Layer(n, "Conv", v.shape[1:]), v) for n, v in zip(names, values, strict=True)]
+
+
+def test_what_stands_in_another_order_is_not_matched_to_something_else() -> None:
+    """conv, block, norm against norm, block: where `block` is matched, `conv` must not stand in for `norm`."""
+    conv, block, norm = np.random.default_rng(0).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    found = align(layers(*"abc", values=(conv, block, norm)), layers(*"vw", values=(norm, block)))
+    assert [(m.first, m.second, m.error) for m in found] == [(1, 1, 0.0)]
+
+
+def test_a_layer_that_differs_keeps_its_match() -> None:
+    values = np.random.default_rng(1).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    other = values.copy()
+    other[1] = 1.5 * other[1] + 0.2
+    assert [(m.first, m.second) for m in align(layers(*"abc", values=values), layers(*"abc", values=other))] == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+    ]
+
+
+@pytest.mark.parametrize("places", [(6, 7), ()])
+def test_permuted_channels(places: tuple[int, ...]) -> None:
+    values = np.random.default_rng(2).normal(size=(2, 9, *places)).astype(np.float32).reshape(2, 9, -1)
+    order = np.random.default_rng(3).permutation(9)
+    found = permutation(values, values[:, order])
+    assert found is not None
+    np.testing.assert_array_equal(values[:, order][:, found], values)
+    assert permutation(values, values) is None
+    assert permutation(values, values[:, order] + 1) is None

@@ -1,0 +1,30 @@
+"""Methods run on the model whose every derivative is known: see `quadratic`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from quadratic import Quadratic
+from xcam import ClassScore
+from xcam.methods import get
+from xcam.supply import Supply
+from xcam.tokens import Grid
+
+RNG = np.random.default_rng(2)
+CHEAP = {"sscam": {"n": 3, "std": 0.5}, "iscam": {"n": 3}, "smoothgradcam++": {"n": 3}}
+
+
+def supply(model: Quadratic, x: Any, index: int = 0, score: Any = "logit") -> Supply:
+    aims = [ClassScore(index, score)] * len(x)
+    trace = model.trace(x, "features", lambda outputs: [aims[0].cotangent(outputs)])
+    return Supply(model, model.layers[0], Grid(), x, trace, aims, 0)
+
+
+def cam(name: str, model: Quadratic, x: Any, index: int = 0, score: Any = "logit", **options: Any) -> Any:
+    return supply(model, x, index, score)(get(name), CHEAP.get(name, {}) | options)
+
+
+def batch(*space: int, n: int = 2, channels: int = 3) -> Any:
+    return RNG.normal(size=(n, channels, *space)).astype(np.float32)

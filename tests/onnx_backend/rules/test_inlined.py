@@ -1,0 +1,86 @@
+"""Operators that the standard defines by others, and that have no rule: what they are made of is differentiated."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  (as everywhere)
+
+from onnx_gradients import NEWEST
+from onnx_rules import Case, Cases, Draw, gradients, one
+from xcam_onnx.autodiff import RULES
+
+case = Cases()
+
+
+@case("Attention")
+def attention(d: Draw) -> Case:
+    """Heads on an axis of their own; a mask, added or of truth values; fewer key heads; the causal mask."""
+    n, heads, share, q, k, size = (
+        d.whole(1, 2),
+        d.whole(1, 2),
+        d.of(1, 2),
+        d.whole(1, 3),
+        d.whole(1, 4),
+        d.whole(1, 4),
+    )
+    values = {"x": d.any(n, heads * share, q, size)}
+    values |= {"k": d.any(n, heads, k, size), "v": d.any(n, heads, k, d.whole(1, 4))}
+    scale, causal = d.of(None, 0.3), d.flag()
+    given = {"is_causal": int(causal)} | ({} if scale is None else {"scale": scale})
+    at = ["x", "k", "v"]
+    if not causal and (kind := d.of("", "truth", "added")):
+        mask = d.any(q, k)
+        values["m"] = mask if kind == "added" else (mask > 0) | (np.arange(k) == 0)
+        at += ["m"] * (kind == "added")
+
+    def function(x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor | None = None) -> torch.Tensor:
+        more = {"attn_mask": m, "is_causal": causal, "scale": scale, "enable_gqa": share > 1}
+        return F.scaled_dot_product_attention(x, k, v, **more)
+
+    return one(d, values, function, at=at, free="m", by="torch", opset=d.opset(23, 24, NEWEST), **given)
+
+
+@case("Attention", kind="packed")
+def packed(d: Draw) -> Case:
+    """Heads side by side in the last axis."""
+    n, heads, q, k, size = d.whole(1, 2), d.whole(1, 3), d.whole(1, 3), d.whole(1, 4), d.whole(1, 3)
+    values = {"x": d.any(n, q, heads * size), "k": d.any(n, k, heads * size), "v": d.any(n, k, heads * size)}
+
+    def function(*given: torch.Tensor) -> torch.Tensor:
+        apart = (t.reshape(n, -1, heads, size).transpose(1, 2) for t in given)
+        return F.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(2)
+
+    opset = d.opset(23, 24, NEWEST)
+    return one(
+        d, values, function, at="xkv", by="torch", opset=opset, symbolic=(), q_num_heads=heads, kv_num_heads=heads
+    )
+
+
+@case("Shrink")
+def shrink(d: Draw) -> Case:
+    lambd, bias = d.of(0.5, 0.3), d.of(0.0, 0.2)
+    given = {"lambd": lambd} if d.flag() or lambd != 0.5 else {}
+    given |= {"bias": bias} if bias else {}
+    return one(d, {"x": d.off(-lambd, lambd)(*d.shape(1, 3))}, opset=d.opset(18, 21, NEWEST), **given)
+
+
+@case("MeanVarianceNormalization")
+def mean_variance(d: Draw) -> Case:
+    """The standard adds 1e-9 to the deviation."""
+    x = d.any(d.whole(2, 3), d.whole(1, 3), d.whole(4, 5), d.whole(1, 3))
+    given = d.of({}, {"axes": [0, 2, 3]}, {"axes": [2, 3]}, {"axes": [0, 1, 2, 3]})
+    axes = given.get("axes", [0, 2, 3])
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(axes, True)) / (x.var(axes, correction=0, keepdim=True).sqrt() + 1e-9)
+
+    return one(d, {"x": x}, function, by="torch", opset=d.opset(13, 21, NEWEST), **given)
+
+
+test_gradient = gradients(case)
+
+
+def test_they_have_no_rule() -> None:
+    assert case.operators == {("", "Attention"), ("", "MeanVarianceNormalization"), ("", "Shrink")}
+    assert not case.operators & set(RULES)

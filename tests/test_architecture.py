@@ -1,0 +1,36 @@
+"""The map of the house leads to rooms that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MIRRORED = {
+    "core/xcam/methods": "tests/core/methods",
+    "backends/xcam_onnx/autodiff/rules": "tests/onnx_backend/rules",
+}
+
+
+def text(page: str) -> str:
+    return re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_path_in_backticks_exists(page: str) -> None:
+    """From the root; `*` stands for any name."""
+    words = re.findall(r"`([^`\s]+)`", text(page))
+    paths = [word for word in words if "/" in word or re.search(r"\.(md|toml|txt)$", word)]
+    assert paths
+    assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
+
+
+@pytest.mark.parametrize("code", MIRRORED)
+def test_each_of_its_files_has_a_test_of_the_same_name(code: str) -> None:
+    tests = MIRRORED[code]
+    assert f"`{code}/`" in text("ARCHITECTURE.md")
+    assert f"`{tests}/`" in text("ARCHITECTURE.md")
+    modules = {path.stem for path in (ROOT / code).glob("[a-z]*.py")} - {"needs"}  # what methods may ask for
+    assert {f"test_{name}" for name in modules} <= {path.stem for path in (ROOT / tests).glob("test_*.py")}
