@@ -44,7 +44,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--table",
     "file",
-    metavar="BOXES.csv",
+    metavar="BOXES.csv|.parquet",
     help="Columns path and x0, y0, x1, y1 (pixels), or path and mask; class, if need be.",
 )
 @click.option("--floor/--no-floor", default=True, help="Evaluate `random` too, which others have to beat.")

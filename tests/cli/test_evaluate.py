@@ -112,12 +112,16 @@ def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("", "t.csv has no column 'path'; its columns: none"),
+        ("", "cannot read t.csv: ArrowInvalid: Empty CSV file; give a CSV or Parquet table"),
         ("name,x0\na.png,1\n", "t.csv has no column 'path'; its columns: name, x0"),
-        ("path,x0,y0,x1\n0.png,1,1,2\n", "it needs columns x0, y0, x1, y1, or mask, and has path, x0, y0, x1"),
+        ("path,x0,y0,x1\n0.png,1,1,2\n", "t.csv has the columns x0, y0, x1; a box needs x0, y0, x1, y1"),
+        (
+            "path,class\n0.png,disc\n",
+            "t.csv does not say where the objects are; it needs columns x0, y0, x1, y1, or mask",
+        ),
         ("path,x0,y0,x1,y1\n", "t.csv has no rows"),
-        ("path,x0,y0,x1,y1\n,1,1,2,2\n", "line 2 of t.csv names no picture"),
-        ("path,x0,y0,x1,y1\n0.png,1,one,2,2\n", "the box in line 2 of t.csv is 1, one, 2, 2; give four numbers"),
+        ("path,x0,y0,x1,y1\n,1,1,2,2\n", "row 1 of t.csv names no picture"),
+        ("path,x0,y0,x1,y1\n0.png,1,one,2,2\n", "the box in row 1 of t.csv is 1, one, 2, 2; give four numbers"),
         ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "does not lie within its 128×128 pixels"),
         ("path,x0,y0,x1,y1\nother.png,1,1,2,2\n", "t.csv says nothing of 0.png; its paths start at its own folder"),
         ("path,mask\n0.png,none.png\n", "cannot read none.png: no such file"),

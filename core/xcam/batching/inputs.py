@@ -176,12 +176,13 @@ def _box(row: Mapping[str, Any], number: int, name: str) -> list[list[float]]:
     given = [row[corner] for corner in CORNERS]
     if all(value is None or value == "" for value in given):
         return []
+    said = ", ".join(map(str, given))
     try:
         x0, y0, x1, y1 = (float(value) for value in given)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the box in row {number} of {name} is {given}; give four numbers") from error
+        raise InputError(f"the box in row {number} of {name} is {said}; give four numbers") from error
     if not (x0 < x1 and y0 < y1):
-        raise InputError(f"the box in row {number} of {name} is {given}; x0 < x1 and y0 < y1 are needed")
+        raise InputError(f"the box in row {number} of {name} is {said}; x0 < x1 and y0 < y1 are needed")
     return [[x0, y0, x1, y1]]
 
 
