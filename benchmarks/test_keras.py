@@ -10,7 +10,8 @@ import pytest
 import xcam
 from alternating import ratios
 from xcam.methods import get
-from xcam_keras.backend import keras, tf
+from xcam_keras.backend import keras
+from xcam_keras.engines.tensorflow import tf
 
 BUILD = {
     "VGG16": keras.applications.VGG16,

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from xcam.contract import Layout
-from xcam.errors import InputError, ModelError
+from xcam.errors import BackendError, InputError, ModelError
 from xcam_keras.quiet import quiet
 
 with quiet():
     import keras
-    import tensorflow as tf
 
-    tf.config.list_logical_devices()  # the first use of the runtime talks too
+    from xcam_keras.engine import engine
+
+    with contextlib.suppress(BackendError):  # load() says so
+        engine()
 
 from xcam_keras import demo, zoo
 from xcam_keras.model import KerasModel
 
 
 class KerasBackend:
-    """Keras 3 on TensorFlow."""
+    """Keras 3, on whichever of TensorFlow, torch and JAX it runs."""
 
     def load(
         self,
@@ -32,24 +35,18 @@ class KerasBackend:
         weights: str | None = None,
     ) -> KerasModel:
         """A `.keras` or `.h5` file, a name of keras.applications, `demo`, or a live keras.Model."""
-        if keras.backend.backend() != "tensorflow":
-            raise ModelError(
-                f"Keras runs on {keras.backend.backend()} here, and this backend needs TensorFlow; "
-                "unset KERAS_BACKEND, or set it to tensorflow, before Keras is imported"
-            )
         if weights is not None and not isinstance(source, str):
             raise InputError("weights go with a model known by name; a file or a live model brings its own")
-        with tf.device(device_name(device)):
+        where = engine().device_name(device)
+        with engine().running(where):
             if isinstance(source, keras.Model):
-                return KerasModel(source, device=device_name(device), layout=layout, **zoo.known(source))
+                return KerasModel(source, device=where, layout=layout, **zoo.known(source))
             if isinstance(source, Path):
                 model = read(source)
-                return KerasModel(
-                    model, name=source.name, device=device_name(device), layout=layout, **zoo.known(model)
-                )
+                return KerasModel(model, name=source.name, device=where, layout=layout, **zoo.known(model))
             build = demo.build if source == "demo" else zoo.build
             model, facts = build(source, size=size, weights=weights)
-            return KerasModel(model, device=device_name(device), layout=layout, **facts)
+            return KerasModel(model, device=where, layout=layout, **facts)
 
 
 def read(path: Path) -> keras.Model:
@@ -72,15 +69,3 @@ def read(path: Path) -> keras.Model:
     if not isinstance(model, keras.Model):
         raise ModelError(f"{path} holds a {type(model).__name__}, not a model; save the whole model")
     return model
-
-
-def device_name(device: str | None) -> str | None:
-    """`cpu`, `cuda`, `cuda:1`, `gpu:0` → TensorFlow's `/CPU:0`, `/GPU:1`. Raises InputError when it is not there."""
-    if device is None:
-        return None
-    kind, _, number = device.lower().partition(":")
-    kind = {"cuda": "GPU", "gpu": "GPU", "cpu": "CPU"}.get(kind, kind)
-    known = [d.name.removeprefix("/physical_device:") for d in tf.config.list_physical_devices()]
-    if f"{kind}:{number or 0}" not in known:
-        raise InputError(f"no device {device!r} here; TensorFlow sees: {', '.join(known)}")
-    return f"/{kind}:{number or 0}"

@@ -25,9 +25,9 @@ import tensorflow as tf
 
 from xcam.contract import Array
 from xcam.errors import BackendError, InputError, ModelError, first_line
+from xcam_keras.engines.tensorflow import TRACING, ancestors, named, record
 from xcam_keras.model import data_format, input_spec
 from xcam_keras.quiet import quiet
-from xcam_keras.tensorflow import TRACING, _ancestors, _named, _record
 
 OPSET = 18
 """The newest that tf2onnx 1.17 writes."""
@@ -101,7 +101,7 @@ class _Network:
             return value
 
         try:
-            recorded, calls = _record(lifted, spec)
+            recorded, calls = record(lifted, spec)
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:
@@ -112,7 +112,7 @@ class _Network:
         finally:
             tf.config.run_functions_eagerly(eager)
         outputs = list(self.outputs.values())
-        read = {op.name for output in outputs for op in _ancestors(output.op)}
+        read = {op.name for output in outputs for op in ancestors(output.op)}
         self.weights: dict[str, Any] = {}
         """By the name in the ONNX model: the variable's path, and a number where two have the same."""
         self.names = {recorded.inputs[0].name: spec.name}
@@ -124,7 +124,7 @@ class _Network:
                 self.weights[name], self.names[symbol.name] = variable, name
                 inputs.append(symbol)
         self.names |= {tensor.name: name for name, tensor in self.outputs.items()}
-        self.layers = {name: call.tensor for name, call in _named(calls, recorded.graph).items()}
+        self.layers = {name: call.value for name, call in named(calls, recorded.graph).items()}
         self.function = recorded.prune(inputs, outputs)
         captured = zip(self.function.captured_inputs, self.function.inputs[len(inputs) :], strict=True)
         self.weights |= {  # tensors that a layer keeps outside of variables, as Normalization does

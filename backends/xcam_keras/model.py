@@ -1,16 +1,16 @@
-"""The contract for a Keras model. What depends on the engine is in tensorflow.py."""
+"""The contract for a Keras model. What depends on the engine that Keras runs on is in xcam_keras.engines."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from xcam.contract import (
     DEFAULT_SIZE,
@@ -25,12 +25,23 @@ from xcam.contract import (
     Trace,
     rows_of,
 )
-from xcam.errors import InputError, ModelError, nearest
+from xcam.errors import BackendError, InputError, ModelError, nearest
 from xcam.preprocessing import Preprocessing
-from xcam_keras.tensorflow import Call, Cut, Recording
+from xcam_keras.engine import engine
+from xcam_keras.engines import Call, NoGradient, Opened, Recording
 
 RECORDINGS = 4
-"""Input shapes whose graphs are kept."""
+"""Input shapes whose recordings are kept."""
+
+
+@dataclass(eq=False)
+class _State:
+    """What `resume` needs of a trace."""
+
+    recording: Recording
+    call: Call
+    rows: int
+    opened: Opened
 
 
 class KerasModel:
@@ -64,31 +75,26 @@ class KerasModel:
     @property
     def activation(self) -> Activation:
         """What was cut off the output: `softmax`, `sigmoid`, None; by output name when there are several."""
-        recording = self._recording(None)
-        return recording.activations if len(recording.activations) > 1 else next(iter(recording.activations.values()))
+        found = self._recording(None).activations
+        return found if len(found) > 1 else next(iter(found.values()))
 
     @property
     def layers(self) -> Sequence[Layer]:
-        """Every layer call with a float value, in execution order, found without running the model."""
-        recording = self._recording(None)
-        return recording.once("layers", lambda: self._layers(recording))
+        """Every layer call with a float value, in execution order."""
+        return [self._layer(name, call) for name, call in self._recording(None).calls.items()]
 
     def predict(self, x: Array) -> Outputs:
         """See xcam.contract.Model.predict."""
         recording = self._recording(x)
-        run = recording.once("predict", lambda: recording.run([recording.x], list(recording.outputs.values())))
         with self._running():
-            return self._outputs(recording, run(self._tensor(x, recording)))
+            return _by_name(recording, recording.predict(x))
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model.activations."""
         recording = self._recording(x)
         calls = [self._call(recording, name) for name in layers]
-        run = recording.once(
-            ("activations", *layers), lambda: recording.run([recording.x], [call.tensor for call in calls])
-        )
         with self._running():
-            values = run(self._tensor(x, recording))
+            values = recording.values(x, layers)
         return {
             name: self._channels_first(value, call) for name, call, value in zip(layers, calls, values, strict=True)
         }
@@ -97,77 +103,75 @@ class KerasModel:
         """See xcam.contract.Model.trace."""
         recording = self._recording(x)
         call = self._call(recording, layer)
-        cut = self._cut(recording, call)
+        x = np.asarray(x)
         with self._running():
-            values = list(cut.forward(self._tensor(x, recording)))
-            outputs, values = values[: len(recording.outputs)], values[len(recording.outputs) :]
-            value, values = values[0], values[1:]
-            inside, values = values[: len(cut.inside)], values[len(cut.inside) :]
-            beside, frontier = values[: len(cut.beside)], values[len(cut.beside) :]
-            return self._finish(recording, cut, call, x, outputs, value, inside, beside, frontier, seeds)
-
-    def to_onnx(self, path: Path) -> None:
-        """See xcam_keras.export."""
-        from xcam_keras.export import to_onnx
-
-        to_onnx(self.model, path, self.input.size if len(self.input.size or ()) == 2 else None)  # type: ignore[arg-type]
+            opened = self._open(recording, x, layer, seeds is not None)
+        return self._finish(_State(recording, call, len(x), opened), seeds)
 
     def resume(
         self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None
     ) -> Trace:
         """See xcam.contract.Model.resume."""
-        recording, cut, call, x, beside, frontier = trace.state
-        picked = rows_of(rows, len(x), len(activations))
+        state: _State = trace.state
+        picked = rows_of(rows, state.rows, len(activations))
+        value = activations
+        if self._layout(state.call) != "channels_first" and value.ndim > 2:
+            value = np.moveaxis(value, 1, -1)
         with self._running():
-            value = tf.cast(tf.constant(self._as_layer(activations, call)), call.tensor.dtype)
-            kept = [*beside, *frontier]
-            symbols = [*cut.beside, *cut.frontier]
-            if all(_row_by_row(t, symbol, len(x)) for t, symbol in zip(kept, symbols, strict=True)):
-                kept = [tf.gather(t, tf.constant(picked)) for t in kept]
-            else:  # windows folded into the batch, or a value of the whole batch: made anew for these rows
-                kept = list(cut.side()(self._tensor(x[picked], recording)))
-            beside, frontier = kept[: len(beside)], kept[len(beside) :]
-            values = list(cut.tail()(value, *frontier))
-            outputs, inside = values[: len(recording.outputs)], values[len(recording.outputs) :]
-            return self._finish(recording, cut, call, x[picked], outputs, value, inside, beside, frontier, seeds)
+            opened = state.opened.resumed(value, picked, seeds is not None)
+        return self._finish(_State(state.recording, state.call, len(picked), opened), seeds)
 
-    def _finish(
-        self,
-        recording: Recording,
-        cut: Cut,
-        call: Call,
-        x: Array,
-        outputs: list[tf.Tensor],
-        value: tf.Tensor,
-        inside: list[tf.Tensor],
-        beside: list[tf.Tensor],
-        frontier: list[tf.Tensor],
-        seeds: Seeds | None,
-    ) -> Trace:
+    def to_onnx(self, path: Path) -> None:
+        """See xcam_keras.export. Raises BackendError where Keras does not run on TensorFlow."""
+        if keras.backend.backend() != "tensorflow":
+            raise BackendError(
+                f"Keras runs on {keras.backend.backend()} here, and is exported to ONNX by way of TensorFlow; save the "
+                "model as a .keras file, and export that with KERAS_BACKEND=tensorflow"
+            )
+        from xcam_keras.export import to_onnx
+
+        to_onnx(self.model, path, self.input.size if len(self.input.size or ()) == 2 else None)  # type: ignore[arg-type]
+
+    @property
+    def weighted(self) -> Sequence[str]:
+        """See xcam_keras.randomizing."""
+        from xcam_keras.randomizing import weighted
+
+        return weighted(self.model)
+
+    def randomized(self, parts: Sequence[str], seed: int = 0) -> KerasModel:
+        """See xcam_keras.randomizing."""
+        from xcam_keras.randomizing import shuffled
+
+        return KerasModel(
+            shuffled(self.model, parts, seed),
+            name=f"{self.name}, shuffled",
+            preprocessing=self.input.preprocessing,
+            labels=self.labels,
+            notes=self.notes,
+            device=self.device,
+            layout=self.layout,
+            size=self.input.size,  # type: ignore[arg-type]
+        )
+
+    def _finish(self, state: _State, seeds: Seeds | None) -> Trace:
         """Ask for the cotangents, run backward for each."""
-        said = self._outputs(recording, outputs)
+        recording, opened = state.recording, state.opened
+        with self._running():
+            said, value = _by_name(recording, opened.outputs), self._channels_first(opened.value, state.call)
         gradients = []
         for cotangent in seeds(said) if seeds else []:
-            named = cotangent if isinstance(cotangent, Mapping) else {next(iter(recording.outputs)): cotangent}
-            v = [
-                tf.cast(tf.constant(np.asarray(named[name])), output.dtype)
-                for name, output in zip(recording.outputs, outputs, strict=True)
-            ]
-            gradients.append(self._channels_first(cut.backward(*v, *inside, *beside)[0], call))
-        state = (recording, cut, call, x, beside, frontier)
-        return Trace(said, self._channels_first(value, call), gradients, state)
+            named = cotangent if isinstance(cotangent, Mapping) else {next(iter(recording.activations)): cotangent}
+            with self._running():
+                found = opened.gradient([np.asarray(named[name]) for name in recording.activations])
+            gradients.append(self._channels_first(found, state.call))
+        return Trace(said, value, gradients, state)
 
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
-        """On the model's device; memory that runs out is a MemoryError, for all backends alike."""
-        try:
-            with tf.device(self.device):
-                yield
-        except tf.errors.ResourceExhaustedError as error:
-            raise MemoryError(str(error).splitlines()[0]) from error
+    def _running(self) -> contextlib.AbstractContextManager[None]:
+        return engine().running(self.device)
 
     def _recording(self, x: Array | None) -> Recording:
-        """The graph for the shape of `x`, or for the model's own input shape."""
+        """What was found for the shape of `x`, or for the model's own input shape."""
         if x is None:
             size = self.input.size or DEFAULT_SIZE
             shape = (
@@ -182,35 +186,37 @@ class KerasModel:
             if recording is None:
                 while len(self._recordings) >= RECORDINGS:
                     del self._recordings[next(iter(self._recordings))]
-                spec = tf.TensorSpec((None, *shape), self.input.dtype)
-                with tf.device(self.device):
-                    recording = self._recordings[shape] = _readable(self.name, self.model, spec)
+                recording = self._recordings[shape] = self._recorded(shape)
             return recording
 
-    def _layers(self, recording: Recording) -> list[Layer]:
-        reach = recording.reaches_output(call.tensor for call in recording.calls.values())
-        ends = {
-            t.name for t in [*recording.outputs.values(), *tf.nest.flatten(recording.function.structured_outputs)]
-        }
-        found = []
-        for name, call in recording.calls.items():
-            shape = call.tensor.shape.as_list()[1:]
-            layout = self._layout(call)
-            found.append(
-                Layer(
-                    name=name,
-                    kind=type(call.layer).__name__,
-                    shape=tuple([shape[-1], *shape[:-1]] if layout != "channels_first" and shape else shape),
-                    layout=layout,
-                    is_output=call.tensor.name in ends,
-                    reaches_output=call.tensor.name in reach,
-                )
-            )
-        return found
+    def _recorded(self, shape: tuple[int, ...]) -> Recording:
+        try:
+            with self._running():
+                return engine().Recording(self.model, shape, self.input.dtype)
+        except MemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            text = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"{self.name} cannot run on an input of shape {list(shape)}: {text}; "
+                "check size and channels, and that it runs on a batch without xcam"
+            ) from error
+
+    def _layer(self, name: str, call: Call) -> Layer:
+        layout = self._layout(call)
+        shape = call.shape
+        return Layer(
+            name=name,
+            kind=type(call.layer).__name__,
+            shape=(shape[-1], *shape[:-1]) if layout != "channels_first" and shape else shape,
+            layout=layout,
+            is_output=call.is_output,
+            folds_batch=call.folds_batch,
+            reaches_output=call.reaches_output,
+        )
 
     def _layout(self, call: Call) -> Layout:
-        rank = call.tensor.shape.rank
-        if rank == 3 and len(self.input.size or DEFAULT_SIZE) == 2:
+        if len(call.shape) == 2 and len(self.input.size or DEFAULT_SIZE) == 2:
             return "tokens"
         own = getattr(call.layer, "data_format", None)
         return own if own in ("channels_first", "channels_last") else self.layout
@@ -220,56 +226,25 @@ class KerasModel:
             raise InputError(f"no layer {name!r} in {self.name}; {nearest(name, recording.calls)}")
         return recording.calls[name]
 
-    def _cut(self, recording: Recording, call: Call) -> Cut:
+    def _open(self, recording: Recording, x: Array, name: str, differentiate: bool) -> Opened:
         try:
-            return recording.cut(call.tensor)
-        except ModelError as error:
+            return recording.open(x, name, differentiate)
+        except NoGradient as error:
             raise ModelError(
-                f"no output of {self.name} depends on layer {call.name!r} (or it stands after the softmax that is cut "
+                f"no output of {self.name} depends on layer {name!r} (or it stands after the softmax that is cut "
                 "off); choose an earlier one"
             ) from error
 
-    def _tensor(self, x: Array, recording: Recording) -> tf.Tensor:
-        return tf.constant(x, dtype=recording.x.dtype)
-
-    def _outputs(self, recording: Recording, tensors: Sequence[tf.Tensor]) -> Outputs:
-        arrays = {name: _float32(t) for name, t in zip(recording.outputs, tensors, strict=False)}
-        return arrays if len(arrays) > 1 else next(iter(arrays.values()))
-
-    def _channels_first(self, tensor: tf.Tensor, call: Call) -> Array:
-        array = _float32(tensor)
+    def _channels_first(self, array: Array, call: Call) -> Array:
         if self._layout(call) != "channels_first" and array.ndim > 2:
             array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
         return array
 
-    def _as_layer(self, activations: Array, call: Call) -> Array:
-        if self._layout(call) != "channels_first" and activations.ndim > 2:
-            return np.moveaxis(activations, 1, -1)
-        return activations
 
-
-def _readable(name: str, model: keras.Model, spec: tf.TensorSpec) -> Recording:
-    try:
-        return Recording(model, spec)
-    except MemoryError:
-        raise
-    except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"{name} cannot run on an input of shape {spec.shape.as_list()[1:]}: {text}; "
-            "check size and channels, and that it runs on a batch without xcam"
-        ) from error
-
-
-def _row_by_row(value: tf.Tensor, symbol: tf.Tensor, rows: int) -> bool:
-    """Whether a kept value has one row for each picture: its first axis is open in the graph, and as long as the batch."""
-    return bool(symbol.dtype.is_floating and symbol.shape.rank and symbol.shape[0] is None and value.shape[0] == rows)
-
-
-def _float32(tensor: tf.Tensor) -> Array:
-    if tensor.dtype.is_floating and tensor.dtype != tf.float32:
-        tensor = tf.cast(tensor, tf.float32)
-    return np.asarray(tensor.numpy())
+def _by_name(recording: Recording, arrays: Sequence[Array]) -> Outputs:
+    """The outputs as the contract has them: an array, or several by name."""
+    named = dict(zip(recording.activations, arrays, strict=True))
+    return named if len(named) > 1 else next(iter(named.values()))
 
 
 def data_format(model: keras.Model) -> Layout:

@@ -1,13 +1,15 @@
 """What xcam may know of this backend without importing Keras."""
 
 from xcam.plugins import BackendSpec, hookimpl
+from xcam_keras import engine
 
 
 @hookimpl
 def xcam_backend() -> BackendSpec:
     return BackendSpec(
         name="keras",
-        requires=("keras", "tensorflow"),
+        requires=engine.requires(),
+        remedy=engine.remedy(),
         target="xcam_keras.backend:KerasBackend",
         extra="keras",
         suffixes=(".keras", ".h5", ".hdf5"),

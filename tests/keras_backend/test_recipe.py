@@ -7,11 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import xcam
-from xcam_keras.backend import keras, tf
+from xcam_keras.backend import keras
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the recipe is written in TensorFlow"),
+]
 
 
 def recipe(model: keras.Model, image: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray, int]:

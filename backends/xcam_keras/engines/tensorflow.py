@@ -9,16 +9,22 @@ no call ids, and gives `resume` the very same pieces.)
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from xcam.errors import ModelError
+from xcam.contract import Array
+from xcam.errors import InputError
+from xcam_keras import calls
+from xcam_keras.engines import Call, NoGradient
+
+tf.config.list_logical_devices()  # the first use of the runtime talks: here it is held back
 
 TRACING = threading.RLock()
 """Held while a model is recorded or a graph is added to: two threads tracing at once break each other."""
@@ -27,29 +33,80 @@ CONTROL_FLOW = ("While", "StatelessWhile", "If", "StatelessIf")
 ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of one Keras layer during the forward pass."""
+def device_name(device: str | None) -> str | None:
+    """`cpu`, `cuda`, `cuda:1`, `gpu:0` → TensorFlow's `/CPU:0`, `/GPU:1`. Raises InputError when it is not there."""
+    if device is None:
+        return None
+    kind, _, number = device.lower().partition(":")
+    kind = {"cuda": "GPU", "gpu": "GPU", "cpu": "CPU"}.get(kind, kind)
+    known = [d.name.removeprefix("/physical_device:") for d in tf.config.list_physical_devices()]
+    if f"{kind}:{number or 0}" not in known:
+        raise InputError(f"no device {device!r} here; TensorFlow sees: {', '.join(known)}")
+    return f"/{kind}:{number or 0}"
 
-    start: int
-    """Its place in the order in which calls began; a container begins before its parts and ends after them."""
-    name: str
-    layer: keras.layers.Layer
-    tensor: tf.Tensor
+
+@contextlib.contextmanager
+def running(device: str | None) -> Iterator[None]:
+    """On the device; memory that runs out is a MemoryError."""
+    try:
+        with tf.device(device):
+            yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError(str(error).splitlines()[0]) from error
 
 
 class Recording:
     """The forward pass of one model for one input shape, as a graph, and the cuts that were made in it."""
 
-    def __init__(self, model: keras.Model, spec: tf.TensorSpec) -> None:
+    def __init__(self, model: keras.Model, shape: Sequence[int | None], dtype: str) -> None:
         with TRACING:
-            self.function, calls = _record(model, spec)
+            self.function, seen = record(model, tf.TensorSpec((None, *shape), dtype))
             self.graph = self.function.graph
             self.x: tf.Tensor = self.function.inputs[0]
-            self.outputs, self.activations = _outputs(model, self.function.structured_outputs)
-            self.calls = _named(calls, self.graph)
+            structured = self.function.structured_outputs
+            said = calls.outputs(model, structured, lambda t: t.dtype.is_floating)
+            cut_off = {name: _logits(tensor) for name, tensor in said.items()}
+            self.outputs = {name: tensor for name, (tensor, _) in cut_off.items()}
+            self.activations = {name: activation for name, (_, activation) in cut_off.items()}
+            found = named(seen, self.graph)
+            self.tensors = {name: call.value for name, call in found.items()}
             self._depends: dict[str, bool] = {}
             self._made: dict[Any, Any] = {}
+            reach = self.reaches_output(self.tensors.values())
+            ends = {t.name for t in [*self.outputs.values(), *tf.nest.flatten(structured)]}
+            self.calls = {
+                name: Call(
+                    call.layer,
+                    tuple(call.value.shape.as_list()[1:]),
+                    is_output=call.value.name in ends,
+                    reaches_output=call.value.name in reach,
+                )
+                for name, call in found.items()
+            }
+
+    def predict(self, x: Array) -> list[Array]:
+        """See xcam_keras.engines.Recording."""
+        run = self.once("predict", lambda: self.run([self.x], list(self.outputs.values())))
+        return [_float32(t) for t in run(self.tensor(x))]
+
+    def values(self, x: Array, names: Sequence[str]) -> list[Array]:
+        """See xcam_keras.engines.Recording."""
+        run = self.once(("values", *names), lambda: self.run([self.x], [self.tensors[name] for name in names]))
+        return [_float32(t) for t in run(self.tensor(x))]
+
+    def open(self, x: Array, name: str, differentiate: bool = True) -> Opened:
+        """See xcam_keras.engines.Recording."""
+        layer = self.tensors[name]
+        cut = self.once(("cut", layer.ref()), lambda: Cut(self, layer))
+        found = list(cut.forward(self.tensor(x)))
+        outputs, value, inside, beside, frontier = _split(
+            found, len(self.outputs), 1, len(cut.inside), len(cut.beside), len(cut.frontier)
+        )
+        return Opened(cut, x, outputs, value[0], inside, beside, frontier)
+
+    def tensor(self, x: Array) -> tf.Tensor:
+        """The input, as the graph takes it."""
+        return tf.constant(x, dtype=self.x.dtype)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, made once for `key`, by one thread at a time."""
@@ -67,17 +124,13 @@ class Recording:
         function = tf.function(lambda *tensors: pruned(*tensors), input_signature=signature, autograph=False)
         return function.get_concrete_function()
 
-    def cut(self, layer: tf.Tensor) -> Cut:
-        """The cut at a layer's output."""
-        return self.once(("cut", layer.ref()), lambda: Cut(self, layer))
-
     def depends_on_input(self, operation: tf.Operation) -> bool:
         """Whether an operation's value can change with the model's input; if not, it is a weight or a constant."""
         return _reached(operation, {self.x.op.name: True}, self._depends)
 
     def reaches_output(self, tensors: Iterable[tf.Tensor]) -> set[str]:
         """The names of those tensors that some output is computed from."""
-        ahead = {op.name for output in self.outputs.values() for op in _ancestors(output.op)}
+        ahead = {op.name for output in self.outputs.values() for op in ancestors(output.op)}
         return {t.name for t in tensors if t.op.name in ahead}
 
 
@@ -96,7 +149,7 @@ class Cut:
             seeds = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
             gradient = tf.gradients(outputs, [layer], grad_ys=seeds)[0]
         if gradient is None:
-            raise ModelError("no gradient reaches this layer")
+            raise NoGradient
         needed = self._needed(gradient, existing)
         # What backward needs is made in the tail, or beside it: then the trace keeps it for `resume`.
         self.inside = [t for t in needed if _reached(t.op, known, tail) or t is layer]
@@ -165,49 +218,78 @@ class Cut:
         return list(found.values())
 
 
-def _record(model: keras.Model, spec: tf.TensorSpec) -> tuple[Any, list[tuple[int, str, keras.layers.Layer, Any]]]:
-    """Trace the model, noting every layer call of this thread: its path of names, the layer, and what it returned."""
-    calls: list[tuple[int, str, keras.layers.Layer, Any]] = []
-    path: list[str] = []
-    starts = itertools.count()
-    thread = threading.get_ident()
-    original = keras.layers.Layer.__call__
+@dataclass(eq=False)
+class Opened:
+    """See xcam_keras.engines.Opened. What backward needs is at hand whether it is asked for or not."""
 
-    def noting(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original(layer, *args, **kwargs)
-        path.append(layer.name)
-        start = next(starts)
-        try:
-            value = original(layer, *args, **kwargs)
-        finally:
-            name = "/".join(path[1:])
-            path.pop()
-        if name:
-            calls.append((start, name, layer, value))
-        return value
+    cut: Cut
+    x: Array
+    said: list[tf.Tensor]
+    layer: tf.Tensor
+    inside: list[tf.Tensor]
+    beside: list[tf.Tensor]
+    frontier: list[tf.Tensor]
 
-    keras.layers.Layer.__call__ = noting
-    try:
-        return tf.compat.v1.wrap_function(lambda x: model(x, training=False), [spec]), calls
-    finally:
-        keras.layers.Layer.__call__ = original
+    @property
+    def outputs(self) -> list[Array]:
+        return [_float32(t) for t in self.said]
+
+    @property
+    def value(self) -> Array:
+        return _float32(self.layer)
+
+    def gradient(self, cotangents: Sequence[Array]) -> Array:
+        """See xcam_keras.engines.Opened."""
+        v = [tf.cast(tf.constant(c), output.dtype) for c, output in zip(cotangents, self.said, strict=True)]
+        return _float32(self.cut.backward(*v, *self.inside, *self.beside)[0])
+
+    def resumed(self, value: Array, rows: Sequence[int], differentiate: bool = True) -> Opened:
+        """See xcam_keras.engines.Opened."""
+        cut, x = self.cut, self.x[rows]
+        layer = tf.cast(tf.constant(value), cut.layer.dtype)
+        kept, symbols = [*self.beside, *self.frontier], [*cut.beside, *cut.frontier]
+        if all(_row_by_row(t, symbol, len(self.x)) for t, symbol in zip(kept, symbols, strict=True)):
+            kept = [tf.gather(t, tf.constant(rows)) for t in kept]
+        else:  # windows folded into the batch, or a value of the whole batch: made anew for these rows
+            kept = list(cut.side()(cut.recording.tensor(x)))
+        beside, frontier = _split(kept, len(cut.beside), len(cut.frontier))
+        outputs, inside = _split(list(cut.tail()(layer, *frontier)), len(self.said), len(cut.inside))
+        return Opened(cut, x, outputs, layer, inside, beside, frontier)
 
 
-def _outputs(model: keras.Model, structured: Any) -> tuple[dict[str, tf.Tensor], dict[str, str | None]]:
-    """The float outputs by name, without their trailing softmax or sigmoid, and what was taken off each."""
-    flat = tf.nest.flatten(structured)
-    if isinstance(structured, Mapping):
-        names = [str(name) for name in structured] if len(flat) == len(structured) else []
-        flat = [structured[name] for name in structured] if names else flat
-    else:
-        names = list(getattr(model, "output_names", None) or [])
-    if len(names) != len(flat):
-        names = [f"output_{i}" for i in range(len(flat))]
-    pairs = {name: _logits(tensor) for name, tensor in zip(names, flat, strict=True) if tensor.dtype.is_floating}
-    if not pairs:
-        raise ModelError(f"{model.name} has no float output, and a score needs one; wrap it in a model that has")
-    return {n: t for n, (t, _) in pairs.items()}, {n: activation for n, (_, activation) in pairs.items()}
+def _split(tensors: list[tf.Tensor], *lengths: int) -> list[list[tf.Tensor]]:
+    rest = iter(tensors)
+    return [[next(rest) for _ in range(length)] for length in lengths]
+
+
+def _row_by_row(value: tf.Tensor, symbol: tf.Tensor, rows: int) -> bool:
+    """Whether a kept value has one row for each picture: its first axis is open in the graph, and as long as the batch."""
+    return bool(symbol.dtype.is_floating and symbol.shape.rank and symbol.shape[0] is None and value.shape[0] == rows)
+
+
+def _float32(tensor: tf.Tensor) -> Array:
+    if tensor.dtype.is_floating and tensor.dtype != tf.float32:
+        tensor = tf.cast(tensor, tf.float32)
+    return np.asarray(tensor.numpy())
+
+
+def record(model: Callable[..., Any], spec: tf.TensorSpec) -> tuple[Any, list[calls.Seen]]:
+    """Trace the model, or a function that calls it; with it every layer call of this thread."""
+    seen: list[calls.Seen] = []
+
+    def note(call: calls.Seen) -> Any:
+        seen.append(call)
+        return call.value
+
+    with calls.watching(note):
+        return tf.compat.v1.wrap_function(lambda x: model(x, training=False), [spec]), seen
+
+
+def named(seen: Sequence[calls.Seen], graph: tf.Graph) -> dict[str, calls.Seen]:
+    """The calls with a float tensor of this graph, by name: see xcam_keras.calls.named."""
+    return calls.named(
+        seen, lambda t: tf.is_tensor(t) and t.dtype.is_floating and t.graph is graph and t.shape.rank is not None
+    )
 
 
 def _logits(output: tf.Tensor) -> tuple[tf.Tensor, str | None]:
@@ -220,30 +302,8 @@ def _logits(output: tf.Tensor) -> tuple[tf.Tensor, str | None]:
     return output, None
 
 
-def _named(calls: list[tuple[int, str, keras.layers.Layer, Any]], graph: tf.Graph) -> dict[str, Call]:
-    """Calls by name, in execution order. Of several calls of one layer the last has the plain name.
-
-    A container whose value is a part's value (a backbone) stands before that part.
-    """
-    inside = []
-    for start, name, layer, value in calls:
-        tensor = next((t for t in tf.nest.flatten(value) if tf.is_tensor(t) and t.dtype.is_floating), None)
-        if tensor is not None and tensor.graph is graph and tensor.shape.rank is not None:
-            inside.append(Call(start, name, layer, tensor))
-    count: dict[str, int] = {}
-    total: dict[str, int] = {}
-    for call in inside:
-        total[call.name] = total.get(call.name, 0) + 1
-    ordered: list[Call] = []
-    for call in inside:
-        k = count[call.name] = count.get(call.name, -1) + 1
-        name = call.name if k == total[call.name] - 1 else f"{call.name}#{k}"
-        parts = (i for i, part in enumerate(ordered) if part.tensor is call.tensor and part.start > call.start)
-        ordered.insert(next(parts, len(ordered)), Call(call.start, name, call.layer, call.tensor))
-    return {call.name: call for call in ordered}
-
-
-def _ancestors(operation: tf.Operation) -> list[tf.Operation]:
+def ancestors(operation: tf.Operation) -> list[tf.Operation]:
+    """Every operation that the value is made from, and itself."""
     seen = {operation.name: operation}
     todo = [operation]
     while todo:
