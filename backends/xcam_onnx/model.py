@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -169,6 +170,10 @@ class OnnxModel:
         )
         weakref.finalize(made, temporary.cleanup)
         return made
+
+    def share_cores(self) -> None:
+        """See xcam.contract.Model. Sessions that are there stay as they are."""
+        self._runtime = dataclasses.replace(self._runtime, spinning=False)
 
     def learnt(self, graph: Graph) -> Graph:
         """`graph`, with the ranks of all its tensors known."""

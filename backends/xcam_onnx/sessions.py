@@ -36,6 +36,8 @@ class Runtime:
     providers: tuple[Any, ...] = ("CPUExecutionProvider",)
     threads: int | None = None
     """intra_op_num_threads; None: as many as there are cores."""
+    spinning: bool = True
+    """Threads that wait do so awake: faster, unless others want the cores (small networks: 20 % on an idle machine)."""
 
     def session(self, model: ModelProto, shared: Collection[str] = (), once: bool = False) -> Session:
         """`shared`: weights that other sessions read too. They are read where they are, and not packed anew; nor is
@@ -47,6 +49,7 @@ class Runtime:
             options.intra_op_num_threads = self.threads
         entries = {
             "session.model_external_initializers_file_folder_path": str(self.pages.folder),
+            "session.intra_op.allow_spinning": "1" if self.spinning else "0",
             "session.force_spinning_stop": "1",  # or it would slow down the session that is next
             "session.disable_prepacking": "1" if shared or once else "0",
         }

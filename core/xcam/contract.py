@@ -146,6 +146,8 @@ class Model(Protocol):
     #     Why there is no layer of this name, in a line with a remedy; None where nothing is known.
     # def to_onnx(self, path: Path) -> None
     #     Write the model as an ONNX file, its layers findable by their names.
+    # def share_cores(self) -> None
+    #     Other threads work beside the model from now on (pictures are decoded): its own should sleep while they wait.
     # weighted: Sequence[str]
     #     The parts that have weights, in execution order, by whatever names `randomized` takes.
     # def randomized(self, parts: Sequence[str], seed: int = 0) -> Model
