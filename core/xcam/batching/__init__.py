@@ -19,6 +19,7 @@ from xcam.batching.worker import Worker
 from xcam.contract import Model
 from xcam.errors import InputError
 from xcam.evaluation import get as get_measure
+from xcam.overlay import check_drawing
 from xcam.targets import Score
 
 Engine = Literal["local", "ray"]
@@ -96,9 +97,14 @@ def batch(
         raise InputError(f"no engine {engine!r}; known: local, ray")
     if batch < 1 or part < 1:
         raise InputError(f"batch is {batch} and part is {part}; give 1 or more")
-    told = target == "@class"
+    told = isinstance(target, str) and target == "@class"
     targets = tuple(target) if isinstance(target, list | tuple) else () if target is None or told else (target,)
+    if "@class" in targets:
+        raise InputError(
+            "the target @class stands alone; leave out the others, or explain them in a run of their own"
+        )
     drawing = dict(pictures) if isinstance(pictures, Mapping) else {} if pictures else None
+    check_drawing(**drawing or {})
     rivals = rivals and not targets and not told
     for name in measures:
         if "shuffled" in get_measure(name).needs:
@@ -117,8 +123,8 @@ def batch(
         batch,
         part,
     )
-    found = listing([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs))
     output = Output(os.fspath(out))
+    found = listing([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output.own)
     opening = model if isinstance(model, Model) else Opening(os.fspath(model), backend, dict(loading or {}))
     with output.held():
         output.agree(_facts(opening, job, found))
@@ -131,15 +137,15 @@ def batch(
         if todo and engine == "ray":
             from xcam.batching.cluster import run
 
-            run(opening, job, output, found, todo, workers, gpus_per_worker, address, threads)
+            run(opening, job, output, found, todo, workers, gpus_per_worker, address, threads, bool(done))
         elif todo:
             opened = opening.model() if isinstance(opening, Opening) else opening
-            worker = Worker(opened, job, output, threads or os.cpu_count() or 2)
+            worker = Worker(opened, job, output, threads or os.cpu_count() or 2, bool(done))
             for number, rows in worker.run([(k, k * part, found.slice(k * part, part)) for k in todo]):
                 output.write(number, rows, columns)
     total = failed = 0
     why = ""
-    for table in output.parts():
+    for table in output.parts(["error"]):
         total += len(table)
         failed += len(table) - table["error"].null_count
         why = why or next((text for text in table["error"].to_pylist() if text), "")

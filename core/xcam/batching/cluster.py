@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +17,23 @@ from xcam.batching.worker import Worker
 from xcam.contract import Model
 from xcam.errors import BackendError, InputError, XcamError, first_line
 
+PATIENCE = 10
+"""Seconds until a cluster has answered."""
+
 
 class Explainer:
     """What a worker holds: the model, and where parts go. An error of ours is an answer: Ray would tell it many times."""
 
-    def __init__(self, opening: Opening, job: Job, output: Output, threads: int | None) -> None:
+    def __init__(
+        self, opening: Opening, job: Job, output: Output, threads: int | None, proved: bool, here: str
+    ) -> None:
+        with contextlib.suppress(OSError):
+            os.chdir(
+                here
+            )  # a path that is told on one machine means the same to a worker of a cluster that ran before
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        self.proved = proved
         self.opening, self.job, self.output, self.threads = opening, job, output, threads
         self.columns = schema(job.measures, job.maps, job.rivals)
         self.worker: Worker | None = None
@@ -29,7 +44,8 @@ class Explainer:
         rows = pa.ipc.open_stream(part["rows"]).read_all()
         try:
             if self.worker is None:
-                self.worker = Worker(self.opening.model(), self.job, self.output, self.threads or os.cpu_count() or 2)
+                threads = self.threads or os.cpu_count() or 2
+                self.worker = Worker(self.opening.model(), self.job, self.output, threads, self.proved)
             for number, made in self.worker.run([(int(part["number"]), int(part["first"]), rows)]):
                 self.output.write(number, made, self.columns)
         except XcamError as error:
@@ -47,6 +63,7 @@ def run(
     gpus_per_worker: float,
     address: str | None,
     threads: int | None,
+    proved: bool,
 ) -> None:
     """Raises InputError, ModelError or BackendError."""
     try:
@@ -61,6 +78,13 @@ def run(
     ours = not ray.is_initialized()
     if ours:
         _start(ray, address)
+    if (
+        ours and address is None and gpus_per_worker > (gpus := _gpus(ray))
+    ):  # a cluster may grow; this machine will not
+        ray.shutdown()
+        raise InputError(
+            f"a worker is to have {gpus_per_worker:g} GPUs, and Ray finds {gpus:g} here; give less, or an --address"
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     count = min(workers or _workers(ray, gpus_per_worker), len(todo))
@@ -73,7 +97,7 @@ def run(
     # A block for each part; a worker that dies is replaced, and its part done again.
     answers = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
         work,
-        fn_constructor_args=(opening, job, output, threads),
+        fn_constructor_args=(opening, job, output, threads, proved, os.getcwd()),
         compute=ray.data.ActorPoolStrategy(size=count),
         num_gpus=gpus_per_worker or None,
         num_cpus=None if gpus_per_worker else 1,
@@ -92,6 +116,14 @@ def run(
 
 def _start(ray: Any, address: str | None) -> None:
     """Raises BackendError."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), PATIENCE).close()  # Ray itself would try for minutes
+        except (OSError, OverflowError) as error:
+            raise BackendError(
+                f"no cluster answers at {address} ({first_line(error)}); check the address, or leave it out for this machine"
+            ) from error
     level = os.environ.get("RAY_BACKEND_LOG_LEVEL")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it talks on standard error; read once, at the start,
     kept = os.dup(2)  # and told there
@@ -118,8 +150,12 @@ def _packed(rows: Any) -> bytes:
     return bytes(sink.getvalue())
 
 
+def _gpus(ray: Any) -> float:
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
 def _workers(ray: Any, gpus: float) -> int:
     """One for each share of a GPU, or one for each machine."""
     if gpus:
-        return max(1, int(ray.cluster_resources().get("GPU", 0) / gpus))
+        return max(1, int(_gpus(ray) / gpus))
     return max(1, sum(node["Alive"] for node in ray.nodes()))

@@ -6,9 +6,10 @@ pictures), class, boxes ([x0, y0, x1, y1] in the picture's pixels, x1 and y1 not
 
 from __future__ import annotations
 
+import csv
 import io
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -17,8 +18,11 @@ from xcam.errors import BackendError, InputError, first_line
 from xcam.pictures import WRITABLE
 
 TABLES, SHARDS = (".csv", ".parquet"), (".tar",)
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 CORNERS = ("x0", "y0", "x1", "y1")
 CLASS, MASK, PATHS = "class", "mask", ("path", "image")
+LABEL = 1000
+"""Bytes of a `.cls` that are read: it holds a name or a number."""
 BLOCK = 10_000
 """Rows of the listing that become an Arrow batch at once: a list of a million dicts would not fit."""
 
@@ -40,16 +44,26 @@ def schema() -> Any:
     return pa.schema(list(fields.items()))
 
 
-def listing(words: Sequence[str]) -> Any:
-    """The pictures that `words` name, in their order. Raises InputError, BackendError."""
+def parquet(data: bytes) -> Any:
+    """An open Parquet file. Nothing is read ahead: Arrow's threads would keep a process that fails from ending."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(io.BytesIO(data), pre_buffer=False)
+
+
+def listing(words: Sequence[str], ours: Callable[[str], bool] = lambda name: False) -> Any:
+    """The pictures that `words` name, in their order. Raises InputError, BackendError.
+
+    ours: what a folder or a pattern has, and is no picture of the set: overlays that a batch wrote there.
+    """
     pa = arrow()
     if not words:
         raise InputError("no picture is named; give a folder, a pattern, a table (.csv, .parquet) or shards (.tar)")
     batches = []
     block: list[dict[str, Any]] = []
     for word in words:
-        for row in _rows(str(word)):
-            block.append(row)
+        for row in _rows(str(word), ours):
+            block.append(_written(row))
             if len(block) == BLOCK:
                 batches.append(pa.RecordBatch.from_pylist(block, schema()))
                 block = []
@@ -61,16 +75,26 @@ def listing(words: Sequence[str]) -> Any:
     return found.combine_chunks()
 
 
-def _rows(word: str) -> Iterator[dict[str, Any]]:
+def _written(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, its names as text: a name may be any bytes, and no file is told where it cannot be written down."""
+    for key in ("path", "file"):
+        try:
+            row[key].encode()
+        except UnicodeEncodeError:
+            row[key] = row[key].encode("utf-8", "backslashreplace").decode() if key == "path" else None
+    return row
+
+
+def _rows(word: str, ours: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
     if not storage.exists(word) and any(c in word for c in "*?["):
-        names = storage.matching(word)
+        names = [name for name in storage.matching(word) if not ours(name)]
         if not names:
             raise InputError(f"no file is called {word}")
         for name in names:
             yield from _file(name)
     elif storage.is_folder(word):
         for name in storage.within(word):
-            if _ends(name, WRITABLE) or _ends(name, SHARDS):
+            if (_ends(name, WRITABLE) or _ends(name, SHARDS)) and not ours(name):
                 yield from _file(name)
     elif not storage.exists(word):
         raise InputError(f"cannot read {word}: no such file or folder; check the path")
@@ -83,6 +107,8 @@ def _file(name: str) -> Iterator[dict[str, Any]]:
         yield from _table(name)
     elif _ends(name, SHARDS):
         yield from _shard(name)
+    elif _ends(name, PACKED):
+        raise InputError(f"{name} is compressed; give an uncompressed .tar, or the folder that was packed")
     else:
         yield {"path": name, "file": name}
 
@@ -94,33 +120,42 @@ def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
 def _shard(name: str) -> Iterator[dict[str, Any]]:
     """The pictures of a WebDataset shard: files of one key belong together, and `.cls` holds the class.
 
-    Only the headers are read, and where each picture's bytes are is noted. Raises InputError.
+    Only the headers are read, and where each picture's bytes are is noted. A name that comes again begins a new sample.
+    Raises InputError.
     """
     try:
         with _opened(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            key, group = "", dict[str, tarfile.TarInfo]()
+            key, group = "", dict[str, tuple[str, tarfile.TarInfo]]()
             for member in tar:
+                name_in = member.name
+                if member.islnk():  # the bytes were packed before, under another name
+                    member = tar.getmember(member.linkname)
                 if not member.isreg():
                     continue
-                folder, _, last = member.name.rpartition("/")
+                folder, _, last = name_in.rpartition("/")
                 stem, _, suffix = last.partition(".")
-                if (here := f"{folder}/{stem}") != key:
+                if (here := f"{folder}/{stem}") != key or suffix.lower() in group:
                     yield from _sample(name, tar, group)
                     key, group = here, {}
-                group[suffix.lower()] = member
+                group[suffix.lower()] = name_in, member
             yield from _sample(name, tar, group)
-    except (tarfile.TarError, OSError, EOFError) as error:
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
+                raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
         raise InputError(f"cannot read {name}: {first_line(error)}; give an uncompressed .tar") from error
 
 
-def _sample(name: str, tar: tarfile.TarFile, group: Mapping[str, tarfile.TarInfo]) -> Iterator[dict[str, Any]]:
+def _sample(
+    name: str, tar: tarfile.TarFile, group: Mapping[str, tuple[str, tarfile.TarInfo]]
+) -> Iterator[dict[str, Any]]:
     label = None
-    if "cls" in group and (file := tar.extractfile(group["cls"])):
-        label = file.read().decode("utf-8", "replace").strip()
-    for suffix, member in group.items():
+    if "cls" in group and (file := tar.extractfile(group["cls"][1])):
+        label = file.read(LABEL).decode("utf-8", "replace").strip() or None
+    for suffix, (name_in, member) in group.items():
         if _ends(f".{suffix}", WRITABLE):
             at = {"offset": member.offset_data, "length": member.size}
-            yield {"path": f"{name}/{member.name}", "file": name, CLASS: label, **at}
+            yield {"path": f"{name}/{name_in}", "file": name, CLASS: label, **at}
 
 
 def _opened(name: str) -> Any:
@@ -138,12 +173,8 @@ def _table(name: str) -> Iterator[dict[str, Any]]:
     """
     data = _read_table(name)
     columns = data.column_names
-    path = next((column for column in PATHS if column in columns), None)
-    if path is None:
-        raise InputError(f"{name} has no column 'path'; its columns: {', '.join(columns) or 'none'}")
-    corners = [column for column in CORNERS if column in columns]
-    if corners and len(corners) < len(CORNERS):
-        raise InputError(f"{name} has the columns {', '.join(corners)}; a box needs {', '.join(CORNERS)}")
+    path = next(column for column in PATHS if column in columns)
+    corners = CORNERS[0] in columns
     folder = name.rpartition("/")[0] if storage.remote(name) else str(PurePath(name).parent)
     rows: dict[str, dict[str, Any]] = {}
     number = 0
@@ -155,12 +186,12 @@ def _table(name: str) -> Iterator[dict[str, Any]]:
             place = _at(folder, str(row[path]))
             one = rows.setdefault(place, {"path": place, "file": place, "boxes": []})
             one["boxes"] += _box(row, number, name) if corners else []
-            if row.get(MASK):
-                one[MASK] = _at(folder, str(row[MASK]))
-            label = row.get(CLASS)
-            label = "" if label is None else str(label).strip()
-            if label and one.setdefault(CLASS, label) != label:
-                raise InputError(f"{name} gives {row[path]} two classes, {one[CLASS]} and {label}; give one")
+            said = {MASK: _at(folder, row[MASK]) if row.get(MASK) else "", CLASS: _label(row.get(CLASS))}
+            for key, value in said.items():
+                if value and one.setdefault(key, value) != value:
+                    raise InputError(
+                        f"{name} gives {row[path]} two {key}{'es' * (key == CLASS) or 's'}, {one[key]} and {value}; give one"
+                    )
     if not rows:
         raise InputError(f"{name} has no rows; give one for each picture")
     yield from rows.values()
@@ -172,9 +203,16 @@ def _at(folder: str, path: str) -> str:
     return storage.joined(folder, path) if folder not in ("", ".") else path
 
 
+def _label(value: Any) -> str:
+    """A class as text; empty where none is told. A column of whole numbers with gaps is often one of floats."""
+    if value is None or value != value:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
 def _box(row: Mapping[str, Any], number: int, name: str) -> list[list[float]]:
     given = [row[corner] for corner in CORNERS]
-    if all(value is None or value == "" for value in given):
+    if all(value is None or value == "" or value != value for value in given):
         return []
     said = ", ".join(map(str, given))
     try:
@@ -187,15 +225,55 @@ def _box(row: Mapping[str, Any], number: int, name: str) -> list[list[float]]:
 
 
 def _read_table(name: str) -> Any:
+    """The columns of a table that are known here. Raises InputError."""
     pa = arrow()
     import pyarrow.csv
-    import pyarrow.parquet
 
-    data = io.BytesIO(storage.read(name))
+    data = storage.read(name)
     try:
         if _ends(name, (".parquet",)):
-            return pyarrow.parquet.read_table(data)
-        options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-        return pyarrow.csv.read_csv(data, convert_options=options)
+            with parquet(data) as file:
+                types = file.schema_arrow
+                known = _known(name, types.names)
+                for column in known:
+                    _check_type(name, column, types.field(column).type)
+                return file.read(known, use_threads=False)
+        header = io.BytesIO(data).readline().decode("utf-8-sig", "replace").splitlines()[:1]
+        names = [word.strip() for word in next(csv.reader(header), [])]
+        known = _known(name, names)
+        texts = {column: pa.string() for column in known if column not in CORNERS}  # 007 is no number, and NA a name
+        return pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            pyarrow.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+            pyarrow.csv.ParseOptions(newlines_in_values=True),
+            pyarrow.csv.ConvertOptions(column_types=texts, include_columns=known),
+        )
     except pa.ArrowException as error:
-        raise InputError(f"cannot read {name}: {first_line(error)}; give a CSV or Parquet table") from error
+        raise InputError(f"cannot read {name}: {first_line(error)}; give a CSV (UTF-8) or Parquet table") from error
+
+
+def _known(name: str, columns: Sequence[str]) -> list[str]:
+    """Those of a table's columns that are used: a path, and what else is told. Raises InputError."""
+    path = next((column for column in PATHS if column in columns), None)
+    if path is None:
+        hint = "; separate them by commas" if len(columns) == 1 and any(c in columns[0] for c in ";\t|") else ""
+        raise InputError(f"{name} has no column 'path'; its columns: {', '.join(columns) or 'none'}{hint}")
+    corners = [column for column in CORNERS if column in columns]
+    if corners and len(corners) < len(CORNERS):
+        raise InputError(f"{name} has the columns {', '.join(corners)}; a box needs {', '.join(CORNERS)}")
+    known = [path, *(column for column in (CLASS, *CORNERS, MASK) if column in columns)]
+    for column in known:
+        if columns.count(column) > 1:
+            raise InputError(f"{name} has {columns.count(column)} columns {column!r}; leave one")
+    return known
+
+
+def _check_type(name: str, column: str, kind: Any) -> None:
+    """Raises InputError for a column whose values are no words (and no numbers, where these will do)."""
+    is_ = arrow().types
+    plain = kind.value_type if is_.is_dictionary(kind) else kind
+    words = is_.is_string(plain) or is_.is_large_string(plain) or is_.is_null(plain)
+    numbers = is_.is_integer(plain) or is_.is_floating(plain) or is_.is_boolean(plain)
+    if not words and not (numbers and column not in (*PATHS, MASK)):
+        wanted = "paths as text" if column in (*PATHS, MASK) else "text or numbers"
+        raise InputError(f"the column {column!r} of {name} holds {str(kind)[:80]}; give {wanted}")

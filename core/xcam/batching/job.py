@@ -28,11 +28,12 @@ class Opening:
     def facts(self) -> dict[str, Any]:
         """What tells this model from another: for a file, its content."""
         told = {name: value for name, value in self.options.items() if value is not None and name != "threads"}
-        path = Path(self.source)
-        if path.is_file():
-            with path.open("rb") as file:
-                told["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-        name = path.name if path.is_file() else self.source
+        for key in ("weights", "labels"):
+            if found := _content(told.get(key)):
+                told[f"{key}_sha256"] = found
+        name = self.source
+        if found := _content(self.source):
+            told["sha256"], name = found, Path(self.source).name
         return {"model": name, "backend": self.backend, **{key: _plain(value) for key, value in told.items()}}
 
 
@@ -63,6 +64,15 @@ class Job:
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
+def _content(place: Any) -> str | None:
+    """The digest of a file; None for what is none, or cannot be read: opening the model says why."""
+    try:
+        with open(Path(place), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (TypeError, ValueError, OSError):
+        return None
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON gives it back. Raises InputError."""
     try:
@@ -82,7 +92,9 @@ def digest(listing: Any) -> str:
 def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> Sequence[str]:
     """What two runs differ in, in words."""
     return [
-        f"{key} is {now.get(key)!r}, and was {then.get(key)!r}"
+        "inputs are others (their paths, their order, or what a table says of them)"
+        if key == "inputs"
+        else f"{key} is {now.get(key)!r}, and was {then.get(key)!r}"
         for key in sorted({*now, *then})
         if now.get(key) != then.get(key)
     ]

@@ -10,18 +10,22 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from xcam.batching import storage
-from xcam.batching.inputs import arrow
+from xcam.batching.inputs import arrow, parquet
 from xcam.batching.job import differing
 from xcam.errors import InputError
 
 RUN, TABLE, PICTURES, LOCK = "run.json", "table", "pictures", ".lock"
 PART = re.compile(r"part-(\d{5,})\.parquet")
+DRAWN = re.compile(r"\d{8,}-.*\.cam\.jpg", re.DOTALL)
+LEFT = {TABLE: ".part-*", PICTURES: ".[0-9]*-*.????????", ".": ".run.json.????????"}
+"""What a run that is killed while it writes leaves, by folder."""
 
 
 def schema(measures: Sequence[str], maps: bool, rivals: bool) -> Any:
@@ -48,10 +52,16 @@ def schema(measures: Sequence[str], maps: bool, rivals: bool) -> Any:
     return pa.schema([*fields, ("error", text)])
 
 
+class WriteError(InputError):
+    """No picture's fault: the place is full, or write-protected."""
+
+
 class Output:
     """The folder of one run."""
 
     def __init__(self, place: str) -> None:
+        if not place:
+            raise InputError("the output has no name; give -o a folder")
         self.place = place.rstrip("/") or place
 
     @property
@@ -83,22 +93,38 @@ class Output:
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise InputError(
                     f"another run is writing to {self.place}; wait until it is done, or give another -o"
                 ) from error
-            for left in Path(self.table).glob(".part-*"):  # of a run that was killed while it wrote
-                left.unlink()
+            except OSError:  # some network drives know no locks either
+                pass
+            for folder, pattern in LEFT.items():
+                for left in Path(self.place, folder).glob(pattern):
+                    left.unlink()
             yield
+
+    def own(self, name: str) -> bool:
+        """Whether a file is an overlay of this output: no picture to explain."""
+        folder, _, last = name.rpartition("/")
+        if not DRAWN.fullmatch(last):
+            return False
+        if storage.remote(self.place):
+            return folder == self.pictures
+        return os.path.realpath(folder) == os.path.realpath(self.pictures)
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Begin a run, or go on with one that asked for the same. Raises InputError."""
         place = storage.joined(self.place, RUN)
-        if not storage.exists(place):
-            if self.done():
-                raise InputError(f"{self.table} holds parts, and {place} is gone; give -o a new folder")
-            storage.write(place, json.dumps(facts, indent=2, ensure_ascii=False).encode())
+        drawn = storage.within(self.pictures) if storage.is_folder(self.pictures) else ()
+        if not self.done() and not any(
+            map(self.own, drawn)
+        ):  # what failed before it made anything, by a wrong word, binds nobody
+            data = json.dumps(facts, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            storage.write(place, data)
             return
+        if not storage.exists(place):
+            raise InputError(f"{self.place} holds results, and {place} is gone; give -o a new folder")
         try:
             then = json.loads(storage.read(place))
         except ValueError as error:
@@ -123,9 +149,19 @@ class Output:
         pyarrow.parquet.write_table(pa.Table.from_pylist(list(rows), columns), buffer, compression="zstd")
         storage.write(self.part(number), buffer.getvalue())
 
-    def parts(self) -> Iterator[Any]:
-        """The table, part by part."""
-        import pyarrow.parquet
+    def draw(self, name: str, data: bytes) -> None:
+        """One overlay. Raises WriteError."""
+        try:
+            storage.write(storage.joined(self.pictures, name), data)
+        except (InputError, OSError) as error:
+            raise WriteError(str(error)) from error
 
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
+        """The table, part by part; all of its columns, or some. Raises InputError for a part that is damaged."""
         for number in sorted(self.done()):
-            yield pyarrow.parquet.read_table(io.BytesIO(storage.read(self.part(number))))
+            place = self.part(number)
+            try:
+                with parquet(storage.read(place)) as file:
+                    yield file.read(columns, use_threads=False)
+            except arrow().ArrowException as error:
+                raise InputError(f"{place} is damaged; remove it, and start the same run again") from error

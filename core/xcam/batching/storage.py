@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,35 +62,52 @@ def within(folder: str) -> Iterator[str]:
     """The files in a folder and in those below it, sorted. Raises InputError."""
     if remote(folder):
         fs, path = _filesystem(folder)
-        try:
-            yield from (fs.unstrip_protocol(found) for found in sorted(fs.find(path)))
-        except Exception as error:
-            raise InputError(f"cannot list {folder}: {first_line(error)}; check the place and your rights") from error
+        yield from (fs.unstrip_protocol(found) for found in sorted(_asked(folder, lambda: fs.find(path))))
         return
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        yield from (os.path.join(here, name) for name in sorted(files))
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(folder, frozenset())]
+    while waiting:
+        here, above = waiting.pop()
+        try:
+            status = os.stat(here)
+            mark = status.st_dev, status.st_ino
+            if mark in above:  # a link to a folder that it lies in
+                continue
+            with os.scandir(here) as entries:
+                names = sorted((entry.name, _is_folder(entry)) for entry in entries)
+        except OSError as error:
+            raise InputError(
+                f"cannot list {here}: {error.strerror}; check your rights there, or name the pictures in a table"
+            ) from error
+        yield from (os.path.join(here, name) for name, is_folder in names if not is_folder)
+        waiting += [(os.path.join(here, name), above | {mark}) for name, is_folder in reversed(names) if is_folder]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: what reads it says so
+        return False
 
 
 def exists(place: str) -> bool:
     if not remote(place):
         return os.path.exists(place)
     fs, path = _filesystem(place)
-    return bool(fs.exists(path))
+    return bool(_asked(place, lambda: fs.exists(path)))
 
 
 def is_folder(place: str) -> bool:
     if not remote(place):
         return os.path.isdir(place)
     fs, path = _filesystem(place)
-    return bool(fs.isdir(path))
+    return bool(_asked(place, lambda: fs.isdir(path)))
 
 
 def matching(pattern: str) -> list[str]:
     """The files that a pattern names, sorted."""
     if remote(pattern):
         fs, path = _filesystem(pattern)
-        return sorted(fs.unstrip_protocol(found) for found in fs.glob(path))
+        return sorted(fs.unstrip_protocol(found) for found in _asked(pattern, lambda: fs.glob(path)))
     import glob
 
     return sorted(found for found in glob.glob(pattern, recursive=True) if os.path.isfile(found))
@@ -98,6 +115,14 @@ def matching(pattern: str) -> list[str]:
 
 def joined(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/"), *names]) if remote(folder) else os.path.join(folder, *names)
+
+
+def _asked(place: str, question: Callable[[], Any]) -> Any:
+    """The answer of a store. Raises InputError where it gives none: no network, no rights."""
+    try:
+        return question()
+    except Exception as error:
+        raise InputError(f"cannot list {place}: {first_line(error)}; check the place and your rights") from error
 
 
 def _filesystem(place: str) -> tuple[Any, str]:
@@ -109,7 +134,9 @@ def _filesystem(place: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(place)
     except ImportError as error:
-        raise BackendError(f"cannot open {place}: {first_line(error)}") from error
+        raise BackendError(
+            f"cannot open {place}: {first_line(error)}; install what it names, or copy the files here"
+        ) from error
     except ValueError as error:
         raise InputError(f"cannot open {place}: {first_line(error)}; give a path or a known protocol") from error
     return fs, str(path)

@@ -19,7 +19,7 @@ from xcam import layers, opencv, pictures, preprocessing, progress
 from xcam.batching import storage
 from xcam.batching.inputs import CLASS, MASK
 from xcam.batching.job import Job
-from xcam.batching.output import Output
+from xcam.batching.output import Output, WriteError
 from xcam.contract import Array, Layer, Model
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
 from xcam.evaluation import Measure
@@ -31,10 +31,12 @@ from xcam.measures import correlation
 from xcam.methods import get as get_method
 from xcam.pictures import Picture
 from xcam.supply import require
-from xcam.targets import target
+from xcam.targets import class_index, several, target
 
 AHEAD = 3
 """So many batches are decoded ahead of the model."""
+FAILURES = 8
+"""So many pictures fail before the first that does not: then it is the model, or what is asked of it."""
 DRAWN = 1024
 """The longer side of an overlay, at most."""
 
@@ -55,20 +57,27 @@ class Ready:
 class Worker:
     """One model, and what it does with each picture. Raises what `explain` would raise for any picture, before the first."""
 
-    def __init__(self, model: Model, job: Job, output: Output, threads: int) -> None:
+    def __init__(self, model: Model, job: Job, output: Output, threads: int, proved: bool = False) -> None:
+        """proved: the model has explained pictures before; then one that fails is no fault of the model's."""
         self.model, self.job, self.output = model, job, output
+        if callable(shared := getattr(model, "share_cores", None)):
+            shared()
         self.layer: Layer = layers.find(model, job.layer)
         self.method = get_method(job.method)
         require(model, self.method)
         self.options = dict(self.method.checked(job.options))
         for aim in job.targets:
-            target(aim, job.score, model.activation, model.labels)  # type: ignore[arg-type]
+            if several(aim, model.labels) is None:
+                target(aim, job.score, model.activation, model.labels)  # type: ignore[arg-type]
         ends = [layer.shape for layer in model.layers if layer.is_output]
         self.rivals = job.rivals and (1,) not in ends  # a single class has none
         self.measures = [get_measure(name) for name in job.measures]
         self._size = input_size(model.input)
         self._threads = threads
-        self._proved = False
+        self._proved, self._failures = proved, 0
+        self._classes: dict[str, int | InputError] = {}
+        for measure in self.measures:
+            measure.require()
 
     def run(self, parts: Sequence[tuple[int, int, Any]]) -> Iterator[tuple[int, list[Row]]]:
         """Parts of the listing (number, first row's number, rows) → (number, rows of the table), one after the other."""
@@ -99,6 +108,10 @@ class Worker:
     def _ready(self, row: Row) -> Ready:
         """One picture, in a thread of its own."""
         try:
+            if row["file"] is None:
+                raise InputError(f"the name {row['path']} is not UTF-8; rename the file")
+            if self.job.told_target and isinstance(told := self._class(row[CLASS]), InputError):
+                return Ready(row, error=str(told))
             data = storage.read(row["file"], row["offset"], row["length"])
             drawn = self.job.pictures is not None
             image, size = decoded(data, row["path"], 1 if drawn else max(self._size))
@@ -133,15 +146,15 @@ class Worker:
             return []
         try:
             found = self._made(group)
-        except BackendError:  # something is not installed, or broken: no picture would fare better
+        except (BackendError, WriteError):  # something is not installed, or broken: no picture would fare better
             raise
         except XcamError as error:
-            if len(group) == 1:
-                return [[_failed(group[0].row, str(error))]]
-            rows = [row for one in group for row in self._explained([one])]
-            if not self._proved and all(row[0]["error"] for row in rows):
+            if len(group) > 1:
+                return [row for one in group for row in self._explained([one])]
+            self._failures += 1
+            if not self._proved and self._failures >= FAILURES:
                 raise  # it is the model, not the pictures
-            return rows
+            return [[_failed(group[0].row, str(error))]]
         self._proved = True
         return found
 
@@ -163,9 +176,7 @@ class Worker:
         if self.rivals:
             wanted = [["top2"] for _ in group]
         if self.job.told_target:
-            wanted = [[ready.row[CLASS]] for ready in group]
-            if any(aim == [None] for aim in wanted):
-                raise InputError("no class is told for it; give one in the table, or another target")
+            wanted = [[self._class(ready.row[CLASS])] for ready in group]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ZeroHeatmapWarning)  # a column says it
             found = explain(
@@ -179,6 +190,27 @@ class Worker:
                 **self.options,
             )
         return [list(each) if isinstance(each, list) else [each] for each in found]
+
+    def _class(self, told: str | None) -> int | InputError:
+        """The index of the class that is told, or why there is none."""
+        if told is None:
+            return InputError("no class is told for it; give one in the table, or another target")
+        if told not in self._classes:
+            try:
+                index = class_index(told, self.model.labels)
+                self._classes[told] = index if index >= 0 else InputError(f"no class {told}; give an index from 0 on")
+            except InputError as error:
+                self._classes[told] = error.with_traceback(None)
+        return self._classes[told]
+
+    def _correct(self, truth: str | None, best: int, label: str | None) -> bool | None:
+        """None where no class is told, and where names cannot be compared: the model has none."""
+        if truth is None or truth == label:
+            return None if truth is None else True
+        index = self._class(truth)
+        if isinstance(index, InputError):
+            return False if self.model.labels else None
+        return index == best
 
     def _count(self, found: Sequence[Sequence[Explanation]]) -> int:
         return min(len(row) for row in found) - self.rivals
@@ -205,7 +237,7 @@ class Worker:
             "prediction": label,
             "prediction_index": best[0] if best else None,
             "probability": float(e.scores[best[0]]) if best else None,
-            "correct": None if truth is None or not best else truth in (label, str(best[0])),
+            "correct": self._correct(truth, best[0], label) if best else None,
             "target": e.label,
             "target_index": e.index,
             "score": e.score,
@@ -221,10 +253,10 @@ class Worker:
 
     def _draw(self, ready: Ready, e: Explanation, m: int | None) -> None:
         assert ready.shown is not None
-        stem = PurePath(ready.row["path"]).stem[:80]
+        stem = PurePath(ready.row["path"]).stem.encode()[:80].decode(errors="ignore")
         name = f"{ready.row['number']:08d}-{stem}{'' if m is None else f'.{m}'}.cam.jpg"
         drawn = replace(e, image=ready.shown).overlay(**dict(self.job.pictures or {}))
-        storage.write(storage.joined(self.output.pictures, name), pictures.encoded(drawn, ".jpg"))
+        self.output.draw(name, pictures.encoded(drawn, ".jpg"))
 
 
 def decoded(data: bytes, name: str, least: int) -> tuple[Picture, tuple[int, int]]:
@@ -236,9 +268,14 @@ def decoded(data: bytes, name: str, least: int) -> tuple[Picture, tuple[int, int
         return whole, (whole.shape[0], whole.shape[1])
     import imagesize
 
-    width, height = imagesize.get(io.BytesIO(data))
+    try:
+        width, height = imagesize.get(io.BytesIO(data))
+    except ValueError:  # decoding will say what is wrong
+        width = height = 0
     factor = next((k for k in (8, 4, 2) if min(width, height) // k >= least), 1)
     image = pictures.decode(data, name, factor)
+    if factor > 1 and width != height and image.shape[0] == image.shape[1]:
+        factor, image = 1, pictures.decode(data, name)  # whether it was turned cannot be seen on a square
     if factor == 1:
         return image, (image.shape[0], image.shape[1])
     turned = (image.shape[0] > image.shape[1]) != (height > width)  # upright by its EXIF orientation
