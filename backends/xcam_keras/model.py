@@ -192,6 +192,7 @@ class KerasModel:
     def _recorded(self, shape: tuple[int, ...]) -> Recording:
         try:
             with self._running():
+                _build(self.model, shape, self.input.dtype)
                 return engine().Recording(self.model, shape, self.input.dtype)
         except MemoryError:
             raise
@@ -239,6 +240,15 @@ class KerasModel:
         if self._layout(call) != "channels_first" and array.ndim > 2:
             array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
         return array
+
+
+def _build(model: keras.Model, shape: Sequence[int | None], dtype: str) -> None:
+    """Run a model that was never called, on zeros: weights made while an engine records are left half made.
+
+    (Keras then fails at its next `StatelessScope`, which may belong to any other model.)
+    """
+    if not all(layer.built for layer in model._flatten_layers()):
+        model(keras.ops.zeros((1, *(n or DEFAULT_SIZE[0] for n in shape)), dtype), training=False)
 
 
 def _by_name(recording: Recording, arrays: Sequence[Array]) -> Outputs:
