@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from typing import Any
 
 import click
 
 from xcam_cli.bar import Bar
-from xcam_cli.options import model_options, own_model, score_option, tell, unheard
+from xcam_cli.options import heard, model_options, own_model, score_option, tell, unheard
 
 
 @click.command()
@@ -76,11 +75,10 @@ def batch(
     elif targets:
         options["target"] = list(targets)
     options |= settings_of(settings, (options["method"],))
-    with Bar() as bar, progress.listening(bar.told), warnings.catch_warnings(record=True) as caught, unheard():
-        warnings.simplefilter("always", xcam.XcamWarning)
+    with Bar() as bar, progress.listening(bar.told), heard() as warned, unheard():
         found = xcam.batch(model, inputs, output, backend, loading, rivals=report, **options)
         page = found.report() if report else None
-    tell(caught)
+    tell(warned)
     if as_json:
         told = {"pictures": found.pictures, "failed": found.failed, "table": found.table}
         click.echo(json.dumps(told | ({"report": page} if page else {}), ensure_ascii=False))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from click.core import ParameterSource
 
 from xcam_cli.bar import Bar
 from xcam_cli.lists import table
-from xcam_cli.options import Size, open_model, score_option, tell, unheard
+from xcam_cli.options import Size, heard, open_model, score_option, tell, unheard
 from xcam_cli.pictures import expanded
 
 ORDER = ("identical", "equivalent", "different")
@@ -69,8 +68,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     report = options.pop("report")
     place = check_place(report) if report else None
     opening = {key: options.pop(key) for key in ("size", "labels", "device")}
-    with Bar() as bar, progress.listening(bar.told), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", xcam.XcamWarning)
+    with Bar() as bar, progress.listening(bar.told), heard() as warned:
         opened = [
             open_model(spec.backend, spec.model, preprocess=spec.preprocess, weights=spec.weights, **opening)
             for spec in specs
@@ -78,7 +76,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         names = [spec.layer or layer for spec in specs]
         with unheard():
             found = xcam.compare(opened, pictures, names, **options)
-    tell(caught)
+    tell(warned)
     if place is not None:
         found.save(place)
     if as_json:
@@ -112,14 +110,13 @@ class Spec:
     @classmethod
     def read(cls, word: str) -> Spec:
         """`onnx:vgg.onnx@features.29`: a known backend ahead of the first colon, a layer behind the last @."""
-        from xcam.plugins import registry
+        from xcam.loading import behind_backend
 
-        backend, colon, rest = word.partition(":")
-        known = bool(colon) and backend in registry().plugins and not os.path.exists(word)
-        model, at, layer = (rest if known else word).rpartition("@")
-        if not at or os.path.exists(rest if known else word):
-            model, layer = (rest if known else word), ""
-        return cls(model, backend if known else None, layer or None)
+        backend, word = behind_backend(word)
+        model, at, layer = word.rpartition("@")
+        if not at or os.path.exists(word):
+            model, layer = word, ""
+        return cls(model, backend, layer or None)
 
 
 def _config(path: str) -> dict[str, Any]:

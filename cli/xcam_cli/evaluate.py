@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import click
 
 from xcam_cli.bar import Bar
 from xcam_cli.lists import table
-from xcam_cli.options import model_options, open_model, score_option, tell, unheard
+from xcam_cli.options import heard, model_options, open_model, score_option, tell, unheard
 from xcam_cli.pictures import Told, expanded, told
 
 
@@ -81,14 +80,13 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
         asked["boxes"] = [one.boxes or None for one in truth]
         asked["masks"] = [one.mask for one in truth]
     methods, measures = options.pop("methods") or ("gradcam",), options.pop("measures")
-    with Bar() as bar, progress.listening(bar.told), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", xcam.XcamWarning)
+    with Bar() as bar, progress.listening(bar.told), heard() as warned:
         model = open_model(options.pop("backend"), options.pop("model"), **options)
         with unheard():
             found = xcam.evaluate(
                 model, pictures, _methods(methods, model), measures=_measures(measures, model, bool(truth)), **asked
             )
-    tell(caught)
+    tell(warned)
     if place is not None:
         found.save(place)
     if as_json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xcam_cli.bar import Bar
-from xcam_cli.options import model_options, open_model, score_option, tell, unheard
+from xcam_cli.options import heard, model_options, open_model, score_option, tell, unheard
 from xcam_cli.plan import Plan, places_of, planned
 
 if TYPE_CHECKING:
@@ -121,19 +120,20 @@ def run(model: Any, images: list[Path], plan: Plan, places: list[list[Path]], ke
     methods = _able(model, plan.methods)
     documents: list[dict[str, Any]] = []
     made: list[Any] = []
+    told: list[str] = []
     with Bar() as bar, progress.listening(bar.told):
         for start in progress.steps(range(0, len(images), BATCH), "pictures"):  # thousands are never held at once
             part = slice(start, start + BATCH)
             try:
-                with warnings.catch_warnings(record=True) as caught, unheard():
-                    warnings.simplefilter("always", xcam.XcamWarning)
+                with heard(told) as warned, unheard():
                     rows = _explained(model, images[part], plan, methods)
             except xcam.XcamError:
                 if plan.as_json and documents:  # what was written is told, though the rest failed
                     _emit(documents)
                 raise
             bar.hide()
-            tell(caught)
+            tell(warned)
+            told += warned
             for row, paths in zip(rows, places[part], strict=True):
                 _write(row, paths, plan, model, documents)
                 made += _kept(row, whole=len(images) == 1) if kept else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -38,7 +38,7 @@ _MODEL = (
         "-m",
         "--model",
         metavar="MODEL",
-        help="A file, a zoo name (vgg16), package.module:factory, or demo. Default: the backend's own.",
+        help="A file, a zoo name (vgg16), package.module:factory, demo, or onnx:demo. Default: the backend's own.",
     ),
     click.option("--weights", metavar="FILE|imagenet|none", help="For zoo names; none: random. Default: imagenet."),
     click.option("--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD."),
@@ -79,12 +79,27 @@ def unheard() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def tell(caught: Iterable[warnings.WarningMessage]) -> None:
-    """xcam's own warnings, each once, as lines on standard error."""
+@contextlib.contextmanager
+def heard(before: Collection[str] = ()) -> Iterator[list[str]]:
+    """The texts of xcam's own warnings meanwhile, each once, for `tell`; not those of `before`."""
     from xcam.errors import XcamWarning
 
-    for message in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, XcamWarning)):
-        click.echo(f"xcam: warning: {' '.join(message.split())}", err=True)
+    texts: list[str] = []
+
+    def keep(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if issubclass(category, XcamWarning) and str(message) not in (*before, *texts):
+            texts.append(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", XcamWarning)
+        warnings.showwarning = keep  # type: ignore[assignment]  # it does not care where
+        yield texts
+
+
+def tell(warned: Iterable[str]) -> None:
+    """Each warning as a line on standard error."""
+    for text in warned:
+        click.echo(f"xcam: warning: {' '.join(text.split())}", err=True)
 
 
 def open_model(backend: str | None, model: str | None, **options: Any) -> Any:

@@ -35,7 +35,8 @@ def load(
     """Open a model.
 
     model: a file; a name that a backend knows (`resnet50`, `demo`); `package.module:factory`; or a live model object.
-    backend: its name; by default it follows from the model's type or file name.
+    backend: its name, which may also stand ahead of a model's name (`onnx:demo`); by default it follows from the
+        model's type or file name.
     preprocess: a preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing; by default what the
         model says.
     size: (height, width) of the input, where the model takes any.
@@ -48,6 +49,8 @@ def load(
     size = _size(size)
     if layout is not None and layout not in get_args(Layout):
         raise InputError(f"no layout {layout!r}; {nearest(layout, get_args(Layout))}")
+    if backend is None and isinstance(model, str):
+        backend, model = behind_backend(model)
     source = _source(model)
     backends = registry()
     name = backends.choose(source, backend)
@@ -83,6 +86,13 @@ def load(
             "attributes: report it to the plugin's authors"
         ) from error
     return opened
+
+
+def behind_backend(word: str) -> tuple[str | None, str]:
+    """`onnx:vgg.onnx` → the backend that is named ahead of the first colon, or None; and the model."""
+    backend, colon, rest = word.partition(":")
+    known = bool(colon) and backend in registry().plugins and not os.path.exists(word)
+    return (backend, rest) if known else (None, word)
 
 
 def _source(model: Any) -> Any:

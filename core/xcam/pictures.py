@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ JPEG_QUALITY = 95
 
 REDUCED = {2: 16, 4: 32, 8: 64}
 """OpenCV's flags IMREAD_REDUCED_GRAYSCALE_2, …: beside a flag that asks for colours they say the size alone."""
+
+PNG_COLOURS = 25
+"""Where a PNG says its colour type: 4 and 6 have alpha."""
+STRIP = 1 << 16
+"""Pixels laid on white at once, so that a large picture takes little more than itself."""
 
 _silence = threading.Lock()
 _users = 0
@@ -94,52 +100,73 @@ def check(image: object, name: str = "the image") -> Picture:
 
 def _decode(data: bytes, reduced: int = 0) -> Picture | None:
     cv2 = opencv.load()
-    if data.startswith(b"\x89PNG") and not _png_is_whole(data):
+    chunks = _png_chunks(data) if data.startswith(b"\x89PNG") else ()
+    if chunks is None:
         return None  # libpng would print a complaint of its own
     encoded = np.frombuffer(data, np.uint8)
     with _silent(cv2):
         try:
-            if _may_have_alpha(data):
+            if _may_have_alpha(data, chunks):
                 raw = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-                if raw is not None and raw.ndim == 3 and raw.shape[2] == 4:
-                    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
-                    lying = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-                    # Only colours are turned upright: where that moved them, alpha no longer fits, and is left out.
-                    return _on_white(raw) if np.array_equal(image, lying) else image
+                if raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and not _turned(data):
+                    return _on_white(raw)
+                del raw  # before the same picture is made again
             image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | reduced)
         except cv2.error:
             return None
     return None if image is None else np.asarray(image)
 
 
-def _may_have_alpha(data: bytes) -> bool:
+def _may_have_alpha(data: bytes, chunks: Collection[bytes]) -> bool:
+    if chunks:
+        return data[PNG_COLOURS] in (4, 6) or b"tRNS" in chunks
     return not data.startswith(b"\xff\xd8")
 
 
-def _png_is_whole(data: bytes) -> bool:
-    """Every chunk's checksum is right, up to the end, and the picture is of a size that can be decoded."""
+def _turned(data: bytes) -> bool:
+    """Whether OpenCV turns the picture upright: it does so to colours alone, and alpha no longer fits them."""
+    if not re.search(rb"(?i)exif", data) and not data.startswith((b"II*\0", b"MM\0*")):
+        return False
+    cv2 = opencv.load()
+    encoded = np.frombuffer(data, np.uint8)
+    upright, lying = (
+        cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB | flag) for flag in (0, cv2.IMREAD_IGNORE_ORIENTATION)
+    )
+    return not np.array_equal(upright, lying)
+
+
+def _png_chunks(data: bytes) -> set[bytes] | None:
+    """The kinds of chunks in a PNG; None unless every checksum is right, up to the end, and the size can be decoded."""
+    kinds: set[bytes] = set()
     place = 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
         kind, end = data[place + 4 : place + 8], place + 8 + length
         if end + 4 > len(data) or zlib.crc32(data[place + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            return False
+            return None
+        if place == 8 and kind != b"IHDR":
+            return None
+        kinds.add(kind)
         if kind == b"IHDR":
             width, height = struct.unpack_from(">II", data, place + 8)
             if not 0 < width * height < 2**30 or max(width, height) > 1_000_000:
-                return False
+                return None
         if kind == b"IEND":
-            return True
+            return kinds
         place = end + 4
-    return False
+    return None
 
 
 def _on_white(raw: npt.NDArray[Any]) -> Picture:
     """Lay `raw`, BGRA of any depth, on white: RGB."""
     top = np.iinfo(raw.dtype).max if np.issubdtype(raw.dtype, np.integer) else 1.0
-    share = (raw / top).astype(np.float32)
-    alpha = share[..., 3:]
-    return np.rint(255 * (alpha * share[..., 2::-1] + (1 - alpha))).astype(np.uint8)
+    image = np.empty((*raw.shape[:2], 3), np.uint8)
+    rows = max(1, STRIP // raw.shape[1])
+    for start in range(0, len(raw), rows):
+        share = (raw[start : start + rows] / top).astype(np.float32)
+        alpha = share[..., 3:]
+        image[start : start + rows] = np.rint(255 * (alpha * share[..., 2::-1] + (1 - alpha)))
+    return image
 
 
 @contextlib.contextmanager
@@ -197,12 +224,12 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     Raises InputError.
     """
     path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a directory; give a file name in it")
-    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise InputError(f"cannot write {path}: it is write-protected, or no ordinary file; choose another -o")
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
     try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a directory; give a file name in it")
+        if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+            raise InputError(f"cannot write {path}: it is write-protected, or no ordinary file; choose another -o")
+        temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}")
         try:
             with open(temporary, "xb") as file:
                 file.write(data)

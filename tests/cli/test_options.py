@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import xcam
 from typed import Result
 
 MODELS = """
@@ -71,6 +72,19 @@ def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result]
     assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
 
 
+@pytest.mark.usefixtures("models")
+@pytest.mark.parametrize("command", [[], ["batch", "-o", "out"], ["evaluate", "--measure", "deletion"]])
+def test_a_warning_is_told_once_for_all_pictures(
+    run: Callable[..., Result], picture: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xcam.explaining.BATCH", 1)
+    for name in "ab":
+        shutil.copy(picture, picture.with_name(f"{name}.png"))
+    result = run(*command, "-m", "models_of_the_command:Loud", "--size", "16", "a.png", "b.png")
+    assert result.status == 0
+    assert result.err.count("does not say how pictures are to be scaled") == 1
+
+
 def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\n\nc\nd\ne\nf\n")
     words = ["-m", "demo", "-b", "keras", "--json", "-t", "2", picture]
@@ -95,3 +109,15 @@ def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_pat
 def test_no_model_is_loaded_for_a_picture_that_is_not_there(run: Callable[..., Result]) -> None:
     result = run("-b", "keras", "absent.jpg")  # VGG16 would be downloaded
     assert result.err == "xcam: cannot read absent.jpg: no such file; check the path\n"
+
+
+def test_the_backend_may_stand_ahead_of_the_model(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+    for backend in ("onnx", "torch"):
+        assert json.loads(run("-m", f"{backend}:demo", "--json", picture).out)["backend"] == backend
+    found = run("-m", "onnx:absent", picture)
+    assert (found.status, found.err.count("\n")) == (2, 1)
+    assert "ONNX Runtime has no model 'absent'" in found.err
+    odd = tmp_path / "onnx:odd.onnx"
+    shutil.copy(xcam.export("onnx:demo", tmp_path / "plain.onnx"), odd)
+    assert json.loads(run("-m", str(odd), "--json", picture).out)["backend"] == "onnx"
+    assert json.loads(run("-m", odd.name, "--json", picture).out)["backend"] == "onnx"

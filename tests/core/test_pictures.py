@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +75,34 @@ def test_grey_16_bit_and_alpha(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pictures.read(save(tmp_path / "clear.tiff", bgra))[0, 0], [244, 204, 204])
     deep_clear = save(tmp_path / "deep_clear.png", bgra.astype(np.uint16) * 257)
     np.testing.assert_allclose(pictures.read(deep_clear)[0, 0], [244, 204, 204], atol=1)
+
+
+def test_a_large_picture_with_alpha_takes_little_more_than_itself(tmp_path: Path) -> None:
+    bgra = np.random.default_rng(0).integers(0, 256, (2000, 1000, 4), np.uint8)
+    bgra[..., 3] |= 0x80  # so that every row is told from every other
+    path = save(tmp_path / "large.png", bgra)
+    tracemalloc.start()
+    image = pictures.read(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    alpha = bgra[..., 3:] / 255
+    np.testing.assert_allclose(image, 255 - alpha * (255 - bgra[..., 2::-1].astype(float)), atol=0.51)
+    assert peak < path.stat().st_size + 4 * image.nbytes  # the file, what OpenCV made, the picture, and a strip
+
+
+def test_alpha_of_a_picture_that_is_turned_is_left_out(tmp_path: Path) -> None:
+    bgra = np.zeros((4, 6, 4), np.uint8)
+    bgra[..., 2], bgra[..., 3] = 200, 51
+    bgra[:, 3:, 2] = 90
+    data = cv2.imencode(".png", bgra)[1].tobytes()
+    body = exif(6)[10:]
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    path = tmp_path / "turned.png"
+    path.write_bytes(data[:33] + chunk + data[33:])
+    image = pictures.read(path)
+    assert image.shape == (6, 4, 3)
+    assert image[0, 0].tolist() == [200, 0, 0]
+    assert image[5, 0].tolist() == [90, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
@@ -163,6 +192,9 @@ def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
         pictures.write(tmp_path / "none" / "a.png", RED)
     with pytest.raises(InputError, match="is a directory"):
         pictures.write_whole(tmp_path, b"")
+    for path in (tmp_path / ("a" * 300 + ".png"), tmp_path / ("a" * 300) / "a.png"):
+        with pytest.raises(InputError, match="File name too long"):
+            pictures.write(path, RED)
     with pytest.raises(InputError, match=r"no picture format '\.gif'"):
         pictures.write(tmp_path / "a.gif", RED)
 
