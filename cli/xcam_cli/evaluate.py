@@ -31,7 +31,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.command()
 @model_options
 @click.option("-l", "--layer", metavar="LAYER", help="Default: the last that has space.")
-@click.option("-t", "--target", metavar="CLASS", help="Default: each picture's top class.")
+@click.option("-t", "--target", "targets", multiple=True, metavar="CLASS", help="Default: each picture's top class.")
 @click.option(
     "--method", "methods", multiple=True, metavar="NAME", help="Give it several times. Default: gradcam. Or all."
 )
@@ -70,18 +70,20 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
     from xcam.report import check_place
 
     place = check_place(report) if report else None
+    targets = options.pop("targets")
+    if len(targets) > 1:
+        raise click.UsageError(f"one class is evaluated on all pictures, not {len(targets)}; run it for each")
     known = {os.path.realpath(path): one for path, one in told(file).items()} if file else {}
     pictures = expanded(list(images)) if images or not file else list(told(file))
     truth = _truth(pictures, known, file)
-    asked = {key: options.pop(key) for key in ("layer", "target", "score", "floor", "level", "seed", "stages")}
-    if truth and asked["target"] is None and any(one.label for one in truth):
-        asked["target"] = [one.label for one in truth]
+    asked = {key: options.pop(key) for key in ("layer", "score", "floor", "level", "seed", "stages")}
     if truth:
         asked["boxes"] = [one.boxes or None for one in truth]
         asked["masks"] = [one.mask for one in truth]
     methods, measures = options.pop("methods") or ("gradcam",), options.pop("measures")
     with Bar() as bar, progress.listening(bar.told), heard() as warned:
         model = open_model(options.pop("backend"), options.pop("model"), **options)
+        asked["target"] = targets[0] if targets else _classes(model, pictures, truth)
         with unheard():
             found = xcam.evaluate(
                 model, pictures, _methods(methods, model), measures=_measures(measures, model, bool(truth)), **asked
@@ -116,10 +118,33 @@ def _truth(pictures: list[str], known: dict[str, Told], file: str | None) -> lis
     return found
 
 
+def _classes(model: Any, pictures: list[str], truth: list[Told]) -> list[int | None] | None:
+    """The class that the table tells for each picture. Raises InputError."""
+    from xcam.errors import InputError
+    from xcam.targets.words import class_index
+
+    def index(path: str, told: str | None) -> int | None:
+        if told is None:
+            return None
+        try:
+            if (found := class_index(told, model.labels)) < 0:
+                raise InputError(f"no class {told}; give an index from 0 on, or an empty cell for the top class")
+        except InputError as error:
+            raise InputError(f"the class of {path}: {error}") from error
+        return found
+
+    if not any(one.label for one in truth):
+        return None
+    return [index(path, one.label) for path, one in zip(pictures, truth, strict=True)]
+
+
 def _methods(names: tuple[str, ...], model: Any) -> list[str]:
     import xcam
+    from xcam.methods import get
     from xcam.supply import lacking
 
+    for name in {*names} - {"all"}:
+        get(name)
     if "all" not in names:
         return list(dict.fromkeys(names))
     return [name for name, method in xcam.methods().items() if not lacking(model, method)]
@@ -127,7 +152,10 @@ def _methods(names: tuple[str, ...], model: Any) -> list[str]:
 
 def _measures(names: tuple[str, ...], model: Any, located: bool) -> list[str] | None:
     import xcam
+    from xcam.evaluation import get
 
+    for name in {*names} - {"all"}:
+        get(name)
     if "all" not in names:
         return list(dict.fromkeys(names)) or None
     able = {"masks": located, "shuffled": hasattr(model, "randomized")}
@@ -144,7 +172,10 @@ def say(found: Any, place: Path | None) -> None:
             [
                 measure.name,
                 measure.better,
-                *(f"{number(row)}{' *' if row.above and measure.ranks else ''}" for row in cells),
+                *(
+                    f"{number(row, len(found.pictures))}{' *' if row.above and measure.ranks else ''}"
+                    for row in cells
+                ),
             ]
         )
     table(["measure", "better", *order], rows)
@@ -152,6 +183,9 @@ def say(found: Any, place: Path | None) -> None:
     beaten = "" if "random" not in order else "; better than random by"
     for rank in found.ranking:
         floor = beaten and rank.method != "random"
+        if math.isnan(rank.place):
+            click.echo(f"{rank.method}: no place, because no measure that ranks has a value")
+            continue
         click.echo(
             f"{rank.method}: mean place {rank.place:.1f} of {len(order)}"
             + (f"{beaten} {rank.above} of {rank.of} {'measure' if rank.of == 1 else 'measures'}" if floor else "")
@@ -163,8 +197,9 @@ def say(found: Any, place: Path | None) -> None:
         click.echo(f"wrote {place}")
 
 
-def number(row: Any) -> str:
-    """A mean with its interval; without one where there are fewer than two pictures."""
+def number(row: Any, pictures: int) -> str:
+    """A mean with its interval, which two pictures or more have, and on how many pictures it rests if not on all."""
     if math.isnan(row.mean):
         return "–"
-    return f"{row.mean:.3f}" + ("" if math.isnan(row.low) else f" [{row.low:.3f}, {row.high:.3f}]")
+    text = f"{row.mean:.3f}" + ("" if math.isnan(row.low) else f" [{row.low:.3f}, {row.high:.3f}]")
+    return text if row.n == pictures else f"{text} (of {row.n})"

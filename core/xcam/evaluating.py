@@ -67,6 +67,8 @@ def evaluate(
         raise InputError(f"level is {level}; give a share between 0 and 1, as 0.95")
     if stages < 1:
         raise InputError(f"stages is {stages}; give 1 or more")
+    if seed < 0 or seed != int(seed):
+        raise InputError(f"seed is {seed}; give a whole number, 0 or more")
     if not isinstance(model, Model):
         model = load(model)
     for how, _ in hows.values():
@@ -74,6 +76,8 @@ def evaluate(
     place = layers.find(model, layer)
     if isinstance(images, str | os.PathLike | np.ndarray):
         images = [images]
+    elif not isinstance(images, Iterable):
+        raise InputError(f"images is a {type(images).__name__}; give paths or arrays")
     truth = Truth(boxes, masks)
     run = Run(model, place, score, hows, chosen, seed)
     if run.cascade:
@@ -98,7 +102,7 @@ def _methods(given: Sequence[str] | Mapping[str, Options], floor: bool) -> dict[
         options.setdefault(FLOOR, {})
     if not options:
         raise InputError("no method is named; give one or more")
-    return {name: (how := get_method(str(name)), dict(how.checked(told))) for name, told in options.items()}
+    return {name: (how := get_method(str(name)), dict(how.checked(told or {}))) for name, told in options.items()}
 
 
 def _measures(
@@ -121,7 +125,7 @@ def _measures(
             raise InputError(f"{name} needs to know where the object is; give boxes= or masks= (--table)")
         measure.require()
         seeded = {"seed": seed} if "seed" in measure.options else {}
-        found.append((measure, seeded | dict(measure.checked(told))))
+        found.append((measure, seeded | dict(measure.checked(told or {}))))
     return found
 
 

@@ -254,3 +254,16 @@ def test_the_maps_change_when_the_weights_do(backend: str) -> None:
     for method in found.methods:
         assert abs(found.row(method, "randomization").mean) < 0.5
         assert found.row(method, "efficient-randomization").mean > 0.05
+
+
+def test_a_shuffled_network_that_fails_costs_only_that_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = model("onnx")
+
+    def randomized(parts: Any, seed: int) -> Any:
+        raise xcam.ModelError("the copy gives NaN; check the weights")
+
+    monkeypatch.setattr(opened, "randomized", randomized, raising=False)
+    found = xcam.evaluate(opened, [str(demo.pictures()[0])], measures=["deletion", "randomization"])
+    assert found.row("gradcam", "deletion").n == 1
+    assert found.row("gradcam", "randomization").n == 0
+    assert "no randomisation test: the copy gives NaN; check the weights" in found.notes

@@ -19,11 +19,11 @@ QUICK = ["--measure", "complexity", "--measure", "increase"]
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    """A folder with three scenes, and a table of the box and the class of the first shape in each."""
+    """A folder with ten scenes, and a table of the box and the class of the first shape in each."""
     folder = tmp_path / "scenes"
     folder.mkdir()
     rows = ["path,class,x0,y0,x1,y1"]
-    for k, scene in enumerate(scenes_with_two(3)):
+    for k, scene in enumerate(scenes_with_two(10)):
         pictures.write(folder / f"{k}.png", scene.image)
         y, x = np.nonzero(scene.shapes[0].mask)
         rows.append(f"{k}.png,{CLASSES[scene.shapes[0].label]},{x.min()},{y.min()},{x.max() + 1},{y.max() + 1}")
@@ -51,7 +51,7 @@ def test_methods_by_measures_the_best_first(run: Callable[..., Any], scenes: Pat
 def test_the_table_says_what_is_explained_and_where(run: Callable[..., Any], scenes: Path) -> None:
     words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
     by_table = json.loads(run("evaluate", *words, "--table", scenes / "boxes.csv").out)
-    wanted = [CLASSES[scene.shapes[0].label] for scene in scenes_with_two(3)]
+    wanted = [CLASSES[scene.shapes[0].label] for scene in scenes_with_two(10)]
     assert [picture["target"] for picture in by_table["pictures"]] == wanted
     assert by_table["table"][0]["mean"] > 0.5
     by_name = json.loads(
@@ -125,6 +125,8 @@ def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any
         ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "does not lie within its 128×128 pixels"),
         ("path,x0,y0,x1,y1\nother.png,1,1,2,2\n", "t.csv says nothing of 0.png; its paths start at its own folder"),
         ("path,mask\n0.png,none.png\n", "cannot read none.png: no such file"),
+        ("path,class,x0,y0,x1,y1\n0.png,-1,1,1,2,2\n", "the class of 0.png: no class -1; give an index from 0 on"),
+        ("path,class,x0,y0,x1,y1\n0.png,disc-ring,1,1,2,2\n", "the class of 0.png: no class 'disc-ring'"),
         ("path,class,x0,y0,x1,y1\n0.png,disc,1,1,2,2\n0.png,ring,1,1,2,2\n", "two classes, disc and ring"),
     ],
 )
@@ -152,6 +154,9 @@ def test_a_bad_table_is_one_line_and_status_2(
         (["--level", "95", "PICTURE"], "95"),
         (["-t", "top2", "PICTURE"], "several targets on one picture"),
         (["-l", "conv9", "PICTURE"], "no layer 'conv9'"),
+        (["--measure", "all", "--measure", "rode", "PICTURE"], "no measure 'rode'"),
+        (["--method", "all", "--method", "gradcan", "PICTURE"], "no method 'gradcan'"),
+        (["--report", "none/trust.html", "PICTURE"], "xcam: cannot write none/trust.html: there is no folder none"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
@@ -160,3 +165,25 @@ def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list
     assert result.status == 2
     assert said in result.err
     assert result.err.count("\n") == 1
+
+
+def test_several_classes_are_for_explain(run: Callable[..., Any]) -> None:
+    result = run("evaluate", "-b", "onnx", "-m", "demo", "-t", "disc", "-t", "ring", demo.pictures()[0])
+    assert result.status == 2
+    assert "one class is evaluated on all pictures, not 2" in result.err
+
+
+def test_on_how_many_pictures_a_number_rests(run: Callable[..., Any], scenes: Path) -> None:
+    (scenes / "one.csv").write_text("path,x0,y0,x1,y1\n0.png,1,1,90,90\n", encoding="utf-8")
+    words = ["-b", "onnx", "-m", "demo", "--measure", "energy", "--table", scenes / "one.csv"]
+    said = run("evaluate", *words, "--report", "one.html", scenes / "0.png", scenes / "1.png").out
+    line = next(line for line in said.splitlines() if line.startswith("energy"))
+    assert line.count("(of 1)") == 2
+    assert "1 of 2 pictures" in Path("one.html").read_text(encoding="utf-8")
+
+
+def test_where_no_measure_ranks_no_place_is_made_up(run: Callable[..., Any]) -> None:
+    words = ["-b", "onnx", "-m", "demo", "--measure", "complexity", "--report", "none.html", demo.pictures()[0]]
+    result = run("evaluate", *words)
+    assert "gradcam: no place, because no measure that ranks has a value" in result.out
+    assert "nan" not in result.out + Path("none.html").read_text(encoding="utf-8")

@@ -56,7 +56,7 @@ def test_sensitivity_is_the_largest_relative_change() -> None:
     heatmap = np.zeros((1, 2, 2), np.float32)
     heatmap[0, 0] = 3, 4
     moves = iter([0.1, 0.5, 0.2])
-    x = np.zeros((1, 1, 2, 2), np.float32)
+    x = np.float32([[[[0, 0], [0, 1]]]])
 
     def explained(x: Any, rows: Any) -> Any:
         moved = heatmap.copy()
@@ -84,10 +84,10 @@ def test_the_noise_stays_within_its_radius_of_each_pictures_range() -> None:
     np.testing.assert_array_equal(found, again)
 
 
-def test_a_map_that_stays_is_not_sensitive_and_of_an_empty_one_nothing_is_known() -> None:
-    maps = np.stack([RAMP[0], 0 * RAMP[0]])
-    found = max_sensitivity(maps, np.zeros((2, 3, 2, 3), np.float32), lambda *_: maps)
-    np.testing.assert_array_equal(found, [0, np.nan])
+def test_a_map_that_stays_is_not_sensitive_and_of_an_empty_one_or_a_flat_picture_nothing_is_known() -> None:
+    maps = np.stack([RAMP[0], 0 * RAMP[0], RAMP[0]])
+    x = np.stack([np.stack([RAMP[0]] * 3)] * 2 + [np.ones((3, *RAMP[0].shape))]).astype(np.float32)
+    np.testing.assert_array_equal(max_sensitivity(maps, x, lambda *_: maps), [0, np.nan, np.nan])
 
 
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"radius": 0.0}, {"radius": float("nan")}])

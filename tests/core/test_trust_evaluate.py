@@ -54,8 +54,18 @@ def test_drop_and_increase_are_those_of_the_probability() -> None:
     assert found.row("gradcam", "average-drop").mean == 0
     dogs = evaluate([image], floor=False, measures=["average-drop", "increase"], target="dog", methods=["hirescam"])
     assert dogs.row("hirescam", "increase").mean == 1
-    wrong = evaluate([image], {"random": {"seed": 3}}, floor=False, measures=["average-drop"], target="cat")
-    assert 0 <= wrong.row("random", "average-drop").mean < 1
+    wrong = evaluate([image], {"random": {"seed": 1}}, floor=False, measures=["average-drop"], target="cat")
+    assert wrong.row("random", "average-drop").mean == pytest.approx(0.2097, abs=1e-4)
+
+
+def test_through_an_empty_map_nothing_is_seen() -> None:
+    """By the formulas alone it would be best at both, where black makes the class likelier."""
+    image = picture((1, 2), green=(3, 3))
+    names = ["average-drop", "increase", "adcc", "sensitivity"]
+    found = evaluate([image], {"random": {"seed": 3}}, floor=False, measures=names, target="dog")
+    assert "random is zero everywhere on 1 of 1 pictures" in found.notes
+    assert [found.row("random", name).mean for name in names[:3]] == [1, 0, 0]
+    assert found.row("random", "sensitivity").n == 0
 
 
 def test_deletion_follows_the_probability_curve() -> None:
@@ -212,16 +222,18 @@ def test_a_target_that_is_no_class_is_measured_by_its_own_value() -> None:
         ({"measures": {"deletion": {"steps": 0.5}}}, "steps of deletion takes a whole number, not 0.5"),
         ({"measures": ["pointing"]}, "pointing needs to know where the object is"),
         ({"boxes": [(0, 0, 1, 1)] * 3}, "3 boxes for 2 pictures"),
-        ({"boxes": [(0, 0, 7, 4), None]}, "the box 0, 0, 7, 4 of picture 1 does not lie within its 6×4 pixels"),
-        ({"boxes": [(2, 2, 2, 3), None]}, "(or is empty)"),
-        ({"boxes": [(0, 0, float("nan"), 1), None]}, "does not lie within"),
-        ({"boxes": ["no", None]}, "give four numbers"),
-        ({"masks": [np.ones((3, 3)), None]}, "the mask of picture 1 is 3×3, the picture 6×4"),
+        ({"boxes": [(0, 0, 7, 4)] * 2}, "the box 0, 0, 7, 4 of picture 1 does not lie within its 6×4 pixels"),
+        ({"boxes": [(2, 2, 2, 3)] * 2}, "(or is empty)"),
+        ({"boxes": [(0, 0, float("nan"), 1)] * 2}, "does not lie within"),
+        ({"boxes": ["no", "no"]}, "give four numbers"),
+        ({"masks": [np.ones((3, 3))] * 2}, "the mask of picture 1 is 3×3, the picture 6×4"),
         ({"target": [0]}, "1 targets for 2 pictures"),
-        ({"target": 9}, "no picture could be evaluated: no class 9"),
+        ({"target": 9}, "no class 9"),
         ({"target": "top2"}, "several targets on one picture"),
         ({"level": 95}, "level is 95"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"measures": {"road": {"noise": -1.0}}}, "noise is -1"),
         ({"stages": 0}, "stages is 0"),
         ({"layer": "nowhere"}, "no layer 'nowhere'"),
         ({"measures": ["randomization"]}, "the randomisation test shuffles weights, which backend 'fake' cannot do"),
@@ -233,6 +245,13 @@ def test_bad_input_is_one_line(options: dict[str, Any], said: str) -> None:
         xcam.evaluate(Model(), images, **({"layer": "features"} | options))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_wrong_for_all_pictures_is_found_on_the_first_ones() -> None:
+    left = iter([picture((1, 1))] * 1000)
+    with pytest.raises(InputError, match="steps is 0"):
+        evaluate(left, measures={"deletion": {"steps": 0}})
+    assert sum(1 for _ in left) > 900
 
 
 def test_a_generator_and_fewer_targets_than_pictures() -> None:

@@ -67,3 +67,20 @@ def test_shares_of_object_and_ground_make_a_whole(heatmap: np.ndarray, where: np
 def test_a_tolerance_is_a_share() -> None:
     with pytest.raises(InputError, match="tolerance is 15"):
         pointing_game([peaked(0, 0)], [box(0, 0, 1, 1)], tolerance=15.0)
+
+
+def test_equal_places_favour_no_corner() -> None:
+    """A square that is hot, and nothing elsewhere; a peak as wide as a cell of the layer; a map that is all the same."""
+    heatmap = np.zeros((10, 10), np.float32)
+    heatmap[4:6, 4:6] = 1
+    upper, lower = box(0, 0, 10, 4, (10, 10)), box(0, 6, 10, 10, (10, 10))
+    assert relevance_rank([heatmap, heatmap], [upper, lower]) == pytest.approx([36 / 96 * 40 / 40, 36 / 96])
+    corner = np.zeros((24, 24), np.float32)
+    corner[:8, :8] = 1
+    middle = box(3, 3, 5, 5, (24, 24))
+    for turns in range(4):
+        turned, where = np.rot90(corner, turns), np.rot90(middle, turns)
+        assert pointing_game([turned], [where], tolerance=0.0) == 1
+    flat = np.ones((10, 10), np.float32)
+    assert pointing_game([flat, flat], [upper, lower], tolerance=0.0).tolist() == [0, 0]
+    assert relevance_rank([flat, flat], [upper, lower]) == pytest.approx([0.4, 0.4])

@@ -62,7 +62,7 @@ def evaluation(**columns: dict[str, list[float]]) -> Evaluation:
 
 def test_the_gain_is_that_of_pairs() -> None:
     """Each value is 0.1 better than random's on the same picture: no doubt, though the values are far apart."""
-    floor = [0.1, 0.9, 0.5, 0.3]
+    floor = [0.1, 0.9, 0.5, 0.3] * 3
     found = evaluation(
         good={"deletion": [v - 0.1 for v in floor], "insertion": [v + 0.1 for v in floor]},
         random={"deletion": floor, "insertion": floor},
@@ -80,8 +80,24 @@ def test_the_gain_is_that_of_pairs() -> None:
 
 
 def test_worse_than_random_is_told_too() -> None:
-    found = evaluation(bad={"insertion": [0.1, 0.1, 0.2]}, random={"insertion": [0.5, 0.6, 0.5]})
+    found = evaluation(bad={"insertion": [0.1, 0.1, 0.2] * 4}, random={"insertion": [0.5, 0.6, 0.5] * 4})
     assert (found.ranking[-1].method, found.ranking[-1].below, found.ranking[-1].above) == ("bad", 1, 0)
+
+
+def test_few_pictures_say_nothing_of_better_or_worse() -> None:
+    for n, said in ((9, False), (10, True)):
+        found = evaluation(a={"insertion": [0.5] * n}, b={"insertion": [0.1] * n}, random={"insertion": [0.3] * n})
+        assert (found.row("a", "insertion").above, found.row("b", "insertion").below) == (said, said)
+
+
+def test_methods_are_ranked_by_the_pictures_that_all_have() -> None:
+    """`a` is better on each picture; its mean alone is lower, because it has a value of the hard one."""
+    found = evaluation(
+        a={"insertion": [0.6, 0.1], "deletion": [np.nan, np.nan]},
+        b={"insertion": [0.5, np.nan], "deletion": [0.1, 0.1]},
+    )
+    assert found.row("a", "insertion").mean < found.row("b", "insertion").mean
+    assert [(rank.method, rank.place) for rank in found.ranking] == [("a", 1.0), ("b", 1.5)]
 
 
 def test_measures_that_a_useless_map_is_best_at_do_not_rank() -> None:

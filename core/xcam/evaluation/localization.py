@@ -23,13 +23,18 @@ TOLERANCE = 0.03
 def pointing_game(heatmaps: Sequence[Array], masks: Masks, *, tolerance: float = TOLERANCE) -> Array:
     """1 where the map's highest place lies on the object, or no farther from it than `tolerance`; else 0.
 
-    tolerance: a share of the picture's longer side. Of several highest places the first counts.
+    tolerance: a share of the picture's longer side. Of several highest places the one in their middle counts; a map
+    that is the same everywhere points nowhere: 0.
     """
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance is {tolerance}; give a share of the picture's longer side, 0 to 1")
 
     def hit(heatmap: Array, mask: Array) -> float:
-        return float(_farness(mask).flat[int(heatmap.argmax())] <= tolerance * max(mask.shape))
+        highest = np.argwhere(heatmap == heatmap.max())
+        if len(highest) == heatmap.size:
+            return 0.0
+        y, x = highest[np.square(highest - highest.mean(axis=0)).sum(axis=1).argmin()]
+        return float(_farness(mask)[y, x] <= tolerance * max(mask.shape))
 
     return _each(hit, heatmaps, masks)
 
@@ -50,11 +55,16 @@ def energy(heatmaps: Sequence[Array], masks: Masks) -> Array:
 
 @measure("relevance-rank", better="higher", source="Arras et al. 2022 (relevance rank accuracy)", default=False)
 def relevance_rank(heatmaps: Sequence[Array], masks: Masks) -> Array:
-    """Of the K highest places, K being the object's size, the share that lies on the object."""
+    """Of the K highest places, K being the object's size, the share that lies on the object.
+
+    Where some of several equal places belong to the K, each of them counts for the same part of itself.
+    """
 
     def share(heatmap: Array, mask: Array) -> float:
         count = int(mask.sum())
-        return float(mask.ravel()[np.argsort(-heatmap.ravel(), kind="stable")[:count]].mean())
+        last = np.partition(heatmap, heatmap.size - count, axis=None)[-count]
+        above, equal = heatmap > last, heatmap == last
+        return float((mask[above].sum() + (count - above.sum()) * mask[equal].mean()) / count)
 
     return _each(share, heatmaps, masks)
 

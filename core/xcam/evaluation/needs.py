@@ -6,7 +6,8 @@
     x         [N, channels, H, W]: the pictures as the model takes them, channels first
     score     x, rows → [K]: the target's value for changed pictures. Of a class this is its probability
     clean     [N]: that value for the pictures themselves
-    masked    [N]: … and for x·heatmap, the pictures seen through their maps
+    masked    [N]: … and for x·heatmap, the pictures seen through their maps; −∞ where the map is zero everywhere: nothing is
+              seen
     again     [N, H, W]: the map of x·heatmap, for the same target
     explain   x, rows → [K, H, W]: the maps of changed pictures, for the same target
     cams      [N, h, w]: the map at the layer's size, before ReLU, which would make many of the shuffled ones empty

@@ -39,13 +39,14 @@ def insertion(
     return _area(_curve(_ground(x, baseline), x, heatmap, score, steps, seed))
 
 
-@measure("average-drop", better="lower", source="Chattopadhay et al. 2018", passes="2 forward")
+@measure("average-drop", better="lower", source="Chattopadhay et al. 2018", passes="2 forward", ranks=False)
 def average_drop(clean: Array, masked: Array) -> Array:
-    """max(0, y − o)/y: how much of the score y is lost when the picture is seen through its map, o.
+    """max(0, y − o)/y: how much of the score y is lost when the picture is seen through its map, o. A map of ones: 0.
 
-    A share, where the paper gives percent. NaN where y is not positive, which a probability always is.
+    A share, where the paper gives percent; 1, all of it, through an empty map, and where o is below zero. NaN where y
+    is not positive, which a probability always is.
     """
-    lost = np.maximum(clean - masked, 0)
+    lost = np.clip(clean - masked, 0, np.abs(clean))
     return np.divide(lost, clean, out=np.full(len(clean), np.nan), where=clean > 0)
 
 

@@ -15,6 +15,9 @@ from xcam.maps import Array
 
 FLOOR = "random"
 """The method that every other has to beat."""
+ENOUGH = 10
+"""Pictures from which on an interval may say that a method is better: with fewer, the bootstrap's is too narrow (with two it
+reaches from one value to the other)."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ class Row:
     gain_low: float
     gain_high: float
     """The interval of that. Above `random` means: wholly above zero."""
+    gain_n: int
+    """Pictures on which both have a value."""
 
     @property
     def above(self) -> bool:
-        """Better than `random`, the interval says."""
-        return self.gain_low > 0
+        """Better than `random`, the interval says, on ten pictures or more."""
+        return self.gain_n >= ENOUGH and self.gain_low > 0
+
+    @property
+    def below(self) -> bool:
+        """Worse, it says."""
+        return self.gain_n >= ENOUGH and self.gain_high < 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,8 @@ class Evaluation:
     failed: tuple[tuple[str, str], ...] = ()
     """Pictures that could not be evaluated, and why."""
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for: score, and the options of methods and measures."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -93,12 +105,13 @@ class Evaluation:
 
     @cached_property
     def ranking(self) -> list[Rank]:
-        """The methods by their mean place over the measures that rank, the best first."""
+        """The methods by their mean place over the measures that rank, the best first.
+
+        By each measure they are compared on the pictures that have a value of all methods that have any.
+        """
         means = {(row.method, row.measure): row for row in self.table}
         counted = [m for m in self.measures if m.ranks]
-        places = [
-            ranking.places(np.array([means[name, m.name].mean for name in self.values]), m.better) for m in counted
-        ]
+        places = [ranking.places(self._comparable(m.name), m.better) for m in counted]
         found = []
         for k, name in enumerate(self.values):
             rows = [means[name, m.name] for m in counted]
@@ -107,7 +120,7 @@ class Evaluation:
                     name,
                     ranking.mean(np.array([row[k] for row in places])),
                     sum(row.above for row in rows),
-                    sum(row.gain_high < 0 for row in rows),
+                    sum(row.below for row in rows),
                     sum(bool(row.n) for row in rows),
                 )
             )
@@ -120,12 +133,13 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON; None stands for NaN."""
+        """Everything as plain values for JSON; None stands for what is no number."""
         return {
             "model": self.model,
             "layer": self.layer,
             "level": self.level,
             "seed": self.seed,
+            **self.settings,
             "ranking": [_plain(vars(rank)) for rank in self.ranking],
             "table": [_plain(vars(row)) for row in self.table],
             "measures": [
@@ -152,6 +166,13 @@ class Evaluation:
 
         write(self, Path(path))
 
+    def _comparable(self, measure: str) -> Array:
+        """Each method's mean over the pictures that have a value of all methods that have any."""
+        values = np.stack([columns[measure] for columns in self.values.values()])
+        known = np.isfinite(values)
+        common = known[known.any(axis=1)].all(axis=0)
+        return np.array([ranking.mean(row[common]) for row in values])
+
     def _row(self, name: str, measure: Measure) -> Row:
         mine = self.values[name][measure.name]
         low, high = ranking.interval(mine, self.level, self.seed)
@@ -168,6 +189,7 @@ class Evaluation:
             measure.better,
             ranking.mean(gains),
             *ranking.interval(gains, self.level, self.seed),
+            int(np.isfinite(gains).sum()),
         )
 
 
@@ -176,4 +198,6 @@ def _no(method: str, measure: str) -> Row:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in values.items()}
+    return {
+        key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in values.items()
+    }

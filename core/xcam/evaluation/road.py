@@ -10,6 +10,7 @@ import importlib
 
 import numpy as np
 
+from xcam.errors import InputError
 from xcam.evaluation import measure
 from xcam.evaluation.needs import curves, order, unrolled
 from xcam.maps import Array
@@ -33,7 +34,8 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 def road(heatmap: Array, x: Array, score: Runner, *, noise: float = 0.01, seed: int = 0) -> Array:
     """(LeRF − MoRF)/2: by how much the score stays better without the lowest places than without the highest.
 
-    noise: its standard deviation, as a share of the range of the picture's values.
+    noise: its standard deviation, as a share of the range of the picture's values. NaN for a picture that is the same
+    everywhere.
     """
     least, most = (_without(heatmap, x, score, noise, seed, lowest) for lowest in (True, False))
     return np.asarray((least - most) / 2)
@@ -66,6 +68,8 @@ def least_relevant_first(heatmap: Array, x: Array, score: Runner, *, noise: floa
 
 
 def _without(heatmap: Array, x: Array, score: Runner, noise: float, seed: int, lowest: bool) -> Array:
+    if not 0 <= noise <= 1:
+        raise InputError(f"noise is {noise}; give a share of the range of the picture's values, 0 to 1")
     places = order(-heatmap if lowest else heatmap, seed)
     size = places.shape[1]
     grain = generator(seed).normal(size=x.shape[1:]).astype(x.dtype)
@@ -77,7 +81,8 @@ def _without(heatmap: Array, x: Array, score: Runner, noise: float, seed: int, l
         away = gone.reshape(heatmap.shape[1:])
         return np.where(away, imputed(x[row], away) + x.dtype.type(noise) * spread[row] * grain, x[row])
 
-    return curves(score, x, [round(share * size) for share in SHARES], change, "ROAD").mean(axis=1)
+    found = curves(score, x, [round(share * size) for share in SHARES], change, "ROAD").mean(axis=1)
+    return np.where(spread > 0, found, np.nan)
 
 
 def imputed(x: Array, away: Array) -> Array:

@@ -24,7 +24,7 @@ def max_sensitivity(
     """max ‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖ over n noises δ, uniform in ± radius; Φ is the map.
 
     radius: a share of the range of the picture's values. Divided by the map's own norm, so that methods can be
-    compared. NaN where the map is zero everywhere.
+    compared. NaN where the map is zero everywhere, or the picture the same.
     """
     check(n=n, radius=radius)
     random = generator(seed)
@@ -34,7 +34,7 @@ def max_sensitivity(
     for _ in steps(range(n), "sensitivity"):
         noise = random.uniform(-1, 1, size=x.shape[1:]).astype(x.dtype)
         worst = np.maximum(worst, _norm(explain(x + spread * noise, range(len(x))) - heatmap))
-    return np.divide(worst, norm, out=np.full(len(x), np.nan), where=norm > 0)
+    return np.divide(worst, norm, out=np.full(len(x), np.nan), where=(norm > 0) & (spread.ravel() > 0))
 
 
 def _norm(maps: Array) -> Array:

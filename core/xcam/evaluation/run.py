@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from xcam import pictures, progress
 from xcam.contract import Array, Layer, Model
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
 from xcam.evaluation import Measure
-from xcam.evaluation.result import FLOOR, Evaluation
+from xcam.evaluation.result import ENOUGH, FLOOR, Evaluation
 from xcam.evaluation.subject import Subject, batch, cams
 from xcam.evaluation.truth import Truth
 from xcam.explaining import BATCH, Image, explain
@@ -69,6 +68,7 @@ class Run:
         self.aims: list[Target] = []
         self.labels: list[str] = []
         self.failed: list[tuple[str, str]] = []
+        self.notes: list[str] = []
         self.zeros: Counter[str] = Counter()
         self.values: dict[str, dict[str, list[Array]]] = {name: {m.name: [] for m, _ in measures} for name in hows}
         self.cams: dict[str, list[Array]] = {name: [] for name in hows}
@@ -78,23 +78,30 @@ class Run:
         numbered, target, truth = part
         read: list[_Read] = []
         for k, source in numbered:
-            name = str(Path(source)) if isinstance(source, str | os.PathLike) else f"picture {k + 1}"
+            name, aim = str(source) if isinstance(source, str | os.PathLike) else f"picture {k + 1}", _aim(target, k)
             try:
                 image = pictures.read(source) if isinstance(source, str | os.PathLike) else pictures.check(source)
+                read.append(_Read(source, name, image, truth.of(k, image, name), aim))
             except XcamError as error:
                 self.failed.append((name, str(error)))
-                continue
-            read.append(_Read(source, name, image, truth.of(k, image, name), _aim(target, k)))
         try:
             self._measure(read)
         except BackendError:  # something is not installed, or broken: no picture would fare better
             raise
         except XcamError:
-            for one in read:
-                try:
-                    self._measure([one])
-                except XcamError as error:
-                    self.failed.append((one.name, str(error)))
+            self._one_by_one(read)
+
+    def _one_by_one(self, read: Sequence[_Read]) -> None:
+        """Measure what can be measured. What fails for all of the first ones alike is no fault of theirs, and raised."""
+        failed: list[tuple[str, XcamError]] = []
+        for one in read:
+            try:
+                self._measure([one])
+            except XcamError as error:
+                failed.append((one.name, error))
+        if not self.read and len({str(error) for _, error in failed}) == 1:
+            raise failed[0][1]
+        self.failed += [(name, str(error)) for name, error in failed]
 
     def _measure(self, read: Sequence[_Read]) -> None:
         """Explain a batch by every method, and measure. Nothing is kept where something fails."""
@@ -174,7 +181,18 @@ class Run:
         return np.stack([found[k] for k in range(len(rows))])
 
     def shuffle(self, stages: int) -> None:
-        """The randomisation test: all pictures again, by networks that are shuffled farther and farther down."""
+        """The randomisation test, or a note that says why there is none: what else was measured stays."""
+        try:
+            self._shuffle(stages)
+        except XcamError as error:
+            self.notes.append(f"no randomisation test: {error}")
+            for columns in self.values.values():
+                columns |= {
+                    m.name: [np.full(len(self.read), np.nan)] for m, _ in self.measures if "shuffled" in m.needs
+                }
+
+    def _shuffle(self, stages: int) -> None:
+        """All pictures again, by networks that are shuffled farther and farther down."""
         parts, randomized = shuffling(self.model)
         cuts = sorted({round(len(parts) * (k + 1) / stages) for k in range(stages)} - {0})
         shuffled: dict[str, list[Array]] = {name: [] for name in self.hows}
@@ -201,6 +219,8 @@ class Run:
     def answer(self, level: float) -> Evaluation:
         count = len(self.read)
         zeros = [f"{name} is zero everywhere on {n} of {count} pictures" for name, n in self.zeros.items() if n]
+        few = [f"{count} pictures are too few to say what is better than {FLOOR}: it takes {ENOUGH}"]
+        few = few if FLOOR in self.hows and len(self.hows) > 1 and count < ENOUGH else []
         return Evaluation(
             model=f"{self.model.name} ({self.model.backend})",
             layer=self.layer.name,
@@ -214,7 +234,12 @@ class Run:
             level=level,
             seed=self.seed,
             failed=tuple(self.failed),
-            notes=(*self.model.notes, *zeros),
+            notes=(*self.model.notes, *zeros, *few, *self.notes),
+            settings={
+                "score": self.score,
+                "methods": {name: options for name, (_, options) in self.hows.items()},
+                "options": {measure.name: options for measure, options in self.measures},
+            },
         )
 
 

@@ -21,6 +21,19 @@ from xcam.targets import ClassScore, Target
 from xcam.tokens import Grid
 
 
+class Each(Sequence[Any]):
+    """`make` of each item, when it is asked for: maps and masks of large pictures, all at once, would fill the memory."""
+
+    def __init__(self, make: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self._make, self._items = make, items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, k: Any) -> Any:
+        return self._make(self._items[k])
+
+
 class Subject:
     """The pictures, their maps, and the model that made them."""
 
@@ -31,25 +44,30 @@ class Subject:
         found: Sequence[Explanation],
         masks: Masks,
         explained: Callable[[Array, Sequence[int]], Array],
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """`explained`: x in the model's own form, rows → maps [K, h, w], before ReLU."""
+        """`explained`: x in the model's own form, rows → maps [K, h, w], before ReLU.
+
+        sizes: the pictures' own, where those in `found` are smaller.
+        """
         self.masks = masks
         self._found, self._explained = found, explained
         empty = Trace(np.empty(0), np.empty(0))
         x = batch([e.image for e in found], model)
         self._supply = Supply(model, layer, Grid(), x, empty, [_scored(e) for e in found], 0)
         self._size = input_size(model.input)
+        self._own = sizes or [(e.image.shape[0], e.image.shape[1]) for e in found]
 
     @cached_property
     def heatmap(self) -> Array:
         return self._wide(np.stack([e.cam for e in self._found]))
 
     @property
-    def heatmaps(self) -> list[Array]:
-        return [
-            maps.resize(maps.normalize(e.positive[None])[0], (e.image.shape[0], e.image.shape[1]))
-            for e in self._found
-        ]
+    def heatmaps(self) -> Sequence[Array]:
+        return Each(
+            lambda one: maps.resize(maps.normalize(one[0].positive[None])[0], one[1]),
+            list(zip(self._found, self._own, strict=True)),
+        )
 
     @property
     def x(self) -> Array:
@@ -68,7 +86,8 @@ class Subject:
 
     @cached_property
     def masked(self) -> Array:
-        return self.score(self._seen, range(len(self.x)))
+        seen = self.heatmap.any(axis=(1, 2))
+        return np.where(seen, self.score(self._seen, range(len(self.x))), -np.inf)
 
     @cached_property
     def again(self) -> Array:

@@ -61,6 +61,8 @@ def check_place(path: str | os.PathLike[str]) -> Path:
             raise InputError(f"cannot write {place}: there is no folder {place.parent}; make it first")
         if place.is_dir():
             raise InputError(f"cannot write {place}: it is a folder; choose another name")
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {place}: {error}; choose another name") from error
     return place

@@ -52,7 +52,7 @@ def page(evaluation: Evaluation) -> dict[str, Any]:
         "ranking": [
             {
                 "method": rank.method,
-                "place": f"{rank.place:.1f}",
+                "place": words.NONE if math.isnan(rank.place) else f"{rank.place:.1f}",
                 "above": f"{rank.above} of {rank.of}" if rank.method != FLOOR else words.NONE,
                 "below": f"{rank.below} of {rank.of}" if rank.method != FLOOR else words.NONE,
             }
@@ -91,7 +91,9 @@ def _measure(evaluation: Evaluation, measure: Measure, order: list[str]) -> dict
                 "mean": words.number(row.mean),
                 "interval": "" if math.isnan(row.low) else f"{words.number(row.low)} to {words.number(row.high)}",
                 "above": row.above and measure.ranks,
-                "n": row.n,
+                "of": f"{row.n} of {words.count(len(evaluation.pictures), 'picture')}"
+                if 0 < row.n < len(evaluation.pictures)
+                else "",
             }
             for row in rows.values()
         ],
