@@ -84,7 +84,7 @@ def batch(
         click.echo(json.dumps(told | ({"report": page} if page else {}), ensure_ascii=False))
         return
     failed = f", {found.failed} of which failed (column error)" if found.failed else ""
-    click.echo(f"{found.pictures} pictures{failed}")
+    click.echo(f"{found.pictures} {'picture' if found.pictures == 1 else 'pictures'}{failed}")
     click.echo(f"wrote {found.table}")
     if page:
         click.echo(f"wrote {page}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 
 def expanded(words: list[str]) -> list[str]:
-    """Files as they are; folders and patterns as the pictures in them. Raises InputError."""
+    """Files of this machine as they are; folders and patterns as the pictures in them. Raises InputError."""
     from xcam.errors import InputError
     from xcam.pictures import WRITABLE
 
@@ -17,6 +18,7 @@ def expanded(words: list[str]) -> list[str]:
         raise InputError("no picture is named; give one or more, a folder, or a pattern")
     found: list[str] = []
     for word in words:
+        _local(word)
         if os.path.isdir(word):
             inside = sorted(str(p) for p in Path(word).iterdir() if p.suffix.lower() in WRITABLE)
             if not inside:
@@ -30,6 +32,17 @@ def expanded(words: list[str]) -> list[str]:
         else:
             found.append(word)
     return list(dict.fromkeys(found))
+
+
+def _local(word: str) -> None:
+    """Raises InputError for a place that only fsspec reaches."""
+    from xcam.batching.storage import remote
+    from xcam.errors import InputError
+
+    if remote(word):
+        raise InputError(
+            f"{word} is not a file of this machine; copy it here (only `xcam batch` reads from elsewhere)"
+        )
 
 
 @dataclass
@@ -47,9 +60,15 @@ def told(table: str) -> dict[str, Told]:
     A picture with several rows has several boxes. Paths start at the table's folder. Raises InputError.
     """
     from xcam.batching.inputs import listing
-    from xcam.errors import InputError
+    from xcam.errors import InputError, XcamWarning
 
-    rows = listing([table]).to_pylist()
+    with warnings.catch_warnings(record=True) as hints:
+        warnings.simplefilter("always", XcamWarning)
+        rows = listing([table]).to_pylist()
     if not any(row["boxes"] or row["mask"] for row in rows):
-        raise InputError(f"{table} does not say where the objects are; it needs columns x0, y0, x1, y1, or mask")
+        said = f"{table} does not say where the objects are; it needs columns x0, y0, x1, y1, or mask"
+        raise InputError("; ".join([said, *(str(hint.message) for hint in hints)]))
+    for row in rows:
+        _local(row["path"])
+        _local(row["mask"] or "")
     return {row["path"]: Told(row["boxes"] or [], row["mask"], row["class"]) for row in rows}

@@ -140,5 +140,8 @@ def _parts(images: Iterable[Image], target: Any, truth: Truth) -> Iterator[Part]
             yield list(enumerate(images[start : start + BATCH], start)), target, truth
         return
     rest = enumerate(iter(images))
+    count = 0
     while part := list(islice(rest, BATCH)):
+        count += len(part)
         yield part, target, truth
+    truth.check(count)

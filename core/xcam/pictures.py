@@ -22,6 +22,7 @@ from xcam import opencv
 from xcam.errors import InputError
 
 Picture = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 THUMBNAIL = 512
 """The longer side of a picture that is kept to be shown."""
@@ -47,13 +48,20 @@ def read(source: str | os.PathLike[str]) -> Picture:
     Reads what OpenCV reads: JPEG (JFIF), PNG, WebP, BMP, TIFF and more. Grey becomes RGB, 16 bits become 8,
     transparent parts are laid on white. Raises InputError.
     """
-    path = Path(source)
-    check_file(path)
+    return decode(_content(Path(source)), str(Path(source)))
+
+
+def mask(source: str | os.PathLike[str]) -> Mask:
+    """A mask file → bool [H, W]: where it says that the object is. See `decode_mask`. Raises InputError."""
+    return decode_mask(_content(Path(source), "a mask"), str(Path(source)))
+
+
+def _content(path: Path, kind: str = "a picture") -> bytes:
+    check_file(path, kind)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
-    return decode(data, str(path))
 
 
 def decode(data: bytes, name: str, reduced: int = 1) -> Picture:
@@ -64,11 +72,58 @@ def decode(data: bytes, name: str, reduced: int = 1) -> Picture:
     """
     image = _decode(data, REDUCED.get(reduced, 0))
     if image is None:
-        raise InputError(
-            f"{name} is not a picture that can be read (empty, cut off, or another kind of file); "
-            "give a JPEG, PNG, WebP, BMP or TIFF"
-        )
+        raise _unreadable(name)
     return check(image, name)
+
+
+def decode_mask(data: bytes, name: str) -> Mask:
+    """The bytes of a mask file → bool [H, W]: what `inside` says of its values, in the depth that the file has.
+
+    Upright by the file's own EXIF orientation, as pictures are: a mask without one has to fit the picture as it is seen.
+    Files that compression makes inexact (JPEG, lossy WebP) count from half of the range up. Raises InputError.
+    """
+    cv2 = opencv.load()
+    lossy = data.startswith(b"\xff\xd8") or (data[8:12] == b"WEBP" and b"VP8L" not in data)
+    raw, kinds, told = None, [], []
+    if not data.startswith(b"\x89PNG") or _png_chunks(data) is not None:
+        with _silent(cv2), contextlib.suppress(cv2.error):
+            raw, kinds, told = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=cv2.IMREAD_UNCHANGED)
+    if raw is None:
+        raise _unreadable(name)
+    found = inside(raw, name, half=lossy)
+    exif = [(kind, what) for kind, what in zip(kinds, told, strict=True) if kind == cv2.IMAGE_METADATA_EXIF]
+    if not exif:
+        return found
+    # OpenCV turns no alpha: the mask is put into a file without one, and read again.
+    _, turned = cv2.imencodeWithMetadata(".png", found.astype(np.uint8), *map(list, zip(*exif, strict=True)))
+    return np.asarray(cv2.imdecode(turned, cv2.IMREAD_GRAYSCALE) != 0)
+
+
+def inside(values: npt.NDArray[Any], name: str, half: bool = False) -> Mask:
+    """The values of a mask, [H, W] or [H, W, channels] → bool [H, W]: where the object is.
+
+    The object is where any colour is not 0 (`half`: is 128 or more). The last of two or four channels is alpha: what is
+    transparent is no object; and where all that can be seen is black, alpha alone says it. Raises InputError.
+    """
+    if values.dtype.kind not in "biuf" or np.isnan(values).any():
+        what = "NaN" if values.dtype.kind == "f" else f"{values.dtype} values"
+        raise InputError(f"{name} holds {what}; give numbers, 0 where the object is not")
+    alpha = values.dtype != bool and values.ndim == 3 and values.shape[2] in (2, 4)
+    colours = values[..., :-1] if alpha else values
+    bright = np.asarray(colours >= 128 if half else colours != 0)
+    found = np.asarray(bright.any(axis=2) if values.ndim == 3 else bright)
+    if not alpha:
+        return found
+    opaque = np.asarray(values[..., -1] != 0)
+    seen = opaque & found
+    return seen if seen.any() or opaque.all() else opaque
+
+
+def _unreadable(name: str) -> InputError:
+    return InputError(
+        f"{name} is not a picture that can be read (empty, cut off, or another kind of file); "
+        "give a JPEG, PNG, WebP, BMP or TIFF"
+    )
 
 
 def check_file(path: Path, kind: str = "a picture") -> None:

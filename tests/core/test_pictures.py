@@ -203,3 +203,98 @@ def test_a_missing_shared_library_is_named_with_its_remedy(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r"OpenCV cannot be loaded: .*pip install --no-deps opencv-python-headless"):
         pictures.read(__file__)
+
+
+OBJECT = np.zeros((20, 30), bool)
+OBJECT[2:9, 3:14] = True
+
+
+def painted(colour: int, outside: int, clear: int = 0, dtype: type = np.uint8) -> np.ndarray:
+    """BGRA: the object opaque in one colour, all else as transparent as `clear` says in another."""
+    bgra = np.full((*OBJECT.shape, 4), outside, dtype)
+    bgra[..., 3] = clear
+    bgra[OBJECT] = [colour, colour, colour, np.iinfo(dtype).max]
+    return bgra
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bgr"),
+    [
+        (".png", OBJECT * np.uint8(1)),
+        (".png", OBJECT * np.uint16(7)),
+        (".png", OBJECT[..., None] * np.uint16([0, 0, 256])),
+        (".tiff", OBJECT * np.int32(70_000)),
+        (".tiff", OBJECT * np.float32(0.2)),
+        (".png", painted(255, 0)),
+        (".png", painted(255, 255)),  # white everywhere: alpha alone says it
+        (".png", painted(0, 255)),  # black on what cannot be seen
+        (".png", painted(9, 0, clear=255)),  # nothing is transparent: the colours say it
+        (".png", painted(255, 0, dtype=np.uint16)),
+        (".webp", painted(255, 255)),
+        (".jpg", OBJECT * np.uint8(255)),
+        (".jpg", OBJECT[..., None] * np.uint8([0, 0, 255])),
+    ],
+)
+def test_a_mask_is_where_it_says_that_the_object_is(tmp_path: Path, suffix: str, bgr: np.ndarray) -> None:
+    np.testing.assert_array_equal(pictures.mask(save(tmp_path / f"m{suffix}", bgr)), OBJECT)
+
+
+def test_masks_that_are_empty_or_whole(tmp_path: Path) -> None:
+    black = painted(0, 0, clear=255)
+    assert not pictures.mask(save(tmp_path / "black.png", black)).any()
+    assert not pictures.mask(save(tmp_path / "clear.png", np.zeros_like(black))).any()
+    assert pictures.mask(save(tmp_path / "white.png", np.full_like(black, 255))).all()
+
+
+def test_colours_count_beside_alpha_where_they_differ(tmp_path: Path) -> None:
+    bgra = painted(255, 255)
+    bgra[2:9, 3:5, :3] = 0  # opaque, and black beside white
+    expected = OBJECT.copy()
+    expected[:, 3:5] = False
+    np.testing.assert_array_equal(pictures.mask(save(tmp_path / "m.png", bgra)), expected)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "quality"), [(".jpg", [cv2.IMWRITE_JPEG_QUALITY, 40]), (".webp", [cv2.IMWRITE_WEBP_QUALITY, 1])]
+)
+def test_noise_of_a_lossy_file_is_no_object(tmp_path: Path, suffix: str, quality: list[int]) -> None:
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(cv2.imencode(suffix, OBJECT[..., None] * np.uint8([255] * 3), quality)[1].tobytes())
+    assert (pictures.read(path).any(axis=2) & ~OBJECT).sum() > 20  # what not black would have taken for object
+    edge = cv2.morphologyEx(OBJECT.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3))) != 0
+    assert not (pictures.mask(path) ^ OBJECT)[~edge].any()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_a_mask_is_upright_as_its_picture_is(tmp_path: Path, suffix: str, orientation: int, turns: int) -> None:
+    tiff = np.frombuffer(exif(orientation)[10:], np.uint8)
+    for name, bgr in (("alpha", painted(255, 255)), ("grey", OBJECT[..., None] * np.uint8([255] * 3))):
+        if (name, suffix) == ("alpha", ".jpg"):
+            continue
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(cv2.imencodeWithMetadata(suffix, bgr, [cv2.IMAGE_METADATA_EXIF], [tiff])[1].tobytes())
+        np.testing.assert_array_equal(pictures.mask(path), np.rot90(OBJECT, turns))
+        assert pictures.read(path).shape[:2] == np.rot90(OBJECT, turns).shape
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
+def test_a_truncated_mask_is_refused(
+    tmp_path: Path, suffix: str, part: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    path = save(tmp_path / f"m{suffix}", noise)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
+    with pytest.raises(InputError, match="is not a picture that can be read"):
+        pictures.mask(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_mask_file_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        pictures.mask(tmp_path / "none.png")
+    with pytest.raises(InputError, match="is a directory; give a mask in it"):
+        pictures.mask(tmp_path)
+    with pytest.raises(InputError, match=r"m.tiff holds NaN; give numbers"):
+        pictures.mask(save(tmp_path / "m.tiff", np.full((4, 5), np.nan, np.float32)))

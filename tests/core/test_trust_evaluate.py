@@ -288,3 +288,9 @@ def test_every_measure_says_what_it_is() -> None:
         assert any(c.isdigit() for c in measure.source)
         assert measure.better in ("higher", "lower")
         assert measure.bounds[0] < measure.bounds[1]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_generator_and_another_number_of_boxes(count: int) -> None:
+    with pytest.raises(InputError, match=f"{count} boxes for 2 pictures"):
+        evaluate((picture((1, 1)) for _ in range(2)), measures=["energy"], boxes=[(0, 0, 2, 2)] * count)

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tarfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from xcam.batching import storage
-from xcam.errors import BackendError, InputError, first_line
+from xcam.errors import BackendError, InputError, XcamWarning, first_line
 from xcam.pictures import WRITABLE
 
 TABLES, SHARDS = (".csv", ".parquet"), (".tar",)
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 CORNERS = ("x0", "y0", "x1", "y1")
+OTHERS = (
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("x", "y", "w", "h"),
+    ("x", "y", "width", "height"),
+    ("left", "top", "right", "bottom"),
+    ("bbox",),
+)
+"""Names of boxes elsewhere, of which a hint says that they are not read here."""
 CLASS, MASK, PATHS = "class", "mask", ("path", "image")
 LABEL = 1000
 """Bytes of a `.cls` that are read: it holds a name or a number."""
@@ -181,14 +192,17 @@ def _table(name: str) -> Iterator[dict[str, Any]]:
     for batch in data.to_batches(max_chunksize=BLOCK):
         for row in batch.to_pylist():
             number += 1
-            if not row[path]:
+            if not (row[path] or "").strip():
                 raise InputError(f"row {number} of {name} names no picture; fill in the column {path!r}")
-            place = _at(folder, str(row[path]))
-            one = rows.setdefault(place, {"path": place, "file": place, "boxes": []})
+            place = _at(folder, row[path])
+            one = rows.setdefault(_plain(place), {"path": place, "file": place, "boxes": []})
             one["boxes"] += _box(row, number, name) if corners else []
-            said = {MASK: _at(folder, row[MASK]) if row.get(MASK) else "", CLASS: _label(row.get(CLASS))}
+            said = {
+                MASK: _at(folder, row[MASK]) if (row.get(MASK) or "").strip() else "",
+                CLASS: _label(row.get(CLASS)),
+            }
             for key, value in said.items():
-                if value and one.setdefault(key, value) != value:
+                if value and _plain(one.setdefault(key, value)) != _plain(value):
                     raise InputError(
                         f"{name} gives {row[path]} two {key}{'es' * (key == CLASS) or 's'}, {one[key]} and {value}; give one"
                     )
@@ -198,9 +212,16 @@ def _table(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _at(folder: str, path: str) -> str:
+    """Blanks around it are no part of a name: people who write tables align columns."""
+    path = path.strip()
     if storage.remote(path) or PurePath(path).is_absolute():
         return path
     return storage.joined(folder, path) if folder not in ("", ".") else path
+
+
+def _plain(place: str) -> str:
+    """However it is spelled: `./p/a.png` is `p/a.png`. URLs stay as they are, and links are not followed."""
+    return place if storage.remote(place) else os.path.normpath(place)
 
 
 def _label(value: Any) -> str:
@@ -234,12 +255,15 @@ def _read_table(name: str) -> Any:
         if _ends(name, (".parquet",)):
             with parquet(data) as file:
                 types = file.schema_arrow
-                known = _known(name, types.names)
-                for column in known:
-                    _check_type(name, column, types.field(column).type)
-                return file.read(known, use_threads=False)
+                names = [word.lower() for word in types.names]
+                known = _known(name, names)
+                fields = [types.field(names.index(column)) for column in known]
+                for column, one in zip(known, fields, strict=True):
+                    _check_type(name, column, one.type)
+                found = file.read([one.name for one in fields], use_threads=False)
+                return found.rename_columns({one.name: column for column, one in zip(known, fields, strict=True)})
         header = io.BytesIO(data).readline().decode("utf-8-sig", "replace").splitlines()[:1]
-        names = [word.strip() for word in next(csv.reader(header), [])]
+        names = [word.strip().lower() for word in next(csv.reader(header), [])]
         known = _known(name, names)
         texts = {column: pa.string() for column in known if column not in CORNERS}  # 007 is no number, and NA a name
         return pyarrow.csv.read_csv(
@@ -261,6 +285,14 @@ def _known(name: str, columns: Sequence[str]) -> list[str]:
     corners = [column for column in CORNERS if column in columns]
     if corners and len(corners) < len(CORNERS):
         raise InputError(f"{name} has the columns {', '.join(corners)}; a box needs {', '.join(CORNERS)}")
+    for others in () if corners or MASK in columns else OTHERS:
+        if set(others) <= set(columns):
+            warnings.warn(
+                f"{name} has the columns {', '.join(others)}, which are not read; a box is read from {', '.join(CORNERS)}: "
+                "left, top, right, bottom in pixels",
+                XcamWarning,
+                stacklevel=2,
+            )
     known = [path, *(column for column in (CLASS, *CORNERS, MASK) if column in columns)]
     for column in known:
         if columns.count(column) > 1:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam import layers, opencv, pictures, preprocessing, progress
+from xcam import layers, pictures, preprocessing, progress
 from xcam.batching import storage
 from xcam.batching.inputs import CLASS, MASK
 from xcam.batching.job import Job
@@ -24,7 +24,8 @@ from xcam.contract import Array, Layer, Model
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
 from xcam.evaluation import Measure
 from xcam.evaluation import get as get_measure
-from xcam.evaluation.subject import Subject, cams
+from xcam.evaluation.subject import Each, Subject, cams
+from xcam.evaluation.truth import Rectangle, located, rectangles
 from xcam.explaining import explain, input_size
 from xcam.explanation import Explanation
 from xcam.measures import correlation
@@ -50,7 +51,10 @@ class Ready:
     row: Row
     image: Picture | None = None
     shown: Picture | None = None
-    mask: Array | None = None
+    size: tuple[int, int] = (0, 0)
+    """The picture's own, whatever it was decoded at."""
+    where: Array | None = None
+    """The object's mask at that size, eight places to a byte: many pictures are decoded ahead."""
     error: str = ""
 
 
@@ -72,6 +76,7 @@ class Worker:
         ends = [layer.shape for layer in model.layers if layer.is_output]
         self.rivals = job.rivals and (1,) not in ends  # a single class has none
         self.measures = [get_measure(name) for name in job.measures]
+        self.located = any("masks" in measure.needs for measure in self.measures)
         self._size = input_size(model.input)
         self._threads = threads
         self._proved, self._failures = proved, 0
@@ -115,9 +120,10 @@ class Worker:
             data = storage.read(row["file"], row["offset"], row["length"])
             drawn = self.job.pictures is not None
             image, size = decoded(data, row["path"], 1 if drawn else max(self._size))
-            mask = _mask(row, size, self._size)
+            boxes = rectangles(row["boxes"], size, row["path"])
+            where = _packed(row, boxes, size) if self.located else None
             shown = pictures.shrunk(image, DRAWN) if drawn else None
-            return Ready(row, preprocessing.resize(image, self._size), shown, mask)
+            return Ready(row, preprocessing.resize(image, self._size), shown, size, where)
         except XcamError as error:
             return Ready(row, error=str(error))
         except MemoryError as error:
@@ -224,7 +230,8 @@ class Worker:
         def again(x: Array, rows: Sequence[int]) -> Array:
             return cams(self.model, self.layer, x, [aims[r] for r in rows], self.method, self.options)
 
-        subject = Subject(self.model, self.layer, found, [ready.mask for ready in group], again)
+        sizes = [ready.size for ready in group]
+        subject = Subject(self.model, self.layer, found, Each(_unpacked, group), again, sizes)
         return {m.name: np.asarray(_value(m, subject), np.float64) for m in self.measures}
 
     def _row(self, ready: Ready, e: Explanation, column: dict[str, Array], n: int, rival: Explanation | None) -> Row:
@@ -282,29 +289,18 @@ def decoded(data: bytes, name: str, least: int) -> tuple[Picture, tuple[int, int
     return image, (width, height) if turned else (height, width)
 
 
-def _mask(row: Row, size: tuple[int, int], wanted: tuple[int, int]) -> Array | None:
-    """Where the object is, at the size that the model takes; None where nothing is told. Raises InputError."""
-    height, width = size
-    found: Array | None = None
-    if row[MASK]:
-        cv2 = opencv.load()
-        whole = pictures.decode(storage.read(row[MASK]), row[MASK]).any(axis=2).astype(np.uint8)
-        if whole.shape != size:
-            raise InputError(
-                f"the mask {row[MASK]} is {whole.shape[1]}×{whole.shape[0]}, its picture {width}×{height}; "
-                "give a mask of the picture's size"
-            )
-        found = cv2.resize(whole, wanted[::-1], interpolation=cv2.INTER_NEAREST) != 0
-    for x0, y0, x1, y1 in row["boxes"] or []:
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise InputError(
-                f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} of {row['path']} does not lie within its {width}×{height} "
-                "pixels; give x0, y0, x1, y1 in pixels of the picture, from its left and its top"
-            )
-        found = np.zeros(wanted, bool) if found is None else found
-        rows = slice(math.floor(y0 * wanted[0] / height), math.ceil(y1 * wanted[0] / height))
-        found[rows, math.floor(x0 * wanted[1] / width) : math.ceil(x1 * wanted[1] / width)] = True
-    return found
+def _packed(row: Row, boxes: Sequence[Rectangle], size: tuple[int, int]) -> Array | None:
+    """Where the object is, for Ready; None where nothing is told. Raises InputError."""
+    mask = pictures.decode_mask(storage.read(row[MASK]), row[MASK]) if row[MASK] else None
+    found = located(boxes, mask, size, row["path"])
+    return None if found is None else np.packbits(found)
+
+
+def _unpacked(ready: Ready) -> Array | None:
+    if ready.where is None:
+        return None
+    height, width = ready.size
+    return np.unpackbits(ready.where, count=height * width).reshape(ready.size).view(bool)
 
 
 def _value(measure: Measure, subject: Subject) -> Any:

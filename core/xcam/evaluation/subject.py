@@ -31,7 +31,7 @@ class Each(Sequence[Any]):
         return len(self._items)
 
     def __getitem__(self, k: Any) -> Any:
-        return self._make(self._items[k])
+        return Each(self._make, self._items[k]) if isinstance(k, slice) else self._make(self._items[k])
 
 
 class Subject:
