@@ -7,6 +7,7 @@ matching is found by dynamic programming (Needleman and Wunsch 1970).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,8 +36,9 @@ class Sketch:
     """(C, *space)."""
 
     @property
-    def largest(self) -> float:
-        return float(np.abs(self.values).max())
+    def is_spread(self) -> bool:
+        """It has more than one place."""
+        return len(self.shape) > 1 and int(np.prod(self.shape[1:])) > 1
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,14 @@ def error(a: Array, b: Array) -> float:
     size = float(np.abs(a).max())
     apart = float(np.abs(a - b).max())
     return apart / size if size > 0 else float(apart > 0)
+
+
+def innermost(sketches: Sequence[Sketch], place: int) -> str:
+    """The name of the innermost of the parts that hand on this layer's value: `features.7` → `features.7.conv.3`."""
+    layer, name = sketches[place].layer, sketches[place].layer.name
+    same = itertools.takewhile(lambda s: np.array_equal(s.values, sketches[place].values), sketches[place + 1 :])
+    names = [*layer.aliases, *(s.layer.name for s in same)]
+    return max((n for n in names if n.startswith((f"{name}.", f"{name}/"))), key=len, default=name)
 
 
 def align(first: Sequence[Sketch], second: Sequence[Sketch]) -> list[Match]:

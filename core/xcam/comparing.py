@@ -202,7 +202,7 @@ class _Aligned:
         """For every other model: the errors along the layers, and where they jump."""
         for (first, second), matches in self.matches.items():
             a, b = self.sketches[first], self.sketches[second]
-            steps = tuple(Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches)
+            steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
             place = culprit.first_jump([m.error for m in matches])
             if place is not None:  # another order of channels is no mistake where all that follows goes along with it
                 moved = (k for k, m in enumerate(matches[:place]) if m.order and len(a[m.first].shape) > 1)
@@ -211,7 +211,9 @@ class _Aligned:
             if place is not None:
                 pair = self.models[first], self.models[second]
                 why = culprit.cause(a, b, matches, place, pair, (self.batches[first], self.batches[second]))
-            yield Divergence((first, second), steps, place, why)
+                m = matches[place]
+                steps[place] = Step(aligning.innermost(a, m.first), aligning.innermost(b, m.second), m.error)
+            yield Divergence((first, second), tuple(steps), place, why)
 
 
 def _prepared(models: list[Model], given: str | Preprocessing | None) -> list[str]:
