@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     place = check_place(report) if report else None
     opening = {key: options.pop(key) for key in ("size", "labels", "device")}
     with Bar() as bar, progress.listening(bar.told), heard() as warned:
-        opened = [
-            open_model(spec.backend, spec.model, preprocess=spec.preprocess, weights=spec.weights, **opening)
-            for spec in specs
-        ]
+        opened = [spec.open(**opening) for spec in specs]
         names = [spec.layer or layer for spec in specs]
         with unheard():
             found = xcam.compare(opened, pictures, names, **options)
@@ -93,19 +91,32 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         sys.exit(1)
 
 
+@dataclass
 class Spec:
-    """One model on the command line, or in the file."""
+    """One model on the command line, or in the file: the options that it has for itself."""
 
-    def __init__(
-        self,
-        model: str,
-        backend: str | None = None,
-        layer: str | None = None,
-        preprocess: str | None = None,
-        weights: str | None = None,
-    ) -> None:
-        self.model, self.backend, self.layer = model, backend, layer
-        self.preprocess, self.weights = preprocess, weights
+    model: str
+    backend: str | None = None
+    layer: str | None = None
+    preprocess: str | None = None
+    weights: str | None = None
+    labels: str | None = None
+
+    def open(self, labels: str | None, **options: Any) -> Any:
+        """The model; `labels` are for one that brings none."""
+        from xcam.labels import load
+
+        opened = open_model(
+            self.backend,
+            self.model,
+            preprocess=self.preprocess,
+            weights=self.weights,
+            labels=self.labels,
+            **options,
+        )
+        if opened.labels is None:
+            opened.labels = load(labels)
+        return opened
 
     @classmethod
     def read(cls, word: str) -> Spec:
@@ -120,7 +131,7 @@ class Spec:
 
 
 def _config(path: str) -> dict[str, Any]:
-    """A TOML file: options, and [[models]] with model, backend, layer, preprocess, weights. Raises InputError."""
+    """A TOML file: options, and [[models]] with what a Spec has. Raises InputError."""
     from xcam.errors import InputError
 
     try:
@@ -129,7 +140,7 @@ def _config(path: str) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error}; give a TOML file") from error
     known = {"models", "images", "layer", "target", "method", "score", "align", "require", "report", "preprocess"}
     known |= {"size", "labels", "device"}
-    parts = {"model", "backend", "layer", "preprocess", "weights"}
+    parts = {part.name for part in fields(Spec)}
     for key in found:
         if key not in known:
             raise InputError(f"{path} has an entry {key!r}; known: {', '.join(sorted(known))}")

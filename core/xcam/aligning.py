@@ -142,7 +142,9 @@ def _gain(a: Sketch, b: Sketch, apart: float) -> float:
     else:
         alike = 1.5 * max(0.0, _correlation(a.values, b.values)) + 0.05
     kinds = 0.2 * (_kind(a.layer) == _kind(b.layer))
-    names = 0.5 * (a.layer.name == b.layer.name) + 0.2 * (_last(a.layer.name) == _last(b.layer.name))
+    names = (0.5 if apart < CLEAR else 1.0) * (a.layer.name == b.layer.name) + 0.2 * (
+        _last(a.layer.name) == _last(b.layer.name)
+    )
     return float(alike + kinds + names)
 
 

@@ -22,6 +22,7 @@ from xcam.explaining import explain, input_size
 from xcam.explanation import Explanation
 from xcam.loading import load
 from xcam.measures import measure, scores_apart
+from xcam.methods import get as get_method
 from xcam.preprocessing import PRESETS, Preprocessing
 
 SAMPLES = 2
@@ -60,6 +61,7 @@ def compare(
     images = list(image) if isinstance(image, list | tuple) else [image]
     if not images:
         raise InputError("there is no picture to compare on; give one or more")
+    get_method(method)  # an unknown word is found before the work
     findings = _prepared(opened, preprocess)
     failed: list[tuple[str, str]] = []
     reading = _read(images, failed)
@@ -86,6 +88,8 @@ def compare(
             continue
         if len(logits) < len(sample):
             logits.append([e.outputs for e in one.explanations])
+        if not found:
+            findings += _counts(one.explanations)
         found.append(one if len(images) <= WHOLE else _light(one))
         heapq.heappush(worst, (one.badness, len(found) - 1))
         if len(worst) > KEPT:
@@ -198,12 +202,23 @@ class _Aligned:
                 return layer.name
         return wanted
 
+    def _misordered(self, k: int, last: Match) -> bool:
+        """The outputs are those of the first model in another order, and labels do not say so."""
+        if last.order is None or not self.sketches[k][last.second].layer.is_output:
+            return False
+        labels, others = self.models[0].labels, self.models[k].labels
+        if labels is None or others is None:
+            return True
+        return [others[place] for place in last.order] != list(labels)
+
     def divergences(self) -> Iterator[Divergence]:
         """For every other model: the errors along the layers, and where they jump."""
         for (first, second), matches in self.matches.items():
             a, b = self.sketches[first], self.sketches[second]
             steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
             place = culprit.first_jump([m.error for m in matches])
+            if place is None and matches and self._misordered(second, matches[-1]):
+                place = len(matches) - 1
             if place is not None:  # another order of channels is no mistake where all that follows goes along with it
                 moved = (k for k, m in enumerate(matches[:place]) if m.order and len(a[m.first].shape) > 1)
                 place = next(moved, place)
@@ -253,6 +268,15 @@ def _prepared(models: list[Model], given: str | Preprocessing | None) -> list[st
     if len({count for count in counts if count is not None}) > 1:
         findings.append(f"the models have different numbers of labels: {', '.join(map(str, counts))}")
     return findings
+
+
+def _counts(explanations: Sequence[Explanation]) -> list[str]:
+    counts = [len(e.outputs) for e in explanations]
+    return (
+        [f"the models have different numbers of classes: {', '.join(map(str, counts))}"]
+        if len(set(counts)) > 1
+        else []
+    )
 
 
 def _batch(model: Model, images: Sequence[pictures.Picture]) -> Array:

@@ -57,6 +57,29 @@ def test_a_planted_fault_has_status_1_and_a_name(run: Callable[..., Any], spoilt
     )
 
 
+def test_classes_in_another_order(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A mistake where nobody says so; the same where the labels do. --labels is for the model that brings none."""
+    from xcam_onnx.demo import build
+
+    order, model = [5, 3, 4, 0, 1, 2], build()
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("scores"):  # [classes, channels], [classes]
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[order], tensor.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    words = ["-m", "onnx:demo", "-m", "other.onnx", "--preprocess", "tf", "--align", PICTURE]
+    result = run("compare", *words, "--require", "equivalent")
+    assert result.status == 1
+    assert "begins to differ from demo (onnx) at scores" in result.out
+    assert "likely cause: its values stand in another order" in result.out
+    labels = demo.network().labels
+    (tmp_path / "labels.txt").write_text("\n".join(labels[k] for k in order))
+    result = run("compare", *words, "--require", "identical", "--labels", "labels.txt")
+    assert result.status == 0, result.out
+    assert "begins to differ" not in result.out
+    assert f"{labels[1]} (1)" in result.out
+    assert f"{labels[1]} (4)" in result.out
+
+
 def test_a_file_of_models(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         f'require = "identical"\nlayer = "conv5"\n\n[[models]]\nmodel = "demo"\nbackend = "onnx"\n\n'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xcam import Layer
-from xcam.aligning import align, permutation, sketch
+from xcam.aligning import align, innermost, permutation, sketch
 
 
 def layers(*names: str, values: Any) -> list[Any]:
@@ -42,3 +42,19 @@ def test_permuted_channels(places: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(values[:, order][:, found], values)
     assert permutation(values, values) is None
     assert permutation(values, values[:, order] + 1) is None
+
+
+def test_where_values_say_nothing_names_do() -> None:
+    """conv and norm against norm alone (folded into one), all that follows spoilt: norm is norm."""
+    conv, norm, spoilt = np.random.default_rng(4).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    spoilt += 0.6 * conv
+    first, second = layers("block.conv", "block.norm", values=(conv, norm)), layers("block.norm", values=(spoilt,))
+    assert [(m.first, m.second) for m in align(first, second)] == [(1, 0)]
+
+
+def test_the_innermost_part_that_hands_on_a_value() -> None:
+    value, other = np.random.default_rng(5).normal(size=(2, 1, 5, 6, 7)).astype(np.float32)
+    found = layers("f.7", "f.7.conv", "f.7.conv.3", "f.8", values=(value, value, value, other))
+    assert [innermost(found, k) for k in range(4)] == ["f.7.conv.3", "f.7.conv.3", "f.7.conv.3", "f.8"]
+    alias = sketch(Layer("f.7", "Add", value.shape[1:], aliases=("f.7.add", "add_3")), value)
+    assert innermost([alias], 0) == "f.7.add"

@@ -12,7 +12,7 @@ from xcam import ClassScore, Explanation
 from xcam.measures import correlation, measure, verdict
 
 
-def explanation(cam: Any, outputs: tuple[float, ...] = (2.0, 1.0)) -> Explanation:
+def explanation(cam: Any, outputs: tuple[float, ...] = (2.0, 1.0), labels: Any = None) -> Explanation:
     scores = np.array(outputs)
     return Explanation(
         image=np.zeros((128, 128, 3), np.uint8),
@@ -27,6 +27,7 @@ def explanation(cam: Any, outputs: tuple[float, ...] = (2.0, 1.0)) -> Explanatio
         method="gradcam",
         backend="none",
         model="none",
+        labels=labels,
     )
 
 
@@ -80,3 +81,23 @@ def test_correlation_of_maps_without_variation() -> None:
     assert correlation(flat, flat) == 1
     assert correlation(flat, ramp) == 0
     assert correlation(ramp, -3 * ramp) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "labels", "same"),
+    [
+        ((3.0, 1.0, 2.0), (1.0, 0.0, 0.5), (None, None), True),
+        ((3.0, 1.0, 2.0), (1.0, 0.0, 5.0), (None, None), False),
+        ((3.0, 1.0, 2.0), (1.0, 0.0, 1.00009), (None, None), True),  # a tie but for rounding
+        ((3.0, 1.0, 2.0), (1.0, 0.0, 1.0002), (None, None), False),
+        ((3.0, 1.0, 2.0), (3.0, 1.0), (None, None), False),
+        ((3.0, 1.0, 2.0), (1.0, 2.0, 3.0), (["a", "b", "c"], ["b", "c", "a"]), True),
+        ((3.0, 1.0, 2.0), (3.0, 1.0, 2.0), (["a", "b", "c"], ["b", "c", "a"]), False),
+        ((3.0, 1.0, 2.0), (1.0, 3.0), (["a", "b", "c"], ["b", "a"]), True),
+        ((3.0, 1.0, 2.0), (3.0, 1.0), (["a", "b", "c"], ["b", "c"]), False),
+    ],
+)
+def test_the_likeliest_class(first: Any, second: Any, labels: Any, same: bool) -> None:
+    cam = blocks("9000", "0000", "0000", "0000")
+    a, b = (explanation(cam, outputs, names) for outputs, names in zip((first, second), labels, strict=True))
+    assert measure(a, b, 0.0).same_class is same
