@@ -95,9 +95,7 @@ class KerasModel:
         calls = [self._call(recording, name) for name in layers]
         with self._running():
             values = recording.values(x, layers)
-        return {
-            name: self._channels_first(value, call) for name, call, value in zip(layers, calls, values, strict=True)
-        }
+        return {name: self._moved(value, call) for name, call, value in zip(layers, calls, values, strict=True)}
 
     def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
         """See xcam.contract.Model.trace."""
@@ -237,9 +235,11 @@ class KerasModel:
             ) from error
 
     def _channels_first(self, array: Array, call: Call) -> Array:
-        if self._layout(call) != "channels_first" and array.ndim > 2:
-            array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
-        return array
+        return np.ascontiguousarray(self._moved(array, call))
+
+    def _moved(self, array: Array, call: Call) -> Array:
+        """Channels first, not copied: of many layers few values may be wanted."""
+        return np.moveaxis(array, -1, 1) if self._layout(call) != "channels_first" and array.ndim > 2 else array
 
 
 def _build(model: keras.Model, shape: Sequence[int | None], dtype: str) -> None:

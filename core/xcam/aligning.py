@@ -81,11 +81,13 @@ def _known(model: Model) -> list[Layer]:
 
 
 def sketch(layer: Layer, values: Array) -> Sketch:
-    """A layer's values at evenly spread places."""
-    flat = values.reshape(len(values), values.shape[1] if values.ndim > 1 else 1, -1)
-    count = flat.shape[2]
+    """A layer's values at evenly spread places; no more than these is copied."""
+    values = values if values.ndim > 1 else values[:, None]
+    space = values.shape[2:]
+    count = int(np.prod(space))
     picked = np.unique(np.linspace(0, count - 1, min(count, PLACES)).astype(int))
-    return Sketch(layer, np.ascontiguousarray(flat[..., picked]), values.shape[1:])
+    found = values[(..., *np.unravel_index(picked, space))] if space else values[..., None]
+    return Sketch(layer, np.ascontiguousarray(found), values.shape[1:])
 
 
 def error(a: Array, b: Array) -> float:
