@@ -54,6 +54,8 @@ class _Seen:
     module: nn.Module
     index: int
     value: Tensor
+    version: int
+    """Goes up with each write in place."""
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
@@ -81,7 +83,7 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
         start = open_calls.pop()
         tensor = first_float(value)
         if tensor is not None:
-            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor))
+            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor, tensor._version))
         count[module] = count.get(module, 0) + 1
 
     with undisturbed(model), torch.enable_grad(), hooked(names, after, before):
@@ -114,10 +116,14 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
 
 
 def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
-    """Calls in the order in which they ended; but a container that hands on its last part's value stands before it."""
+    """Calls in the order in which they ended; but a container that hands on its last part's value stands before it.
+
+    (Not where it wrote to the value in place first: `F.relu(norm(conv(x)), inplace=True)`.)
+    """
     order: list[int] = []
     for end, call in enumerate(seen):
-        parts = [i for i in range(end) if seen[i].value is call.value and seen[i].start > call.start]
+        same = [i for i in range(end) if seen[i].value is call.value and seen[i].version == call.version]
+        parts = [i for i in same if seen[i].start > call.start]
         if not parts:
             order.append(end)
             continue
