@@ -516,13 +516,13 @@ def test_a_part_that_its_container_writes_to_stands_before_it() -> None:
     """`F.relu(norm(conv(x)), inplace=True)`: the container's value is the same tensor, and another value."""
 
     class Basic(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, into: int) -> None:
             super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.conv, self.norm = nn.Conv2d(into, 4, 3), nn.BatchNorm2d(4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.relu(self.norm(self.conv(x)), inplace=True)
 
-    module = nn.Sequential(Basic(), nn.Sequential(Basic()), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    module = nn.Sequential(Basic(3), nn.Sequential(Basic(4)), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     names = [layer.name for layer in xcam.load(module, size=(16, 16)).layers]
     assert names == ["0.conv", "0.norm", "0", "1.0.conv", "1.0.norm", "1", "1.0", "2", "3"]
