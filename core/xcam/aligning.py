@@ -97,12 +97,17 @@ def error(a: Array, b: Array) -> float:
     return apart / size if size > 0 else float(apart > 0)
 
 
+def handing_on(sketches: Sequence[Sketch], place: int) -> list[Sketch]:
+    """A layer, and those right behind it that hold the same value: the parts inside it that hand it on."""
+    value = sketches[place].values
+    return list(itertools.takewhile(lambda s: np.array_equal(s.values, value), sketches[place:]))
+
+
 def innermost(sketches: Sequence[Sketch], place: int) -> str:
     """The name of the innermost of the parts that hand on this layer's value: `features.7` → `features.7.conv.3`."""
-    layer, name = sketches[place].layer, sketches[place].layer.name
-    same = itertools.takewhile(lambda s: np.array_equal(s.values, sketches[place].values), sketches[place + 1 :])
-    names = [*layer.aliases, *(s.layer.name for s in same)]
-    return max((n for n in names if n.startswith((f"{name}.", f"{name}/"))), key=len, default=name)
+    layer, *others = (sketch.layer for sketch in handing_on(sketches, place))
+    names = [*layer.aliases, *(other.name for other in others)]
+    return max((n for n in names if n.startswith((f"{layer.name}.", f"{layer.name}/"))), key=len, default=layer.name)
 
 
 def align(first: Sequence[Sketch], second: Sequence[Sketch]) -> list[Match]:

@@ -227,7 +227,8 @@ class _Aligned:
                 pair = self.models[first], self.models[second]
                 why = culprit.cause(a, b, matches, place, pair, (self.batches[first], self.batches[second]))
                 m = matches[place]
-                steps[place] = Step(aligning.innermost(a, m.first), aligning.innermost(b, m.second), m.error)
+                apart = aligning.error(a[m.first].values, b[m.second].values)  # as they are, in whatever order
+                steps[place] = Step(aligning.innermost(a, m.first), aligning.innermost(b, m.second), apart)
             yield Divergence((first, second), tuple(steps), place, why)
 
 

@@ -7,13 +7,14 @@ would have it (`trials`): if the error goes away, that was it.
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from xcam import evidence, trials
-from xcam.aligning import Match, Sketch
+from xcam.aligning import Match, Sketch, handing_on
 from xcam.contract import Array, Model
 from xcam.errors import XcamError, XcamWarning
 
@@ -29,16 +30,21 @@ def first_jump(errors: Sequence[float]) -> int | None:
     A difference that is gone again in what follows (a vector in another order, which the next layer goes along with) is
     none.
     """
-    before = 0.0
     for place, now in enumerate(errors):
+        before = max((_settled(errors[k : min(k + 4, place)]) for k in range(place)), default=0.0)
         if now > ROUNDING and now > JUMP * before:
             after = errors[place + 1 :]
             lasting = max(errors[-1], float(np.median(after)) if after else now)
             if lasting > JUMP * max(before, 1e-6):
                 return place
-        else:
-            before = max(before, now)
     return None
+
+
+def _settled(errors: Sequence[float]) -> float:
+    """The error of the first of some neighbouring layers, as far as the others keep it: nearly closed sigmoids raise it
+    to many times itself, for one layer."""
+    first, *others = errors
+    return min(first, statistics.median_low(others)) if others else first
 
 
 def cause(
@@ -65,8 +71,8 @@ def _causes(
     here, before = matches[place], matches[place - 1] if place else None
     a, b = first[here.first], second[here.second]
     z, y = (first[before.first], second[before.second]) if before else (None, None)
-    between = [*first[before.first + 1 if before else 0 : here.first + 1]]
-    between += second[before.second + 1 if before else 0 : here.second + 1]
+    between = [*first[before.first + 1 if before else 0 : here.first], *handing_on(first, here.first)]
+    between += [*second[before.second + 1 if before else 0 : here.second], *handing_on(second, here.second)]
     kinds = " ".join(sketch.layer.kind for sketch in between).lower()
     spread = next((m for m in reversed(matches[:place]) if first[m.first].is_spread), None)
 
@@ -79,9 +85,10 @@ def _causes(
     yield _tried(trials.picture, site) if start else ""
     yield evidence.interpolation(z, a, kinds)
     yield _tried(trials.shift, site)
-    yield evidence.per_channel(a.values, b.values, "batchnorm" in kinds)
-    yield evidence.per_position(a.values, b.values) if "norm" in kinds else ""
     yield evidence.rounded(a.values, b.values, start)
+    by_layer = "norm" in kinds and "batchnorm" not in kinds
+    yield evidence.per_position(a.values, b.values) if by_layer else ""
+    yield evidence.per_channel(a.values, b.values, "batchnorm" in kinds)
     if spread is not None and len(a.shape) == 1:
         yield _tried(trials.flattening, site, second[spread.second].layer)
 

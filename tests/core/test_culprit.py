@@ -19,6 +19,8 @@ from xcam.culprit import first_jump
         ([1e-7, 2e-4, 6e-5, 5e-5, 4e-5, 6e-6], 1),  # fades, and is there all the same
         ([1e-7, 2e-7, 5e-2, 2e-7, 3e-2], 2),  # beside it stands a branch that has none
         ([1e-7, 1e-7, 5e-2], 2),
+        ([1e-5, 3e-3, 2e-5, 1e-5, 1e-5, 9e-5, 4e-5], None),  # a sigmoid that is nearly closed
+        ([5e-5, 9e-5, 8e-4, 7e-5, 6e-5, 6e-5, 2e-3, 2e-3], 6),  # it hides nothing behind it
     ],
 )
 def test_first_jump(errors: list[float], place: int | None) -> None:

@@ -71,7 +71,9 @@ def test_half_precision() -> None:
     assert evidence.rounded(A, f32(A + 1e-3 * NOISE), False) == evidence.REDUCED
     assert evidence.rounded(A, f32(A + 5e-3 * NOISE), True) == evidence.REDUCED
     assert evidence.rounded(A, f32(A + 5e-3 * NOISE), False) == ""  # as large, it came from the start on
-    assert evidence.rounded(A, f32(A * (1 + 1e-3 * (SCALE - 1))), True) == ""  # with a structure
+    assert evidence.rounded(A, f32(A * (1 - 1e-3 * SCALE)), True) == ""  # with a structure
+    assert evidence.rounded(A, f32(A * (1 + 5e-4 * (SCALE - 1))), True) == evidence.REDUCED  # weights, rounded
+    assert evidence.rounded(A, f32(A * (1 + 1e-2 * (SCALE - 1))), True) == ""
 
 
 @pytest.mark.parametrize(
