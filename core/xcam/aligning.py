@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,8 @@ def sketch(layer: Layer, values: Array) -> Sketch:
     space = values.shape[2:]
     count = int(np.prod(space))
     picked = np.unique(np.linspace(0, count - 1, min(count, PLACES)).astype(int))
-    found = values[(..., *np.unravel_index(picked, space))] if space else values[..., None]
+    places: tuple[Any, ...] = np.unravel_index(picked, space)
+    found = values[(..., *places)] if space else values[..., None]
     return Sketch(layer, np.ascontiguousarray(found), values.shape[1:])
 
 
