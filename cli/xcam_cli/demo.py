@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,42 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
     from xcam.plugins import registry
 
     plugins = registry().plugins
-    there: list[str] = []
-    if backend is None:
-        there = [name for name, p in plugins.items() if p.state == "available"]
-        backend = min(there, key=lambda name: name != "onnx", default=None)  # the lightest, where it is there
-        if backend is None:
-            raise BackendError(
-                "no backend is installed: " + "; or ".join(p.remedy for p in plugins.values() if p.state == "missing")
-            )
+    names = [name for name, p in plugins.items() if p.state == "available"] if backend is None else [backend]
+    if not names:
+        raise BackendError(
+            "no backend is installed: " + "; or ".join(p.remedy for p in plugins.values() if p.state == "missing")
+        )
+    rest = _opened(sorted(names, key=lambda name: name != "onnx"))  # the lightest first, where it is there
     plan, _ = planned((), targets, None, options)
     picture = pictures()[0]
     places = places_of((str(picture),), plan, output)
-    run(open_model(backend, "demo"), [picture], plan, places)
-    if len(there) > 1 and not plan.as_json:
-        _all_backends(there, picture, Path(output).with_suffix(".html"))
+    first = next(rest)
+    run(first, [picture], plan, places)
+    if backend is None and not plan.as_json:
+        models = [first, *rest]
+        if len(models) > 1:
+            _all_backends(models, picture, Path(output).with_suffix(".html"))
 
 
-def _all_backends(names: list[str], picture: Path, page: Path) -> None:
+def _opened(names: list[str]) -> Iterator[Any]:
+    """The demo network in each backend that has it; not every plugin has, and one may be broken. The last error, where
+    none does."""
+    from xcam.errors import XcamError
+
+    found = 0
+    for name in names:
+        try:
+            model = open_model(name, "demo")
+        except XcamError as error:
+            if name == names[-1] and not found:
+                raise
+            click.echo(f"xcam: {name} is left out: {error}", err=True)
+        else:
+            found += 1
+            yield model
+
+
+def _all_backends(models: list[Any], picture: Path, page: Path) -> None:
     """The same picture through every backend that is installed: do they agree?"""
     import xcam
     from xcam.errors import BackendError
@@ -50,7 +70,7 @@ def _all_backends(names: list[str], picture: Path, page: Path) -> None:
     with warnings.catch_warnings(), unheard():
         warnings.simplefilter("ignore", xcam.XcamWarning)
         try:
-            found = xcam.compare([xcam.load("demo", name) for name in names], str(picture))
+            found = xcam.compare(models, str(picture))
         except BackendError as error:
             click.echo(f"xcam: the backends are not compared: {error}", err=True)
             return

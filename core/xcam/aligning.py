@@ -83,13 +83,13 @@ def _known(model: Model) -> list[Layer]:
 
 def sketch(layer: Layer, values: Array) -> Sketch:
     """A layer's values at evenly spread places; no more than these is copied."""
-    values = values if values.ndim > 1 else values[:, None]
+    shape = values.shape[1:]
+    values = values.reshape(*values.shape, *[1] * (3 - values.ndim))  # of a vector, one place
     space = values.shape[2:]
     count = int(np.prod(space))
     picked = np.unique(np.linspace(0, count - 1, min(count, PLACES)).astype(int))
     places: tuple[Any, ...] = np.unravel_index(picked, space)
-    found = values[(..., *places)] if space else values[..., None]
-    return Sketch(layer, np.ascontiguousarray(found), values.shape[1:])
+    return Sketch(layer, np.ascontiguousarray(values[(..., *places)]), shape)
 
 
 def error(a: Array, b: Array) -> float:

@@ -85,9 +85,9 @@ def _causes(
     yield _tried(trials.picture, site) if start else ""
     yield evidence.interpolation(z, a, kinds)
     yield _tried(trials.shift, site)
-    yield evidence.rounded(a.values, b.values, start)
     by_layer = "norm" in kinds and "batchnorm" not in kinds
     yield evidence.per_position(a.values, b.values) if by_layer else ""
+    yield evidence.rounded(a.values, b.values, start)
     yield evidence.per_channel(a.values, b.values, "batchnorm" in kinds)
     if spread is not None and len(a.shape) == 1:
         yield _tried(trials.flattening, site, second[spread.second].layer)

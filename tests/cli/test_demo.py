@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+import xcam_cli.demo
 from typed import Result
-from xcam import demo, pictures
+from xcam import InputError, demo, pictures
 
 
 def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -16,3 +19,34 @@ def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Resu
     assert f"{name} (" in result.out
     assert "wrote xcam-demo.png" in result.out
     assert pictures.read(tmp_path / "xcam-demo.png").shape == pictures.read(demo.pictures()[0]).shape
+
+
+def refusing(*refused: str) -> Callable[..., object]:
+    opened = xcam_cli.demo.open_model
+
+    def open_model(backend: str, model: str) -> object:
+        if backend in refused:
+            raise InputError(f"{model} is no Graph; give one")
+        return opened(backend, model)
+
+    return open_model
+
+
+def test_a_backend_without_the_demo_is_left_out(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every plugin is asked, and not every one has the network: the others are compared."""
+    monkeypatch.setattr(xcam_cli.demo, "open_model", refusing("onnx"))
+    result = run("demo")
+    assert result.status == 0, result.err
+    assert "xcam: onnx is left out: demo is no Graph; give one" in result.err
+    assert "demo (keras) and demo (torch): identical" in result.out
+    assert "identical" in (tmp_path / "xcam-demo.html").read_text(encoding="utf-8")
+
+
+def test_none_has_it(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xcam_cli.demo, "open_model", refusing("onnx", "keras", "torch"))
+    result = run("demo")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.endswith("xcam: demo is no Graph; give one\n")
+    assert not list(tmp_path.iterdir())
