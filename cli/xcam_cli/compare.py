@@ -64,8 +64,6 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     said = click.get_current_context().get_parameter_source
     options |= {name: value for name, value in given.items() if said(name) is not ParameterSource.COMMANDLINE}
     layer, require, as_json = (options.pop(name) for name in ("layer", "require", "as_json"))
-    if require not in (None, *ORDER[:2]):
-        raise click.UsageError(f"require is {require!r}; give identical or equivalent")
     report = options.pop("report")
     place = check_place(report) if report else None
     opening = {key: options.pop(key) for key in ("size", "labels", "device")}
@@ -144,6 +142,15 @@ def _config(path: str) -> dict[str, Any]:
     for key in found:
         if key not in known:
             raise InputError(f"{path} has an entry {key!r}; known: {', '.join(sorted(known))}")
+    for key in ("models", "images"):
+        if not isinstance(found.get(key, []), list):
+            raise InputError(f"{key} in {path} is {found[key]!r}; give a list")
+    context = click.get_current_context()
+    for option in context.command.params:
+        value = found.get(str(option.name))
+        if value is not None and option.name not in ("models", "images"):
+            words = "x".join(map(str, value)) if isinstance(value, list) else value
+            found[str(option.name)] = option.type.convert(words, option, context)  # as if it had been typed
     for model in found.get("models", []):
         if not isinstance(model, dict) or "model" not in model or not set(model) <= parts:
             raise InputError(

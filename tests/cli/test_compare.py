@@ -90,6 +90,32 @@ def test_a_file_of_models(run: Callable[..., Any], spoilt: Path, tmp_path: Path)
     assert [model["layer"] for model in json.loads(result.out)["models"]] == ["conv5", "conv4"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('images = "a.png"', "images in c.toml is 'a.png'; give a list"),
+        ("models = 3", "models in c.toml is 3; give a list"),
+        ('size = "large"', "'large' is no size"),
+        ('require = "same"', "'same' is not one of 'identical', 'equivalent'"),
+        ('align = "perhaps"', "'perhaps' is not a valid boolean"),
+        ("colour = 1", "c.toml has an entry 'colour'; known: align"),
+        ('[[models]]\nlayer = "conv5"', "give model, and if need be backend, labels, layer"),
+    ],
+)
+def test_a_file_that_is_wrong(run: Callable[..., Any], tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    result = run("compare", "--config", "c.toml", "-m", "onnx:demo", "-m", "torch:demo", PICTURE)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert said in result.err
+
+
+@pytest.mark.parametrize("size", ['"128x128"', "128", "[128, 128]"])
+def test_a_size_in_the_file(run: Callable[..., Any], tmp_path: Path, size: str) -> None:
+    (tmp_path / "c.toml").write_text(f"size = {size}\nalign = false")
+    words = ["--config", "c.toml", "-m", "onnx:demo", "-m", "torch:demo@conv5", "-l", "conv5", PICTURE]
+    assert run("compare", *words, "--require", "identical").status == 0
+
+
 def test_folders_patterns_and_pictures_that_fail(run: Callable[..., Any], tmp_path: Path) -> None:
     for k, picture in enumerate(demo.pictures()[:3]):
         (tmp_path / f"{k}.png").write_bytes(picture.read_bytes())

@@ -5,17 +5,15 @@ The models are the demo network, which is trained, in every framework; nothing i
 
 from __future__ import annotations
 
-import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+from example_files import MY_MODELS, keras_file, labels, onnx_file, photographs, quick_gelu_file, torch_module
 
-from xcam import demo, pictures
-from xcam.demo.scenes import CLASSES, scene
-
-Setup = Callable[[], dict[str, Any]]
+Setup = Callable[[], dict[str, Any] | None]
 SETUPS: dict[str, tuple[Setup, ...]] = {}
 
 
@@ -24,102 +22,8 @@ def namespace(page: str) -> dict[str, Any]:
     photographs()
     found: dict[str, Any] = {}
     for setup in SETUPS.get(page, ()):
-        found |= setup()
+        found |= setup() or {}
     return found
-
-
-def photographs() -> None:
-    """image.jpg and photo.jpg (a star), two.jpg (a star and a ring), and a folder of three."""
-    star = pictures.read(demo.pictures()[3])
-    for name in ("image.jpg", "photo.jpg", "a.jpg", "b.jpg"):
-        pictures.write(Path(name), star)
-    pictures.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
-    Path("pictures").mkdir()
-    for path in demo.pictures()[:3]:
-        shutil.copy(path, Path("pictures", path.name))
-
-
-def labels() -> dict[str, Any]:
-    """shapes.txt: the demo network's class names."""
-    Path("shapes.txt").write_text("\n".join(CLASSES) + "\n")
-    return {}
-
-
-def keras_file() -> dict[str, Any]:
-    """shapes.keras."""
-    from xcam_keras.demo import build
-
-    build()[0].save("shapes.keras")
-    return {}
-
-
-def onnx_file() -> dict[str, Any]:
-    """shapes.onnx."""
-    import onnx
-
-    from xcam_onnx.demo import build
-
-    onnx.save(build(), "shapes.onnx")
-    return {}
-
-
-def quick_gelu_file() -> dict[str, Any]:
-    """gelu.onnx: the demo network with one of ONNX Runtime's own operators, QuickGelu, behind conv5."""
-    import onnx
-    from onnx import helper
-
-    from xcam_onnx.demo import build
-
-    model = build()
-    mean = next(node for node in model.graph.node if "conv5" in node.input)
-    mean.input[0] = "gelu"
-    place = list(model.graph.node).index(mean)
-    model.graph.node.insert(place, helper.make_node("QuickGelu", ["conv5"], ["gelu"], "gelu", domain="com.microsoft"))
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, "gelu.onnx")
-    return {}
-
-
-def torch_module() -> dict[str, Any]:
-    """my_models.py with a class, and its weights in shapes.pt."""
-    import torch
-
-    from xcam_torch.demo import build
-
-    torch.save(build().state_dict(), "shapes.pt")
-    Path("my_models.py").write_text(MY_MODELS)
-    return {}
-
-
-MY_MODELS = '''
-from collections import OrderedDict
-
-from torch import nn
-
-
-def block(into, out, kernel):
-    return nn.Sequential(nn.Conv2d(into, out, kernel, padding=kernel // 2), nn.ReLU())
-
-
-class Shapes(nn.Sequential):
-    """The demo network."""
-
-    def __init__(self):
-        super().__init__(
-            OrderedDict(
-                conv1=block(3, 12, 5),
-                pool1=nn.MaxPool2d(2),
-                conv2=block(12, 24, 3),
-                pool2=nn.MaxPool2d(2),
-                conv3=block(24, 48, 3),
-                pool3=nn.MaxPool2d(2),
-                conv4=block(48, 64, 3),
-                conv5=block(64, 64, 3),
-                mean=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-                scores=nn.Sequential(nn.Linear(64, 6), nn.Softmax(dim=1)),
-            )
-        )
-'''
 
 
 def ill_frameworks() -> dict[str, Any]:

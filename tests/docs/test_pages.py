@@ -22,7 +22,7 @@ PAGES = sorted(
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     if "build" not in path.parts
 )
-NOT_RUN = 12
+NOT_RUN = 13
 """Blocks that cannot run here, at most: what needs the network, or would install something."""
 
 

@@ -1,0 +1,122 @@
+"""The pictures and models that the pages of this documentation name, written into the folder where this is run.
+
+    python CLONE/docs/example_files.py
+
+The models are the small trained network that comes with xcam, in each framework that is installed; nothing is
+downloaded. The tests of the documentation use the same functions.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from xcam import demo, pictures
+from xcam.demo.scenes import CLASSES, scene
+
+
+def photographs() -> None:
+    """photo.jpg (a star) and copies of it, two.png (a star and a ring), and a folder of three."""
+    star = pictures.read(demo.pictures()[3])
+    for name in ("image.jpg", "photo.jpg", "a.jpg", "b.jpg"):
+        pictures.write(Path(name), star)
+    pictures.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
+    Path("pictures").mkdir(exist_ok=True)
+    for path in demo.pictures()[:3]:
+        shutil.copy(path, Path("pictures", path.name))
+
+
+def labels() -> None:
+    """shapes.txt: the demo network's class names."""
+    Path("shapes.txt").write_text("\n".join(CLASSES) + "\n")
+
+
+def keras_file() -> None:
+    """shapes.keras."""
+    import xcam_keras.backend  # noqa: F401  # first: it keeps TensorFlow quiet
+    from xcam_keras.demo import build
+
+    build()[0].save("shapes.keras")
+
+
+def onnx_file() -> None:
+    """shapes.onnx."""
+    import onnx
+
+    from xcam_onnx.demo import build
+
+    onnx.save(build(), "shapes.onnx")
+
+
+def quick_gelu_file() -> None:
+    """gelu.onnx: the demo network with one of ONNX Runtime's own operators, QuickGelu, behind conv5."""
+    import onnx
+    from onnx import helper
+
+    from xcam_onnx.demo import build
+
+    model = build()
+    mean = next(node for node in model.graph.node if "conv5" in node.input)
+    mean.input[0] = "gelu"
+    place = list(model.graph.node).index(mean)
+    model.graph.node.insert(place, helper.make_node("QuickGelu", ["conv5"], ["gelu"], "gelu", domain="com.microsoft"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, "gelu.onnx")
+
+
+def torch_module() -> None:
+    """my_models.py with a class, and its weights in shapes.pt."""
+    import torch
+
+    from xcam_torch.demo import build
+
+    torch.save(build().state_dict(), "shapes.pt")
+    Path("my_models.py").write_text(MY_MODELS)
+
+
+MY_MODELS = '''
+from collections import OrderedDict
+
+from torch import nn
+
+
+def block(into, out, kernel):
+    return nn.Sequential(nn.Conv2d(into, out, kernel, padding=kernel // 2), nn.ReLU())
+
+
+class Shapes(nn.Sequential):
+    """The demo network."""
+
+    def __init__(self):
+        super().__init__(
+            OrderedDict(
+                conv1=block(3, 12, 5),
+                pool1=nn.MaxPool2d(2),
+                conv2=block(12, 24, 3),
+                pool2=nn.MaxPool2d(2),
+                conv3=block(24, 48, 3),
+                pool3=nn.MaxPool2d(2),
+                conv4=block(48, 64, 3),
+                conv5=block(64, 64, 3),
+                mean=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                scores=nn.Sequential(nn.Linear(64, 6), nn.Softmax(dim=1)),
+            )
+        )
+'''
+
+
+def main() -> None:
+    """Write them, and say which."""
+    before = set(Path().iterdir())
+    for make in (photographs, labels, keras_file, onnx_file, quick_gelu_file, torch_module):
+        try:
+            make()
+        except ImportError as error:
+            print(f"left out, {error.name} is not installed: {str(make.__doc__).partition('.')[0]} …")
+    print("wrote", ", ".join(sorted(path.name for path in set(Path().iterdir()) - before)) or "nothing new")
+
+
+if __name__ == "__main__":
+    main()
