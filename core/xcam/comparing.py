@@ -7,7 +7,7 @@ import heapq
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def compare(
         return result
     same = len(logits) == len(sample)  # else a sample failed
     aligned.finish([np.stack(each) for each in zip(*logits, strict=True)] if same else None)
-    return dataclasses.replace(result, divergences=tuple(aligned.divergences()))
+    unlike = [k for k in range(1, len(opened)) if result.of((0, k)) != "identical"]
+    return dataclasses.replace(result, divergences=tuple(aligned.divergences(unlike)))
 
 
 def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, str, float]]:
@@ -211,12 +212,16 @@ class _Aligned:
             return True
         return [others[place] for place in last.order] != list(labels)
 
-    def divergences(self) -> Iterator[Divergence]:
-        """For every other model: the errors along the layers, and where they jump."""
+    def divergences(self, unlike: Collection[int]) -> Iterator[Divergence]:
+        """For every other model: the errors along the layers, and where they jump; `unlike`: models that are not
+        identical to the first."""
         for (first, second), matches in self.matches.items():
             a, b = self.sketches[first], self.sketches[second]
             steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
-            place = culprit.first_jump([m.error for m in matches])
+            errors = [m.error for m in matches]
+            place = culprit.first_jump(errors)
+            if place is None and second in unlike:
+                place = culprit.first_jump(errors, culprit.SUSPECT)
             if place is None and matches and self._misordered(second, matches[-1]):
                 place = len(matches) - 1
             if place is not None:  # another order of channels is no mistake where all that follows goes along with it

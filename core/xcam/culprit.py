@@ -20,19 +20,23 @@ from xcam.errors import XcamError, XcamWarning
 
 ROUNDING = 1e-4
 """Activations of the same weights agree to this share of their largest magnitude (the design's tolerance)."""
+SUSPECT = 1e-5
+"""What is looked at where the heatmaps or the class scores are known to differ."""
 JUMP = 10.0
 """A difference that grows by this factor at one layer did not come from the layers before it."""
 
 
-def first_jump(errors: Sequence[float]) -> int | None:
+def first_jump(errors: Sequence[float], least: float = ROUNDING) -> int | None:
     """The place where the error jumps beyond what rounding explains; None where it never does.
+
+    least: errors up to this are rounding.
 
     A difference that is gone again in what follows (a vector in another order, which the next layer goes along with) is
     none.
     """
     for place, now in enumerate(errors):
         before = max((_settled(errors[k : min(k + 4, place)]) for k in range(place)), default=0.0)
-        if now > ROUNDING and now > JUMP * before:
+        if now > least and now > JUMP * before:
             after = errors[place + 1 :]
             lasting = max(errors[-1], float(np.median(after)) if after else now)
             if lasting > JUMP * max(before, 1e-6):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xcam.culprit import first_jump
+from xcam.culprit import SUSPECT, first_jump
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ from xcam.culprit import first_jump
 )
 def test_first_jump(errors: list[float], place: int | None) -> None:
     assert first_jump(errors) == place
+
+
+def test_what_is_known_to_differ_is_looked_at_more_closely() -> None:
+    errors = [5e-7, 8e-7, 7e-5, 6e-5, 9e-5, 2e-4, 1e-4]
+    assert first_jump(errors) is None
+    assert first_jump(errors, SUSPECT) == 2
