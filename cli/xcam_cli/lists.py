@@ -39,11 +39,12 @@ def backends(as_json: bool) -> None:
     """List the backends: available, missing (and what installs them), or broken."""
     import xcam
 
-    found = xcam.backends().values()
+    with unheard():  # a plugin's own code runs here
+        rows = [[p.name, p.state, p.distribution, p.remedy] for p in xcam.backends().values()]
     if as_json:
-        emit([{"name": p.name, "state": p.state, "from": p.distribution, "remedy": p.remedy} for p in found])
+        emit([dict(zip(("name", "state", "from", "remedy"), row, strict=True)) for row in rows])
         return
-    table(["backend", "state", "from", "what to do"], [[p.name, p.state, p.distribution, p.remedy] for p in found])
+    table(["backend", "state", "from", "what to do"], rows)
 
 
 @click.command()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam import aligning, culprit, layers, pictures, preprocessing, progress
+from xcam import aligning, checking, culprit, layers, pictures, preprocessing, progress
 from xcam.aligning import Match, Sketch
 from xcam.comparison import KEPT, Compared, Comparison, Divergence, Prediction, Step
 from xcam.contract import DEFAULT_SIZE, Array, Model, one_output
@@ -55,7 +55,7 @@ def compare(
 
     Raises InputError, ModelError or BackendError.
     """
-    opened: list[Model] = [model if isinstance(model, Model) else load(model) for model in models]
+    opened: list[Model] = [model if checking.is_model(model) else load(model) for model in models]
     if len(opened) < 2:
         raise InputError("there is nothing to compare one model with; give two or more (-m A -m B)")
     images = list(image) if isinstance(image, list | tuple) else [image]
@@ -122,7 +122,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
 
     image: a path or an array; default: noise of the input's size. Raises InputError.
     """
-    opened: list[Model] = [model if isinstance(model, Model) else load(model) for model in models]
+    opened: list[Model] = [model if checking.is_model(model) else load(model) for model in models]
     if len(opened) != 2:
         raise InputError(f"layers are held side by side for two models, not {len(opened)}")
     with warnings.catch_warnings():

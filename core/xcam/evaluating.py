@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam import layers, progress
-from xcam.contract import Model
+from xcam import checking, layers, progress
 from xcam.errors import InputError
 from xcam.evaluation import Measure, get
 from xcam.evaluation import measures as known
@@ -69,7 +68,7 @@ def evaluate(
         raise InputError(f"stages is {stages}; give 1 or more")
     if seed < 0 or seed != int(seed):
         raise InputError(f"seed is {seed}; give a whole number, 0 or more")
-    if not isinstance(model, Model):
+    if not checking.is_model(model):
         model = load(model)
     for how, _ in hows.values():
         require(model, how)

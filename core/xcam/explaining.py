@@ -92,7 +92,7 @@ def explain(
     check_fusion(fuse or "mean")
     if batch < 1:
         raise InputError(f"batch is {batch}; give 1 or more")
-    if not isinstance(model, Model):
+    if not checking.is_model(model):
         model = load(model)
     require(model, how)
     if isinstance(layer, list | tuple):

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from xcam import layers
+from xcam import checking, layers
 from xcam.contract import Model
 from xcam.errors import InputError, ModelError
 from xcam.loading import load
@@ -40,7 +40,7 @@ def export(
     Returns its path. Raises InputError, ModelError or BackendError, each with a remedy.
     """
     place = check_place(path, model)
-    opened: Model = model if isinstance(model, Model) else load(model, **options)
+    opened: Model = model if checking.is_model(model) else load(model, **options)
     write: Callable[..., None] | None = getattr(opened, "export", None)
     if write is not None:
         write(place, layer, heatmap, {"xcam.version": version("xcam-explain")})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from xcam import checking
 from xcam.contract import Layer, Model
 from xcam.errors import InputError, ModelError, nearest
@@ -64,7 +62,7 @@ def find(model: Model, name: str | Layer | None) -> Layer:
     layer = layer or next((layer for layer in known if name in layer.aliases), None)
     if layer is None:
         raise InputError(
-            _told(model, name)
+            checking.absent(model, name)
             or f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in known if layer.has_space and not layer.inner])}; "
             "`xcam layers` lists them"
         )
@@ -85,9 +83,3 @@ def find(model: Model, name: str | Layer | None) -> Layer:
             f"choose another, for example {default(model).name!r}"
         )
     return layer
-
-
-def _told(model: Model, name: str) -> str | None:
-    """What the model itself has to say of a layer that is not there."""
-    absent: Callable[[str], str | None] | None = getattr(model, "absent", None)
-    return absent(name) if absent else None

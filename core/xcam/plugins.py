@@ -20,9 +20,12 @@ from typing import Any, Literal
 import pluggy
 
 from xcam.contract import Backend
-from xcam.errors import BackendError, nearest
+from xcam.errors import BackendError, first_line, nearest
 
 GROUP = "xcam"
+OWN = "xcam-explain"
+"""The distribution whose backends keep their names."""
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
@@ -89,7 +92,7 @@ class Plugin:
     def remedy(self) -> str:
         """One line: what to do to make it available; empty when it is."""
         if self.error:
-            return f"{type(self.error).__name__}: {self.error}"
+            return first_line(self.error)
         if not self.missing:
             return ""
         assert self.spec
@@ -117,7 +120,8 @@ class Registry:
         self.plugins: dict[str, Plugin] = {}
         self._loaded: dict[str, Backend] = {}
         found = [(point, self._find(point)) for point in points]
-        for point, plugin in sorted(found, key=lambda pair: pair[1].spec is None):  # a broken one takes no name away
+        # The box's own keep their names, wherever they stand on sys.path; and a broken one takes no name away.
+        for point, plugin in sorted(found, key=lambda pair: (pair[1].distribution != OWN, pair[1].spec is None)):
             if plugin.name in self.plugins:
                 other = self.plugins[plugin.name].distribution
                 clash = BackendError(
@@ -134,19 +138,26 @@ class Registry:
         try:
             module = point.load()
             self.manager.register(module, name=f"{distribution}:{point.name}")
-            callers = self.manager.get_hookcallers(module) or []
-            if not callers:
+            hooks = self.manager.hook.xcam_backend.get_hookimpls()
+            hook = next((hook for hook in hooks if hook.plugin is module), None)
+            if hook is None:
+                others = ", ".join(caller.name for caller in self.manager.get_hookcallers(module) or [])
                 raise BackendError(
-                    f"{point.value} implements no hook: mark a function xcam_backend with xcam.hookimpl"
+                    f"{point.value} implements no hook{others and f' that xcam knows, only {others}'}: "
+                    "mark a function xcam_backend with xcam.hookimpl"
                 )
-            spec = self.manager.subset_hook_caller(
-                "xcam_backend", [p for p in self.manager.get_plugins() if p is not module]
-            )()[0]
+            if hook.hookwrapper or hook.wrapper:
+                raise BackendError(
+                    f"xcam_backend of {point.value} is a wrapper around other hooks; mark it with xcam.hookimpl alone"
+                )
+            spec = hook.function()
             if not isinstance(spec, BackendSpec):
                 raise BackendError(f"xcam_backend of {point.value} returned {type(spec).__name__}, not a BackendSpec")
             _check(spec, point.value)
             return Plugin(spec.name, spec, distribution, version=version)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of compiled code is no Exception
             return Plugin(point.name, None, distribution, error, version)
 
     def load(self, name: str) -> Backend:
@@ -166,10 +177,12 @@ class Registry:
             module, _, attribute = plugin.spec.target.partition(":")
             backend: Backend = getattr(importlib.import_module(module), attribute)()
             _check_load(backend, plugin.spec.target)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self.plugins[name] = Plugin(name, plugin.spec, plugin.distribution, error, plugin.version)
             raise BackendError(
-                f"backend {name!r} is installed but broken: {type(error).__name__}: {error}; "
+                f"backend {name!r} is installed but broken: {first_line(error)}; "
                 f"reinstall {plugin.distribution} and its framework, or pass --debug for the whole story"
             ) from error
         self._loaded[name] = backend
@@ -206,6 +219,15 @@ def _check(spec: BackendSpec, value: str) -> None:
         words = getattr(spec, part)
         if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
             raise BackendError(f"{part} of {value} is {words!r}; give a tuple of str: ({words!r},)")
+    for suffix in spec.suffixes:
+        if not suffix.startswith(".") or len(suffix) == 1:
+            raise BackendError(f"suffixes of {value} has {suffix!r}; give a dot and what follows it, such as '.onnx'")
+    for part in ("extra", "default_model", "remedy"):
+        word = getattr(spec, part)
+        if not isinstance(word, str | None):
+            raise BackendError(f"{part} of {value} is {word!r}; give a str or None")
+    if not isinstance(spec.zoo, bool):
+        raise BackendError(f"zoo of {value} is {spec.zoo!r}; give True or False")
     if not isinstance(spec.name, str) or not spec.name:
         raise BackendError(f"name of {value} is {spec.name!r}; give a word")
     module, _, attribute = str(spec.target).partition(":")

@@ -121,7 +121,7 @@ class Supply:
             return work()
         except (XcamError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if error in self._own:
                 raise
             raise ModelError(

@@ -82,6 +82,13 @@ def test_who_it_was() -> None:
     assert plugins.described("not installed") == "backend 'not installed'"
 
 
+def moved(trace: Trace, change: Any) -> Trace:
+    """Activations and gradients changed alike."""
+    return replace(
+        trace, activations=change(trace.activations), gradients=[change(gradient) for gradient in trace.gradients]
+    )
+
+
 SPOILS: list[tuple[Any, str]] = [
     (lambda t: None, r"trace\(\) returned None"),
     (lambda t: (t.outputs, t.activations), r"trace\(\) returned a tuple"),
@@ -99,13 +106,26 @@ SPOILS: list[tuple[Any, str]] = [
     ),
     (lambda t: replace(t, activations=t.activations[:0]), r"returned activations as float32 \(0, 3, 4, 6\) for 1 .*"),
     (
-        lambda t: replace(t, activations=np.moveaxis(t.activations, 1, -1)),
+        lambda t: moved(t, lambda a: np.moveaxis(a, 1, -1)),
         r"returned activations of layer 'features' as float32 \(1, 4, 6, 3\) \(channels last\?\), and lists it with the "
         r"shape \(3, 4, 6\)",
     ),
     (
-        lambda t: replace(t, activations=t.activations[:, :2]),
+        lambda t: replace(t, activations=t.activations[:, :2], gradients=[g[:, :2] for g in t.gradients]),
         r"returned activations of layer 'features' as float32 \(1, 2, 4, 6\), and lists it with the shape \(3, 4, 6\)",
+    ),
+    (
+        lambda t: moved(t, lambda a: a.swapaxes(2, 3)),
+        r"returned activations of layer 'features' as float32 \(1, 3, 6, 4\), and lists it with the shape \(3, 4, 6\)",
+    ),
+    (
+        lambda t: moved(t, lambda a: a.reshape(1, 3, 24)),
+        r"returned activations of layer 'features' as float32 \(1, 3, 24\), and lists it with the shape \(3, 4, 6\)",
+    ),
+    (lambda t: moved(t, lambda a: a[0]), r"returned activations as float32 \(3, 4, 6\) for 1 pictures"),
+    (
+        lambda t: replace(t, activations=np.ma.masked_less(t.activations, 0)),
+        "returned activations as a numpy MaskedArray for 1 pictures",
     ),
     (lambda t: replace(t, gradients=None), r"trace\(\) returned gradients as None"),
     (lambda t: replace(t, gradients=t.gradients[0]), r"trace\(\) returned gradients as float32 \(1, 3, 4, 6\)"),
@@ -120,6 +140,20 @@ SPOILS: list[tuple[Any, str]] = [
     (lambda t: replace(t, outputs=list(t.outputs)), r"trace\(\): returned outputs as a list"),
     (lambda t: replace(t, outputs={}), r"trace\(\): the mapping of outputs is empty"),
     (lambda t: replace(t, outputs={"a": None}), r"trace\(\): returned output 'a' as None"),
+    (lambda t: replace(t, outputs=t.outputs > 0), r"trace\(\): returned outputs as bool \(1, 2\)"),
+    (lambda t: replace(t, outputs=t.outputs.astype(int)), r"trace\(\): returned outputs as int64 \(1, 2\)"),
+    (
+        lambda t: replace(t, outputs=np.ma.masked_less(t.outputs, 0)),
+        r"trace\(\): returned outputs as a numpy MaskedArray",
+    ),
+    (
+        lambda t: replace(t, outputs=t.outputs[0]),
+        r"trace\(\): returned outputs of shape \(2,\), where `seeds` was given \(1, 2\)",
+    ),
+    (
+        lambda t: replace(t, outputs={"a": t.outputs}),
+        r"trace\(\): returned outputs of shape \{'a': \(1, 2\)\}, where `seeds` was given \(1, 2\)",
+    ),
 ]
 
 
@@ -128,6 +162,61 @@ def test_a_trace(model: FakeModel, spoil: Any, words: str) -> None:
     model.spoil = spoil
     with says(words):
         xcam.explain(model, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda t: moved(t, lambda a: a[0]),
+            r"returned activations of layer 'features' as float32 \(3, 4, 6\) \(no batch axis\?\), and lists it .*",
+        ),
+        (
+            lambda t: replace(t, outputs=t.outputs[:1]),
+            r"trace\(\): returned outputs of shape \(1, 2\), where `seeds` was given \(3, 2\)",
+        ),
+    ],
+)
+def test_a_trace_of_three_pictures(model: FakeModel, spoil: Any, words: str) -> None:
+    model.spoil = spoil
+    with says(words):
+        xcam.explain(model, [IMAGE] * 3)
+
+
+def test_outputs_without_rows_where_no_seeds_look_at_them(model: FakeModel) -> None:
+    model.spoil = lambda t: replace(t, outputs=t.outputs[0])
+    with pytest.raises(ModelError, match=r"fake gives an output of shape \(2,\) for 1 pictures"):
+        checking.trace(model, X[:1], model.layers[0])
+
+
+@pytest.mark.parametrize(
+    ("activation", "words"),
+    [
+        ("Softmax", "its model's activation is 'Softmax'"),
+        (7, "its model's activation is 7"),
+        ({}, r"its model's activation is \{\}"),
+        ({"a": None, "b": "relu"}, r"its model's activation is \{'a': None, 'b': 'relu'\}"),
+        (
+            {"a": "softmax", "c": None},
+            r"its model's activation is \{.*'c'.*\} for outputs of shape \{'a': \(1, 2\), 'b': \(1, 2\)\}",
+        ),
+        ({"b": "softmax", "a": None}, r"its model's activation is \{'b'.*\} for outputs of shape \{'a'.*"),
+    ],
+)
+@pytest.mark.parametrize("method", ["gradcam", "scorecam"])
+def test_what_was_cut_off(model: FakeModel, activation: Any, words: str, method: str) -> None:
+    model.activation = activation
+    model.spoil_outputs = lambda outputs: {"a": outputs, "b": outputs}
+    with says(words):
+        xcam.explain(model, IMAGE, method=method)
+
+
+def test_what_was_cut_off_the_one_output(model: FakeModel) -> None:
+    model.activation = {"scores": "softmax"}
+    assert checking.trace(model, X, model.layers[0]).outputs.shape == (2, 2)  # type: ignore[union-attr]
+    model.activation["more"] = None
+    with says(r"its model's activation is .* for outputs of shape \(2, 2\)"):
+        checking.trace(model, X, model.layers[0])
 
 
 def test_windows_that_are_folded_into_the_batch_are_the_layers_own(model: FakeModel) -> None:
@@ -164,17 +253,122 @@ def test_predict(model: FakeModel) -> None:
         xcam.explain(model, IMAGE, method="scorecam")
 
 
+def test_a_model_that_leaves_the_interpreter_on_changed_pictures(model: FakeModel) -> None:
+    model.predict = lambda x: raising(SystemExit(3))(x)  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match=r"fake fails on a batch of 1 changed pictures .*: SystemExit: 3; choose"):
+        xcam.explain(model, IMAGE, method="scorecam")
+
+
 def test_activations_of_several_layers(model: FakeModel) -> None:
-    good = model.activations(X, ["features", "pool"])
+    good = model.activations(X, ["features", "pool", "scores"])
+    assert set(checking.activations(model, X, list(good))) == set(good)
     for found, words in (
         (None, r"activations\(\) returned None"),
-        ({"pool": good["pool"]}, r"activations\(\) left out 'features'"),
+        ({"pool": good["pool"]}, r"activations\(\) left out 'features', 'scores'"),
         (good | {"pool": Tensor(X)}, r"returned activations\(\) of 'pool' as a torch Tensor"),
         (good | {"pool": X.astype(int)}, r"returned activations\(\) of 'pool' as int64 \(2, 3, 4, 6\)"),
+        (
+            good | {"features": X[:1]},
+            r"returned activations\(\) of 'features' as float32 \(1, 3, 4, 6\) for 2 pictures",
+        ),
+        (good | {"features": X[0]}, r"returned activations\(\) of 'features' as float32 \(3, 4, 6\) for 2 pictures"),
+        *(
+            (
+                good | {"features": spoilt},
+                rf"returned activations\(\) of 'features' as float32 {words}, and lists it with the shape \(3, 4, 6\)",
+            )
+            for spoilt, words in (
+                (np.moveaxis(X, 1, -1), r"\(2, 4, 6, 3\) \(channels last\?\)"),
+                (X.swapaxes(2, 3), r"\(2, 3, 6, 4\)"),
+                (X.reshape(2, 3, 24), r"\(2, 3, 24\)"),
+            )
+        ),
+        (
+            good | {"scores": X[:, 0, 0, :3]},
+            r"returned activations\(\) of 'scores' as float32 \(2, 3\), and lists it with the shape \(2,\)",
+        ),
     ):
         model.activations = lambda *_, found=found: found  # type: ignore[method-assign]
         with says(words):
-            checking.activations(model, X, ["features", "pool"])
+            checking.activations(model, X, ["features", "pool", "scores"])
+
+
+def test_values_of_another_size_than_the_list_has(model: FakeModel) -> None:
+    """A model that takes any size lists the shapes of one; and rows of vectors may be places."""
+    model.input = replace(RAW, size=None)
+    turned = X.swapaxes(2, 3)
+    layer = replace(model.layers[0], shape=(3, None, 4))
+    model.layers = [*model.layers, replace(layer, name="open"), replace(layer, name="folded", folds_batch=True)]
+    places = X.reshape(2, 3, 24)[:, :2].transpose(0, 2, 1).reshape(48, 2)
+    found = {"features": turned, "scores": places, "open": X, "folded": np.concatenate([X, X])}
+    model.activations = lambda *_: found  # type: ignore[method-assign]
+    assert checking.activations(model, turned, list(found)) is found
+    model.input = replace(RAW, size=(4, 6))
+    assert checking.activations(model, turned, ["features"]) is found
+    model.spoil = lambda t: moved(t, lambda a: a)
+    assert checking.trace(model, turned, model.layers[0]).activations.shape == (2, 3, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": None},
+        {"kind": None},
+        {"shape": None},
+        {"shape": "3"},
+        {"shape": ("3", "4", "6")},
+        {"layout": "NCHW"},
+        {"aliases": "conv"},
+    ],
+)
+def test_the_parts_of_a_layer(model: FakeModel, changes: Any) -> None:
+    model.layers = [model.layers[0], replace(model.layers[1], **changes)]
+    part, value = next(iter(changes.items()))
+    with says(rf"layers\[1\] is Layer\(.*{part}={re.escape(repr(value))}.*\)"):
+        xcam.explain(model, IMAGE)
+    model.layers = [replace(model.layers[0], shape=[np.int64(3), None, 6], aliases=["conv"])]
+    assert checking.layers(model) == model.layers
+
+
+class Failing(FakeModel):
+    """A part of it is a property that fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__()
+
+    @property
+    def layers(self) -> Any:
+        raise self.error
+
+    @layers.setter
+    def layers(self, value: Any) -> None:
+        pass
+
+
+def test_parts_that_fail(model: FakeModel) -> None:
+    for error, words in ((RuntimeError("no\nlist"), "RuntimeError: no"), (SystemExit(3), "SystemExit: 3")):
+        with says(f"its model's layers failed: {words}"):
+            checking.layers(Failing(error))
+    for own in (ModelError("the user's"), MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(own)):
+            checking.layers(Failing(own))
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        (lambda name: raising(ValueError(name))(name), r"absent\(\) failed: ValueError: conv9"),
+        (lambda name: 5, r"absent\(\) returned 5"),
+    ],
+)
+def test_why_a_layer_is_absent(model: FakeModel, absent: Any, words: str) -> None:
+    assert checking.absent(model, "conv9") is None
+    model.absent = lambda name: f"{name} was folded"  # type: ignore[attr-defined]
+    assert checking.absent(model, "conv9") == "conv9 was folded"
+    model.absent = absent  # type: ignore[attr-defined]
+    with says(words):
+        checking.absent(model, "conv9")
 
 
 def test_layers(model: FakeModel) -> None:
@@ -226,6 +420,14 @@ def raising(error: BaseException) -> Any:
             r"returned activations as float32 \(1, 3, 4, 6\) for .*",
         ),
         (
+            lambda t: replace(t, outputs=t.outputs[:1]),
+            r"resume\(\): returned outputs of shape \(1, 2\) for 3 variants",
+        ),
+        (
+            lambda t: replace(t, outputs=np.concatenate([t.outputs] * 2)),
+            r"resume\(\): returned outputs of shape \(6, 2\) for 3 variants",
+        ),
+        (
             raising(NotImplementedError("not yet")),
             "it declares 'resume', and has none: NotImplementedError: not yet",
         ),
@@ -270,13 +472,13 @@ def test_what_a_target_raises_is_not_the_backends() -> None:
 def without(part: str) -> Any:
     """A model that lacks a part."""
     made = Quadratic()
-    parts = {name: getattr(made, name) for name in checking.PARTS}
+    parts = {name: getattr(made, name) for name in checking.PARTS} | {"backend": "fake"}
     return SimpleNamespace(**{name: value for name, value in parts.items() if name != part})
 
 
 def with_(**parts: Any) -> Any:
     made = Quadratic()
-    for name, value in parts.items():
+    for name, value in {"backend": "fake", **parts}.items():
         setattr(made, name, value)
     return made
 
@@ -294,6 +496,41 @@ OPENED: list[tuple[Any, str]] = [
     (lambda: with_(input=(4, 6)), "its model's input is a tuple"),
     (lambda: with_(input=InputSpec((4, 6), layout="NHWC")), "its model's input is InputSpec.*'NHWC'.*"),  # type: ignore[arg-type]
     (lambda: with_(input=InputSpec([4, 6])), r"its model's input is InputSpec\(size=\[4, 6\].*"),  # type: ignore[arg-type]
+    *(
+        (lambda changes=changes: with_(input=replace(RAW, **changes)), r"its model's input is InputSpec\(size=.*")  # type: ignore[misc]
+        for changes in (
+            {"size": (0, 8)},
+            {"channels": "3"},
+            {"channels": 0},
+            {"dtype": "torch.float32"},
+            {"dtype": None},
+            {"dtype": "object"},
+            {"preprocessing": "tf"},
+        )
+    ),
+    (lambda: with_(backend="onnx"), "its model's backend is 'onnx'"),
+    (lambda: with_(backend=None), "its model's backend is None"),
+    (lambda: with_(name=None), "its model's name is None"),
+    (
+        lambda: with_(trace=lambda x: None),
+        r"its model's trace\(\) does not take what it is given: too many positional arguments",
+    ),
+    (
+        lambda: with_(resume=lambda trace, activations: None),
+        r"its model's resume\(\) does not take what it is given: too many positional arguments",
+    ),
+    (
+        lambda: with_(predict=lambda x, mode: None),
+        r"its model's predict\(\) does not take what it is given: missing a required argument: 'mode'",
+    ),
+    (
+        lambda: with_(hvp=lambda x: None, capabilities={"hvp"}),
+        r"its model's hvp\(\) does not take what it is given: too many positional arguments",
+    ),
+    (
+        lambda: type("Lazy", (Quadratic,), {"labels": property(raising(SystemExit(3))), "backend": "fake"})(),
+        "its model's labels failed: SystemExit: 3",
+    ),
     (lambda: with_(labels="cat"), "its model's labels are 'cat'"),
     (lambda: with_(labels=[1, 2]), "its model's labels are a list"),
     (lambda: with_(notes=None), "its model's notes are None"),
@@ -326,6 +563,8 @@ def test_opening_and_asking_for_parts_runs_nothing(monkeypatch: pytest.MonkeyPat
     """A property may take its time: what `load` returned is checked without asking for `layers`."""
 
     class Slow(Quadratic):
+        backend = "fake"
+
         @property
         def layers(self) -> Any:
             raise AssertionError("asked for the layers")
@@ -363,6 +602,12 @@ def light(monkeypatch: pytest.MonkeyPatch, file: str, **changes: Any) -> str:
         ({"suffixes": ".npz"}, "suffixes of fake_other is '.npz'; give a tuple of str"),
         ({"model_types": (int,)}, "model_types of fake_other is (<class 'int'>,)"),
         ({"name": ""}, "name of fake_other is ''; give a word"),
+        ({"suffixes": ("npz",)}, "suffixes of fake_other has 'npz'; give a dot and what follows it"),
+        ({"suffixes": (".npz", ".")}, "suffixes of fake_other has '.'"),
+        ({"remedy": ["x"]}, "remedy of fake_other is ['x']; give a str or None"),
+        ({"extra": 3}, "extra of fake_other is 3; give a str or None"),
+        ({"default_model": 5}, "default_model of fake_other is 5; give a str or None"),
+        ({"zoo": "yes"}, "zoo of fake_other is 'yes'; give True or False"),
         ({"target": "fake.FakeBackend"}, "target of fake_other is 'fake.FakeBackend'; give package.module:Class"),
     ],
 )
@@ -397,15 +642,58 @@ def test_a_target(monkeypatch: pytest.MonkeyPatch, load: Any, words: str) -> Non
     assert words in str(caught.value)
 
 
-def test_a_plugin_that_leaves_the_interpreter_takes_no_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave() -> Any:
-        sys.exit("no licence")
+class Panic(BaseException):
+    """What compiled code raises where it gives up."""
 
-    leave.__name__ = "xcam_backend"
-    module(monkeypatch, "fake_leaving", xcam_backend=hookimpl(leave))
-    registry = Registry([point("fake_leaving", name="leaving"), point("fake")])
-    assert registry.plugins["leaving"].remedy == "SystemExit: no licence"
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SystemExit("no licence"), "SystemExit: no licence"),
+        (GeneratorExit("x"), "GeneratorExit: x"),
+        (Panic("of Rust\nat line 3"), "Panic: of Rust"),
+    ],
+)
+def test_a_plugin_that_leaves_the_interpreter_takes_no_other_down(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
+) -> None:
+    def xcam_backend() -> Any:
+        raise error
+
+    module(monkeypatch, "fake_leaving", xcam_backend=hookimpl(xcam_backend))
+    points = [
+        point("fake_leaving", name="leaving"),
+        point(light(monkeypatch, "fake_light", name="late", target="fake_target:Backend"), name="late"),
+    ]
+    registry = Registry([*points, point("fake")])
+    assert registry.plugins["leaving"].remedy == words
     assert registry.plugins["fake"].state == "available"
+    module(monkeypatch, "fake_target", Backend=lambda: raising(error)(None))
+    with pytest.raises(BackendError, match=f"'late' is installed but broken: {words}; reinstall"):
+        registry.load("late")
+
+
+def test_a_plugin_that_is_interrupted_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def xcam_backend() -> Any:
+        raise KeyboardInterrupt
+
+    module(monkeypatch, "fake_leaving", xcam_backend=hookimpl(xcam_backend))
+    with pytest.raises(KeyboardInterrupt):
+        Registry([point("fake_leaving")])
+
+
+def test_the_box_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever another's plugin of the same name stands on sys.path."""
+    light(monkeypatch, "fake_third", target="third:B")
+    own, other = point("fake", name="explain"), point("fake_third", name="onnx")
+    for points in ([own, other], [other, own]):
+        registry = Registry(points)
+        assert registry.plugins["fake"].distribution == "xcam-explain"
+        assert registry.plugins["fake"].state == "available"
+        assert registry.plugins["fake (fake_third)"].remedy == (
+            "BackendError: fake_third names the backend 'fake', which xcam-explain has named already; "
+            "uninstall one of them"
+        )
 
 
 def test_a_broken_plugin_takes_no_name_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,7 @@ def test_nan_on_augmented_pictures_is_said(model: FakeModel) -> None:
 
 def test_a_layer_with_one_or_three_axes_of_space_has_no_map(model: FakeModel) -> None:
     for shape in ((3, 24), (3, 2, 2, 6)):
+        model.layers = [xcam.Layer("features", "Conv", shape)]
         model.spoil = lambda t, shape=shape: xcam.Trace(  # type: ignore[misc]
             t.outputs, t.activations.reshape(1, *shape), [g.reshape(1, *shape) for g in t.gradients]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -73,6 +74,61 @@ def test_a_module_without_the_hook_or_with_a_wrong_answer(monkeypatch: pytest.Mo
     empty.xcam_backend = hookimpl(lambda: "keras")
     empty.xcam_backend.__name__ = "xcam_backend"
     assert "returned str, not a BackendSpec" in Registry([point("e", "fake_empty")]).plugins["e"].remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("xcam_backend", {}, "xcam_backend of fake_hook returned NoneType, not a BackendSpec"),
+        ("xcam_backends", {}, "fake_hook implements no hook that xcam knows, only xcam_backends: mark a function"),
+        ("xcam_backend", {"hookwrapper": True}, "xcam_backend of fake_hook is a wrapper around other hooks; mark"),
+        ("xcam_backend", {"wrapper": True}, "xcam_backend of fake_hook is a wrapper around other hooks; mark"),
+    ],
+)
+def test_a_hook_that_gives_nothing(monkeypatch: pytest.MonkeyPatch, name: str, options: Any, words: str) -> None:
+    def wrapper() -> Any:
+        yield
+
+    def none() -> None:
+        pass
+
+    function: Any = wrapper if options else none
+    function.__name__ = name
+    odd = type(sys)("fake_hook")
+    setattr(odd, name, hookimpl(function, **options))
+    monkeypatch.setitem(sys.modules, "fake_hook", odd)
+    registry = Registry([point("odd", "fake_hook"), point("fake", "fake")])
+    assert f"BackendError: {words}" in registry.plugins["odd"].remedy
+    assert registry.plugins["fake"].state == "available"
+
+
+PRINTING = """
+import sys
+from importlib import metadata
+
+sys.path.insert(0, sys.argv[1])
+points = metadata.entry_points(group="xcam")
+metadata.entry_points = lambda **_: [*points, metadata.EntryPoint("printing", "printing", "xcam")]
+import xcam_cli
+
+xcam_cli.main(["backends", *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_a_light_module_prints_stays_out_of_the_answer(tmp_path: Path, words: list[str]) -> None:
+    light = "print('hello')\nimport xcam\n@xcam.hookimpl\ndef xcam_backend():\n    print('ho')\n"
+    (tmp_path / "printing.py").write_text(f"{light}    raise RuntimeError('one\\ntwo')\n")
+    command = [sys.executable, "-c", PRINTING, str(tmp_path), *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr.split() == ["hello", "ho"]
+    assert "hello" not in done.stdout
+    if words:
+        row = next(row for row in json.loads(done.stdout) if row["name"] == "printing")
+        assert (row["state"], row["remedy"]) == ("broken", "RuntimeError: one")
+    else:
+        rows = done.stdout.rstrip().splitlines()
+        assert rows[-1].split() == ["printing", "broken", "printing", "RuntimeError:", "one"]
 
 
 def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ class Function2:
     outputs: Function = lambda a: a
     input: InputSpec = field(default_factory=lambda: InputSpec(None, preprocessing=PRESETS["unit"]))
     backend: str = "function"
+    activation: None = None
+    layers: tuple[Layer, ...] = ()
     capabilities: frozenset[str] = frozenset({"gradients", "resume"})
 
     def activations(self, x: np.ndarray, layers: Sequence[str]) -> Mapping[str, np.ndarray]:
