@@ -16,6 +16,8 @@ class Bar:
         self._start = time.monotonic()
         self._shown: Any = None
         self._tasks: dict[str, Any] = {}
+        self._since: dict[str, tuple[float, int]] = {}
+        """For each task, when it began to count, and how far it is."""
 
     def __enter__(self) -> Bar:
         return self
@@ -25,7 +27,10 @@ class Bar:
 
     def told(self, what: str, done: int, of: int) -> None:
         """A step was taken."""
-        if of < 2 or not sys.stderr.isatty() or time.monotonic() - self._start < self.PATIENCE:
+        now = time.monotonic()
+        began, before = self._since.get(what, (now, 0))
+        self._since[what] = (now if done < before else began), done  # it counts anew for each batch
+        if of < 2 or not sys.stderr.isatty() or now - self._start < self.PATIENCE:
             return
         if self._shown is None:
             from rich.console import Console
@@ -47,7 +52,7 @@ class Bar:
             self._shown.start()
         if what not in self._tasks:
             self._tasks[what] = self._shown.add_task(what, total=of, rate="")
-        rate = done / (time.monotonic() - self._start)
+        rate = done / max(now - self._since[what][0], 1e-3)
         self._shown.update(self._tasks[what], completed=done, total=of, rate=f"{rate:.3g}/s")
 
     def hide(self) -> None:

@@ -260,6 +260,25 @@ def test_a_model_that_fails_on_every_picture_ends_the_run(folder: Path, tmp_path
     assert not list((tmp_path / "out/table").glob("*.parquet"))
 
 
+def test_a_wrong_class_binds_nobody(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(xcam.InputError, match="no class 99: the model has 6 classes, 0 to 5"):
+        xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out", target=99, part=2)
+    assert not list((tmp_path / "out/table").glob("*.parquet"))
+    assert xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out", target=5, part=2).failed == 2
+
+
+def test_what_is_not_installed_ends_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of errors would count as done when it is installed."""
+
+    def read(*_: object) -> bytes:
+        raise xcam.BackendError("cannot open http://x/a.jpg: ImportError: aiohttp; install what it names")
+
+    monkeypatch.setattr(storage, "read", read)
+    with pytest.raises(xcam.BackendError, match="install what it names"):
+        xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out")
+    assert not list((tmp_path / "out/table").glob("*.parquet"))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

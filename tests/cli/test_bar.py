@@ -31,3 +31,23 @@ def test_the_bar_leaves_standard_output_as_it_was(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     bar.told("pictures", 2, 3)
     assert sys.stderr.getvalue() == "", "nobody watches"  # type: ignore[attr-defined]
+
+
+def test_the_rate_is_that_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the time since the command began, and anew where a task begins to count again."""
+    from xcam_cli import bar as module
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    clock = iter((0.0, 100.0, 102.0, 110.0, 110.5, 111.0))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bar = module.Bar()
+    rates = []
+    for done in (0, 4, 0, 1, 3):
+        bar.told("steps", done, 8)
+        rates.append(bar._shown.tasks[0].fields["rate"])
+    bar.hide()
+    assert rates == ["0/s", "2/s", "0/s", "2/s", "3/s"]

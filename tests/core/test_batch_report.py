@@ -208,6 +208,20 @@ def test_a_picture_with_several_targets_counts_once() -> None:
     assert found.histogram.sum(axis=0).tolist() == [2, 2]
 
 
+def test_maps_of_several_targets_belong_to_the_targets(tmp_path: Path) -> None:
+    """Told dog, predicted cat: the map for cat made it wrong, and the one for owl is in the mean of owl."""
+    told = {"class": "dog", "correct": False}
+    rows = [row("a.jpg", target="owl", cam=SPOT[::-1].copy(), **told), row("a.jpg", target="cat", cam=CORNER, **told)]
+    found = findings.collect([table(rows)], by_target=True)
+    assert [(a.name, a.count) for a in found.classes()] == [("cat", 1), ("owl", 1)]
+    np.testing.assert_allclose(found.averages["owl"].cam, SPOT[::-1], atol=1e-6)
+    assert [f.target for f in found.worst["wrong"].found] == ["cat"]
+    assert [a.name for a in findings.collect([table(rows)]).classes()] == ["dog"]
+    output = written(tmp_path, rows)
+    (tmp_path / "run.json").write_text('{"targets": ["owl", "cat"]}')
+    assert "of all maps of a class (the one that was explained)" in page(output).decode()
+
+
 def test_maps_with_what_is_no_number_and_tables_without_scores() -> None:
     cam = SPOT.copy()
     cam[0, :3] = np.nan, np.inf, -np.inf

@@ -69,7 +69,7 @@ class Worst:
 
 @dataclass
 class Average:
-    """The maps of a class: told, or predicted where none is told. A map that is zero counts as such."""
+    """The maps of a class: explained, told, or predicted (see Findings). A map that is zero counts as such."""
 
     name: str
     count: int = 0
@@ -94,6 +94,8 @@ class Average:
 class Findings:
     """What was found in a table. Filled by `add`, part by part."""
 
+    by_target: bool = False
+    """Several targets are explained: maps belong to them, not to what is told or predicted."""
     pictures: int = 0
     failed: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -161,10 +163,14 @@ class Findings:
         if self.rivals:
             alike = np.nan_to_num(_numbers(block["rival_correlation"]))
             self._keep("same", block, good & ~zero & (alike > SAME), alike)
-        pairs = zip(block["class"].to_pylist(), block["prediction"].to_pylist(), strict=True)
-        names = np.array([(prediction or "") if label is None else label for label, prediction in pairs], object)
+        predictions, targets = block["prediction"].to_pylist(), block["target"].to_pylist()
+        own = np.array([a == b for a, b in zip(predictions, targets, strict=True)]) if self.by_target else first
+        labels = targets if self.by_target else block["class"].to_pylist()
+        names = np.array(
+            [p or "" if label is None else label for label, p in zip(labels, predictions, strict=True)], object
+        )
         for rows, cams in _cams(block):
-            self._look(block, rows, cams, (first & told & ~right)[rows], probability[rows])
+            self._look(block, rows, cams, (own & told & ~right)[rows], probability[rows])
             self._average(names[rows], cams, told[rows], right[rows])
 
     def _look(
@@ -239,9 +245,9 @@ class Findings:
         return sorted(merged.values(), key=lambda a: (-a.count, a.right / a.told if a.told else 1.0, a.name))
 
 
-def collect(parts: Iterable[Any]) -> Findings:
-    """What is in a table that comes in parts: one pass."""
-    found = Findings()
+def collect(parts: Iterable[Any], by_target: bool = False) -> Findings:
+    """What is in a table that comes in parts: one pass. by_target: see Findings."""
+    found = Findings(by_target)
     for part in parts:
         found.add(part)
     return found

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from xcam.contract import Model
 from xcam.errors import InputError
-from xcam.loading import load
+from xcam.loading import behind_backend, load
+
+WEIGHTS = re.compile(r"data|weights|\.bin$")
+"""Names, beginning as the model's does, of files that hold its weights: `model.onnx.data`."""
+WORDS = {
+    "inputs": "inputs are others (their paths, their order, or what a table says of them)",
+    "rivals": "one of the two is asked for a report (--report), and the other is not",
+    "pictures": "overlays are drawn in another way, or in one of the two alone (--pictures)",
+}
+"""What two runs differ in, where values would say little."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,14 @@ class Opening:
         for key in ("weights", "labels"):
             if found := _content(told.get(key)):
                 told[f"{key}_sha256"] = found
-        name = self.source
-        if found := _content(self.source):
-            told["sha256"], name = found, Path(self.source).name
-        return {"model": name, "backend": self.backend, **{key: _plain(value) for key, value in told.items()}}
+        backend, name = (self.backend, self.source) if self.backend else behind_backend(self.source)
+        if (found := _content(name)) or (
+            found := _content(name.partition(":")[2])
+        ):  # a scheme ahead of it: hf:./folder
+            told["sha256"], name = found, Path(name).name
+        elif found := _content(_module(name)):
+            told["sha256"] = found
+        return {"model": name, "backend": backend, **{key: _plain(value) for key, value in told.items()}}
 
 
 @dataclass(frozen=True)
@@ -65,12 +81,33 @@ class Job:
 
 
 def _content(place: Any) -> str | None:
-    """The digest of a file; None for what is none, or cannot be read: opening the model says why."""
+    """The digest of a file and of the weights that are kept beside it, or of a folder; None for what is none, or cannot
+    be read: opening the model says why."""
+    if not place:
+        return None
     try:
-        with open(Path(place), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        path = Path(place)
+        beside = (p for p in path.parent.glob(f"{glob.escape(path.stem)}*") if WEIGHTS.search(p.name) and p != path)
+        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path, *beside]
+        digests = []
+        for each in sorted(files):
+            with open(each, "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     except (TypeError, ValueError, OSError):
         return None
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else None
+
+
+def _module(name: str) -> str | None:
+    """The file of `package.module:factory`."""
+    module, colon, _ = name.partition(":")
+    try:
+        spec = find_spec(module) if colon and module.replace(".", "").isidentifier() else None
+    except (ImportError, ValueError):
+        return None
+    return spec.origin if spec else None
 
 
 def _plain(value: Any) -> Any:
@@ -92,9 +129,7 @@ def digest(listing: Any) -> str:
 def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> Sequence[str]:
     """What two runs differ in, in words."""
     return [
-        "inputs are others (their paths, their order, or what a table says of them)"
-        if key == "inputs"
-        else f"{key} is {now.get(key)!r}, and was {then.get(key)!r}"
+        WORDS.get(key) or f"{key} is {now.get(key)!r}, and was {then.get(key)!r}"
         for key in sorted({*now, *then})
         if now.get(key) != then.get(key)
     ]

@@ -32,7 +32,7 @@ from xcam.measures import correlation
 from xcam.methods import get as get_method
 from xcam.pictures import Picture
 from xcam.supply import require
-from xcam.targets import class_index, several, target
+from xcam.targets import ClassScore, class_index, several, target
 
 AHEAD = 3
 """So many batches are decoded ahead of the model."""
@@ -70,10 +70,13 @@ class Worker:
         self.method = get_method(job.method)
         require(model, self.method)
         self.options = dict(self.method.checked(job.options))
+        ends = [layer.shape for layer in model.layers if layer.is_output]
+        counts = {shape[0] or 0 for shape in ends if len(shape) == 1}
         for aim in job.targets:
             if several(aim, model.labels) is None:
-                target(aim, job.score, model.activation, model.labels)  # type: ignore[arg-type]
-        ends = [layer.shape for layer in model.layers if layer.is_output]
+                found = target(aim, job.score, model.activation, model.labels)  # type: ignore[arg-type]
+                if isinstance(found, ClassScore) and len(counts) == 1 and any(counts):
+                    found.resolve(np.zeros((1, *counts)))  # a class that is not there is told before the work
         self.rivals = job.rivals and (1,) not in ends  # a single class has none
         self.measures = [get_measure(name) for name in job.measures]
         self.located = any("masks" in measure.needs for measure in self.measures)
@@ -124,6 +127,8 @@ class Worker:
             where = _packed(row, boxes, size) if self.located else None
             shown = pictures.shrunk(image, DRAWN) if drawn else None
             return Ready(row, preprocessing.resize(image, self._size), shown, size, where)
+        except BackendError:  # something is not installed: no picture would fare better
+            raise
         except XcamError as error:
             return Ready(row, error=str(error))
         except MemoryError as error:

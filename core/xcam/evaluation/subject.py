@@ -98,7 +98,8 @@ class Subject:
 
     def _wide(self, cams: Array) -> Array:
         """Maps as the layer has them → after ReLU, the highest place 1, at the size of the model's input."""
-        return np.stack([maps.resize(cam, self._size) for cam in maps.normalize(maps.relu(cams))])
+        wide = np.stack([maps.resize(cam, self._size) for cam in maps.relu(cams)])
+        return maps.normalize(wide)  # behind the resizing, which lowers a peak between two places
 
 
 def _scored(e: Explanation) -> Target:

@@ -71,7 +71,9 @@ def page(output: Output) -> bytes:
     Jinja2 is not installed, InputError where the table cannot be read.
     """
     environment = _environment()
-    return _rendered(environment, "batch.html", content(findings.collect(output.parts()), _run(output)))
+    run = _run(output)
+    found = findings.collect(output.parts(), by_target=bool(run.get("targets")))
+    return _rendered(environment, "batch.html", content(found, run))
 
 
 def content(found: Findings, run: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def content(found: Findings, run: dict[str, Any]) -> dict[str, Any]:
         "averages": [_average(a) for a in ([found.everything, *classes[:SHOWN]] if found.everything.count else [])],
         "classes": len(classes),
         "known": bool(found.told),
+        "by_target": found.by_target,
         "others": found.others,
         "failed": [(path, why.removeprefix(path).lstrip(": ")) for path, why in found.failures],
         "failures": found.failed,
