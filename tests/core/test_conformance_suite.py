@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,6 +74,10 @@ def failures(made: Callable[[Native], Any], network: Network) -> dict[str, str]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_right_backend_passes(network: str) -> None:
     assert failures(Mine, NETWORKS[network]) == {}
+
+
+def test_second_derivatives_that_are_right_pass() -> None:
+    assert failures(Hvp, NETWORKS["probable"]) == {}
 
 
 class Twice(Mine):
@@ -349,6 +354,263 @@ class SpoilsTheTrace(Mine):
         return found
 
 
+def squeezed(outputs: Any) -> Any:
+    """As a user who has one picture likes it."""
+    return np.squeeze(outputs) if isinstance(outputs, np.ndarray) else outputs
+
+
+class PredictSqueezed(Mine):
+    def predict(self, x: Any) -> Any:
+        return squeezed(super().predict(x))
+
+
+class ActivationsSqueezed(Mine):
+    def activations(self, x: Any, layers: Any) -> Any:
+        return {name: np.squeeze(a) for name, a in super().activations(x, layers).items()}
+
+
+class TraceSqueezed(Mine):
+    def _outputs(self, values: Any) -> Any:
+        return squeezed(super()._outputs(values))
+
+
+class OneTimesTwo(Mine):
+    """The right shape, and wrong values, where the batch is one picture."""
+
+    def predict(self, x: Any) -> Any:
+        return super().predict(x) * (2 if len(x) == 1 else 1)
+
+
+class OfTheBatch(Mine):
+    """As a batch normalisation that goes on learning."""
+
+    def predict(self, x: Any) -> Any:
+        return super().predict((x - 0.1 * x.mean(axis=0) if len(x) > 1 else x).astype(np.float32))
+
+
+class OneBufferOfOutputs(Mine):
+    buffer: Any = None
+
+    def _outputs(self, values: Any) -> Any:
+        said: Any = super()._outputs(values)
+        if self.buffer is None or self.buffer.shape != said.shape:
+            self.buffer = np.empty_like(said)
+        self.buffer[...] = said
+        return self.buffer
+
+
+class PredictInOneBuffer(OneBufferOfOutputs):
+    def _traced(self, layer: str, values: Any, seeds: Any) -> Any:
+        trace = super()._traced(layer, values, seeds)
+        return replace(trace, outputs=trace.outputs.copy())
+
+
+class ActivationsInOneBuffer(Mine):
+    buffers: Any = None
+
+    def activations(self, x: Any, layers: Any) -> Any:
+        self.buffers = self.buffers or {}
+        found = super().activations(x, layers)
+        for name, value in found.items():
+            if name not in self.buffers or self.buffers[name].shape != value.shape:
+                self.buffers[name] = np.empty_like(value)
+            self.buffers[name][...] = value
+        return {name: self.buffers[name] for name in found}
+
+
+class PredictWrites(Mine):
+    def predict(self, x: Any) -> Any:
+        found = super().predict(x)
+        x *= 2
+        return found
+
+
+class Relisted(Mine):
+    """Layers whose facts are others."""
+
+    facts: dict[str, Any]
+    of: Any = None
+
+    def __init__(self, native: Native) -> None:
+        super().__init__(native)
+        self.layers = [
+            replace(layer, **self.facts) if self.of in (None, layer.name) else layer for layer in self.layers
+        ]
+
+
+class TokensUnsaid(Relisted):
+    facts = {"layout": "channels_first"}  # noqa: RUF012
+
+
+class TokensEverywhere(Relisted):
+    facts = {"layout": "tokens"}  # noqa: RUF012
+
+
+class LayoutOfItsOwn(Relisted):
+    facts, of = {"layout": "NCHW"}, "pool"
+
+
+class NoOutput(Relisted):
+    facts = {"is_output": False}  # noqa: RUF012
+
+
+class AllInner(Relisted):
+    facts = {"inner": True}  # noqa: RUF012
+
+
+class PoolLost(Relisted):
+    facts, of = {"reaches_output": False}, "pool"
+
+
+class PoolTurned(Relisted):
+    facts, of = {"shape": (4, 3, 4)}, "pool"
+
+
+class DeadAlias(Relisted):
+    facts, of = {"aliases": ("first",)}, "conv1"
+
+
+class AnothersAlias(Relisted):
+    facts, of = {"aliases": ("conv1",)}, "tanh1"
+
+
+class OfNoStep(Mine):
+    """A layer that is no step of the suite's network, as frameworks have them, with another shape."""
+
+    def __init__(self, native: Native) -> None:
+        super().__init__(native)
+        self.layers = [replace(self.layers[0], name="entry", shape=(3, 6, 8)), *self.layers]
+
+    def activations(self, x: Any, layers: Any) -> Any:
+        found = super().activations(x, [name for name in layers if name != "entry"])
+        return {name: x if name == "entry" else found[name] for name in layers}
+
+
+class LastListedFirst(Mine):
+    """In order but for the layers that nobody explains."""
+
+    def __init__(self, native: Native) -> None:
+        super().__init__(native)
+        self.layers = [self.layers[-1], *self.layers[:-1]]
+
+
+class PredictKeepsItsBatch(Mine):
+    def predict(self, x: Any) -> Any:
+        self.x = x
+        time.sleep(1e-4)  # as a framework's own code lets other threads run
+        return super().predict(self.x)
+
+
+class ActivationsKeepTheirBatch(Mine):
+    def activations(self, x: Any, layers: Any) -> Any:
+        self.x = x
+        time.sleep(1e-4)
+        return super().activations(self.x, layers)
+
+
+class Hvp(Mine):
+    """By differences of the gradient: right, where these are."""
+
+    capabilities = frozenset({"gradients", "resume", "hvp"})
+
+    def hvp(self, x: Any, layer: str, seeds: Any, vectors: Any) -> Any:
+        trace = self.trace(x, layer)
+        given, step = seeds(trace.outputs), 1e-2
+
+        def slope(v: Any, vector: Any, side: int) -> Any:
+            put = trace.activations + np.float32(side * step) * vector
+            return self.resume(trace, put, range(len(x)), lambda _: [v]).gradients[0]
+
+        return [
+            ((slope(v, vector, 1) - slope(v, vector, -1)) / np.float32(2 * step)).astype(np.float32)
+            for v, vector in zip(given, vectors, strict=True)
+        ]
+
+
+class HvpFirstVector(Hvp):
+    def hvp(self, x: Any, layer: str, seeds: Any, vectors: Any) -> Any:
+        return super().hvp(x, layer, seeds, [vectors[0]] * len(vectors))
+
+
+class HvpFirstProduct(Hvp):
+    def hvp(self, x: Any, layer: str, seeds: Any, vectors: Any) -> Any:
+        return super().hvp(x, layer, seeds, vectors)[:1]
+
+
+class HvpSeedsTwice(Hvp):
+    def hvp(self, x: Any, layer: str, seeds: Any, vectors: Any) -> Any:
+        seeds(self.predict(x))
+        return super().hvp(x, layer, seeds, vectors)
+
+
+class Gradients(Mine):
+    """What comes of the gradients of all cotangents."""
+
+    def made(self, gradients: Any) -> Any:
+        raise NotImplementedError
+
+    def _traced(self, layer: str, values: Any, seeds: Any) -> Any:
+        trace = super()._traced(layer, values, seeds)
+        return replace(trace, gradients=self.made(trace.gradients)) if trace.gradients else trace
+
+
+class Backwards(Gradients):
+    def made(self, gradients: Any) -> Any:
+        return gradients[::-1]
+
+
+class Summed(Gradients):
+    def made(self, gradients: Any) -> Any:
+        return [sum(gradients)] * len(gradients)
+
+
+class FirstForAll(Gradients):
+    def made(self, gradients: Any) -> Any:
+        return [gradients[0]] * len(gradients)
+
+
+class WritesToCotangents(Mine):
+    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
+        found = super()._gradient(layer, values, v)
+        v *= 3
+        return found
+
+
+class FirstOutputAlone(Mine):
+    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
+        kept = {name: value * (name == next(iter(self.ends))) for name, value in v.items()}
+        return super()._gradient(layer, values, kept)
+
+
+class OutputsTurned(Mine):
+    def _outputs(self, values: Any) -> Any:
+        return dict(reversed(super()._outputs(values).items()))
+
+
+class ThroughTheSoftmax(Mine):
+    """Logits are given, and probabilities differentiated."""
+
+    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
+        p = values["softmax"]
+        return super()._gradient(layer, values, p * (v - (v * p).sum(axis=1, keepdims=True)))
+
+
+class InPlace(Mine):
+    """A ReLU writes over what a trace keeps of the layer before it."""
+
+    def _traced(self, layer: str, values: Any, seeds: Any) -> Any:
+        trace = super()._traced(layer, values, seeds)
+        over = any(node.kind == "ReLU" and layer in node.inputs for node in self.graph.nodes)
+        return replace(trace, activations=np.maximum(trace.activations, 0)) if over else trace
+
+
+class ResumedOnce(Mine):
+    def resume(self, trace: Any, activations: Any, rows: Any = None, seeds: Any = None) -> Any:
+        found = super().resume(trace, activations, rows, seeds)
+        trace.state = None
+        return found
+
+
 WRONG = [
     (Twice, "chain", "gradient at conv1: relative error 1, allowed 0.001: it is 2 times what it should be"),
     (
@@ -387,13 +649,17 @@ WRONG = [
         r"an exception in seeds left the user's model changed \(trace\(\)\): snapshot\['hooks'\] was 0, is 1",
     ),
     (KeptOnTheModel, "chain", "not safe for threads: .*it belongs to another thread's batch"),
-    (SoftmaxOn, "probable", "predict: softmax: .*these are probabilities: a softmax is still on"),
+    (SoftmaxOn, "probable", "predict of picture 0 alone: softmax: .*these are probabilities: a softmax is still on"),
     (SoftmaxUnseen, "probable", "activation is None; the network ends in 'softmax': cut it off"),
     (SeedsTwice, "chain", r"seeds was called 2 times in one trace\(\); call it once"),
     (SeedsTwiceInResume, "chain", r"seeds was called 2 times in one resume\(\); call it once"),
     (OneGradient, "chain", "1 gradients for 3 cotangents; one for each"),
     (Float64, "chain", r"gradient at conv1: float64, not float32; end with astype"),
-    (Tensors, "chain", "predict: scores: a .* Tensor, not a NumPy array; convert it in the backend"),
+    (
+        Tensors,
+        "chain",
+        "predict of picture 0 alone: scores: a .* Tensor, not a NumPy array; convert it in the backend",
+    ),
     (Swallowed, "chain", r"seeds raised KeyError\('raised in seeds'\), and trace\(\) swallowed it"),
     (
         Wrapped,
@@ -409,12 +675,58 @@ WRONG = [
     (DeclaresResume, "chain", "'resume' is declared in capabilities, and is not there: NotImplementedError: one day"),
     (DeclaresNonsense, "chain", r"capabilities \['speed'\] are unknown; known: \['gradients', 'hvp', 'resume'\]"),
     (WritesToTheBatch, "chain", r"trace\(\) changed the batch that it was given"),
-    (OneBuffer, "chain", "the activations of one trace changed in the next call: they are views of memory"),
+    (OneBuffer, "chain", r"the activations of trace\(\) changed in a later call: they are views of memory"),
     (
         SpoilsTheTrace,
         "residual",
         "resume of itself, behind a resume on changed values: the first one spoiled the trace",
     ),
+    (PredictSqueezed, "chain", r"predict of picture 0 alone: scores: shape \(4,\), .*: the batch's axis is gone"),
+    (ActivationsSqueezed, "chain", r"activations of conv1 for one picture: shape \(4, 8, 6\), .*: the batch's axis"),
+    (TraceSqueezed, "chain", "outputs of trace of row 0 alone: scores: shape .*: the batch's axis is gone"),
+    (OneTimesTwo, "chain", "predict of picture 0 alone: scores: .*it is 2 times what it should be"),
+    (OfTheBatch, "chain", "predict of a batch, whose pictures alone are right .* not depend on the others"),
+    (OneBufferOfOutputs, "chain", r"the outputs of trace\(\) changed in a later call: they are views of memory"),
+    (PredictInOneBuffer, "chain", r"the outputs of predict\(\) changed in a later call: they are views of memory"),
+    (ActivationsInOneBuffer, "chain", r"the activations of activations\(\) changed in a later call"),
+    (PredictWrites, "chain", r"predict\(\) changed the batch that it was given"),
+    (TokensUnsaid, "tokens", r"tokens: Layer.layout is 'channels_first', and its values are tokens, \[N, C, T\]"),
+    (TokensEverywhere, "chain", r"conv1: Layer.layout is 'tokens', and its values are a map, \[N, C, H, W\]"),
+    (LayoutOfItsOwn, "chain", "pool: Layer.layout 'NCHW' is unknown; known: channels_first, channels_last, tokens"),
+    (NoOutput, "chain", "scores: Layer.is_output is False; it is True of outputs"),
+    (AllInner, "chain", "conv1: Layer.inner is True, and it is a layer of its own"),
+    (PoolLost, "chain", "pool: Layer.reaches_output is False, and it does"),
+    (PoolTurned, "chain", r"pool: Layer.shape is \(4, 3, 4\), expected \(4, 4, 3\): the axes look exchanged"),
+    (OfNoStep, "chain", r"entry: Layer.shape is \(3, 6, 8\), activations\(\) gives \(3, 8, 6\) for each picture"),
+    (DeadAlias, "chain", "trace at conv1 by its alias 'first' failed: KeyError: 'first'"),
+    (AnothersAlias, "chain", "activations of trace at tanh1 by its alias 'conv1': .*it is the value of conv1"),
+    (LastListedFirst, "chain", "layers are not in execution order: conv1 feeds scores, and is listed behind it"),
+    (
+        PredictKeepsItsBatch,
+        "chain",
+        "not safe for threads: .*predict: scores: .*it belongs to another thread's batch",
+    ),
+    (ActivationsKeepTheirBatch, "chain", "not safe for threads: .*activations of .*another thread's batch"),
+    (HvpFirstVector, "probable", "product at conv1: .*it is the product of cotangent 1 and vector 0, not of 1 and 1"),
+    (HvpFirstProduct, "probable", "hvp at conv1 gives 1 products for 2 cotangents; one for each"),
+    (HvpSeedsTwice, "probable", r"seeds was called 2 times in one hvp\(\); call it once"),
+    (Backwards, "chain", "gradient at conv1: .*it belongs to cotangent 2, not to 0"),
+    (Summed, "chain", "gradient at conv1: .*it is the sum over all cotangents"),
+    (FirstForAll, "chain", "gradient at conv1: .*it belongs to cotangent 0, not to 1"),
+    (WritesToCotangents, "chain", r"trace\(\) wrote to a cotangent that seeds returned; work on a copy"),
+    (
+        FirstOutputAlone,
+        "branch",
+        "gradient at relu1: .*it is what comes without output 'place': use its cotangent too",
+    ),
+    (OutputsTurned, "branch", r"outputs are in the order \['place', 'kind'\], .*; a target reads the first"),
+    (
+        ThroughTheSoftmax,
+        "probable",
+        "gradient at conv1: .*it is the gradient of probabilities: the softmax is cut off",
+    ),
+    (InPlace, "chain", "activations of trace at conv2: .*it is the value of relu2, which reads it: was it written"),
+    (ResumedOnce, "chain", r"the second resume\(\) of one trace failed: TypeError: .*Trace.state must serve many"),
 ]
 
 

@@ -6,7 +6,7 @@ layer, the same with its axes exchanged. These are tried, and the one that fits 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -47,12 +47,15 @@ def close(
 
 
 def same(found: Any, expected: Mapping[str, Array], what: str, mistakes: Mistakes | None = None) -> None:
-    """Outputs, by name when there are several, equal to the reference. `mistakes` give outputs by name."""
+    """Outputs, by name and in order when there are several, equal to the reference. `mistakes` give them by name."""
     if len(expected) == 1 and not isinstance(found, Mapping):
         (name,) = expected
         found = {name: found}
     assert isinstance(found, Mapping), f"{what}: one {_kind(found)}, expected a mapping with outputs {list(expected)}"
     assert set(found) == set(expected), f"{what}: outputs are {list(found)}, expected {list(expected)}"
+    assert list(found) == list(expected), (
+        f"{what}: outputs are in the order {list(found)}, the network's is {list(expected)}; a target reads the first"
+    )
     for name, value in expected.items():
         others: dict[str, Callable[[], Any]] = {
             words: lambda make=make, name=name: make()[name]  # type: ignore[misc]
@@ -84,6 +87,43 @@ def lost_paths(network: Network, layer: str, truth: Callable[[Edges], Any]) -> M
         found[
             f"the skip path is missing: it is what comes without {words}; add up the gradients of all steps that read a value"
         ] = partial(truth, lost)
+    return found
+
+
+def other_steps(network: Network, layer: str, values: Mapping[str, Array]) -> Mistakes:
+    """The values of other steps, in place of a layer's own."""
+    found = {}
+    for step in network.steps:
+        hint = ", which reads it: was it written over in place?" if layer in step.inputs else ""
+        found[f"it is the value of {step.name}{hint}"] = partial(values.__getitem__, step.name)
+    return found
+
+
+def other_cotangents(
+    network: Network, x: Array, layer: str, given: Sequence[Mapping[str, Array]], m: int, at: Array | None = None
+) -> Mistakes:
+    """What gradient m is when cotangents are exchanged, added up, left out in part, or not those of the logits."""
+
+    def truth(*cotangents: Mapping[str, Array]) -> Any:
+        return lambda: np.sum([reference.gradient(network, x, layer, v, at) for v in cotangents], axis=0)
+
+    v = given[m]
+    found: dict[str, Callable[[], Any]] = {}
+    for k, other in enumerate(given):
+        words = f"it belongs to cotangent {k}, not to {m}; give one gradient for each, in the order of the cotangents"
+        found |= {words: truth(other)} if k != m else {}
+    if len(given) > 1:
+        found["it is the sum over all cotangents; give one gradient for each"] = truth(*given)
+    for name in v if len(v) > 1 else ():
+        words = (
+            f"it is what comes without output {name!r}: use its cotangent too, and add up the gradients of all paths"
+        )
+        found[words] = truth({key: np.zeros_like(a) if key == name else a for key, a in v.items()})
+    if network.activation == "softmax":
+        z = reference.logits(network, reference.run(network, x, None if at is None else {layer: at}))
+        (p,), (w,) = map(reference.OPS["softmax"], z.values()), v.values()
+        words = "it is the gradient of probabilities: the softmax is cut off, so differentiate the logits under it"
+        found[words] = truth(dict.fromkeys(v, p * (w - (w * p).sum(axis=1, keepdims=True))))
     return found
 
 
@@ -130,7 +170,9 @@ def _fits(off: Callable[[Array], float], other: Any, shape: tuple[int, ...], tol
 
 
 def axes(shape: tuple[int | None, ...], wanted: tuple[int, ...], batch: int = 1) -> str:
-    """Which axes look exchanged, where some do. batch: how many axes stand ahead of the channels."""
+    """Which axes look exchanged or lost, where some do. batch: how many axes stand ahead of the channels."""
+    if batch and wanted[0] == 1 and shape == wanted[1:]:
+        return ": the batch's axis is gone; one picture is a batch too"
     if len(shape) != len(wanted) or sorted(map(str, shape)) != sorted(map(str, wanted)):
         return " (channels first)"
     first, rest = wanted[:batch], wanted[batch:]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from xcam.contract import Array, Capability, Model, Outputs
 from xcam.testing import reference
 from xcam.testing.judging import Mistakes, changed, close, same
 from xcam.testing.networks import Network
-from xcam.testing.suite import N, Suite, first, first_score, gradient, truth
+from xcam.testing.suite import N, Suite, first, first_score, gradient, resumed_before, truth
 
 
 class Manners(Suite):
@@ -45,22 +46,32 @@ class Manners(Suite):
         name = self.layer(network.explained[-1])
         given = self.native_batch(model, x)
         kept = given.copy()
-        trace = model.trace(given, name, first_score)
-        assert np.array_equal(given, kept), "trace() changed the batch that it was given; work on a copy"
-        results = {"activations": trace.activations, "gradients": trace.gradients[0]}
-        copies = {key: value.copy() for key, value in results.items()}
-        model.trace(self.native_batch(model, x[::-1] + 1), name, first_score)
-        for key, value in results.items():
-            assert np.array_equal(value, copies[key]), (
-                f"the {key} of one trace changed in the next call: they are views of memory that is used again; "
-                "return copies"
-            )
+        calls: dict[str, Callable[[Array], Mapping[str, Any]]] = {
+            "trace()": lambda batch: vars(model.trace(batch, name, first_score)),
+            "predict()": lambda batch: {"outputs": model.predict(batch)},
+            "activations()": lambda batch: {"activations": model.activations(batch, [name])},
+        }
+        results, copies = {}, {}
+        for what, call in calls.items():
+            results[what] = {key: value for key, value in call(given).items() if key != "state"}
+            copies[what] = deepcopy(results[what])
+            assert np.array_equal(given, kept), f"{what} changed the batch that it was given; work on a copy"
+        for call in calls.values():
+            call(self.native_batch(model, x[::-1] + 1))
+        for what, found in results.items():
+            for key, value in found.items():
+                assert _equal(value, copies[what][key]), (
+                    f"the {key} of {what} changed in a later call: they are views of memory that is used again; "
+                    "return copies"
+                )
+        trace = model.trace(given, name)
         if "resume" in model.capabilities:
             put = 2 * trace.activations
             twice = put.copy()
             model.resume(trace, put)
             assert np.array_equal(put, twice), "resume() changed the array of activations that it was given"
-            again = model.resume(trace, trace.activations).outputs
+            with resumed_before():
+                again = model.resume(trace, trace.activations).outputs
             told = "resume of itself, behind a resume on changed values: the first one spoiled the trace"
             same(again, truth(network, x), told)
 
@@ -119,12 +130,13 @@ class Manners(Suite):
         same(model.trace(given, name, first_score).outputs, truth(network, x), "trace after an exception in seeds")
 
     def test_threads_from_their_first_call_on(self, native: Any, network: Network, x: Array) -> None:
-        """Eight threads, three batches, every layer: each thread gets what belongs to its own call."""
+        """Eight threads, three batches, every layer and call: each thread gets what belongs to its own call."""
         model = self.load(native, network)
         names = network.explained
         slopes = {name: gradient(network, x, name, first(network, x))(()) for name in names}
         values, outputs = reference.run(network, x), truth(network, x)
-        wrong: list[str] = []
+        wrong: list[BaseException] = []
+        start = threading.Barrier(8)
 
         def slow(said: Outputs) -> Sequence[Outputs]:
             time.sleep(1e-3)  # the other threads get their turn between the forward and the backward pass
@@ -134,25 +146,49 @@ class Manners(Suite):
             def mine(whole: Array) -> Array:
                 return np.roll(whole, k, axis=0)
 
-            def others(name: str) -> Mistakes:
+            def others(whole: Any) -> Mistakes:
                 words = "it belongs to another thread's batch: what a call keeps must not stand on the model"
-                return {f"{words} (batch {r})": lambda r=r: np.roll(slopes[name], r, axis=0) for r in range(N)}  # type: ignore[misc]
+                return {f"{words} (batch {r})": lambda r=r: _rolled(whole, r) for r in range(N)}  # type: ignore[misc]
 
+            given, said = self.native_batch(model, mine(x)), _rolled(outputs, k)
+            for name in names[k % 2 :] + names[: k % 2]:
+                same(model.predict(given), said, "predict", others(outputs))
+                value = model.activations(given, [self.layer(name)])[self.layer(name)]
+                close(value, mine(values[name]), 1e-4, f"activations of {name}", mistakes=others(values[name]))
+                trace = model.trace(given, self.layer(name), slow)
+                same(trace.outputs, said, f"outputs of trace at {name}", others(outputs))
+                told = f"activations of trace at {name}"
+                close(trace.activations, mine(values[name]), 1e-4, told, mistakes=others(values[name]))
+                told = f"gradient at {name}"
+                close(trace.gradients[0], mine(slopes[name]), 1e-3, told, mistakes=others(slopes[name]))
+                if "resume" in model.capabilities:
+                    again = model.resume(trace, trace.activations).outputs
+                    same(again, said, f"resume at {name}", others(outputs))
+
+        def beside_others(k: int) -> None:
+            start.wait()
             try:
-                for name in names[k % 2 :] + names[: k % 2]:
-                    trace = model.trace(self.native_batch(model, mine(x)), self.layer(name), slow)
-                    told = f"at {name} in thread {k}"
-                    close(trace.activations, mine(values[name]), 1e-4, f"activations {told}")
-                    close(trace.gradients[0], mine(slopes[name]), 1e-3, f"gradient {told}", mistakes=others(name))
-                    if "resume" in model.capabilities:
-                        again = model.resume(trace, trace.activations).outputs
-                        same(again, {key: mine(value) for key, value in outputs.items()}, f"resume {told}")
+                work(k)
             except BaseException as error:
-                wrong.append(f"{type(error).__name__}: {error}")
+                wrong.append(error)
 
-        threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+        threads = [threading.Thread(target=beside_others, args=(k,)) for k in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert not wrong, f"not safe for threads: {wrong[0]}"
+        if wrong:
+            work(0)  # what is wrong in one thread too is no matter of threads, and says so here
+        assert not wrong, f"not safe for threads: {type(wrong[0]).__name__}: {wrong[0]}"
+
+
+def _rolled(whole: Any, k: int) -> Any:
+    """The rows of an array, or of each of a mapping's, moved on."""
+    return {key: _rolled(v, k) for key, v in whole.items()} if isinstance(whole, Mapping) else np.roll(whole, k, 0)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether arrays, or collections of them, are the same."""
+    if isinstance(a, Mapping):
+        return all(_equal(value, b[key]) for key, value in a.items())
+    return all(map(np.array_equal, a, b)) if isinstance(a, list) else np.array_equal(a, b)

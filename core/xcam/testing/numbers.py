@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import xcam
-from xcam.contract import Array, Model
+from xcam.contract import Array, Layout, Model
 from xcam.testing import reference
-from xcam.testing.judging import axes, close, lost_paths, same, wrong_rows
+from xcam.testing.judging import axes, close, lost_paths, other_cotangents, other_steps, same, wrong_rows
 from xcam.testing.networks import Network
-from xcam.testing.suite import Cotangents, N, Suite, asked_once, cotangents, first_score, gradient, truth
+from xcam.testing.suite import (
+    Cotangents,
+    N,
+    Suite,
+    cotangents,
+    ends,
+    first,
+    first_score,
+    gradient,
+    resumed_before,
+    truth,
+)
 
 ROWS = [2, 0, 2, 1, 1]
+_AXES = {2: "tokens, [N, C, T]", 3: "a map, [N, C, H, W]"}
 
 
 class Numbers(Suite):
@@ -37,24 +51,49 @@ class Numbers(Suite):
         assert not twice, f"layers {twice} are listed twice; an address is one layer's own"
         for name in network.explained:
             assert self.layer(name) in names, f"layers are {names}: {self.layer(name)!r} is not among them"
-        for first in network.explained:
-            for second in network.explained:
-                right = names.index(self.layer(first)) < names.index(self.layer(second))
-                assert right or not network.feeds(first, second), (
-                    f"layers are not in execution order: {first} feeds {second}, and is listed behind it ({names})"
+        known = [step.name for step in network.steps if self.layer(step.name) in names]
+        for one in known:
+            for other in known:
+                right = names.index(self.layer(one)) < names.index(self.layer(other))
+                assert right or not network.feeds(one, other), (
+                    f"layers are not in execution order: {one} feeds {other}, and is listed behind it ({names})"
                 )
         values = reference.run(network, x)
-        for name in network.explained:
+        for name in known:
             found = next(layer for layer in model.layers if layer.name == self.layer(name))
             wanted = values[name].shape[1:]
             assert found.shape == wanted, (
                 f"{name}: Layer.shape is {found.shape}, expected {wanted}{axes(found.shape, wanted, 0)}"
             )
-            assert found.reaches_output or name == "norm2", f"{name}: Layer.reaches_output is False, and it does"
-            assert not found.is_output, f"{name}: Layer.is_output is True, and it is no output"
+            assert found.is_output == (name in ends(network)), (
+                f"{name}: Layer.is_output is {found.is_output}; it is True of outputs and of the logits under one, alone"
+            )
+            one_token = name in ("attend", "norm2")  # alone reaches the output: a backend may say either
+            assert found.reaches_output or found.is_output or one_token, (
+                f"{name}: Layer.reaches_output is False, and it does"
+            )
+            assert not found.inner, f"{name}: Layer.inner is True, and it is a layer of its own"
+            assert len(wanted) == 1 or (found.layout == "tokens") == (len(wanted) == 2), (
+                f"{name}: Layer.layout is {found.layout!r}, and its values are {_AXES[len(wanted)]}"
+            )
+        listed = [layer for layer in model.layers if not layer.folds_batch]
+        given = model.activations(self.native_batch(model, x), [layer.name for layer in listed])
+        for layer in listed:
+            assert layer.layout in get_args(Layout), (
+                f"{layer.name}: Layer.layout {layer.layout!r} is unknown; known: {', '.join(get_args(Layout))}"
+            )
+            shape = given[layer.name].shape[1:]
+            fits = len(shape) == len(layer.shape) and all(
+                n in (None, m) for n, m in zip(layer.shape, shape, strict=True)
+            )
+            assert fits, f"{layer.name}: Layer.shape is {layer.shape}, activations() gives {shape} for each picture"
 
     def test_predict(self, model: Model, network: Network, x: Array) -> None:
-        same(model.predict(self.native_batch(model, x)), truth(network, x), "predict")
+        for n in range(N):
+            one = x[n : n + 1]
+            same(model.predict(self.native_batch(model, one)), truth(network, one), f"predict of picture {n} alone")
+        told = "predict of a batch, whose pictures alone are right (what one is given may not depend on the others)"
+        same(model.predict(self.native_batch(model, x)), truth(network, x), told)
 
     def test_activations_of_many_layers(self, model: Model, network: Network, x: Array) -> None:
         values = reference.run(network, x)
@@ -64,17 +103,26 @@ class Numbers(Suite):
             assert list(found) == names, (
                 f"activations() was asked for {names} and returned {list(found)}: give all of them, in the order asked"
             )
-            others = {f"it is the value of {other}": lambda other=other: values[other] for other in network.explained}
+            alone = model.activations(self.native_batch(model, x[:1]), names)
             for ours, name in zip(order, names, strict=True):
+                others = other_steps(network, ours, values)
                 close(found[name], values[ours], 1e-4, f"activations of {name}", mistakes=others)
+                close(alone[name], values[ours][:1], 1e-4, f"activations of {name} for one picture")
 
     def test_trace_without_seeds(self, model: Model, network: Network, x: Array) -> None:
         values = reference.run(network, x)
         for name in network.explained:
-            trace = model.trace(self.native_batch(model, x), self.layer(name))
-            same(trace.outputs, truth(network, x), f"outputs of trace at {name}")
-            close(trace.activations, values[name], 1e-4, f"activations of trace at {name}")
-            assert list(trace.gradients) == [], "no seeds were given, and there are gradients"
+            aliases = next((layer.aliases for layer in model.layers if layer.name == self.layer(name)), ())
+            for address in (self.layer(name), *aliases):
+                told = f"trace at {name}" + ("" if address == self.layer(name) else f" by its alias {address!r}")
+                try:
+                    trace = model.trace(self.native_batch(model, x), address)
+                except Exception as error:
+                    raise AssertionError(f"{told} failed: {type(error).__name__}: {error}") from error
+                same(trace.outputs, truth(network, x), f"outputs of {told}")
+                others = other_steps(network, name, values)
+                close(trace.activations, values[name], 1e-4, f"activations of {told}", mistakes=others)
+                assert list(trace.gradients) == [], "no seeds were given, and there are gradients"
 
     def test_gradients_for_several_cotangents(self, model: Model, network: Network, x: Array) -> None:
         """Every path from the layer to the outputs counts, those around it do not; every output counts."""
@@ -82,20 +130,23 @@ class Numbers(Suite):
             given = [cotangents(network, x, seed) for seed in range(3)]
             seeds = Cotangents(*given)
             trace = model.trace(self.native_batch(model, x), self.layer(name), seeds)
-            asked_once(seeds, "trace")
+            seeds.used_well("trace")
             same(seeds.asked[0], truth(network, x), "what seeds was given")
             assert len(trace.gradients) == 3, f"{len(trace.gradients)} gradients for 3 cotangents; one for each"
-            for v, found in zip(given, trace.gradients, strict=True):
-                slope = gradient(network, x, name, v)
-                close(found, slope(()), 1e-3, f"gradient at {name}", mistakes=lost_paths(network, name, slope))
+            for m, found in enumerate(trace.gradients):
+                slope = gradient(network, x, name, given[m])
+                wrong = {**other_cotangents(network, x, name, given, m), **lost_paths(network, name, slope)}
+                close(found, slope(()), 1e-3, f"gradient at {name}", mistakes=wrong)
 
     def test_a_batch_gives_what_its_rows_give_alone(self, model: Model, network: Network, x: Array) -> None:
         name = self.layer(network.explained[-1])
         together = model.trace(self.native_batch(model, x), name, first_score)
         for n in range(N):
-            alone = model.trace(self.native_batch(model, x[n : n + 1]), name, first_score)
-            close(alone.activations[0], together.activations[n], 1e-4, f"activations of row {n} alone")
-            close(alone.gradients[0][0], together.gradients[0][n], 1e-3, f"gradient of row {n} alone")
+            row = slice(n, n + 1)
+            alone = model.trace(self.native_batch(model, x[row]), name, Cotangents(first(network, x[row])))
+            same(alone.outputs, truth(network, x[row]), f"outputs of trace of row {n} alone")
+            close(alone.activations, together.activations[row], 1e-4, f"activations of row {n} alone")
+            close(alone.gradients[0], together.gradients[0][row], 1e-3, f"gradient of row {n} alone")
 
     def test_resume(self, model: Model, network: Network, x: Array) -> None:
         """Changed values, rows chosen, skip connections taken from the right row; gradients there too."""
@@ -115,18 +166,19 @@ class Numbers(Suite):
             put = (trace.activations[rows] * factors).astype(np.float32)
             v = {key: value[rows] for key, value in cotangents(network, x, 4).items()}
             seeds = Cotangents(v)
-            again = model.resume(trace, put, rows, seeds)
+            with resumed_before():
+                again = model.resume(trace, put, rows, seeds)
             values = reference.run(network, x[rows], {name: put})
             wrong = wrong_rows(network, x, rows, name, put)
             same(again.outputs, reference.logits(network, values), f"outputs of resume at {name}", wrong)
             close(again.activations, put, 1e-6, f"activations of resume at {name}")
-            asked_once(seeds, "resume")
+            seeds.used_well("resume")
             assert len(again.gradients) == 1, (
                 f"resume at {name} gives {len(again.gradients)} gradients for 1 cotangent"
             )
             slope = gradient(network, x[rows], name, v, at=put)
-            paths = lost_paths(network, name, slope)
-            close(again.gradients[0], slope(()), 1e-3, f"gradient of resume at {name}", mistakes=paths)
+            wrong = {**other_cotangents(network, x[rows], name, [v], 0, put), **lost_paths(network, name, slope)}
+            close(again.gradients[0], slope(()), 1e-3, f"gradient of resume at {name}", mistakes=wrong)
             one = model.trace(self.native_batch(model, x[1:2]), self.layer(name))
             found = model.resume(one, put[3:]).outputs
             last = reference.run(network, x[[1, 1]], {name: put[3:]})
@@ -140,17 +192,28 @@ class Numbers(Suite):
         smooth = [name for name in network.explained if not any(network.feeds(name, kink) for kink in kinks)]
         for name in smooth:  # elsewhere differences of gradients are no second derivatives
             value = reference.run(network, x)[name]
-            v = cotangents(network, x, 2)
-            along = np.random.default_rng(3).normal(size=value.shape)
-            step = 1e-4
-            up, down = (reference.gradient(network, x, name, v, at=value + s * step * along) for s in (1, -1))
-            found = model.hvp(  # type: ignore[attr-defined]
-                self.native_batch(model, x),
-                self.layer(name),
-                Cotangents(v),
-                [along.astype(np.float32)],
-            )
-            close(found[0], (up - down) / (2 * step), 1e-2, f"Hessian-vector product at {name}", floor=1e-3)
+            given = [cotangents(network, x, seed) for seed in (2, 6)]
+            along = np.random.default_rng(3).normal(size=(2, *value.shape)).astype(np.float32)
+
+            def product(v: Mapping[str, Array], vector: Array, value: Array = value, name: str = name) -> Array:
+                step = 1e-4
+                up, down = (reference.gradient(network, x, name, v, at=value + s * step * vector) for s in (1, -1))
+                return (up - down) / (2 * step)
+
+            seeds = Cotangents(*given)
+            found = model.hvp(self.native_batch(model, x), self.layer(name), seeds, list(along))  # type: ignore[attr-defined]
+            seeds.used_well("hvp")
+            assert len(found) == 2, f"hvp at {name} gives {len(found)} products for 2 cotangents; one for each"
+            for m in range(2):
+                wrong = {
+                    f"it is the product of cotangent {j} and vector {k}, not of {m} and {m}": partial(
+                        product, v, vector
+                    )
+                    for j, v in enumerate(given)
+                    for k, vector in enumerate(along)
+                }
+                told = f"Hessian-vector product at {name}"
+                close(found[m], product(given[m], along[m]), 1e-2, told, floor=1e-3, mistakes=wrong)
 
     def test_the_heatmap(self, model: Model, network: Network) -> None:
         """The whole way: a picture, Grad-CAM, a heatmap, against the formula on NumPy's own values."""
@@ -160,6 +223,8 @@ class Numbers(Suite):
         )
         name = network.explained[0]
         x = np.moveaxis(image / np.float32(255), -1, 0)[None]
+        said = model.trace(self.native_batch(model, x), self.layer(name)).outputs
+        same(said, truth(network, x), "outputs of trace of one picture")
         a = reference.run(network, x)[name][0]
         for index in range(2):
             v = {key: np.zeros_like(value) for key, value in truth(network, x).items()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -61,10 +63,10 @@ class Suite:
 
 
 class Cotangents:
-    """Seeds: fixed cotangents by output name, handed over in the form that the outputs have; notes what it was asked."""
+    """Seeds: fixed cotangents by output name, handed over in the form that the outputs have; notes how it was used."""
 
     def __init__(self, *cotangents: Mapping[str, Array]) -> None:
-        self.cotangents = cotangents
+        self.cotangents, self.copies = cotangents, deepcopy(cotangents)
         self.asked: list[Outputs] = []
 
     def __call__(self, outputs: Outputs) -> list[Outputs]:
@@ -73,12 +75,15 @@ class Cotangents:
             return [next(iter(v.values())) for v in self.cotangents]
         return [dict(reversed(list(v.items()))) for v in self.cotangents]  # by name, in whatever order
 
-
-def asked_once(seeds: Cotangents, what: str) -> None:
-    count = len(seeds.asked)
-    assert count == 1, (
-        f"seeds was called {count} times in one {what}(); call it once, and keep the cotangents that it returns"
-    )
+    def used_well(self, what: str) -> None:
+        count = len(self.asked)
+        assert count == 1, (
+            f"seeds was called {count} times in one {what}(); call it once, and keep the cotangents that it returns"
+        )
+        for v, copy in zip(self.cotangents, self.copies, strict=True):
+            assert all(np.array_equal(v[name], copy[name]) for name in v), (
+                f"{what}() wrote to a cotangent that seeds returned; work on a copy"
+            )
 
 
 def gradient(
@@ -86,6 +91,23 @@ def gradient(
 ) -> Callable[[Edges], Array]:
     """The true gradient at a layer; with edges, what it would be without them."""
     return partial(reference.gradient, network, x, name, v, at)
+
+
+@contextmanager
+def resumed_before() -> Iterator[None]:
+    """Around a `resume` of a trace from which one went well."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(
+            f"the second resume() of one trace failed: {type(error).__name__}: {error}; Trace.state must serve many"
+        ) from error
+
+
+def ends(network: Network) -> set[str]:
+    """The steps whose values are outputs, and those whose values are the logits under one."""
+    under = {name for step in network.steps if step.op == "softmax" for name in step.inputs}
+    return {*network.outputs, *under}
 
 
 def truth(network: Network, x: Array) -> dict[str, Array]:
