@@ -12,6 +12,7 @@ import torch
 
 import ported
 import xcam
+from xcam import demo
 from xcam_keras.backend import keras
 
 
@@ -32,6 +33,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize(("build", "preset"), [(ported.vgg16, "caffe"), (ported.residual, "torch")])
 def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Path, precision: str) -> None:
     source, port, depths = build()
+    photos = [photo, *demo.pictures()[:4]]
     port = port.to(getattr(torch, precision))
     size = source.input_shape[1:3]
     a = xcam.load(source, preprocess=preset)
@@ -45,7 +47,8 @@ def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Pat
     for ours, theirs in depths:
         v = np.random.default_rng(3).normal(size=(2, source.output_shape[-1])).astype(np.float32)
         s, t = a.trace(last, ours, lambda _, v=v: [v]), b.trace(x, theirs, lambda _, v=v: [v])
-        e, f = xcam.explain(a, photo, ours), xcam.explain(b, photo, theirs)
+        pairs = list(zip(xcam.explain(a, photos, ours), xcam.explain(b, photos, theirs), strict=True))
+        apart = [float(np.abs(f.heatmap - e.heatmap).max()) for e, f in pairs]
         # Where a maximum is taken over zeros alone, each framework gives the gradient to another of them: both are right.
         alive = s.activations != 0
         row = {
@@ -53,23 +56,26 @@ def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Pat
             "activations": error(t.activations, s.activations),
             "gradients": error(t.gradients[0] * alive, s.gradients[0] * alive),
             "pooled": error(xcam.maps.pool(t.gradients[0]), xcam.maps.pool(s.gradients[0])),
-            "heatmap": float(np.abs(f.heatmap - e.heatmap).max()),
+            "heatmap": max(apart),
         }
         print(f"  {ours:14} {theirs:12}", "  ".join(f"{name} {value:.1e}" for name, value in row.items()))
-        assert f.index == e.index
-        assert e.heatmap.std() > 0.01
+        assert [f.index for _, f in pairs] == [e.index for e, _ in pairs]
+        assert min(e.heatmap.std() for e, _ in pairs) > 0.01
         assert row["logits"] < 1e-4
         assert row["activations"] < 1e-4
-        assert row["heatmap"] < 1e-3
         wrong = np.abs(t.gradients[0] - s.gradients[0]) * alive > 1e-3 * np.abs(s.gradients[0]).max()
         if precision == "float64" or source.name == "residual":
             assert row["gradients"] < 1e-3
             assert row["pooled"] < 1e-3
+            assert row["heatmap"] < 1e-3
         else:
             # A few of VGG16's million places are so near to a tie that rounding decides which of two a maximum takes:
             # there the gradient goes another way, and all that lies before it with it. float64 shows that it is this.
             assert wrong.mean() < 0.05
+            # Which places these are differs from processor to processor, and most pictures have none that counts.
             assert row["pooled"] < 1e-2
+            assert np.median(apart) < 1e-3
+            assert row["heatmap"] < 3e-2
 
 
 def test_the_demo_network_looks_at_the_same_place(demo_picture: Path) -> None:
