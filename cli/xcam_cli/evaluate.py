@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -89,16 +88,18 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
                 model, pictures, _methods(methods, model), measures=_measures(measures, model, bool(truth)), **asked
             )
     tell(warned)
-    if place is not None:
-        found.save(place)
     if as_json:
         import json
 
         click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False, default=float))
     else:
-        say(found, place)
+        say(found)
     for path, why in found.failed:
         click.echo(f"xcam: {why if path in why else f'{path}: {why}'}", err=True)
+    if place is not None:  # last: what was measured is told, whatever becomes of the page
+        found.save(place)
+        if not as_json:
+            click.echo(f"wrote {place}")
     if found.failed:
         sys.exit(2)
 
@@ -162,7 +163,7 @@ def _measures(names: tuple[str, ...], model: Any, located: bool) -> list[str] | 
     return [name for name, m in xcam.measures().items() if all(able.get(need, True) for need in m.needs)]
 
 
-def say(found: Any, place: Path | None) -> None:
+def say(found: Any) -> None:
     """The answer for a person: measures by methods, the best method first."""
     order = [rank.method for rank in found.ranking]
     rows = []
@@ -193,8 +194,6 @@ def say(found: Any, place: Path | None) -> None:
         )
     for note in found.notes:
         click.echo(f"note: {note}")
-    if place is not None:
-        click.echo(f"wrote {place}")
 
 
 def number(row: Any, pictures: int) -> str:

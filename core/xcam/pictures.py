@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -131,10 +132,11 @@ def check_file(path: Path, kind: str = "a picture") -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        what = (
-            "no such file; check the path" if missing else f"{getattr(error, 'strerror', error)}; give another file"
-        )
+        what = f"{getattr(error, 'strerror', error)}; give another file"
+        if isinstance(error, FileNotFoundError):
+            what = "no such file; check the path"
+        elif isinstance(error, PermissionError):
+            what = f"{error.strerror}; check the permissions of its folder"
         raise InputError(f"cannot read {path}: {what}") from error
     if stat.S_ISDIR(mode):
         raise InputError(f"{path} is a directory; give {kind} in it")
@@ -298,4 +300,11 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
             f"cannot write {path}: there is no folder {path.parent}; make it first, or choose another -o"
         ) from error
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        what = remedy(error, "choose another place")
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {what}") from error
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """What to do when something cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free space there, and start the same command again" if full else otherwise

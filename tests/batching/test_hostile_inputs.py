@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -128,6 +129,152 @@ def test_a_damaged_part_is_told(folder: Path, tmp_path: Path) -> None:
     assert xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out").failed == 0
 
 
+@pytest.fixture
+def two_parts(folder: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """What was asked for, and the table of the run."""
+    asked = {**DEMO, "inputs": str(folder), "out": tmp_path / "out", "part": 6}
+    xcam.batch(**asked)
+    return asked, tmp_path / "out/table"
+
+
+def test_damage_in_any_column_is_found_when_a_run_goes_on(two_parts: tuple[dict[str, Any], Path]) -> None:
+    asked, table = two_parts
+    part = table / "part-00000.parquet"
+    whole = part.read_bytes()
+    columns = pq.ParquetFile(part).metadata.row_group(0)
+    for k in range(columns.num_columns):
+        column = columns.column(k)
+        start = column.dictionary_page_offset or column.data_page_offset
+        data = bytearray(whole)
+        data[start + column.total_compressed_size - 1] ^= 0x10  # its last value
+        part.write_bytes(data)
+        with pytest.raises(
+            xcam.InputError, match=r"part-00000.parquet is damaged; remove it, and start the same run"
+        ):
+            xcam.batch(**asked)
+    part.unlink()
+    xcam.batch(**asked)
+    assert part.read_bytes() == whole
+
+
+def test_a_table_that_is_no_part_of_the_run(two_parts: tuple[dict[str, Any], Path]) -> None:
+    asked, table = two_parts
+    pq.write_table(pa.table({"a": [1]}), table / "part-00001.parquet")
+    with pytest.raises(xcam.InputError, match=r"part-00001.parquet has other columns than this run; move it away"):
+        xcam.batch(**asked)
+
+
+@pytest.mark.parametrize("data", [b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_note_of_what_was_asked(data: bytes, two_parts: tuple[dict[str, Any], Path]) -> None:
+    asked, table = two_parts
+    (table.parent / "run.json").write_bytes(data)
+    with pytest.raises(xcam.InputError, match=r"run.json is damaged; give -o a new folder"):
+        xcam.batch(**asked)
+
+
+def closed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A file of this name cannot be opened; rights alone do not keep an administrator out."""
+    before = io.open
+
+    def asked(place: Any, *words: Any, **options: Any) -> Any:
+        if str(place).endswith(name):
+            raise PermissionError(13, "Permission denied", str(place))
+        return before(place, *words, **options)
+
+    monkeypatch.setattr("builtins.open", asked)
+
+
+def test_files_that_may_not_be_read(
+    two_parts: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _ = two_parts
+    shard = packed(tmp_path / "a.tar", [("a.jpg", b"1")])
+    closed(monkeypatch, "run.json")
+    with pytest.raises(
+        xcam.InputError, match=r"run.json: .*Permission denied.*; check that it is there and may be read"
+    ):
+        xcam.batch(**asked)
+    closed(monkeypatch, "a.tar")
+    with pytest.raises(
+        xcam.InputError, match=r"a.tar: .*Permission denied.*; check that it is there and may be read"
+    ):
+        listing([shard])
+
+
+def test_a_picture_in_a_folder_that_may_not_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(place: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(xcam.InputError, match=r"a.jpg: Permission denied; check the permissions of its folder"):
+        storage.read(f"{tmp_path}/a.jpg")
+
+
+def test_a_damaged_table_of_pictures(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"path": [f"{k}.jpg" for k in range(100)]}), table, compression="zstd")
+    data = bytearray(table.read_bytes())
+    data[60:160] = bytes(100)
+    table.write_bytes(data)
+    with pytest.raises(xcam.InputError, match=r"cannot read .*t.parquet: OSError: .*; give a CSV"):
+        listing([str(table)])
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.tar", "a shard"), ("t.csv", "a table"), ("t.parquet", "a table")])
+def test_a_pipe_is_not_waited_for(name: str, kind: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(xcam.InputError, match=rf"{name} is no ordinary file; give {kind}"):
+        listing([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("scheme", ["file://", "local://"])
+def test_a_url_of_a_file_is_its_path(scheme: str, folder: Path, tmp_path: Path) -> None:
+    out = f"{scheme}{tmp_path}/out"
+    for words in (f"{scheme}{folder}", f"{scheme}{folder}/*.jpg"):
+        assert [row["file"] for row in listing([words]).to_pylist()] == sorted(map(str, folder.iterdir()))
+    for _ in range(2):  # its own overlays are none of the set
+        asked = {**DEMO, "inputs": [f"{scheme}{folder}", f"{scheme}{tmp_path}"], "out": out, "pictures": True}
+        found = xcam.batch(**asked)
+        assert (found.pictures, found.table) == (12, str(tmp_path / "out/table"))
+    with Output(out).held(), pytest.raises(xcam.InputError, match="another run is writing to"):
+        xcam.batch(**asked)
+    assert Output("memory://file://a").place == "memory://file://a"
+
+
+def test_paths_in_tables_may_be_urls_of_files(tmp_path: Path) -> None:
+    lines = ["path,mask", f"file://{tmp_path}/a.png,local://{tmp_path}/m.png", f"{tmp_path}/./a.png, "]
+    (row,) = listing([csv(tmp_path / "t.csv", "\n".join(lines))]).to_pylist()
+    assert (row["path"], row["mask"]) == (f"{tmp_path}/a.png", f"{tmp_path}/m.png")
+
+
+def test_a_package_that_is_missing_ends_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    def lacking(place: str) -> Any:
+        raise ImportError("HTTPFileSystem requires aiohttp")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lacking)
+    table = csv(tmp_path / "t.csv", f"path\n{folder}/00000.jpg\nhttp://host/a.jpg\n")
+    with pytest.raises(
+        xcam.BackendError, match=r"cannot open http://host/a.jpg: .*requires aiohttp; install what it"
+    ):
+        xcam.batch(**DEMO, inputs=table, out=tmp_path / "out")
+    assert not Output(str(tmp_path / "out")).done()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_where_no_space_is_left(number: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(xcam.InputError, match=f"{os.strerror(number)}; free space there, and start the same command"):
+        xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out")
+    assert not [place for place in (tmp_path / "out").rglob("*.*") if place.name != ".lock"]
+
+
 def test_a_full_disk_is_no_fault_of_the_pictures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +338,26 @@ def test_classes_keep_their_spelling(tmp_path: Path) -> None:
     assert [row["boxes"] for row in found] == [[[1, 2, 3, 4]], [], [], [[1, 2, 3, 4]]]
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (["2.0", "", " 0.0 ", "-1.0"], ["2", None, "0", "-1"]),  # whole numbers with a gap, as pandas writes them
+        (["2.0", "11.0"], ["2", "11"]),
+        (["1.0", "beta", ""], ["1.0", "beta", None]),
+        (["1.0", "2", ""], ["1.0", "2", None]),
+        (["1.0", "2.5"], ["1.0", "2.5"]),
+        (["1.0", "NA"], ["1.0", "NA"]),
+        (["007", "08.0"], ["007", "08.0"]),
+        (["08.0", "1.0"], ["08.0", "1.0"]),
+        (["", ""], [None, None]),
+    ],
+)
+def test_classes_that_are_numbers_of_floats(told: list[str], expected: list[str | None], tmp_path: Path) -> None:
+    lines = ["path,class", *(f"{k},{word}" for k, word in enumerate(told))]
+    found = listing([csv(tmp_path / "t.csv", "\n".join(lines) + "\n")]).to_pylist()
+    assert [row["class"] for row in found] == expected
+
+
 def test_classes_of_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a", "b", "c"], "class": [3.0, float("nan"), 0.5]}), tmp_path / "t.parquet")
     assert [row["class"] for row in listing([str(tmp_path / "t.parquet")]).to_pylist()] == ["3", None, "0.5"]
@@ -215,6 +382,7 @@ def test_columns_that_cannot_be_used(columns: dict[str, Any], message: str, tmp_
     ("data", "message"),
     [
         (b"path;class\na;b\n", "its columns: path;class; separate them by commas"),
+        (b"file,class\na,b\n", "its columns: file, class; name the pictures in a column path"),
         (b"path,path\na,b\n", "has 2 columns 'path'"),
         ("path\nü\n".encode("latin-1"), "invalid UTF8 data"),
     ],

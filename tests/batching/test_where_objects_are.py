@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,37 @@ def test_masks_are_read_where_they_are_measured_and_boxes_are_always_checked(tmp
     csv(tmp_path / "t.csv", "path,x0,y0,x1,y1", "a.png,0.1,0.1,0.9,0.9")
     (shares,) = _batch(table, tmp_path / "shares", ["energy"])
     assert "look like shares of the picture; give pixels" in shares["error"]
+
+
+def test_a_folder_is_no_mask(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 9, 3), 99, np.uint8))
+    (row,) = _batch(csv(tmp_path / "t.csv", "path,mask", "a.png,masks"), tmp_path / "out", ["energy"])
+    assert row["error"].endswith("masks is a directory; give a file in it")
+
+
+@pytest.mark.parametrize("told", ["boxes", "mask", "nothing"])
+def test_where_nothing_says_where_objects_are_a_warning_does(told: str, tmp_path: Path) -> None:
+    image = np.full((8, 9, 3), 99, np.uint8)
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    cv2.imwrite(str(tmp_path / "m.png"), image)
+    lines = {"boxes": ",1,1,3,3,", "mask": ",,,,,m.png", "nothing": ",,,,,"}
+    table = csv(tmp_path / "t.csv", "path,x0,y0,x1,y1,mask", f"a.png{lines['nothing']}", f"b.png{lines[told]}")
+
+    def batch(*measures: str) -> list[str]:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", xcam.XcamWarning)
+            xcam.batch(
+                Small(), table, tmp_path / "-".join(measures), measures=measures, layer="features", target="cat"
+            )
+        return [str(warning.message) for warning in said]
+
+    empty = "no picture has a box or a mask, so pointing and energy will be empty; give a table with the columns x0, "
+    assert [text.startswith(empty) for text in batch("pointing", "complexity", "energy")] == [True] * (
+        told == "nothing"
+    )
+    assert not batch("complexity")
 
 
 def _batch(table: str, out: Path, measures: list[str]) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,7 @@ def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("", "t.csv has no column 'path'; its columns: none"),
+        ("", "t.csv has no column 'path'; its columns: none; name the pictures in a column path"),
         ("name,x0\na.png,1\n", "t.csv has no column 'path'; its columns: name, x0"),
         ("path,x0,y0,x1\n0.png,1,1,2\n", "t.csv has the columns x0, y0, x1; a box needs x0, y0, x1, y1"),
         (
@@ -165,6 +167,44 @@ def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list
     assert result.status == 2
     assert said in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_what_was_measured_is_told_though_the_page_cannot_be_written(
+    words: list[str], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    asked = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *words, demo.pictures()[0]]
+    result = run("evaluate", *asked)
+    assert result.status == 2
+    assert "r.html: No space left on device; free space there" in result.err
+    assert result.err.count("\n") == 1
+    if words:
+        assert len(json.loads(result.out)["measures"]) == 2
+    else:
+        assert "gradcam: mean place" in result.out
+    assert "wrote" not in result.out
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_work(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "old.html").touch()
+    os.mkfifo(tmp_path / "pipe.html")
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name not in ("closed", "old.html"))
+    for place, said in {
+        "closed/r.html": "closed is write-protected; choose another place",
+        "old.html": "it is write-protected, or no ordinary file; choose another name",
+        "pipe.html": "it is write-protected, or no ordinary file; choose another name",
+    }.items():
+        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", place, demo.pictures()[0])
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith(f"xcam: cannot write {place}: ")
+        assert result.err.endswith(f"{said}\n")
 
 
 def test_several_classes_are_for_explain(run: Callable[..., Any]) -> None:

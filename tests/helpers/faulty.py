@@ -13,9 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from xcam.preprocessing import PRESETS
+
 SIZE, WIDTH, CLASSES = (48, 40), 12, 5
 STRIDES = (1, 2, 1)
 EPSILON = 1e-3
+_mean, _std = (np.float32(value) for value in (PRESETS["torch"].mean, PRESETS["torch"].std))
+PRESET = [float(v) for v in 0.5 / _std], [float(v) for v in (0.5 - _mean) / _std]
+"""Scale and offset that make of pictures scaled as `tf`, −1…1, what `torch` makes of them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def weights(fault: Fault) -> tuple[list[Block], Any, Any]:
         if fault.at("statistics", depth):
             norm[2], norm[3] = norm[2] + 0.05, norm[3] * np.linspace(0.9, 1.2, WIDTH)
         order = np.random.default_rng(3).permutation(WIDTH) if fault.at("channels", depth) else np.arange(WIDTH)
-        blocks.append(Block(kernel[..., order], bias[order], tuple(value[order] for value in norm)))
+        own = order if not fault.at("order", depth) else np.random.default_rng(3).permutation(WIDTH)
+        blocks.append(Block(kernel[..., own], bias[own], tuple(value[order] for value in norm)))
         into = WIDTH
     kernel = rng.normal(size=(*pooled(), WIDTH, CLASSES)) / np.sqrt(np.prod(pooled()) * WIDTH)
     if fault.kind == "flatten":  # the weights of [height, width, channels], read as [channels, height, width]
@@ -74,6 +80,7 @@ def pooled() -> tuple[int, int]:
 def in_torch(fault: Fault = Fault()) -> nn.Module:
     """The network as a torch user writes it."""
     blocks, dense, bias = weights(fault)
+    preset = fault.kind == "preset"
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -109,6 +116,7 @@ def in_torch(fault: Fault = Fault()) -> nn.Module:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = x / 2 if fault.kind == "scale" else x
+            x = x * torch.tensor(PRESET[0]).view(3, 1, 1) + torch.tensor(PRESET[1]).view(3, 1, 1) if preset else x
             for depth in range(3):
                 for part in ("conv", "bn", "act"):
                     x = self.get_submodule(f"{part}{depth}")(x)
@@ -126,6 +134,8 @@ def in_keras(fault: Fault = Fault()) -> Any:
     x = inputs = L.Input((*SIZE, 3))
     if fault.kind == "scale":
         x = L.Rescaling(0.5, name="rescaled")(x)
+    if fault.kind == "preset":
+        x = L.Rescaling(list(PRESET[0]), list(PRESET[1]), name="rescaled")(x)
     made = []
     for depth, (_, stride) in enumerate(zip(blocks, STRIDES, strict=True)):
         pads = ((0, 2), (0, 2)) if fault.at("padding", depth) else 1

@@ -7,17 +7,18 @@ goes on where it stopped, and its table is then the same as an undisturbed one's
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from xcam.batching import storage
-from xcam.batching.inputs import listing
+from xcam.batching.inputs import MASK, listing
 from xcam.batching.job import Job, Opening, digest
 from xcam.batching.output import Output, schema
 from xcam.batching.worker import Worker
 from xcam.contract import Model
-from xcam.errors import InputError
+from xcam.errors import InputError, XcamWarning
 from xcam.evaluation import get as get_measure
 from xcam.overlay import check_drawing
 from xcam.targets import Score
@@ -125,13 +126,14 @@ def batch(
     )
     output = Output(os.fspath(out))
     found = listing([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output.own)
+    _warn_of_empty(job.measures, found)
     opening = model if isinstance(model, Model) else Opening(os.fspath(model), backend, dict(loading or {}))
     with output.held():
         output.agree(_facts(opening, job, found))
         if drawing is not None:
             storage.make_folder(output.pictures)
         columns = schema(job.measures, job.maps, job.rivals)
-        done = output.done()
+        output.check(done := output.done(), columns)
         numbers = range(-(-len(found) // part))
         todo = [k for k in numbers if k not in done]
         if todo and engine == "ray":
@@ -152,6 +154,20 @@ def batch(
     if failed == total:
         raise InputError(f"none of the {total} pictures could be explained: {why}; {output.table} has a row for each")
     return Batch(output, len(found), failed)
+
+
+def _warn_of_empty(measures: Sequence[str], found: Any) -> None:
+    """A measure of where the object is has no value where nothing says so."""
+    import pyarrow.compute as pc
+
+    empty = [name for name in measures if "masks" in get_measure(name).needs]
+    if empty and found[MASK].null_count == len(found) and not pc.max(pc.list_value_length(found["boxes"])).as_py():
+        warnings.warn(
+            f"no picture has a box or a mask, so {' and '.join(empty)} will be empty; give a table with the columns "
+            "x0, y0, x1, y1, or mask",
+            XcamWarning,
+            stacklevel=3,
+        )
 
 
 def _facts(opening: Opening | Model, job: Job, found: Any) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import os
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from xcam.batching import storage
 from xcam.errors import BackendError, InputError, XcamWarning, first_line
-from xcam.pictures import WRITABLE
+from xcam.pictures import WRITABLE, check_file
 
 TABLES, SHARDS = (".csv", ".parquet"), (".tar",)
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
@@ -32,6 +32,8 @@ OTHERS = (
 )
 """Names of boxes elsewhere, of which a hint says that they are not read here."""
 CLASS, MASK, PATHS = "class", "mask", ("path", "image")
+WHOLE = r"^\s*(-?(0|[1-9]\d*)\.0)?\s*$"
+"""A whole number as floats are written, or nothing."""
 LABEL = 1000
 """Bytes of a `.cls` that are read: it holds a name or a number."""
 BLOCK = 10_000
@@ -56,10 +58,13 @@ def schema() -> Any:
 
 
 def parquet(data: bytes) -> Any:
-    """An open Parquet file. Nothing is read ahead: Arrow's threads would keep a process that fails from ending."""
+    """An open Parquet file, whose pages are held against their checksums, if they have some.
+
+    Nothing is read ahead: Arrow's threads would keep a process that fails from ending.
+    """
     import pyarrow.parquet
 
-    return pyarrow.parquet.ParquetFile(io.BytesIO(data), pre_buffer=False)
+    return pyarrow.parquet.ParquetFile(io.BytesIO(data), pre_buffer=False, page_checksum_verification=True)
 
 
 def listing(words: Sequence[str], ours: Callable[[str], bool] = lambda name: False) -> Any:
@@ -73,7 +78,7 @@ def listing(words: Sequence[str], ours: Callable[[str], bool] = lambda name: Fal
     batches = []
     block: list[dict[str, Any]] = []
     for word in words:
-        for row in _rows(str(word), ours):
+        for row in _rows(storage.plain(str(word)), ours):
             block.append(_written(row))
             if len(block) == BLOCK:
                 batches.append(pa.RecordBatch.from_pylist(block, schema()))
@@ -153,8 +158,12 @@ def _shard(name: str) -> Iterator[dict[str, Any]]:
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError(f"damaged at byte {tar.offset}")
-    except (tarfile.TarError, KeyError, OSError, EOFError) as error:
+    except (tarfile.TarError, KeyError, EOFError) as error:
         raise InputError(f"cannot read {name}: {first_line(error)}; give an uncompressed .tar") from error
+    except OSError as error:
+        raise InputError(
+            f"cannot read {name}: {first_line(error)}; check that it is there and may be read"
+        ) from error
 
 
 def _sample(
@@ -174,6 +183,7 @@ def _opened(name: str) -> Any:
         import fsspec
 
         return fsspec.open(name, "rb").open()
+    check_file(Path(name), "a shard")
     return open(name, "rb")
 
 
@@ -213,7 +223,7 @@ def _table(name: str) -> Iterator[dict[str, Any]]:
 
 def _at(folder: str, path: str) -> str:
     """Blanks around it are no part of a name: people who write tables align columns."""
-    path = path.strip()
+    path = storage.plain(path.strip())
     if storage.remote(path) or PurePath(path).is_absolute():
         return path
     return storage.joined(folder, path) if folder not in ("", ".") else path
@@ -250,7 +260,7 @@ def _read_table(name: str) -> Any:
     pa = arrow()
     import pyarrow.csv
 
-    data = storage.read(name)
+    data = storage.read(name, kind="a table")
     try:
         if _ends(name, (".parquet",)):
             with parquet(data) as file:
@@ -266,22 +276,38 @@ def _read_table(name: str) -> Any:
         names = [word.strip().lower() for word in next(csv.reader(header), [])]
         known = _known(name, names)
         texts = {column: pa.string() for column in known if column not in CORNERS}  # 007 is no number, and NA a name
-        return pyarrow.csv.read_csv(
+        found = pyarrow.csv.read_csv(
             io.BytesIO(data),
             pyarrow.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
             pyarrow.csv.ParseOptions(newlines_in_values=True),
             pyarrow.csv.ConvertOptions(column_types=texts, include_columns=known),
         )
-    except pa.ArrowException as error:
+        return _whole(found) if CLASS in known else found
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {name}: {first_line(error)}; give a CSV (UTF-8) or Parquet table") from error
+
+
+def _whole(table: Any) -> Any:
+    """The classes of a CSV without their `.0`, if all that are told end so: whole numbers with gaps, written as floats.
+
+    A `1.0` among names stays a name.
+    """
+    import pyarrow.compute
+
+    pc, classes = pyarrow.compute, table[CLASS]
+    if not pc.all(pc.match_substring_regex(classes, WHOLE), min_count=0).as_py():
+        return table
+    place = table.column_names.index(CLASS)
+    return table.set_column(place, CLASS, pc.replace_substring_regex(classes, r"\.0\s*$", ""))
 
 
 def _known(name: str, columns: Sequence[str]) -> list[str]:
     """Those of a table's columns that are used: a path, and what else is told. Raises InputError."""
     path = next((column for column in PATHS if column in columns), None)
     if path is None:
-        hint = "; separate them by commas" if len(columns) == 1 and any(c in columns[0] for c in ";\t|") else ""
-        raise InputError(f"{name} has no column 'path'; its columns: {', '.join(columns) or 'none'}{hint}")
+        joined = len(columns) == 1 and any(c in columns[0] for c in ";\t|")
+        remedy = "separate them by commas" if joined else "name the pictures in a column path"
+        raise InputError(f"{name} has no column 'path'; its columns: {', '.join(columns) or 'none'}; {remedy}")
     corners = [column for column in CORNERS if column in columns]
     if corners and len(corners) < len(CORNERS):
         raise InputError(f"{name} has the columns {', '.join(corners)}; a box needs {', '.join(CORNERS)}")

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from xcam.batching import storage
 from xcam.batching.inputs import arrow, parquet
 from xcam.batching.job import differing
 from xcam.errors import InputError
+from xcam.pictures import remedy
 
 RUN, TABLE, PICTURES, LOCK = "run.json", "table", "pictures", ".lock"
 PART = re.compile(r"part-(\d{5,})\.parquet")
@@ -60,6 +61,7 @@ class Output:
     """The folder of one run."""
 
     def __init__(self, place: str) -> None:
+        place = storage.plain(place)
         if not place:
             raise InputError("the output has no name; give -o a folder")
         self.place = place.rstrip("/") or place
@@ -89,7 +91,8 @@ class Output:
         try:
             file = open(storage.joined(self.place, LOCK), "w")  # noqa: SIM115  # closed below
         except OSError as error:
-            raise InputError(f"cannot write to {self.place}: {error.strerror}; choose another -o") from error
+            what = remedy(error, "choose another -o")
+            raise InputError(f"cannot write to {self.place}: {error.strerror}; {what}") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,10 +128,13 @@ class Output:
             return
         if not storage.exists(place):
             raise InputError(f"{self.place} holds results, and {place} is gone; give -o a new folder")
+        data = storage.read(place)
         try:
-            then = json.loads(storage.read(place))
-        except ValueError as error:
-            raise InputError(f"{place} is damaged; give -o a new folder") from error
+            then = json.loads(data)
+        except (ValueError, RecursionError):
+            then = None
+        if not isinstance(then, dict):
+            raise InputError(f"{place} is damaged; give -o a new folder")
         apart = differing(facts, then)
         if apart:
             raise InputError(f"{self.place} belongs to another run: {'; '.join(apart)}; give -o a new folder")
@@ -141,12 +147,13 @@ class Output:
         return {int(found[1]) for name in names if (found := PART.fullmatch(name))}
 
     def write(self, number: int, rows: Sequence[Mapping[str, Any]], columns: Any) -> None:
-        """One part. Raises InputError."""
+        """One part, with a checksum for each page, which `check` looks at. Raises InputError."""
         pa = arrow()
         import pyarrow.parquet
 
         buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pa.Table.from_pylist(list(rows), columns), buffer, compression="zstd")
+        table = pa.Table.from_pylist(list(rows), columns)
+        pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         storage.write(self.part(number), buffer.getvalue())
 
     def draw(self, name: str, data: bytes) -> None:
@@ -159,9 +166,26 @@ class Output:
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[Any]:
         """The table, part by part; all of its columns, or some. Raises InputError for a part that is damaged."""
         for number in sorted(self.done()):
-            place = self.part(number)
-            try:
-                with parquet(storage.read(place)) as file:
-                    yield file.read(columns, use_threads=False)
-            except arrow().ArrowException as error:
-                raise InputError(f"{place} is damaged; remove it, and start the same run again") from error
+            with self._opened(number) as file:
+                table = file.read(columns, use_threads=False)
+            yield table
+
+    def check(self, numbers: Iterable[int], columns: Any) -> None:
+        """Read parts that were there before, all of them and one after the other. Raises InputError."""
+        for number in sorted(numbers):
+            with self._opened(number) as file:
+                if not file.schema_arrow.equals(columns):
+                    raise InputError(
+                        f"{self.part(number)} has other columns than this run; move it away, and start the same run again"
+                    )
+                file.read(use_threads=False).validate(full=True)
+
+    @contextlib.contextmanager
+    def _opened(self, number: int) -> Iterator[Any]:
+        place = self.part(number)
+        data = storage.read(place)
+        try:
+            with parquet(data) as file:
+                yield file
+        except (arrow().ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{place} is damaged; remove it, and start the same run again") from error

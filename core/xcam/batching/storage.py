@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from xcam import pictures
-from xcam.errors import BackendError, InputError, first_line
+from xcam.errors import BackendError, InputError, XcamError, first_line
+
+HERE = re.compile("(?:file|local)://")
+
+
+def plain(place: str) -> str:
+    """`file:///data/set` as the path that it is: files of this machine are written whole, and locked."""
+    return HERE.sub("", place, count=1) if HERE.match(place) else place
 
 
 def remote(place: str) -> bool:
     return "://" in place
 
 
-def read(place: str, offset: int | None = None, length: int | None = None) -> bytes:
-    """A whole file, or `length` bytes of it from `offset` on. Raises InputError."""
+def read(place: str, offset: int | None = None, length: int | None = None, kind: str = "a file") -> bytes:
+    """A whole file, or `length` bytes of it from `offset` on; `kind`: what a message asks for instead.
+
+    Raises InputError, BackendError where a package is missing.
+    """
     try:
         if remote(place):
             fs, path = _filesystem(place)
             return bytes(fs.cat_file(path, offset, None if length is None else (offset or 0) + length))
-        pictures.check_file(Path(place), "a picture")
+        pictures.check_file(Path(place), kind)
         with open(place, "rb") as file:
             file.seek(offset or 0)
             return file.read(-1 if length is None else length)
-    except InputError:
+    except XcamError:
         raise
     except Exception as error:
         raise InputError(
@@ -55,7 +66,8 @@ def make_folder(place: str) -> None:
     try:
         Path(place).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {place}: {error.strerror}; choose another -o") from error
+        remedy = pictures.remedy(error, "choose another -o")
+        raise InputError(f"cannot make the folder {place}: {error.strerror}; {remedy}") from error
 
 
 def within(folder: str) -> Iterator[str]:

@@ -61,6 +61,11 @@ def check_place(path: str | os.PathLike[str]) -> Path:
             raise InputError(f"cannot write {place}: there is no folder {place.parent}; make it first")
         if place.is_dir():
             raise InputError(f"cannot write {place}: it is a folder; choose another name")
+        real = Path(os.path.realpath(place))
+        if not os.access(real.parent, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write {place}: {real.parent} is write-protected; choose another place")
+        if real.exists() and not (real.is_file() and os.access(real, os.W_OK)):
+            raise InputError(f"cannot write {place}: it is write-protected, or no ordinary file; choose another name")
     except InputError:
         raise
     except (OSError, ValueError) as error:
