@@ -267,6 +267,20 @@ def test_a_wrong_class_binds_nobody(folder: Path, tmp_path: Path) -> None:
     assert xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out", target=5, part=2).failed == 2
 
 
+def test_parts_of_errors_prove_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve pictures fail in two runs, of which the second ends as the first: it is the model."""
+    from xcam.batching import worker
+
+    def fail(*_: object, **__: object) -> None:
+        raise xcam.ModelError("the model has had enough; give it a rest")
+
+    monkeypatch.setattr(worker, "explain", fail)
+    for _ in range(2):
+        with pytest.raises(xcam.ModelError, match="had enough"):
+            xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out", part=4, batch=4)
+    assert len(list((tmp_path / "out/table").glob("*.parquet"))) < 5
+
+
 def test_what_is_not_installed_ends_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of errors would count as done when it is installed."""
 

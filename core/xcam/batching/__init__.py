@@ -133,16 +133,17 @@ def batch(
         if drawing is not None:
             storage.make_folder(output.pictures)
         columns = schema(job.measures, job.maps, job.rivals)
-        output.check(done := output.done(), columns)
+        done = output.done()
+        proved = output.check(done, columns)
         numbers = range(-(-len(found) // part))
         todo = [k for k in numbers if k not in done]
         if todo and engine == "ray":
             from xcam.batching.cluster import run
 
-            run(opening, job, output, found, todo, workers, gpus_per_worker, address, threads, bool(done))
+            run(opening, job, output, found, todo, workers, gpus_per_worker, address, threads, proved)
         elif todo:
             opened = opening.model() if isinstance(opening, Opening) else opening
-            worker = Worker(opened, job, output, threads or os.cpu_count() or 2, bool(done))
+            worker = Worker(opened, job, output, threads or os.cpu_count() or 2, proved)
             for number, rows in worker.run([(k, k * part, found.slice(k * part, part)) for k in todo]):
                 output.write(number, rows, columns)
     total = failed = 0

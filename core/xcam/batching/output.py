@@ -170,15 +170,20 @@ class Output:
                 table = file.read(columns, use_threads=False)
             yield table
 
-    def check(self, numbers: Iterable[int], columns: Any) -> None:
-        """Read parts that were there before, all of them and one after the other. Raises InputError."""
+    def check(self, numbers: Iterable[int], columns: Any) -> bool:
+        """Read parts that were there before, all of them and one after the other. Whether a picture in them was
+        explained. Raises InputError."""
+        explained = False
         for number in sorted(numbers):
             with self._opened(number) as file:
                 if not file.schema_arrow.equals(columns):
                     raise InputError(
                         f"{self.part(number)} has other columns than this run; move it away, and start the same run again"
                     )
-                file.read(use_threads=False).validate(full=True)
+                table = file.read(use_threads=False)
+                table.validate(full=True)
+                explained |= table["error"].null_count > 0
+        return explained
 
     @contextlib.contextmanager
     def _opened(self, number: int) -> Iterator[Any]:
