@@ -29,14 +29,15 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
     order: str = "RGB"
 
-    def __call__(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """[…, C] RGB or grey values in 0…255 → float32 of the same shape; `mean` and `std` are in `order`."""
+    def __call__(self, image: npt.NDArray[Any], axis: int = -1) -> npt.NDArray[np.float32]:
+        """RGB or grey values in 0…255, channels on `axis` → float32 of the same shape; `mean` and `std` are in `order`."""
         if self.order == "BGR":
-            image = image[..., ::-1]
+            image = np.flip(image, axis)
+        behind = [1] * (-axis - 1 if axis < 0 else image.ndim - axis - 1)
         x = image.astype(np.float32)
         x *= np.float32(self.scale)
-        x -= np.asarray(self.mean, np.float32)
-        x /= np.asarray(self.std, np.float32)
+        x -= np.asarray(self.mean, np.float32).reshape(-1, *behind)
+        x /= np.asarray(self.std, np.float32).reshape(-1, *behind)
         return x
 
 
@@ -123,7 +124,7 @@ def batch(
         raise InputError(
             f"the model takes {spec.channels} channels, a picture has 3; call model.trace with your own array"
         )
-    x = how(np.stack(small))
-    if spec.layout == "channels_first":
-        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    return x.astype(spec.dtype, copy=False)
+    x = np.stack(small)
+    if spec.layout == "channels_first":  # moved as bytes: an eighth of the time that floats take
+        return how(np.ascontiguousarray(np.moveaxis(x, -1, 1)), axis=1).astype(spec.dtype, copy=False)
+    return how(x).astype(spec.dtype, copy=False)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam import layers, pictures, preprocessing, progress
+from xcam import layers, opencv, pictures, preprocessing, progress
 from xcam.batching import storage
 from xcam.batching.inputs import CLASS, MASK
 from xcam.batching.job import Job
@@ -89,6 +89,9 @@ class Worker:
 
     def run(self, parts: Sequence[tuple[int, int, Any]]) -> Iterator[tuple[int, list[Row]]]:
         """Parts of the listing (number, first row's number, rows) → (number, rows of the table), one after the other."""
+        cv2 = opencv.load()
+        before = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # pictures are shrunk in several threads as it is; more for each cost twice the time
         with ThreadPoolExecutor(self._threads, "decode") as pool:
             try:
                 coming = progress.counted(
@@ -98,6 +101,7 @@ class Worker:
                     yield number, list(self._rows(ready for _, ready in group))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+                cv2.setNumThreads(before)
 
     def _decoded(
         self, pool: ThreadPoolExecutor, parts: Iterable[tuple[int, int, Any]]
