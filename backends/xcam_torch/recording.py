@@ -83,7 +83,8 @@ def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recor
         start = open_calls.pop()
         tensor = first_float(value)
         if tensor is not None:
-            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor, tensor._version))
+            version = 0 if tensor.is_inference() else tensor._version  # made in inference mode, it counts none
+            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor, version))
         count[module] = count.get(module, 0) + 1
 
     with undisturbed(model), torch.enable_grad(), hooked(names, after, before):

@@ -208,7 +208,7 @@ class _Aligned:
         if last.order is None or not self.sketches[k][last.second].layer.is_output:
             return False
         labels, others = self.models[0].labels, self.models[k].labels
-        if labels is None or others is None:
+        if labels is None or others is None or len(others) != len(last.order):
             return True
         return [others[place] for place in last.order] != list(labels)
 
@@ -230,7 +230,8 @@ class _Aligned:
             why = ""
             if place is not None:
                 pair = self.models[first], self.models[second]
-                why = culprit.cause(a, b, matches, place, pair, (self.batches[first], self.batches[second]))
+                x = self.batches[first], self.batches[second]
+                why = next(filter(None, culprit.causes(a, b, matches, place, pair, x)), "")
                 m = matches[place]
                 apart = aligning.error(a[m.first].values, b[m.second].values)  # as they are, in whatever order
                 steps[place] = Step(aligning.innermost(a, m.first), aligning.innermost(b, m.second), apart)

@@ -16,7 +16,7 @@ import numpy as np
 from xcam import evidence, trials
 from xcam.aligning import Match, Sketch, handing_on
 from xcam.contract import Array, Model
-from xcam.errors import XcamError, XcamWarning
+from xcam.errors import XcamWarning
 
 ROUNDING = 1e-4
 """Activations of the same weights agree to this share of their largest magnitude (the design's tolerance)."""
@@ -51,19 +51,7 @@ def _settled(errors: Sequence[float]) -> float:
     return min(first, statistics.median_low(others)) if others else first
 
 
-def cause(
-    first: Sequence[Sketch],
-    second: Sequence[Sketch],
-    matches: Sequence[Match],
-    place: int,
-    models: tuple[Model, Model],
-    x: tuple[Array, Array],
-) -> str:
-    """The likely cause of the difference at one of the matches, in words; empty where the evidence fits none."""
-    return next(filter(None, _causes(first, second, matches, place, models, x)), "")
-
-
-def _causes(
+def causes(
     first: Sequence[Sketch],
     second: Sequence[Sketch],
     matches: Sequence[Match],
@@ -71,7 +59,8 @@ def _causes(
     models: tuple[Model, Model],
     x: tuple[Array, Array],
 ) -> Iterator[str]:
-    """What is found at each place to look, the surest first; empty strings where nothing is."""
+    """Likely causes of the difference at one of the matches, in words, the surest first; an empty string wherever the
+    evidence fits none."""
     here, before = matches[place], matches[place - 1] if place else None
     a, b = first[here.first], second[here.second]
     z, y = (first[before.first], second[before.second]) if before else (None, None)
@@ -98,10 +87,10 @@ def _causes(
 
 
 def _tried(trial: trials.Trial, *args: object) -> str:
-    """What a trial finds; nothing where the model cannot be run so."""
+    """What a trial finds; nothing where the model cannot be run so, whatever it raises: the answer stands without it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", XcamWarning)
             return trial(*args)
-    except XcamError:
+    except Exception:
         return ""

@@ -22,6 +22,8 @@ def write(place: Path, text: str = "1") -> None:
         ("onnx:m.onnx", ["m.onnx"], "m.onnx", False),
         ("m.onnx", ["m.onnx", "m.onnx.data"], "m.onnx.data", False),
         ("m.onnx", ["m.onnx", "m.bin"], "m.bin", False),
+        ("m.onnx", ["m.onnx", "m_data/a.jpg"], "m.onnx", False),  # a folder of that name is none of its weights
+        ("m.onnx", ["m.onnx", "m_data/a.jpg"], "m_data/a.jpg", True),
         ("m.onnx", ["m.onnx", "m.txt"], "m.txt", True),
         ("m.onnx", ["m.onnx", "n.data"], "n.data", True),
         ("hf:./folder", ["folder/config.json", "folder/w.safetensors"], "folder/w.safetensors", False),

@@ -526,3 +526,23 @@ def test_a_part_that_its_container_writes_to_stands_before_it() -> None:
     module = nn.Sequential(Basic(3), nn.Sequential(Basic(4)), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     names = [layer.name for layer in xcam.load(module, size=(16, 16)).layers]
     assert names == ["0.conv", "0.norm", "0", "1.0.conv", "1.0.norm", "1", "1.0", "2", "3"]
+
+
+def test_a_part_that_runs_in_inference_mode() -> None:
+    """Its tensors count no writes in place; what follows it is explained."""
+
+    class Frozen(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                found = super().forward(x)
+            return found.clone()
+
+    module = nn.Sequential(
+        Frozen(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
+    model = xcam.load(module, size=(16, 16), preprocess="unit")
+    assert [layer.name for layer in model.layers] == ["0.0", "0", "1", "2", "3"]
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    x = np.moveaxis(image, -1, 0)[None].astype(np.float32) / 255
+    cam = xcam.explain(model, image, layer="1", target=2).cam
+    np.testing.assert_allclose(cam, model.activations(x, ["1"])["1"][0, 2] / 144, atol=1e-6)

@@ -87,10 +87,10 @@ def _content(place: Any) -> str | None:
         return None
     try:
         path = Path(place)
-        beside = (p for p in path.parent.glob(f"{glob.escape(path.stem)}*") if WEIGHTS.search(p.name) and p != path)
-        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path, *beside]
+        around = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}*")
+        files = {p for p in around if p.is_file() and (path.is_dir() or WEIGHTS.search(p.name))}
         digests = []
-        for each in sorted(files):
+        for each in sorted(files if path.is_dir() else files | {path}):
             with open(each, "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     except (TypeError, ValueError, OSError):
