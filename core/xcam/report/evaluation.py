@@ -72,8 +72,14 @@ def _lead(evaluation: Evaluation) -> str:
     best = evaluation.ranking[0]
     if len(evaluation.methods) < 2 or math.isnan(best.place):
         return said
-    said += f" {best.method} comes out best, with a mean place of {best.place:.1f} of {len(evaluation.methods)}."
-    if FLOOR in evaluation.methods and best.method != FLOOR:
+    first = [rank for rank in evaluation.ranking if f"{rank.place:.1f}" == f"{best.place:.1f}"]
+    place = f"a mean place of {best.place:.1f} of {len(evaluation.methods)}"
+    if len(first) > 1:
+        names = ", ".join(rank.method for rank in first[:-1])
+        said += f" {names} and {first[-1].method} come out equally well, with {place}."
+    else:
+        said += f" {best.method} comes out best, with {place}."
+    if FLOOR in evaluation.methods and len(first) == 1 and best.method != FLOOR:
         said += f" By {best.above} of {best.of} measures it is better than random maps, and the interval of the difference does not reach zero."
     return said + (" One picture gives no intervals: take more." if count < 2 else "")
 
