@@ -27,7 +27,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 
 import xcam
-from xcam.batching import worker
+from xcam.dataset import worker
 
 DIFFERENT = 20
 """Photographs that are drawn; the others are links to them."""

@@ -9,7 +9,7 @@ import pytest
 
 import xcam
 from alternating import ratios
-from xcam.methods import get
+from xcam.methods.registry import get
 from xcam_keras.backend import keras
 from xcam_keras.engines.tensorflow import tf
 
@@ -38,7 +38,7 @@ def test_gradcam(network: tuple[str, keras.Model], batch: int, capsys: pytest.Ca
     x = np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32)
     compiled = tf.function(lambda t: model(t, training=False))
     opened = xcam.load(model)
-    layer = xcam.layers.default(opened).name
+    layer = xcam.models.layers.default(opened).name
     method = get("gradcam").function
 
     def forward() -> Any:

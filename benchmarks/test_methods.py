@@ -14,7 +14,7 @@ import torch
 
 import xcam
 from torch_architectures import resnet18
-from xcam.methods import get
+from xcam.methods.registry import get
 
 SIZE = (224, 224)
 IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
@@ -73,7 +73,7 @@ def test_the_cores_share(shape: tuple[int, ...], capsys: pytest.CaptureFixture[s
         print(f"\n{shape}")
         for name in ("gradcam", "gradcam++", "xgradcam", "layercam", "eigencam", "eigengradcam", "fem"):
             method = get(name)
-            given = [{"activations": a, "gradients": g}[need] for need in method.needs]
+            given = [{"activations": a, "gradients": g}[need] for need in method.inputs]
             spent = median(lambda method=method, given=given: method.function(*given), 30)
             print(f"  {name:12} {1000 * spent:6.2f} ms")
 

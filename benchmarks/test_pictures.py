@@ -8,9 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from xcam import maps, pictures
-from xcam.overlay import overlay
-from xcam.preprocessing import resize
+from xcam.images import reading, writing
+from xcam.images.overlay import overlay
+from xcam.images.resizing import resize
+from xcam.methods import maps
 
 
 def test_twelve_megapixels(benchmark: Any, tmp_path: Path) -> None:
@@ -20,11 +21,11 @@ def test_twelve_megapixels(benchmark: Any, tmp_path: Path) -> None:
     )
     image = cv2.add(image, rng.integers(0, 30, image.shape, dtype=np.uint8))
     path = tmp_path / "large.jpg"
-    pictures.write(path, image)
+    writing.write(path, image)
     cam = rng.random((14, 14), dtype=np.float32)
 
     def run() -> Any:
-        picture = pictures.read(path)
+        picture = reading.read(path)
         resize(picture, (224, 224))
         height, width = picture.shape[:2]
         return overlay(picture, maps.resize(cam, (height, width)))

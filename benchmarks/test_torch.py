@@ -17,7 +17,7 @@ import torch
 import xcam
 from alternating import ratios
 from torch_architectures import mobilenet_v3_large, resnet18, resnet50, vgg16
-from xcam.methods import get
+from xcam.methods.registry import get
 
 BUILD = {
     "VGG16": (vgg16, "features.29"),
@@ -41,14 +41,14 @@ def network(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module, str]:
 def top(count: int) -> Callable[[np.ndarray], list[np.ndarray]]:
     """The cotangents of the `count` best classes."""
 
-    def seeds(outputs: np.ndarray) -> list[np.ndarray]:
+    def cotangents(outputs: np.ndarray) -> list[np.ndarray]:
         best = np.argsort(-outputs, axis=1)
         found = np.zeros((count, *outputs.shape), np.float32)
         for m in range(count):
             np.put_along_axis(found[m], best[:, m, None], 1, axis=1)
         return list(found)
 
-    return seeds
+    return cotangents
 
 
 def test_gradcam(network: tuple[str, torch.nn.Module, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,18 +49,18 @@ autodoc_member_order = "bysource"
 maximum_signature_line_length = 90
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {
-    name: f"xcam.contract.{name}" for name in ("Array", "Outputs", "Seeds", "Activation", "Layout", "Capability")
+    name: f"xcam.contract.{name}" for name in ("Array", "Outputs", "Cotangents", "Activation", "Layout", "Capability")
 } | {
-    "Engine": "xcam.batching.Engine",
-    "Aim": "xcam.explaining.Aim",
-    "Image": "xcam.explaining.Image",
-    "Normalize": "xcam.maps.Normalize",
+    "Engine": "xcam.dataset.batch.Engine",
+    "Aim": "xcam.explanation.explain.Aim",
+    "Image": "xcam.explanation.explain.Image",
+    "Normalize": "xcam.methods.maps.Normalize",
     "Score": "xcam.targets.Score",
-    "Fusion": "xcam.fusing.Fusion",
-    "Picture": "xcam.pictures.Picture",
-    "pictures.Picture": "xcam.pictures.Picture",
-    "Blend": "xcam.overlay.Blend",
-    "Style": "xcam.overlay.Style",
+    "Fusion": "xcam.explanation.fusion.Fusion",
+    "Picture": "xcam.images.reading.Picture",
+    "pictures.Picture": "xcam.images.reading.Picture",
+    "Blend": "xcam.images.overlay.Blend",
+    "Style": "xcam.images.overlay.Style",
 }
 
 html_theme = "furo"

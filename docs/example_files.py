@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from xcam import demo, pictures
-from xcam.demo.scenes import CLASSES, scene
+from xcam.images import reading, writing
+from xcam.models import demo
+from xcam.models.demo.scenes import CLASSES, scene
 
 
 def photographs() -> None:
     """photo.jpg (a star) and copies of it, two.png (a star and a ring), and a folder of three."""
-    star = pictures.read(demo.pictures()[3])
+    star = reading.read(demo.pictures()[3])
     for name in ("image.jpg", "photo.jpg", "a.jpg", "b.jpg"):
-        pictures.write(Path(name), star)
-    pictures.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
+        writing.write(Path(name), star)
+    writing.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
     Path("pictures").mkdir(exist_ok=True)
     for path in demo.pictures()[:3]:
         shutil.copy(path, Path("pictures", path.name))

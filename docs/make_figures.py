@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import xcam
-from xcam import demo
-from xcam.demo import CLASSES, scenes
+from xcam.models import demo
+from xcam.models.demo import CLASSES, scenes
 
 FOLDER = Path(__file__).parent / "explanation"
 HELD_OUT = 77_000
@@ -110,7 +110,7 @@ LOGITS = (
 def main(folder: Path = FOLDER) -> None:
     model = xcam.load("demo", "onnx")
     write(folder / "logits.csv", LOGITS, logit_rows(model))
-    write(folder / "peaks.csv", PEAKS, [peak_row(model, method) for method in xcam.methods()])
+    write(folder / "peaks.csv", PEAKS, [peak_row(model, method) for method in xcam.list_methods()])
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ import cv2
 import numpy as np
 
 import xcam
-from xcam import demo, maps, pictures
-from xcam.demo import scenes
-from xcam.montage import tiled
-from xcam.overlay import lookup_table, overlay
+from xcam.explanation.montage import tiled
+from xcam.images import writing
+from xcam.images.overlay import lookup_table, overlay
+from xcam.methods import maps
+from xcam.models import demo
+from xcam.models.demo import scenes
 
 GAP = 8
 DOCS = Path(__file__).parent
@@ -56,7 +58,7 @@ def demo_sheet(model: xcam.Model, folder: Path) -> None:
     for e in xcam.explain(model, demo.pictures()):
         said = f"{e.label} {e.scores[e.index]:.0%}"
         columns += [np.vstack([captioned(e.image, said), e.overlay()]), np.full((546, GAP, 3), 255, np.uint8)]
-    pictures.write(folder / "demo.png", np.hstack(columns[:-1]))
+    writing.write(folder / "demo.png", np.hstack(columns[:-1]))
 
 
 def shown(image: Picture) -> Picture:
@@ -90,7 +92,7 @@ def sheet(path: Path, tiles: Sequence[Picture], captions: Sequence[str], columns
 
 def methods(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     """For each method: both classes at the last layer, where what follows is linear, and at the one before it."""
-    for name in xcam.methods():
+    for name in xcam.list_methods():
         tiles, captions = [], []
         for layer in ("conv5", "conv4"):
             labels = [shape.label for shape in scene.shapes]
@@ -190,7 +192,7 @@ def randomised(model: Any, scene: scenes.Scene, folder: Path) -> None:
     for name in ("gradcam", "eigencam", "random"):
         clean: Any = None
         for n, stage in enumerate(STAGES):
-            other = model.randomized(model.weighted[-n:]) if n else model
+            other = model.with_shuffled_weights(model.parameter_layers[-n:]) if n else model
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
                 e = xcam.explain(other, scene.image, "conv5", star.label, method=name, score="probability")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xcam import demo, pictures
-from xcam.demo.scenes import scene
+from xcam.images import writing
+from xcam.models import demo
+from xcam.models.demo.scenes import scene
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def photo(tmp_path: Path) -> Path:
     """A JPEG of 240×320 pixels (height × width)."""
     image = scene(np.random.default_rng(1), [3, 5], 320).image[40:280]
     path = tmp_path / "photo.jpg"
-    pictures.write(path, image)
+    writing.write(path, image)
     return path
 
 

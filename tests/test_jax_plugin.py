@@ -29,7 +29,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
 def test_it_is_found_as_soon_as_it_is_installed(fresh: Fresh, tmp_path: Path) -> None:
     rows = json.loads(fresh.run("xcam backends --json", tmp_path))
     assert {"name": "jax", "state": "available", "from": "xcam-jax", "remedy": ""} in rows
-    code = "import sys, xcam; xcam.backends(); print(sorted({'jax', 'flax'} & set(sys.modules)))"
+    code = "import sys, xcam; xcam.list_backends(); print(sorted({'jax', 'flax'} & set(sys.modules)))"
     assert fresh.run(f'python -c "{code}"', tmp_path).strip() == "[]"
 
 

@@ -28,7 +28,7 @@ def test_the_wheel_holds_all_that_is_tracked_in_the_packages(wheel: list[str]) -
     found = {name for name in wheel if ".dist-info/" not in name}
     assert expected <= found
     assert {name.split("/")[0] for name in found} == {"xcam", "xcam_cli", "xcam_keras", "xcam_torch", "xcam_onnx"}
-    assert {"xcam/py.typed", "xcam/demo/network.npz", "xcam/data/imagenet.txt"} <= found
+    assert {"xcam/py.typed", "xcam/models/demo/network.npz", "xcam/models/data/imagenet.txt"} <= found
 
 
 def test_no_message_says_pip_install_xcam() -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import xcam
-from xcam import demo
+from xcam.models import demo
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 
-from xcam import demo
 from xcam.errors import InputError
+from xcam.models import demo
 
 
 def layers(network: demo.Network) -> keras.Sequential:

@@ -17,16 +17,16 @@ from xcam.contract import (
     Activation,
     Array,
     Capability,
+    Cotangents,
     InputSpec,
     Layer,
     Layout,
     Outputs,
-    Seeds,
     Trace,
     rows_of,
 )
+from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import BackendError, InputError, ModelError, nearest
-from xcam.preprocessing import Preprocessing
 from xcam_keras.engine import engine
 from xcam_keras.engines import Call, NoGradient, Opened, Recording
 
@@ -73,7 +73,7 @@ class KerasModel:
         self._lock = threading.RLock()
 
     @property
-    def activation(self) -> Activation:
+    def output_activation(self) -> Activation:
         """What was cut off the output: `softmax`, `sigmoid`, None; by output name when there are several."""
         found = self._recording(None).activations
         return found if len(found) > 1 else next(iter(found.values()))
@@ -97,17 +97,21 @@ class KerasModel:
             values = recording.values(x, layers)
         return {name: self._moved(value, call) for name, call, value in zip(layers, calls, values, strict=True)}
 
-    def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
         """See xcam.contract.Model.trace."""
         recording = self._recording(x)
         call = self._call(recording, layer)
         x = np.asarray(x)
         with self._running():
-            opened = self._open(recording, x, layer, seeds is not None)
-        return self._finish(_State(recording, call, len(x), opened), seeds)
+            opened = self._open(recording, x, layer, cotangents is not None)
+        return self._finish(_State(recording, call, len(x), opened), cotangents)
 
     def resume(
-        self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
     ) -> Trace:
         """See xcam.contract.Model.resume."""
         state: _State = trace.state
@@ -116,8 +120,8 @@ class KerasModel:
         if self._layout(state.call) != "channels_first" and value.ndim > 2:
             value = np.moveaxis(value, 1, -1)
         with self._running():
-            opened = state.opened.resumed(value, picked, seeds is not None)
-        return self._finish(_State(state.recording, state.call, len(picked), opened), seeds)
+            opened = state.opened.resumed(value, picked, cotangents is not None)
+        return self._finish(_State(state.recording, state.call, len(picked), opened), cotangents)
 
     def to_onnx(self, path: Path) -> None:
         """See xcam_keras.export. Raises BackendError where Keras does not run on TensorFlow."""
@@ -131,13 +135,13 @@ class KerasModel:
         to_onnx(self.model, path, self.input.size if len(self.input.size or ()) == 2 else None)  # type: ignore[arg-type]
 
     @property
-    def weighted(self) -> Sequence[str]:
+    def parameter_layers(self) -> Sequence[str]:
         """See xcam_keras.randomizing."""
-        from xcam_keras.randomizing import weighted
+        from xcam_keras.randomizing import parameter_layers
 
-        return weighted(self.model)
+        return parameter_layers(self.model)
 
-    def randomized(self, parts: Sequence[str], seed: int = 0) -> KerasModel:
+    def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> KerasModel:
         """See xcam_keras.randomizing."""
         from xcam_keras.randomizing import shuffled
 
@@ -152,13 +156,13 @@ class KerasModel:
             size=self.input.size,  # type: ignore[arg-type]
         )
 
-    def _finish(self, state: _State, seeds: Seeds | None) -> Trace:
+    def _finish(self, state: _State, cotangents: Cotangents | None) -> Trace:
         """Ask for the cotangents, run backward for each."""
         recording, opened = state.recording, state.opened
         with self._running():
             said, value = _by_name(recording, opened.outputs), self._channels_first(opened.value, state.call)
         gradients = []
-        for cotangent in seeds(said) if seeds else []:
+        for cotangent in cotangents(said) if cotangents else []:
             named = cotangent if isinstance(cotangent, Mapping) else {next(iter(recording.activations)): cotangent}
             with self._running():
                 found = opened.gradient([np.asarray(named[name]) for name in recording.activations])

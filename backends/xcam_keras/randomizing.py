@@ -16,7 +16,7 @@ import numpy as np
 from xcam.errors import InputError, ModelError, first_line, nearest
 
 
-def weighted(model: keras.Model) -> list[str]:
+def parameter_layers(model: keras.Model) -> list[str]:
     """The layers that have weights of their own, in the model's order; the parts of nested models by `outer/inner`."""
     return list(_layers(model))
 

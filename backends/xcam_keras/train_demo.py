@@ -14,8 +14,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from xcam import demo
-from xcam.demo import scenes
+from xcam.models import demo
+from xcam.models.demo import scenes
 
 SEED = 2026
 SCENES = 8000

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from xcam import labels
 from xcam.contract import DEFAULT_SIZE
+from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import InputError, ModelError, nearest
-from xcam.preprocessing import PRESETS, Preprocessing
+from xcam.models import labels
 
 RANDOM_WEIGHTS = "random weights: this shows nothing about a trained model"
 
@@ -42,7 +42,7 @@ def build(name: str, *, size: tuple[int, int] | None, weights: str | None) -> tu
     if path and not path.is_file():
         raise InputError(f"no such weights file: {path}; give a .weights.h5 file, imagenet or none")
     state = random.getstate()
-    random.seed(0)  # Keras draws the seeds of its initialisers from here
+    random.seed(0)  # Keras draws the cotangents of its initialisers from here
     try:
         model = builder(weights="imagenet" if weights in (None, "imagenet") else None, **shape)
         if path:

@@ -9,9 +9,9 @@ from typing import Any
 
 from onnx import ModelProto
 
-from xcam import demo as network
 from xcam.contract import Layout
 from xcam.errors import InputError
+from xcam.models import demo as network
 from xcam_onnx import demo, files
 from xcam_onnx.model import OnnxModel
 from xcam_onnx.reading import facts

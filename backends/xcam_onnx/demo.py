@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from xcam import demo
+from xcam.models import demo
 
 
 def build() -> ModelProto:

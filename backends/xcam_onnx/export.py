@@ -19,10 +19,11 @@ import onnx
 import onnx.version_converter
 from onnx import ModelProto, TensorProto, helper
 
+from xcam.contract.files import whole_or_not
 from xcam.errors import InputError, ModelError, first_line, nearest
-from xcam.exporting import LIMIT, whole_or_not
-from xcam.layers import find
-from xcam.tokens import Grid, grid
+from xcam.explanation.tokens import Grid, grid
+from xcam.models.export import LIMIT
+from xcam.models.layers import find
 from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, ready
 from xcam_onnx.graph import Graph, declared, inferred
 from xcam_onnx.heatmaps import METHODS, heatmap

@@ -14,8 +14,8 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
+from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
-from xcam.preprocessing import Preprocessing
 from xcam_onnx.graph import inferred
 from xcam_onnx.weights import external, skeleton
 

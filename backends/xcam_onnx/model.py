@@ -14,20 +14,9 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, helper
 
-from xcam.contract import (
-    Activation,
-    Array,
-    Capability,
-    InputSpec,
-    Layer,
-    Layout,
-    Outputs,
-    Seeds,
-    Trace,
-    rows_of,
-)
+from xcam.contract import Activation, Array, Capability, Cotangents, InputSpec, Layer, Layout, Outputs, Trace, rows_of
+from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import InputError, ModelError, nearest
-from xcam.preprocessing import Preprocessing
 from xcam_onnx import names
 from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import FLOATS, Graph, part
@@ -89,7 +78,7 @@ class OnnxModel:
         return self._runtime.threads
 
     @property
-    def activation(self) -> Activation:
+    def output_activation(self) -> Activation:
         """What is cut off the outputs; by name where there are several."""
         found = {end.name: end.activation for end in self._facts.ends}
         return found if len(found) > 1 else next(iter(found.values()))
@@ -146,13 +135,13 @@ class OnnxModel:
         export(self, path, layer, heatmap, facts)
 
     @property
-    def weighted(self) -> Sequence[str]:
+    def parameter_layers(self) -> Sequence[str]:
         """See xcam_onnx.randomizing."""
-        from xcam_onnx.randomizing import weighted
+        from xcam_onnx.randomizing import parameter_layers
 
-        return weighted(Graph(self.proto))
+        return parameter_layers(Graph(self.proto))
 
-    def randomized(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
+    def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
         """See xcam_onnx.randomizing."""
         from xcam_onnx.files import kept
         from xcam_onnx.randomizing import shuffled
@@ -171,7 +160,7 @@ class OnnxModel:
         weakref.finalize(made, temporary.cleanup)
         return made
 
-    def share_cores(self) -> None:
+    def disable_spinning(self) -> None:
         """See xcam.contract.Model. Sessions that are there stay as they are."""
         self._runtime = dataclasses.replace(self._runtime, spinning=False)
 
@@ -216,17 +205,21 @@ class OnnxModel:
         parts = [run(self._feed(chunk)) for chunk in self._chunks(x)]
         return {name: _joined(parts, tensor, layer) for name, (layer, tensor) in found.items()}
 
-    def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
         """See xcam.contract.Model.trace."""
         place, tensor = self._find(layer)
         cut = self._cut(tensor)
-        run = cut.forward(seeds is not None)
+        run = cut.forward(cotangents is not None)
         parts = [run.session(self._feed(chunk)) for chunk in self._chunks(x)]
         activations = _joined(parts, tensor, place)
-        return self._finish(run, parts, seeds, activations, _State(x, cut, place))
+        return self._finish(run, parts, cotangents, activations, _State(x, cut, place))
 
     def resume(
-        self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
     ) -> Trace:
         """See xcam.contract.Model.resume. Only the tail is run again."""
         state: _State = trace.state
@@ -236,13 +229,13 @@ class OnnxModel:
         value = _as_layer(given, state.layer).astype(self._dtype(cut.tensor))
         x = state.x[picked]
         beside = self._beside(state, picked)
-        run = cut.tail(seeds is not None)
+        run = cut.tail(cotangents is not None)
         parts = []
         for rows_ in self._rows(len(x)):
             whole = rows_ == slice(0, len(x))
             known = {name: v if whole else v[rows_] for name, v in beside.items()} | {cut.tensor: value[rows_]}
             parts.append(known | run.session(known))
-        return self._finish(run, parts, seeds, given, _State(x, cut, state.layer))
+        return self._finish(run, parts, cotangents, given, _State(x, cut, state.layer))
 
     def _beside(self, state: _State, picked: list[int]) -> dict[str, Array]:
         """What passes the layer by, for the chosen rows; of what is not kept by rows (sizes, say), anew."""
@@ -278,14 +271,14 @@ class OnnxModel:
         return found
 
     def _finish(
-        self, run: Run, parts: list[dict[str, Any]], seeds: Seeds | None, activations: Array, state: _State
+        self, run: Run, parts: list[dict[str, Any]], cotangents: Cotangents | None, activations: Array, state: _State
     ) -> Trace:
         """Ask for the cotangents, differentiate, hand everything over as NumPy."""
         outputs = self._named(parts)
-        cotangents = list(seeds(outputs)) if seeds else []
-        if cotangents and (run.gradient is None or run.backward is None):
+        vectors = list(cotangents(outputs)) if cotangents else []
+        if vectors and (run.gradient is None or run.backward is None):
             raise run.refusal or ModelError(f"{self.name} gives no gradients")
-        gradients = [self._backward(run, parts, v, state) for v in cotangents]
+        gradients = [self._backward(run, parts, v, state) for v in vectors]
         return Trace(outputs, activations, gradients, state)
 
     def _backward(self, run: Run, parts: list[dict[str, Any]], cotangent: Outputs, state: _State) -> Array:
@@ -295,12 +288,12 @@ class OnnxModel:
         given = cotangent if isinstance(cotangent, Mapping) else {self._facts.ends[0].name: cotangent}
         found = []
         for known, rows in zip(parts, self._rows(len(state.x)), strict=True):
-            seeds: dict[str, Array] = {}
+            feeds: dict[str, Array] = {}
             for end in self._facts.ends:  # two may end at one tensor
                 if end.tensor in gradient.cotangents:
                     name, value = gradient.cotangents[end.tensor], np.asarray(given[end.name])[rows]
-                    seeds[name] = seeds.get(name, 0) + value.astype(self._dtype(end.tensor))
-            found.append(backward(known | seeds))
+                    feeds[name] = feeds.get(name, 0) + value.astype(self._dtype(end.tensor))
+            found.append(backward(known | feeds))
         return _joined(found, GRADIENT, state.layer)
 
     def _named(self, parts: list[dict[str, Any]]) -> Outputs:
@@ -336,13 +329,13 @@ class OnnxModel:
     def _find(self, name: str) -> tuple[Layer, str]:
         if name in self._by_name:
             return self._layers[self._by_name[name]]
-        told = self.absent(name)
+        told = self.explain_missing_layer(name)
         if told:
             raise InputError(told)
         shown = [name for name, (layer, _) in self._layers.items() if not layer.inner]
         raise InputError(f"no layer {name!r} in {self.name}; {nearest(name, shown)}; `xcam layers` lists them")
 
-    def absent(self, name: str) -> str | None:
+    def explain_missing_layer(self, name: str) -> str | None:
         """Why there is no layer of this name, where that is known."""
         graph = self.graph
         tensor = next((n.output[0] for n in graph.nodes if n.output and name in (n.name, *n.output)), "")

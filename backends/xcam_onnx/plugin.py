@@ -1,6 +1,6 @@
 """What xcam may know of this backend without importing ONNX or its runtime."""
 
-from xcam.plugins import BackendSpec, hookimpl
+from xcam.contract.plugins import BackendSpec, hookimpl
 
 
 @hookimpl

@@ -36,7 +36,7 @@ HOLDS = {
 """Operators with learnt weights, and which of their inputs these are."""
 
 
-def weighted(graph: Graph) -> list[str]:
+def parameter_layers(graph: Graph) -> list[str]:
     """The nodes that have weights, by name, in execution order."""
     return list(_weights(graph))
 

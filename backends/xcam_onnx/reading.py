@@ -9,8 +9,8 @@ from typing import Any
 from onnx import ModelProto, TensorProto, helper
 
 from xcam.contract import DEFAULT_SIZE, InputSpec, Layer, Layout
+from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
-from xcam.preprocessing import Preprocessing
 from xcam_onnx import names
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, inferred, reads
 from xcam_onnx.layouts import channel_axes, layout

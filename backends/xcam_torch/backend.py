@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from xcam import demo as network
 from xcam.contract import Layout
 from xcam.errors import InputError, ModelError
+from xcam.models import demo as network
 from xcam_torch import demo, files, zoo
 from xcam_torch.model import TorchModel
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from xcam import demo
+from xcam.models import demo
 
 
 def build() -> nn.Module:

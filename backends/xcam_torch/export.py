@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xcam.contract.files import whole_or_not
 from xcam.errors import BackendError, ModelError, first_line
-from xcam.exporting import whole_or_not
 from xcam_torch.guard import undisturbed
 from xcam_torch.model import where
 from xcam_torch.outputs import tensors

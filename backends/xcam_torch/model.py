@@ -18,16 +18,16 @@ from xcam.contract import (
     Activation,
     Array,
     Capability,
+    Cotangents,
     InputSpec,
     Layer,
     Layout,
     Outputs,
-    Seeds,
     Trace,
     rows_of,
 )
+from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import InputError, ModelError, nearest
-from xcam.preprocessing import Preprocessing
 from xcam_torch.gradients import hvp, vjp
 from xcam_torch.guard import hooked, modules_of, running
 from xcam_torch.opening import Opened, cut_open, forward, skipped
@@ -87,7 +87,7 @@ class TorchModel:
         self._lock = threading.RLock()
 
     @property
-    def activation(self) -> Activation:
+    def output_activation(self) -> Activation:
         """What is cut off the output: `softmax`, `sigmoid`, None; by output name when there are several."""
         found = self._recording(None).activations
         return found if len(found) > 1 else next(iter(found.values()))
@@ -130,17 +130,21 @@ class TorchModel:
                 raise skipped(calls[name], 0)
         return {name: np.concatenate(values) for name, values in parts.items()}
 
-    def trace(self, x: Array, layer: str, seeds: Seeds | None = None) -> Trace:
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
         """See xcam.contract.Model.trace."""
         recording = self._recording(x)
         call = self._call(recording, layer)
         source = self._tensor(x)
         with running(self.module):
             opened = [self._open(chunk, call, recording) for chunk in self._chunks(source)]
-            return self._finish(opened, call, seeds, _State(source, call))
+            return self._finish(opened, call, cotangents, _State(source, call))
 
     def resume(
-        self, trace: Trace, activations: Array, rows: Sequence[int] | None = None, seeds: Seeds | None = None
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
     ) -> Trace:
         """See xcam.contract.Model.resume. Runs the captured tail where there is one, else the whole model."""
         state: _State = trace.state
@@ -153,18 +157,18 @@ class TorchModel:
             if tail is not None:
                 if state.kept is None or state.kept[0] is not tail:
                     state.kept = (tail, tail.frontier(state.x))
-                leaf = value.requires_grad_(seeds is not None)
-                with torch.set_grad_enabled(seeds is not None):
+                leaf = value.requires_grad_(cotangents is not None)
+                with torch.set_grad_enabled(cotangents is not None):
                     outputs = tail(leaf, tail.rows(state.kept[1], state.x, pick))  # it writes nothing in place
                 opened = [Opened(leaf, outputs)]
             else:
                 parts = zip(self._chunks(state.x[pick]), self._chunks(value), strict=True)
                 opened = [self._open(chunk, state.call, recording, put) for chunk, put in parts]
             given = np.asarray(activations, np.float32)
-            return self._finish(opened, state.call, seeds, _State(state.x[pick], state.call), given)
+            return self._finish(opened, state.call, cotangents, _State(state.x[pick], state.call), given)
 
-    def hvp(self, x: Array, layer: str, seeds: Seeds, vectors: Sequence[Array]) -> list[Array]:
-        """∂²⟨v, outputs⟩/∂A² times a vector, for each cotangent v of `seeds`, by double backward.
+    def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
+        """∂²⟨v, outputs⟩/∂A² times a vector, for each cotangent v of `cotangents`, by double backward.
 
         vectors: one [N, C, *spatial] for each cotangent. The cotangent counts as a constant.
         """
@@ -176,7 +180,7 @@ class TorchModel:
             opened = self._open(self._tensor(x), call, recording)
             said = arrays(opened.outputs)
             found = []
-            for cotangent, vector in zip(seeds(said), vectors, strict=True):
+            for cotangent, vector in zip(cotangents(said), vectors, strict=True):
                 product = hvp(opened.outputs, opened.leaf, cotangent, self._value(vector, call))
                 found.append(_channels_first(float32(product), call))
             return found
@@ -189,13 +193,13 @@ class TorchModel:
         to_onnx(self.module, path, (size[0], size[1]), self.input.channels)
 
     @property
-    def weighted(self) -> Sequence[str]:
+    def parameter_layers(self) -> Sequence[str]:
         """See xcam_torch.randomizing."""
-        from xcam_torch.randomizing import weighted
+        from xcam_torch.randomizing import parameter_layers
 
-        return weighted(self.module, [name.partition("#")[0] for name in self._recording(None).calls])
+        return parameter_layers(self.module, [name.partition("#")[0] for name in self._recording(None).calls])
 
-    def randomized(self, parts: Sequence[str], seed: int = 0) -> TorchModel:
+    def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> TorchModel:
         """See xcam_torch.randomizing."""
         from xcam_torch.randomizing import shuffled
 
@@ -215,7 +219,12 @@ class TorchModel:
         return cut_open(self.module, x, call, recording, self.name, put)
 
     def _finish(
-        self, opened: list[Opened], call: Call, seeds: Seeds | None, state: _State, values: Array | None = None
+        self,
+        opened: list[Opened],
+        call: Call,
+        cotangents: Cotangents | None,
+        state: _State,
+        values: Array | None = None,
     ) -> Trace:
         """Ask for the cotangents, differentiate, hand everything over as NumPy; `values` are those of the layer."""
         names = list(opened[0].outputs)
@@ -226,9 +235,9 @@ class TorchModel:
         leaves = [part.leaf for part in opened]
         said = arrays(outputs)
         gradients: list[Array] = []
-        cotangents = list(seeds(said)) if seeds else []
-        if cotangents:
-            for found in vjp(outputs, leaves, cotangents, call.layer.name, self.name):
+        vectors = list(cotangents(said)) if cotangents else []
+        if vectors:
+            for found in vjp(outputs, leaves, vectors, call.layer.name, self.name):
                 gradients.append(_channels_first(np.concatenate([float32(g) for g in found]), call))
         if values is None:
             values = _channels_first(np.concatenate([float32(leaf) for leaf in leaves]), call)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from xcam.errors import InputError, ModelError, first_line, nearest
 
 
-def weighted(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
+def parameter_layers(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
     """The paths of the parts that have weights of their own; those named in `order` as they stand there, others first."""
     found = list(_weights(module))
     place = {name: k for k, name in reversed(list(enumerate(order)))}  # where it is called first

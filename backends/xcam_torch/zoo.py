@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from xcam import labels
+from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import BackendError, InputError, ModelError, nearest
-from xcam.preprocessing import PRESETS, Preprocessing
+from xcam.models import labels
 from xcam_torch import files
 
 RANDOM_WEIGHTS = "random weights: this shows nothing about a trained model"

@@ -56,7 +56,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     """
     import xcam
     from xcam import progress
-    from xcam.report import check_place
+    from xcam.report.rendering import check_place
 
     given = _config(config) if config else {}
     specs = [Spec.read(word) for word in models] + [Spec(**told) for told in given.pop("models", [])]
@@ -102,7 +102,7 @@ class Spec:
 
     def open(self, labels: str | None, **options: Any) -> Any:
         """The model; `labels` are for one that brings none."""
-        from xcam.labels import load
+        from xcam.models.labels import load
 
         opened = open_model(
             self.backend,
@@ -119,7 +119,7 @@ class Spec:
     @classmethod
     def read(cls, word: str) -> Spec:
         """`onnx:vgg.onnx@features.29`: a known backend ahead of the first colon, a layer behind the last @."""
-        from xcam.loading import behind_backend
+        from xcam.models.load import behind_backend
 
         backend, word = behind_backend(word)
         model, at, layer = word.rpartition("@")

@@ -21,9 +21,9 @@ from xcam_cli.plan import places_of, planned
 @click.option("-o", "--output", default="xcam-demo.png", show_default=True, metavar="OUT")
 def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: Any) -> None:
     """Explain a generated picture with the small network that comes with xcam."""
-    from xcam.demo import pictures
+    from xcam.contract.plugins import registry
     from xcam.errors import BackendError
-    from xcam.plugins import registry
+    from xcam.models.demo import pictures
 
     plugins = registry().plugins
     names = [name for name, p in plugins.items() if p.state == "available"] if backend is None else [backend]

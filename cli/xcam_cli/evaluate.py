@@ -21,7 +21,7 @@ def _list(context: click.Context, _: click.Parameter, wanted: bool) -> None:
 
         rows = [
             [m.name, m.summary, m.better, m.passes, "" if m.default else "when named", m.source]
-            for m in xcam.measures().values()
+            for m in xcam.list_measures().values()
         ]
         table(["measure", "what it is", "better", "besides the explanation", "", "source"], rows)
         context.exit()
@@ -66,7 +66,7 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
     """
     import xcam
     from xcam import progress
-    from xcam.report import check_place
+    from xcam.report.rendering import check_place
 
     place = check_place(report) if report else None
     targets = options.pop("targets")
@@ -141,26 +141,26 @@ def _classes(model: Any, pictures: list[str], truth: list[Told]) -> list[int | N
 
 def _methods(names: tuple[str, ...], model: Any) -> list[str]:
     import xcam
-    from xcam.methods import get
-    from xcam.supply import lacking
+    from xcam.explanation.context import lacking
+    from xcam.methods.registry import get
 
     for name in {*names} - {"all"}:
         get(name)
     if "all" not in names:
         return list(dict.fromkeys(names))
-    return [name for name, method in xcam.methods().items() if not lacking(model, method)]
+    return [name for name, method in xcam.list_methods().items() if not lacking(model, method)]
 
 
 def _measures(names: tuple[str, ...], model: Any, located: bool) -> list[str] | None:
     import xcam
-    from xcam.evaluation import get
+    from xcam.evaluation.registry import get
 
     for name in {*names} - {"all"}:
         get(name)
     if "all" not in names:
         return list(dict.fromkeys(names)) or None
-    able = {"masks": located, "shuffled": hasattr(model, "randomized")}
-    return [name for name, m in xcam.measures().items() if all(able.get(need, True) for need in m.needs)]
+    able = {"masks": located, "shuffled": hasattr(model, "with_shuffled_weights")}
+    return [name for name, m in xcam.list_measures().items() if all(able.get(need, True) for need in m.inputs)]
 
 
 def say(found: Any) -> None:

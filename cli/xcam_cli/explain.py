@@ -92,7 +92,7 @@ def explain(
     opened = open_model(backend, model, **opening)
     found = run(opened, [Path(image) for image in images], plan, places, kept=page is not None)
     if page is not None:
-        from xcam.report import write_single
+        from xcam.report.rendering import write_single
 
         write_single(found, page)
         click.echo(f"wrote {page}", err=plan.as_json)
@@ -100,9 +100,9 @@ def explain(
 
 def _page(report: str | None, images: tuple[str, ...]) -> Path | None:
     """Where the page goes. Raises InputError."""
-    from xcam.comparison import KEPT
+    from xcam.comparison.result import KEPT
     from xcam.errors import InputError
-    from xcam.report import check_place
+    from xcam.report.rendering import check_place
 
     if report is None:
         return None
@@ -115,7 +115,7 @@ def run(model: Any, images: list[Path], plan: Plan, places: list[list[Path]], ke
     """Explain, save and tell. What was made is returned where it is to be kept, on small pictures if they are many."""
     import xcam
     from xcam import progress
-    from xcam.explaining import BATCH
+    from xcam.explanation.explain import BATCH
 
     methods = _able(model, plan.methods)
     documents: list[dict[str, Any]] = []
@@ -167,11 +167,11 @@ def _explained(model: Any, images: list[Path], plan: Plan, methods: list[str]) -
 def _able(model: Any, names: tuple[str, ...]) -> list[str]:
     """The methods that were named; for `all`, those that the backend can do at no more than Score-CAM's cost."""
     import xcam
-    from xcam.supply import lacking
+    from xcam.explanation.context import lacking
 
     if "all" not in names:
         return list(names)
-    fit = [method for method in xcam.methods().values() if not lacking(model, method)]
+    fit = [method for method in xcam.list_methods().values() if not lacking(model, method)]
     left = [method.name for method in fit if "n·C" in method.passes]
     if left:
         click.echo(f"xcam: left out for their cost: {', '.join(left)}; name them to have them", err=True)
@@ -181,10 +181,10 @@ def _able(model: Any, names: tuple[str, ...]) -> list[str]:
 def _write(row: list[Any], paths: list[Path], plan: Plan, model: Any, documents: list[dict[str, Any]]) -> None:
     """Save what was made of one picture, and tell of it."""
     import xcam
-    from xcam import pictures
+    from xcam.images import writing
 
     if plan.together:
-        pictures.write(paths[0], xcam.grid(row, **plan.drawing))
+        writing.write(paths[0], xcam.grid(row, **plan.drawing))
         paths = paths * len(row)
     else:
         for explanation, path in zip(row, paths, strict=True):
@@ -209,7 +209,7 @@ def _emit(documents: list[dict[str, Any]]) -> None:
 
 
 def _best(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:
-    from xcam.explaining import label
+    from xcam.explanation.explain import label
 
     return [(label(model, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
 

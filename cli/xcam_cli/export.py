@@ -29,7 +29,7 @@ def export(backend: str | None, model: str | None, layer: str | None, heatmap: s
     xcam/class_index is an input that may be left out (−1: the top class).
     """
     import xcam
-    from xcam.exporting import check_place
+    from xcam.models.export import check_place
 
     place = check_place(options.pop("output"), model)
     opened = open_model(backend, model, **options)

@@ -40,7 +40,7 @@ def backends(as_json: bool) -> None:
     import xcam
 
     with unheard():  # a plugin's own code runs here
-        rows = [[p.name, p.state, p.distribution, p.remedy] for p in xcam.backends().values()]
+        rows = [[p.name, p.state, p.distribution, p.remedy] for p in xcam.list_backends().values()]
     if as_json:
         emit([dict(zip(("name", "state", "from", "remedy"), row, strict=True)) for row in rows])
         return
@@ -53,14 +53,14 @@ def methods(as_json: bool) -> None:
     """List the methods with what they need, their options and their source."""
     import xcam
 
-    found = xcam.methods().values()
+    found = xcam.list_methods().values()
     if as_json:
         emit(
             [
                 {
                     "name": m.name,
                     "summary": m.summary,
-                    "needs": m.needs,
+                    "inputs": m.inputs,
                     "passes": m.passes,
                     "options": dict(m.options),
                     "source": m.source,
@@ -82,7 +82,7 @@ def methods(as_json: bool) -> None:
 def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bool, **options: Any) -> None:
     """List a model's layers in execution order; the default is marked. Of two models: which layer is which."""
     from xcam.errors import ModelError
-    from xcam.layers import find
+    from xcam.models.layers import find
 
     if len(models) > 1:
         _side_by_side(backend, models, as_json, options)
@@ -122,7 +122,7 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
 
 def _side_by_side(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
     """The layers of two models that hold the same, found from their values on noise."""
-    from xcam.comparing import corresponding
+    from xcam.comparison.compare import corresponding
     from xcam_cli.compare import Spec
 
     specs = [Spec.read(word) for word in models]

@@ -113,8 +113,8 @@ def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
 
 def own_model(backend: str | None, model: str | None) -> tuple[str | None, str]:
     """The backend's own model when none is named. Raises InputError."""
+    from xcam.contract.plugins import registry
     from xcam.errors import InputError
-    from xcam.plugins import registry
 
     if "" not in sys.path:
         sys.path.insert(0, "")  # so that `-m my_models:build` finds what lies here

@@ -12,7 +12,7 @@ from pathlib import Path
 def expanded(words: list[str]) -> list[str]:
     """Files of this machine as they are; folders and patterns as the pictures in them. Raises InputError."""
     from xcam.errors import InputError
-    from xcam.pictures import WRITABLE
+    from xcam.images.writing import WRITABLE
 
     if not words:
         raise InputError("no picture is named; give one or more, a folder, or a pattern")
@@ -36,7 +36,7 @@ def expanded(words: list[str]) -> list[str]:
 
 def _local(word: str) -> None:
     """Raises InputError for a place that only fsspec reaches."""
-    from xcam.batching.storage import remote
+    from xcam.dataset.storage import remote
     from xcam.errors import InputError
 
     if remote(word):
@@ -59,7 +59,7 @@ def told(table: str) -> dict[str, Told]:
 
     A picture with several rows has several boxes. Paths start at the table's folder. Raises InputError.
     """
-    from xcam.batching.inputs import listing
+    from xcam.dataset.inputs import listing
     from xcam.errors import InputError, XcamWarning
 
     with warnings.catch_warnings(record=True) as hints:

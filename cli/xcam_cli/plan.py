@@ -39,8 +39,8 @@ def planned(
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan, and the options of `xcam.load`. Raises InputError."""
     from xcam.errors import InputError
-    from xcam.methods import get
-    from xcam.overlay import check_drawing
+    from xcam.images.overlay import check_drawing
+    from xcam.methods.registry import get
     from xcam.targets import several
 
     if fuse and len(layers) < 2:
@@ -72,7 +72,7 @@ def planned(
 def settings_of(words: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, Any]:
     """`n=8` → {"n": 8}, of the type that the option's default has. Raises InputError."""
     from xcam.errors import InputError
-    from xcam.methods import get
+    from xcam.methods.registry import get
 
     if words and (len(methods) > 1 or "all" in methods):
         raise InputError("options belong to one method; name one with --method")
@@ -101,8 +101,9 @@ def _truth(text: str) -> bool:
 
 def places_of(images: tuple[str, ...], plan: Plan, output: str | None) -> list[list[Path]]:
     """Where each picture's maps go, one path for each target, or one for all. Checked before the work. Raises InputError."""
+    from xcam.contract.files import check_file
     from xcam.errors import InputError
-    from xcam.pictures import WRITABLE, check_file
+    from xcam.images.writing import WRITABLE
 
     for image in images:
         check_file(Path(image))

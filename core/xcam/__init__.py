@@ -7,10 +7,12 @@
 Importing xcam imports no framework.
 """
 
-from xcam.batching import batch
-from xcam.comparing import compare
-from xcam.comparison import Comparison
+from xcam.comparison.compare import compare
+from xcam.comparison.result import Comparison
 from xcam.contract import Backend, InputSpec, Layer, Model, Trace
+from xcam.contract.plugins import BackendSpec, hookimpl, list_backends
+from xcam.contract.preprocessing import Preprocessing
+from xcam.dataset.batch import batch
 from xcam.errors import (
     BackendError,
     ContractError,
@@ -20,18 +22,16 @@ from xcam.errors import (
     XcamWarning,
     ZeroHeatmapWarning,
 )
-from xcam.evaluating import evaluate
-from xcam.evaluation import measures
+from xcam.evaluation.evaluate import evaluate
+from xcam.evaluation.registry import list_measures
 from xcam.evaluation.result import Evaluation
-from xcam.explaining import explain
-from xcam.explanation import Explanation
-from xcam.exporting import export
-from xcam.fusing import fuse
-from xcam.loading import load
-from xcam.methods import method, methods
-from xcam.montage import grid
-from xcam.plugins import BackendSpec, backends, hookimpl
-from xcam.preprocessing import Preprocessing
+from xcam.explanation.explain import explain
+from xcam.explanation.fusion import fuse
+from xcam.explanation.montage import grid
+from xcam.explanation.result import Explanation
+from xcam.methods.registry import list_methods, method
+from xcam.models.export import export
+from xcam.models.load import load
 from xcam.targets import Classes, ClassScore, Detection, Element, Finer, Segmentation, Similarity, Target
 
 __version__ = "0.1.0"
@@ -62,7 +62,6 @@ __all__ = [
     "XcamError",
     "XcamWarning",
     "ZeroHeatmapWarning",
-    "backends",
     "batch",
     "compare",
     "evaluate",
@@ -71,8 +70,9 @@ __all__ = [
     "fuse",
     "grid",
     "hookimpl",
+    "list_backends",
+    "list_measures",
+    "list_methods",
     "load",
-    "measures",
     "method",
-    "methods",
 ]

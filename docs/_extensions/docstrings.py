@@ -106,7 +106,7 @@ def sign(_: Any, __: str, ___: str, ____: Any, _____: Any, signature: str | None
 
 def forget_overloads(_: Any) -> None:
     """One signature with every parameter says more than overloads, which are there for type checkers."""
-    for module in ("xcam.explaining",):
+    for module in ("xcam.explanation.explain",):
         analyzer = ModuleAnalyzer.for_module(module)
         analyzer.analyze()
         analyzer.overloads.clear()

@@ -11,7 +11,7 @@ from sphinx.util.docutils import SphinxDirective
 
 import xcam
 from xcam import targets
-from xcam.preprocessing import PRESETS
+from xcam.contract.preprocessing import PRESETS
 
 
 class Table(SphinxDirective):
@@ -29,23 +29,23 @@ class Table(SphinxDirective):
 
 
 class Methods(Table):
-    """What `xcam.methods()` holds."""
+    """What `xcam.list_methods()` holds."""
 
     headings = ("method", "map, before ReLU", "passes", "options", "source")
 
     def rows(self) -> Iterable[Sequence[str]]:
-        for m in xcam.methods().values():
+        for m in xcam.list_methods().values():
             options = ", ".join(f"`{name}={value}`" for name, value in m.options.items())
             yield f"`{m.name}`", _plain(m.summary), m.passes, options, m.source
 
 
 class Measures(Table):
-    """What `xcam.measures()` holds."""
+    """What `xcam.list_measures()` holds."""
 
     headings = ("measure", "what it measures", "better", "passes", "source")
 
     def rows(self) -> Iterable[Sequence[str]]:
-        for m in xcam.measures().values():
+        for m in xcam.list_measures().values():
             yield f"`{m.name}`", _plain(m.summary), m.better, m.passes, m.source
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import xcam
 from ground_truth import scenes_with_two
-from xcam import comparing, pictures
+from xcam.comparison import compare
+from xcam.images import reading, writing
 from xcam_cli import main
 
 
@@ -31,7 +32,7 @@ def models() -> list[Any]:
 def files(tmp_path: Path) -> list[Path]:
     made = [tmp_path / f"{k}.png" for k in range(5)]
     for path, scene in zip(made, scenes_with_two(5), strict=True):
-        pictures.write(path, cv2.resize(scene.image, (768, 768)))
+        writing.write(path, cv2.resize(scene.image, (768, 768)))
     return made
 
 
@@ -40,8 +41,8 @@ def test_the_worst_pictures_keep_their_maps_and_all_their_numbers(
 ) -> None:
     whole = xcam.compare(models, files)
     assert all(e.image.shape == (768, 768, 3) for one in whole.images for e in one.explanations)
-    monkeypatch.setattr(comparing, "KEPT", 3)
-    monkeypatch.setattr(comparing, "WHOLE", 4)
+    monkeypatch.setattr(compare, "KEPT", 3)
+    monkeypatch.setattr(compare, "WHOLE", 4)
     found = xcam.compare(models, files)
     order = sorted(range(5), key=lambda k: whole.images[k].badness, reverse=True)
     assert [bool(one.explanations) for one in found.images] == [k in order[:3] for k in range(5)]
@@ -60,9 +61,9 @@ def test_the_worst_pictures_keep_their_maps_and_all_their_numbers(
 
 def test_pictures_are_read_one_by_one(models: list[Any], files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    read, compared = pictures.read, comparing._compared
-    monkeypatch.setattr(pictures, "read", lambda path: (events.append(f"read {path.name}"), read(path))[1])
-    monkeypatch.setattr(comparing, "_compared", lambda *a: (events.append(f"compare {a[1].name}"), compared(*a))[1])
+    read, compared = reading.read, compare._compared
+    monkeypatch.setattr(reading, "read", lambda path: (events.append(f"read {path.name}"), read(path))[1])
+    monkeypatch.setattr(compare, "_compared", lambda *a: (events.append(f"compare {a[1].name}"), compared(*a))[1])
     xcam.compare(models, files, align=False)
     assert events[:4] == ["read 0.png", "read 1.png", "compare 0.png", "compare 1.png"]  # two are the sample
     assert events[4:] == [f"{what} {k}.png" for k in (2, 3, 4) for what in ("read", "compare")]
@@ -70,7 +71,7 @@ def test_pictures_are_read_one_by_one(models: list[Any], files: list[Path], monk
 
 def test_the_last_output_counts_as_its_logits(models: list[Any], files: list[Path]) -> None:
     found = xcam.compare(models, files[:1], align=True)
-    layers = xcam.comparing.corresponding(models, files[0])
+    layers = xcam.comparison.compare.corresponding(models, files[0])
     steps = [(s.first, s.second) for s in found.divergences[0].steps]
     assert steps == [(a, b) for a, b, _ in layers]
     ends = [[layer.name for layer in model.layers if layer.is_output][-1] for model in models]

@@ -11,7 +11,8 @@ import pytest
 
 import xcam
 from ground_truth import scenes_with_two
-from xcam import InputError, demo
+from xcam import InputError
+from xcam.models import demo
 
 BACKENDS = ("onnx", "torch", "keras")
 
@@ -94,7 +95,7 @@ def test_real_methods_are_above_random_with_intervals_apart(record_property: Any
     assert found.ranking[-1].method == "random"
 
 
-# What a backend's `weighted` and `randomized` promise.
+# What a backend's `parameter_layers` and `with_shuffled_weights` promise.
 
 
 def values(opened: Any, layers: Any) -> Any:
@@ -111,22 +112,24 @@ def same(first: Any, second: Any) -> list[bool]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shuffled_weights(backend: str) -> None:
     opened, layers = model(backend), ("conv1", "conv4", "conv5")
-    parts = list(opened.weighted)
+    parts = list(opened.parameter_layers)
     before = values(opened, layers)
     assert len(parts) == 6
     for part, name in zip(parts, ("conv1", "conv2", "conv3", "conv4", "conv5", "scores"), strict=True):
         assert name in part, "in execution order"
-    last, first, every = (opened.randomized(chosen, 1) for chosen in (parts[-1:], parts[:1], parts))
+    last, first, every = (opened.with_shuffled_weights(chosen, 1) for chosen in (parts[-1:], parts[:1], parts))
     assert same(values(last, layers), before) == [True, True, True, False]
     assert same(values(first, layers), before) == [False, False, False, False]
     assert same(values(every, layers), values(first, layers)) == [True, False, False, False]
-    assert all(same(values(opened.randomized(parts, 1), layers), values(every, layers))), "the same seed"
-    assert not any(same(values(opened.randomized(parts, 2), layers), values(every, layers))), "another seed"
+    assert all(same(values(opened.with_shuffled_weights(parts, 1), layers), values(every, layers))), "the same seed"
+    assert not any(same(values(opened.with_shuffled_weights(parts, 2), layers), values(every, layers))), (
+        "another seed"
+    )
     assert all(same(values(opened, layers), before)), "the model itself stays as it was"
-    assert every.activation == opened.activation
+    assert every.output_activation == opened.output_activation
     assert every.labels == opened.labels
     with pytest.raises(InputError, match="no part 'conv9' with weights"):
-        opened.randomized(["conv9"], 1)
+        opened.with_shuffled_weights(["conv9"], 1)
 
 
 def test_weights_are_exchanged_and_statistics_stay_in_torch() -> None:
@@ -140,8 +143,8 @@ def test_weights_are_exchanged_and_statistics_stay_in_torch() -> None:
     with torch.no_grad():
         net[1].weight += torch.arange(3)
     opened = xcam.load(net, size=(8, 8), preprocess="unit")
-    assert list(opened.weighted) == ["0", "1", "5"]
-    made = opened.randomized(["0", "1"], 0).module.state_dict()
+    assert list(opened.parameter_layers) == ["0", "1", "5"]
+    made = opened.with_shuffled_weights(["0", "1"], 0).module.state_dict()
     for name, value in net.state_dict().items():
         assert torch.equal(made[name].flatten().sort().values, value.flatten().sort().values), name
         moved = not torch.equal(made[name], value)
@@ -159,15 +162,18 @@ def test_what_cannot_be_copied_as_a_whole_in_torch(tmp_path: Path) -> None:
     torch.export.save(program, tmp_path / "demo.pt2")
     opened = xcam.load(tmp_path / "demo.pt2", preprocess="tf")
     before = values(opened, ("conv4",))
-    last = opened.randomized(opened.weighted[-1:], 1)
+    last = opened.with_shuffled_weights(opened.parameter_layers[-1:], 1)
     assert same(values(last, ("conv4",)), before) == [True, False]
-    assert same(values(opened.randomized(opened.weighted, 1), ("conv4",)), before) == [False, False]
+    assert same(values(opened.with_shuffled_weights(opened.parameter_layers, 1), ("conv4",)), before) == [
+        False,
+        False,
+    ]
     assert all(same(values(opened, ("conv4",)), before))
 
 
 def test_weights_are_exchanged_and_statistics_stay_in_keras() -> None:
     from xcam_keras.backend import keras
-    from xcam_keras.randomizing import shuffled, weighted
+    from xcam_keras.randomizing import parameter_layers, shuffled
 
     keras.utils.set_random_seed(0)
     inner = keras.Sequential(
@@ -184,7 +190,7 @@ def test_weights_are_exchanged_and_statistics_stay_in_keras() -> None:
     inner.trainable = False
     rng = np.random.default_rng(0)
     net.set_weights([rng.normal(size=w.shape) for w in net.get_weights()])
-    assert weighted(net) == ["inner/conv", "inner/norm", "end"]
+    assert parameter_layers(net) == ["inner/conv", "inner/norm", "end"]
     before = [w.copy() for w in net.get_weights()]
     made = shuffled(net, ["inner/conv", "inner/norm"], 0)
     after = {w.path.partition("/")[2]: np.asarray(w) for w in made.weights}
@@ -229,8 +235,8 @@ def test_weights_are_exchanged_and_statistics_stay_in_onnx() -> None:
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.checker.check_model(proto)
     opened = xcam.load(proto, preprocess="unit")
-    assert list(opened.weighted) == ["conv", "norm", "matmul"]
-    made = opened.randomized(opened.weighted, 0)
+    assert list(opened.parameter_layers) == ["conv", "norm", "matmul"]
+    made = opened.with_shuffled_weights(opened.parameter_layers, 0)
     from xcam_onnx.weights import fetch
 
     fetch(made.proto, made.folder)
@@ -259,10 +265,10 @@ def test_the_maps_change_when_the_weights_do(backend: str) -> None:
 def test_a_shuffled_network_that_fails_costs_only_that_test(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = model("onnx")
 
-    def randomized(parts: Any, seed: int) -> Any:
+    def with_shuffled_weights(parts: Any, seed: int) -> Any:
         raise xcam.ModelError("the copy gives NaN; check the weights")
 
-    monkeypatch.setattr(opened, "randomized", randomized, raising=False)
+    monkeypatch.setattr(opened, "with_shuffled_weights", with_shuffled_weights, raising=False)
     found = xcam.evaluate(opened, [str(demo.pictures()[0])], measures=["deletion", "randomization"])
     assert found.row("gradcam", "deletion").n == 1
     assert found.row("gradcam", "randomization").n == 0

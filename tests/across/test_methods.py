@@ -10,8 +10,9 @@ import pytest
 
 import xcam
 from ground_truth import hits, scenes_with_two
-from xcam import demo, pictures
-from xcam.methods import methods
+from xcam.images import reading
+from xcam.methods.registry import list_methods
+from xcam.models import demo
 
 BACKENDS = ("onnx", "torch", "keras")
 NO_CLASS = ("random", "eigencam", "fem")
@@ -29,7 +30,7 @@ def model(backend: str) -> Any:
 
 @cache
 def image(kind: str) -> Any:
-    whole = pictures.read(demo.pictures()[1])
+    whole = reading.read(demo.pictures()[1])
     return {"square": whole, "portrait": np.ascontiguousarray(whole[:, 20:100])}[kind]
 
 
@@ -41,7 +42,7 @@ def explained(backend: str, name: str, images: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["square", "portrait"])
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", list_methods())
 def test_the_frameworks_agree(name: str, kind: str) -> None:
     found = [explained(backend, name, image(kind)) for backend in BACKENDS]
     for other in found:
@@ -55,7 +56,7 @@ def test_the_frameworks_agree(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", list_methods())
 def test_a_batch_gives_what_its_pictures_give_alone(name: str, backend: str) -> None:
     both = [image("square"), image("portrait")]
     for together, alone in zip(explained(backend, name, both), both, strict=True):
@@ -74,7 +75,7 @@ def test_augmenting_averages_over_mirror_images_and_scales() -> None:
 def test_fusing_layers() -> None:
     parts = [xcam.explain(model("onnx"), image("square"), layer, 1) for layer in ("conv3", "conv5")]
     small = [part.positive / part.positive.max() for part in parts]
-    wide = [small[0], xcam.maps.resize(small[1], small[0].shape)]
+    wide = [small[0], xcam.methods.maps.resize(small[1], small[0].shape)]
     for how, expected in (
         ("mean", np.mean(wide, axis=0)),
         ("max", np.max(wide, axis=0)),
@@ -86,7 +87,7 @@ def test_fusing_layers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", list_methods())
 def test_each_class_is_found_on_its_own_shape(name: str, record_property: Any) -> None:
     """In scenes with two shapes; methods that ask for no class find one of the two, and random weights find less."""
     share = hits(model("onnx"), scenes_with_two(25), name, **CHEAP.get(name, {}))

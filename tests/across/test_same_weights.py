@@ -12,7 +12,7 @@ import torch
 
 import ported
 import xcam
-from xcam import demo
+from xcam.models import demo
 from xcam_keras.backend import keras
 
 
@@ -38,7 +38,7 @@ def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Pat
     size = source.input_shape[1:3]
     a = xcam.load(source, preprocess=preset)
     b = xcam.load(port, preprocess=preset, size=size)
-    assert (a.activation, b.activation) == ("softmax", None)
+    assert (a.output_activation, b.output_activation) == ("softmax", None)
     x = np.random.default_rng(2).normal(size=(2, 3, *size)).astype(np.float32)
     if preset == "caffe":
         x *= 50
@@ -55,7 +55,7 @@ def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Pat
             "logits": error(t.outputs, s.outputs),
             "activations": error(t.activations, s.activations),
             "gradients": error(t.gradients[0] * alive, s.gradients[0] * alive),
-            "pooled": error(xcam.maps.pool(t.gradients[0]), xcam.maps.pool(s.gradients[0])),
+            "pooled": error(xcam.methods.maps.pool(t.gradients[0]), xcam.methods.maps.pool(s.gradients[0])),
             "heatmap": max(apart),
         }
         print(f"  {ours:14} {theirs:12}", "  ".join(f"{name} {value:.1e}" for name, value in row.items()))

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from xcam import pictures
-from xcam.batching.output import Output, schema
-from xcam.report.batch import page
+from xcam.dataset.output import Output, schema
+from xcam.dataset.page import page
+from xcam.images import writing
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def made(folder: Path, name: str = "") -> Path:
         )
         file = folder / f"{k:02d}-a-photo-with-quite-a-long-name-indeed.jpg"
         if k % 7:
-            pictures.write(file, image)
+            writing.write(file, image)
         cam = np.roll((spot, corner, frame, spot, -spot)[k % 5], k % 3, axis=1)
         told = name or f"kind {k % 9}"
         row: dict[str, Any] = {"path": name or str(file), "class": told, "prediction": name or f"kind {k % 11}"}

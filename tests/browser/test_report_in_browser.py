@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from xcam import ClassScore, report
-from xcam.comparison import Compared, Comparison, Divergence, Measures, Step, Verdict
-from xcam.explanation import Explanation
+from xcam import ClassScore
+from xcam.comparison.result import Comparison, Divergence, ImageComparison, Measures, Step, Verdict
+from xcam.explanation.result import Explanation
+from xcam.report import rendering
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
                 )
         path = {"path": Path(name)} if name else {}
         seen.append(
-            Compared(
+            ImageComparison(
                 Path(name or f"{k}.jpg"), tuple(explained(k, c, name or "tiger", **path) for c in cams), measures
             )
         )
@@ -74,7 +75,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "comparison.html"
-    report.write(comparison(), path)
+    rendering.write(comparison(), path)
     return path
 
 
@@ -82,7 +83,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "single.html"
     cam = np.random.default_rng(5).random((7, 7)) ** 3
-    report.write_single(
+    rendering.write_single(
         [
             explained(1, cam, "tiger"),
             explained(1, cam.T, "cat"),
@@ -291,10 +292,10 @@ def test_everything_that_is_seen_has_a_name(opened: Any, compared: Path) -> None
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_name_does_nothing(opened: Any, tmp_path: Path, name: str) -> None:
-    report.write(comparison(4, 3, name), tmp_path / "comparison.html")
+    rendering.write(comparison(4, 3, name), tmp_path / "comparison.html")
     one = explained(1, np.eye(5), name, method=name, layer=name, model=name, notes=(name,), path=Path(name))
     two = explained(1, np.eye(5), name + "2", method=name, layer=name, model=name, path=Path(name))
-    report.write_single([one, two], tmp_path / "single.html")
+    rendering.write_single([one, two], tmp_path / "single.html")
     for file in ("comparison.html", "single.html"):
         page = opened(tmp_path / file, viewport={"width": 360, "height": 800})
         page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")

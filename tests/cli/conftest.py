@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from typed import Result
-from xcam import demo
+from xcam.models import demo
 from xcam_cli import main
 
 

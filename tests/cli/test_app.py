@@ -43,7 +43,7 @@ def test_ctrl_c_leaves_no_half_written_file(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for where in ("xcam.pictures.os.replace", "xcam.pictures.read"):
+    for where in ("xcam.contract.files.os.replace", "xcam.images.reading.read"):
         with monkeypatch.context() as patch:
             patch.setattr(where, stop)
             result = run("-b", "onnx", "-m", "demo", picture)

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from xcam import demo
+from xcam.models import demo
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import pytest
 
 import xcam_cli.demo
 from typed import Result
-from xcam import InputError, demo, pictures
+from xcam import InputError
+from xcam.images import reading
+from xcam.models import demo
 
 
 def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -18,7 +20,7 @@ def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Resu
     name = demo.pictures()[0].stem.split("-")[-1]
     assert f"{name} (" in result.out
     assert "wrote xcam-demo.png" in result.out
-    assert pictures.read(tmp_path / "xcam-demo.png").shape == pictures.read(demo.pictures()[0]).shape
+    assert reading.read(tmp_path / "xcam-demo.png").shape == reading.read(demo.pictures()[0]).shape
 
 
 def refusing(*refused: str) -> Callable[..., object]:

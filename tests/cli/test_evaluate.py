@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ground_truth import scenes_with_two
-from xcam import demo, pictures
-from xcam.demo import CLASSES
+from xcam.images import writing
+from xcam.models import demo
+from xcam.models.demo import CLASSES
 
 QUICK = ["--measure", "complexity", "--measure", "increase"]
 
@@ -26,7 +27,7 @@ def scenes(tmp_path: Path) -> Path:
     folder.mkdir()
     rows = ["path,class,x0,y0,x1,y1"]
     for k, scene in enumerate(scenes_with_two(10)):
-        pictures.write(folder / f"{k}.png", scene.image)
+        writing.write(folder / f"{k}.png", scene.image)
         y, x = np.nonzero(scene.shapes[0].mask)
         rows.append(f"{k}.png,{CLASSES[scene.shapes[0].label]},{x.min()},{y.min()},{x.max() + 1},{y.max() + 1}")
     (folder / "boxes.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -69,7 +70,7 @@ def test_the_table_says_what_is_explained_and_where(run: Callable[..., Any], sce
 def test_masks_and_pictures_that_the_table_does_not_name(run: Callable[..., Any], scenes: Path) -> None:
     mask = np.zeros((128, 128, 3), np.uint8)
     mask[:, :64] = 255
-    pictures.write(scenes / "left.png", mask)
+    writing.write(scenes / "left.png", mask)
     (scenes / "masks.csv").write_text("image,mask\n1.png,left.png\n", encoding="utf-8")
     words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
     said = json.loads(

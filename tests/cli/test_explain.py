@@ -14,7 +14,8 @@ import pytest
 
 import xcam
 from typed import Result
-from xcam import demo, pictures
+from xcam.images import reading, writing
+from xcam.models import demo
 
 
 def test_json_is_one_document_and_names_class_score_layer_output(run: Callable[..., Result], picture: Path) -> None:
@@ -34,7 +35,7 @@ def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], pictu
     words += ["--colormap", "viridis", "--alpha", "0.3", "--blend", "add", "-l", "conv4"]
     assert run(*words, "-o", "a.png", picture).status == 0
     e = xcam.explain(xcam.load("demo", "keras"), picture, "conv4", "ring", method="layercam", normalize="minmax")
-    np.testing.assert_array_equal(pictures.read(tmp_path / "a.png"), e.overlay(0.3, "viridis", "add"))
+    np.testing.assert_array_equal(reading.read(tmp_path / "a.png"), e.overlay(0.3, "viridis", "add"))
     assert run(*words, "-o", "a.npz", picture).status == 0
     with np.load(tmp_path / "a.npz") as arrays:
         np.testing.assert_allclose(arrays["cam"], e.cam, atol=1e-6)
@@ -56,7 +57,7 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
     place = picture.with_name("scene.cam.jpg")
     place.write_bytes(b"old")
     assert run("-m", "demo", "-b", "keras", picture).status == 0
-    assert pictures.read(place).shape == pictures.read(picture).shape
+    assert reading.read(place).shape == reading.read(picture).shape
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "text.keras").write_text("no model")
-    (tmp_path / "cut.jpg").write_bytes(cv2.imencode(".jpg", pictures.read(picture))[1].tobytes()[:3000])
+    (tmp_path / "cut.jpg").write_bytes(cv2.imencode(".jpg", reading.read(picture))[1].tobytes()[:3000])
     (tmp_path / "one.png").write_bytes(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
     before = sorted(tmp_path.iterdir())
     backend = [] if "-b" in words else ["-b", "keras"]
@@ -145,11 +146,11 @@ def test_a_zero_heatmap_is_written_with_a_warning(run: Callable[..., Result], tm
     model.add(keras.layers.GlobalAveragePooling2D())
     model.add(keras.layers.Dense(2))
     model.save(tmp_path / "m.keras")
-    pictures.write(tmp_path / "black.png", np.zeros((8, 8, 3), np.uint8))
+    writing.write(tmp_path / "black.png", np.zeros((8, 8, 3), np.uint8))
     result = run("-m", "m.keras", "--preprocess", "raw", "black.png")
     assert result.status == 0
     assert "xcam: warning: the heatmap of black.png is zero everywhere at layer 'c': every activation" in result.err
-    np.testing.assert_allclose(pictures.read(tmp_path / "black.cam.jpg")[4, 4], [0, 0, 64], atol=4)
+    np.testing.assert_allclose(reading.read(tmp_path / "black.cam.jpg")[4, 4], [0, 0, 64], atol=4)
 
 
 def test_what_was_written_before_a_failure_is_told(run: Callable[..., Result], picture: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result]
 def test_a_warning_is_told_once_for_all_pictures(
     run: Callable[..., Result], picture: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xcam.explaining.BATCH", 1)
+    monkeypatch.setattr("xcam.explanation.explain.BATCH", 1)
     for name in "ab":
         shutil.copy(picture, picture.with_name(f"{name}.png"))
     result = run(*command, "-m", "models_of_the_command:Loud", "--size", "16", "a.png", "b.png")

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from xcam import InputError, demo, pictures
+from xcam import InputError
+from xcam.images import reading
+from xcam.models import demo
 from xcam_cli.pictures import told
 
 EVALUATE = ["evaluate", "-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
@@ -23,7 +25,7 @@ def csv(place: Path, *lines: str) -> str:
 def test_two_spellings_of_a_picture_keep_both_boxes(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p/s0.png").write_bytes(demo.pictures()[0].read_bytes())
-    height, width, _ = pictures.read(tmp_path / "p/s0.png").shape
+    height, width, _ = reading.read(tmp_path / "p/s0.png").shape
     halves = f"./p/s0.png,0,0,64,{height}", f"p/s0.png,64,0,{width},{height}"
     (one,) = told(csv(tmp_path / "t.csv", "path,x0,y0,x1,y1", *halves)).values()
     assert one.boxes == [[0, 0, 64, height], [64, 0, width, height]]

@@ -38,10 +38,10 @@ CHECKED = (
 PENDING: tuple[str, ...] = (
     *("core/xcam/*", "core/xcam/contract/", "core/xcam/images/", "core/xcam/models/", "core/xcam/targets/"),
     *("core/xcam/methods/", "core/xcam/explanation/", "core/xcam/comparison/", "core/xcam/evaluation/"),
-    *("core/xcam/dataset/", "core/xcam/batching/", "core/xcam/report/", "core/xcam/testing/", "core/xcam/demo/"),
+    *("core/xcam/dataset/", "core/xcam/report/", "core/xcam/testing/"),
     *("backends/xcam_keras/", "backends/xcam_torch/", "backends/xcam_onnx/", "cli/xcam_cli/"),
-    *("tests/*", "tests/across/", "tests/batching/", "tests/browser/", "tests/cli/", "tests/core/", "tests/docs/"),
-    *("tests/golden/", "tests/helpers/", "tests/keras_backend/", "tests/onnx_backend/", "tests/torch_backend/"),
+    *("tests/*", "tests/across/", "tests/backends/", "tests/browser/", "tests/cli/", "tests/core/", "tests/docs/"),
+    *("tests/golden/", "tests/helpers/"),
     *("docs/", "examples/xcam-numpy/", "examples/xcam-jax/", "examples/template/", "benchmarks/"),
     *(
         "README.md",
@@ -265,7 +265,7 @@ def _is_pending(name: str) -> bool:
 def test_no_file_has_a_forbidden_phrase_or_name() -> None:
     names = [file.relative_to(ROOT).as_posix() for entry in CHECKED for file in files(ROOT / entry)]
     assert len(names) > 200
-    assert EXEMPT < set(names)
+    assert set(names) > EXEMPT
     lines = [
         f"{name}:{hit.line}: {hit.text!r}: {hit.remedy}"
         for name in names

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xcam import pictures
+from xcam.images import reading
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -62,7 +62,7 @@ def test_every_block_of_the_page_runs(page: str, tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
     for shown, written in run_page.pictures(ROOT / page, tmp_path).items():
-        change = np.abs(pictures.read(shown).astype(float) - pictures.read(written))
+        change = np.abs(reading.read(shown).astype(float) - reading.read(written))
         assert change.mean() < 2, f"{shown.name} is another picture now: run_page.py {page} --keep, and look at it"
 
 

@@ -64,10 +64,10 @@ def test_pictures_are_small() -> None:
     assert sum(path.stat().st_size for path in DOCS.glob("pictures/*")) < LARGEST
 
 
-@pytest.mark.parametrize("name", xcam.methods())
+@pytest.mark.parametrize("name", xcam.list_methods())
 def test_every_method_has_its_section(name: str) -> None:
     """With its formula, source, cost, options and picture, and when it misleads."""
-    method, text = xcam.methods()[name], SECTIONS[name]
+    method, text = xcam.list_methods()[name], SECTIONS[name]
     assert re.search(r"^\$\$.+?\$\$$", text, re.DOTALL | re.MULTILINE)
     assert f"- Source: {method.source}" in text
     assert f"- Cost: {method.passes}" in text
@@ -107,11 +107,11 @@ def test_the_table_of_logits() -> None:
 def test_the_table_of_peaks_names_every_method() -> None:
     rows = table("peaks.csv")
     assert tuple(rows[0]) == script("make_figures")["PEAKS"]
-    assert [row["method"].strip("`") for row in rows] == list(xcam.methods())
+    assert [row["method"].strip("`") for row in rows] == list(xcam.list_methods())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in xcam.methods() if name not in COSTLY])
+@pytest.mark.parametrize("name", [name for name in xcam.list_methods() if name not in COSTLY])
 def test_the_table_of_peaks(name: str) -> None:
     """A peak may go from one of two equal places to the other: one map of the forty is let go."""
     stored = next(row for row in table("peaks.csv") if row["method"] == f"`{name}`")
@@ -138,7 +138,7 @@ def test_what_the_pages_say_of_methods_that_coincide() -> None:
 
 def test_a_class_can_win_with_an_empty_map() -> None:
     """What logits.md tells of the picture without a shape."""
-    from xcam.demo import scenes
+    from xcam.models.demo import scenes
 
     rng = np.random.default_rng(77_002)
     image = [scenes.scene(rng, []).image for _ in range(42)][-1]

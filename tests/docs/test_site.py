@@ -129,7 +129,7 @@ def test_the_command_reference_has_every_subcommand_and_option(site: Path, pages
 
 def test_the_tables_have_every_method_measure_and_preset(site: Path, pages: dict[Path, Page]) -> None:
     said = pages[site / "reference" / "methods.html"].words
-    assert {name for name in xcam.methods() if name not in said} == set()
+    assert {name for name in xcam.list_methods() if name not in said} == set()
     said = pages[site / "reference" / "api.html"].words
-    assert {name for name in xcam.measures() if name not in said} == set()
+    assert {name for name in xcam.list_measures() if name not in said} == set()
     assert {name for name in ("caffe", "tf", "torch", "unit", "raw") if name not in said} == set()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import xcam
-from xcam import demo
+from xcam.models import demo
 from xcam_cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")

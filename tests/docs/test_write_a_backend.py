@@ -14,7 +14,8 @@ import pytest
 
 from example import NUMPY
 from fresh import Fresh
-from xcam import demo, pictures
+from xcam.images import reading, writing
+from xcam.models import demo
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "write-a-backend.md"
@@ -68,7 +69,7 @@ def test_followed_to_the_letter_it_passes_the_suite(tmp_path: Path) -> None:
     folder.mkdir()
     parts: dict[str, list[str]] = defaultdict(list)
     ran = []
-    pictures.write(folder / "photo.jpg", pictures.read(demo.pictures()[0]))
+    writing.write(folder / "photo.jpg", reading.read(demo.pictures()[0]))
     for kind, file, text in blocks():
         if file:
             parts[file].append(text)
@@ -81,4 +82,4 @@ def test_followed_to_the_letter_it_passes_the_suite(tmp_path: Path) -> None:
                 if said.strip():
                     run_page.compare(said, out, command)
     assert ran[:3] == ["pip install -e .", "xcam backends", "python -m pytest -q"]
-    assert pictures.read(folder / "red.png").shape[2] == 3
+    assert reading.read(folder / "red.png").shape[2] == 3

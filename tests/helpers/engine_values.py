@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import xcam
-from xcam import demo
+from xcam.models import demo
 from xcam.testing import NETWORKS
 from xcam_keras.backend import keras
 
@@ -46,14 +46,14 @@ def main() -> None:
         "mobile": (xcam.load(mobile()), "block_12_add"),
     }
     for name, (model, layer) in models.items():
-        picture = xcam.pictures.read(demo.pictures()[1])
+        picture = xcam.images.reading.read(demo.pictures()[1])
         size = model.input.size
         x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
 
-        def seeds(z: np.ndarray) -> list[np.ndarray]:
+        def cotangents(z: np.ndarray) -> list[np.ndarray]:
             return [np.eye(z.shape[1], dtype=np.float32)[[1, 2]]]
 
-        trace = model.trace(x, layer, seeds)
+        trace = model.trace(x, layer, cotangents)
         again = model.resume(trace, trace.activations[[1, 0, 1]] / 2, [1, 0, 1], lambda z: [np.ones_like(z)])
         found[f"{name} activations"] = trace.activations
         found[f"{name} logits"] = trace.outputs

@@ -8,7 +8,7 @@ import numpy as np
 
 from example import numpy_example
 from xcam import Trace
-from xcam.plugins import BackendSpec, hookimpl
+from xcam.contract.plugins import BackendSpec, hookimpl
 
 with numpy_example():
     from xcam_numpy.backend import NumpyModel
@@ -38,9 +38,9 @@ class FakeModel(NumpyModel):
     def dense(self, x: Any) -> Any:
         return x.mean(axis=(2, 3)) @ self.weights
 
-    def trace(self, x: Any, layer: str, seeds: Any = None) -> Trace:
+    def trace(self, x: Any, layer: str, cotangents: Any = None) -> Trace:
         self.calls.append(len(x))
-        return self.spoil(super().trace(x, layer, seeds))
+        return self.spoil(super().trace(x, layer, cotangents))
 
     def _outputs(self, values: Any) -> Any:
         return self.spoil_outputs(super()._outputs(values))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from xcam.preprocessing import PRESETS
+from xcam.contract.preprocessing import PRESETS
 
 SIZE, WIDTH, CLASSES = (48, 40), 12, 5
 STRIDES = (1, 2, 1)

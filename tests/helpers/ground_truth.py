@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import xcam
-from xcam.demo import CLASSES, scenes
+from xcam.models.demo import CLASSES, scenes
 
 HELD_OUT = 77_000
 """A seed that training never used."""

@@ -115,6 +115,6 @@ def gradient(x: np.ndarray, layer: str, classes: Sequence[int]) -> np.ndarray:
     return conv(g, flipped, np.zeros(CHANNELS))
 
 
-def seeds(*classes: int) -> Any:
+def cotangents(*classes: int) -> Any:
     """A cotangent for the class of each row."""
     return lambda y: [np.eye(y.shape[1], dtype=np.float32)[list(classes)]]

@@ -16,7 +16,7 @@ from xcam.contract import rows_of
 class Quadratic:
     name = "quadratic"
     backend = "quadratic"
-    activation = None
+    output_activation = None
     labels = None
     notes: tuple[str, ...] = ()
 
@@ -46,16 +46,16 @@ class Quadratic:
         places = np.prod(a.shape[2:])
         return np.broadcast_to((slope / places).reshape(*slope.shape, *[1] * len(space)), a.shape).astype(np.float32)
 
-    def trace(self, x: Any, layer: str, seeds: Any = None) -> Trace:
+    def trace(self, x: Any, layer: str, cotangents: Any = None) -> Trace:
         self.passes += len(x)
         outputs = self.outputs(x)
-        return Trace(outputs, x, [self.gradient(x, v) for v in (seeds(outputs) if seeds else [])], x)
+        return Trace(outputs, x, [self.gradient(x, v) for v in (cotangents(outputs) if cotangents else [])], x)
 
-    def resume(self, trace: Trace, activations: Any, rows: Any = None, seeds: Any = None) -> Trace:
+    def resume(self, trace: Trace, activations: Any, rows: Any = None, cotangents: Any = None) -> Trace:
         rows_of(rows, len(trace.state), len(activations))
         self.tails += len(activations)
         outputs = self.outputs(activations)
-        found = [self.gradient(activations, v) for v in (seeds(outputs) if seeds else [])]
+        found = [self.gradient(activations, v) for v in (cotangents(outputs) if cotangents else [])]
         return Trace(outputs, activations, found, activations)
 
     def activations(self, x: Any, layers: Any) -> Any:

@@ -8,18 +8,18 @@ import numpy as np
 
 from quadratic import Quadratic
 from xcam import ClassScore
-from xcam.methods import get
-from xcam.supply import Supply
-from xcam.tokens import Grid
+from xcam.explanation.context import MethodContext
+from xcam.explanation.tokens import Grid
+from xcam.methods.registry import get
 
 RNG = np.random.default_rng(2)
 CHEAP = {"sscam": {"n": 3, "std": 0.5}, "iscam": {"n": 3}, "smoothgradcam++": {"n": 3}}
 
 
-def supply(model: Quadratic, x: Any, index: int = 0, score: Any = "logit") -> Supply:
+def supply(model: Quadratic, x: Any, index: int = 0, score: Any = "logit") -> MethodContext:
     aims = [ClassScore(index, score)] * len(x)
     trace = model.trace(x, "features", lambda outputs: [aims[0].cotangent(outputs)])
-    return Supply(model, model.layers[0], Grid(), x, trace, aims, 0)
+    return MethodContext(model, model.layers[0], Grid(), x, trace, aims, 0)
 
 
 def cam(name: str, model: Quadratic, x: Any, index: int = 0, score: Any = "logit", **options: Any) -> Any:

@@ -146,8 +146,8 @@ class Cut:
         frontier = self._frontier(outputs, known, tail)
         existing = {op.name for op in recording.graph.get_operations()}
         with recording.graph.as_default():
-            seeds = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
-            gradient = tf.gradients(outputs, [layer], grad_ys=seeds)[0]
+            cotangents = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
+            gradient = tf.gradients(outputs, [layer], grad_ys=cotangents)[0]
         if gradient is None:
             raise NoGradient
         needed = self._needed(gradient, existing)
@@ -156,7 +156,7 @@ class Cut:
         self.beside = [t for t in needed if not any(t is other for other in self.inside)]
         self.frontier = frontier
         self.forward = recording.run([recording.x], [*outputs, layer, *self.inside, *self.beside, *frontier])
-        self.backward = recording.run([*seeds, *self.inside, *self.beside], [gradient])
+        self.backward = recording.run([*cotangents, *self.inside, *self.beside], [gradient])
         self._outputs = outputs
 
     def tail(self) -> Callable[..., Sequence[tf.Tensor]]:

@@ -18,7 +18,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto
 
 from xcam.errors import ModelError
-from xcam.supply import without_gradients
+from xcam.explanation.context import without_gradients
 from xcam_onnx.autodiff.values import Ops, Unsupported, Value
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, inferred, reads
 

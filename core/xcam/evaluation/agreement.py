@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam.evaluation import measure
 from xcam.evaluation.perturbation import average_drop
-from xcam.maps import Array
+from xcam.evaluation.registry import measure
+from xcam.methods.maps import Array
 
 
 @measure("coherency", better="higher", source="Poppi et al. 2021", passes="1 explanation", ranks=False)

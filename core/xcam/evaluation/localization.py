@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from xcam import opencv
 from xcam.errors import InputError
-from xcam.evaluation import measure
-from xcam.evaluation.needs import Masks
-from xcam.maps import Array
+from xcam.evaluation.inputs import Masks
+from xcam.evaluation.registry import measure
+from xcam.images import opencv
+from xcam.methods.maps import Array
 
 TOLERANCE = 0.03
 """15 pixels, on the pictures of about 500 that the paper has."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam import opencv
 from xcam.errors import InputError, nearest
-from xcam.evaluation import measure
-from xcam.evaluation.needs import curves, order, unrolled
-from xcam.maps import Array
-from xcam.methods.needs import Runner, check
+from xcam.evaluation.inputs import curves, order, unrolled
+from xcam.evaluation.registry import measure
+from xcam.images import opencv
+from xcam.methods.inputs import Runner, check
+from xcam.methods.maps import Array
 
 BASELINES = ("mean", "zero", "blur")
 BLUR = 0.05

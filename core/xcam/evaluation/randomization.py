@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xcam.evaluation import measure
-from xcam.maps import Array
+from xcam.evaluation.registry import measure
+from xcam.methods.maps import Array
 
 BINS = 100
 """Of the histogram whose entropy is a map's complexity, as in the paper's experiments."""

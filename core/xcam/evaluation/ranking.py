@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam.maps import Array
-from xcam.methods.needs import generator
+from xcam.methods.inputs import generator
+from xcam.methods.maps import Array
 
 RESAMPLES = 2000
 CELLS = 4_000_000

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from xcam.evaluation import Measure, ranking
-from xcam.maps import Array
+from xcam.evaluation import ranking
+from xcam.evaluation.registry import Measure
+from xcam.methods.maps import Array
 
 FLOOR = "random"
 """The method that every other has to beat."""
@@ -162,7 +163,7 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """Write the report, one HTML file that needs nothing else. Raises InputError."""
-        from xcam.report.evaluation import write
+        from xcam.evaluation.page import write
 
         write(self, Path(path))
 

@@ -11,10 +11,10 @@ import importlib
 import numpy as np
 
 from xcam.errors import InputError
-from xcam.evaluation import measure
-from xcam.evaluation.needs import curves, order, unrolled
-from xcam.maps import Array
-from xcam.methods.needs import Runner, generator
+from xcam.evaluation.inputs import curves, order, unrolled
+from xcam.evaluation.registry import measure
+from xcam.methods.inputs import Runner, generator
+from xcam.methods.maps import Array
 
 SOLVER = "scipy.sparse.linalg"
 NEIGHBOURS = {(dy, dx): 1 / 12 if dy and dx else 1 / 6 for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx}

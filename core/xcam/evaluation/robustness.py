@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam.evaluation import measure
-from xcam.evaluation.needs import Explain
-from xcam.maps import Array
-from xcam.methods.needs import check, generator
+from xcam.evaluation.inputs import Explain
+from xcam.evaluation.registry import measure
+from xcam.methods.inputs import check, generator
+from xcam.methods.maps import Array
 from xcam.progress import steps
 
 

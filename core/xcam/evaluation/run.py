@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from xcam import pictures, progress
+from xcam import progress
 from xcam.contract import Array, Layer, Model
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
-from xcam.evaluation import Measure
+from xcam.evaluation.registry import Measure
 from xcam.evaluation.result import ENOUGH, FLOOR, Evaluation
 from xcam.evaluation.subject import Subject, batch, cams
 from xcam.evaluation.truth import Truth
-from xcam.explaining import BATCH, Image, explain
-from xcam.explanation import Explanation
-from xcam.methods import Method
+from xcam.explanation.explain import BATCH, Image, explain
+from xcam.explanation.result import Explanation
+from xcam.images import reading
+from xcam.methods.registry import Method
 from xcam.targets import Score, Target
 
 Part = tuple[list[tuple[int, Image]], Any, Truth]
@@ -34,7 +35,7 @@ class _Read:
 
     source: Image
     name: str
-    image: pictures.Picture
+    image: reading.Picture
     mask: Array | None
     aim: Any
 
@@ -62,7 +63,7 @@ class Run:
     ) -> None:
         self.model, self.layer, self.score, self.seed = model, layer, score, seed
         self.hows, self.measures = hows, measures
-        self.cascade = any("shuffled" in measure.needs for measure, _ in measures)
+        self.cascade = any("shuffled" in measure.inputs for measure, _ in measures)
         self.read: list[tuple[str, Image | None]] = []
         """Names, and where the pictures have to be read again: what they came from."""
         self.aims: list[Target] = []
@@ -80,7 +81,7 @@ class Run:
         for k, source in numbered:
             name, aim = str(source) if isinstance(source, str | os.PathLike) else f"picture {k + 1}", _aim(target, k)
             try:
-                image = pictures.read(source) if isinstance(source, str | os.PathLike) else pictures.check(source)
+                image = reading.read(source) if isinstance(source, str | os.PathLike) else reading.check(source)
                 read.append(_Read(source, name, image, truth.of(k, image, name), aim))
             except XcamError as error:
                 self.failed.append((name, str(error)))
@@ -117,10 +118,10 @@ class Run:
             subject = Subject(self.model, self.layer, found, [one.mask for one in read], remap)
             values = {
                 measure.name: np.asarray(
-                    measure.function(*(getattr(subject, need) for need in measure.needs), **options), np.float64
+                    measure.function(*(getattr(subject, need) for need in measure.inputs), **options), np.float64
                 )
                 for measure, options in self.measures
-                if "shuffled" not in measure.needs
+                if "shuffled" not in measure.inputs
             }
             kept[name] = values, np.stack([e.cam for e in found]), sum(not e.positive.any() for e in found)
         for name, (values, small, zeros) in kept.items():
@@ -188,7 +189,7 @@ class Run:
             self.notes.append(f"no randomisation test: {error}")
             for columns in self.values.values():
                 columns |= {
-                    m.name: [np.full(len(self.read), np.nan)] for m, _ in self.measures if "shuffled" in m.needs
+                    m.name: [np.full(len(self.read), np.nan)] for m, _ in self.measures if "shuffled" in m.inputs
                 }
 
     def _shuffle(self, stages: int) -> None:
@@ -203,7 +204,7 @@ class Run:
             for start in range(0, len(self.read), BATCH):
                 part = slice(start, start + BATCH)
                 sources: list[Any] = [source for _, source in self.read[part]]
-                images = [pictures.read(s) if isinstance(s, str | os.PathLike) else s for s in sources]
+                images = [reading.read(s) if isinstance(s, str | os.PathLike) else s for s in sources]
                 x, aims = batch(images, model), self.aims[part]
                 for name in self.hows:
                     made[name].append(self.maps(name, model, x, range(len(aims)), aims, start))
@@ -211,9 +212,9 @@ class Run:
                 shuffled[name].append(np.concatenate(found))
         for name in self.hows:
             for measure, options in self.measures:
-                if "shuffled" in measure.needs:
+                if "shuffled" in measure.inputs:
                     supplied = {"cams": np.concatenate(self.cams[name]), "shuffled": shuffled[name]}
-                    got = measure.function(*(supplied[need] for need in measure.needs), **options)
+                    got = measure.function(*(supplied[need] for need in measure.inputs), **options)
                     self.values[name][measure.name] = [got]
 
     def answer(self, level: float) -> Evaluation:
@@ -248,9 +249,9 @@ def shuffling(model: Model) -> tuple[Sequence[str], Callable[[list[str], int], M
 
     Raises BackendError where its backend has no such thing.
     """
-    randomized = getattr(model, "randomized", None)
+    randomized = getattr(model, "with_shuffled_weights", None)
     if randomized is None:
         raise BackendError(
             f"the randomisation test shuffles weights, which backend {model.backend!r} cannot do; leave it out"
         )
-    return model.weighted, randomized  # type: ignore[attr-defined]
+    return model.parameter_layers, randomized  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A batch of pictures that one method has explained, and what a measure may ask of it. See xcam.evaluation.needs."""
+"""A batch of pictures that one method has explained, and what a measure may ask of it. See xcam.evaluation.inputs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from xcam import maps, pictures, preprocessing, tokens
 from xcam.contract import Array, Layer, Model, Outputs, Trace
-from xcam.evaluation.needs import Masks
-from xcam.explaining import input_size
-from xcam.explanation import Explanation
-from xcam.methods import Method
-from xcam.preprocessing import PRESETS
-from xcam.supply import Supply, cotangent, pick, stack
+from xcam.contract.preprocessing import PRESETS
+from xcam.evaluation.inputs import Masks
+from xcam.explanation import tokens
+from xcam.explanation.context import MethodContext, cotangent, pick, stack
+from xcam.explanation.explain import input_size
+from xcam.explanation.result import Explanation
+from xcam.explanation.tokens import Grid
+from xcam.images import batches, reading
+from xcam.methods import maps
+from xcam.methods.registry import Method
 from xcam.targets import ClassScore, Target
-from xcam.tokens import Grid
 
 
 class Each(Sequence[Any]):
@@ -54,7 +56,7 @@ class Subject:
         self._found, self._explained = found, explained
         empty = Trace(np.empty(0), np.empty(0))
         x = batch([e.image for e in found], model)
-        self._supply = Supply(model, layer, Grid(), x, empty, [_scored(e) for e in found], 0)
+        self._supply = MethodContext(model, layer, Grid(), x, empty, [_scored(e) for e in found], 0)
         self._size = input_size(model.input)
         self._own = sizes or [(e.image.shape[0], e.image.shape[1]) for e in found]
 
@@ -114,13 +116,13 @@ def cams(
 ) -> Array:
     """A method's maps [N, h, w] before ReLU, of a batch in the model's own form."""
 
-    def seeds(outputs: Outputs) -> list[Outputs]:
+    def cotangents(outputs: Outputs) -> list[Outputs]:
         return [stack([cotangent(aim, pick(outputs, [n])) for n, aim in enumerate(aims)])]
 
     try:
-        trace = model.trace(x, layer.name, seeds if "gradients" in method.needs else None)
+        trace = model.trace(x, layer.name, cotangents if "gradients" in method.inputs else None)
         grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
-        return Supply(model, layer, grid, x, trace, aims, 0)(method, options)
+        return MethodContext(model, layer, grid, x, trace, aims, 0)(method, options)
     except MemoryError:
         if len(x) == 1:
             raise
@@ -130,7 +132,7 @@ def cams(
     )
 
 
-def batch(images: Sequence[pictures.Picture], model: Model) -> Array:
+def batch(images: Sequence[reading.Picture], model: Model) -> Array:
     """Pictures as the model takes them; `explain` has said already what it takes where the model does not say."""
     how = model.input.preprocessing or PRESETS["unit" if model.input.dtype.startswith("float") else "raw"]
-    return preprocessing.batch(images, model.input, input_size(model.input), how)
+    return batches.batch(images, model.input, input_size(model.input), how)

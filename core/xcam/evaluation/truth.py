@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xcam import pictures
 from xcam.contract import Array
 from xcam.errors import InputError, first_line
+from xcam.images import reading
 
 Rectangle = tuple[slice, slice]
 """Rows and columns of a picture."""
@@ -30,7 +30,7 @@ class Truth:
             if given is not None and len(given) != count:
                 raise InputError(f"{len(given)} {what} for {count} pictures; {ONE_FOR_EACH}")
 
-    def of(self, k: int, image: pictures.Picture, name: str) -> Array | None:
+    def of(self, k: int, image: reading.Picture, name: str) -> Array | None:
         """The mask [H, W] of the k-th picture; None where nothing is known. Raises InputError."""
         size = image.shape[0], image.shape[1]
         for what, given in (("boxes", self.boxes), ("masks", self.masks)):
@@ -99,11 +99,11 @@ def located(boxes: Sequence[Rectangle], mask: Array | None, size: tuple[int, int
 
 def _mask(given: Any, name: str) -> Array:
     if isinstance(given, str | os.PathLike):
-        return pictures.mask(given)
+        return reading.mask(given)
     try:
         values = np.asarray(given)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the mask of {name} is no array ({first_line(error)}); give one [h, w], or a file"
         ) from error
-    return pictures.inside(values, f"the mask of {name}")
+    return reading.inside(values, f"the mask of {name}")

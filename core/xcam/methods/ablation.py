@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam.maps import Array, weigh
-from xcam.methods import method
-from xcam.methods.needs import Runner, scored
+from xcam.methods.inputs import Runner, scored
+from xcam.methods.maps import Array, weigh
+from xcam.methods.registry import method
 
 
 @method("ablationcam", source="Desai and Ramaswamy 2020, Eq. 2", passes="1 forward, C runs of the tail")

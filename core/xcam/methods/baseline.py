@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam.maps import Array, weigh
-from xcam.methods import method
-from xcam.methods.needs import generator
+from xcam.methods.inputs import generator
+from xcam.methods.maps import Array, weigh
+from xcam.methods.registry import method
 
 
 @method("random", source="a baseline of our own", passes="1 forward")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from xcam.errors import InputError, nearest
-from xcam.maps import Array, weigh
-from xcam.methods import method
+from xcam.methods.maps import Array, weigh
+from xcam.methods.registry import method
 
 VARIANTS = ("paper", "pytorch-grad-cam")
 

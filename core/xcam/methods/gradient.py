@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from xcam.maps import Array, pool, relu, total, weigh
-from xcam.methods import method
-from xcam.methods.needs import Hvp, Tracer, check, generator
+from xcam.methods.inputs import Hvp, Tracer, check, generator
+from xcam.methods.maps import Array, pool, relu, total, weigh
+from xcam.methods.registry import method
 from xcam.progress import steps
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from xcam.errors import InputError, nearest
-from xcam.maps import Array, normalize, resize, weigh
-from xcam.methods import method
-from xcam.methods.needs import Runner, check, generator, scored
+from xcam.methods.inputs import Runner, check, generator, scored
+from xcam.methods.maps import Array, normalize, resize, weigh
+from xcam.methods.registry import method
 from xcam.progress import steps
 
 PASSES = 16

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from xcam.maps import Array, principal
-from xcam.methods import method
+from xcam.methods.maps import Array, principal
+from xcam.methods.registry import method
 
 
 @method("eigencam", source="Muhammad and Yeasin 2020", passes="1 forward")

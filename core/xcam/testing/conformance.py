@@ -3,8 +3,8 @@
 What it cannot see from outside, and a backend's own tests must: that nothing before the layer is differentiated.
 """
 
-from xcam.testing.manners import Manners
 from xcam.testing.numbers import Numbers
+from xcam.testing.side_effects import Manners
 
 
 class Conformance(Numbers, Manners):

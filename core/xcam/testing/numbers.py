@@ -12,17 +12,17 @@ import pytest
 import xcam
 from xcam.contract import Array, Layout, Model
 from xcam.testing import reference
-from xcam.testing.judging import axes, close, lost_paths, other_cotangents, other_steps, same, wrong_rows
+from xcam.testing.assertions import axes, close, lost_paths, other_cotangents, other_steps, same, wrong_rows
 from xcam.testing.networks import Network
 from xcam.testing.suite import (
-    Cotangents,
+    FixedCotangents,
     N,
     Suite,
-    cotangents,
     ends,
     first,
     first_score,
     gradient,
+    random_cotangents,
     resumed_before,
     truth,
 )
@@ -39,10 +39,10 @@ class Numbers(Suite):
         assert model.input.channels == network.input[0], (
             f"input.channels is {model.input.channels}, pictures have {network.input[0]}"
         )
-        said = model.activation
+        said = model.output_activation
         kinds = set(said.values()) if isinstance(said, Mapping) else {said}
         assert kinds == {network.activation}, (
-            f"activation is {said!r}; the network ends in {network.activation!r}: cut it off, and say so"
+            f"output_activation is {said!r}; the network ends in {network.activation!r}: cut it off, and say so"
         )
 
     def test_layers_in_execution_order_with_their_shapes(self, model: Model, network: Network, x: Array) -> None:
@@ -122,16 +122,16 @@ class Numbers(Suite):
                 same(trace.outputs, truth(network, x), f"outputs of {told}")
                 others = other_steps(network, name, values)
                 close(trace.activations, values[name], 1e-4, f"activations of {told}", mistakes=others)
-                assert list(trace.gradients) == [], "no seeds were given, and there are gradients"
+                assert list(trace.gradients) == [], "no cotangents were given, and there are gradients"
 
     def test_gradients_for_several_cotangents(self, model: Model, network: Network, x: Array) -> None:
         """Every path from the layer to the outputs counts, those around it do not; every output counts."""
         for name in network.explained:
-            given = [cotangents(network, x, seed) for seed in range(3)]
-            seeds = Cotangents(*given)
-            trace = model.trace(self.native_batch(model, x), self.layer(name), seeds)
-            seeds.used_well("trace")
-            same(seeds.asked[0], truth(network, x), "what seeds was given")
+            given = [random_cotangents(network, x, seed) for seed in range(3)]
+            cotangents = FixedCotangents(*given)
+            trace = model.trace(self.native_batch(model, x), self.layer(name), cotangents)
+            cotangents.used_well("trace")
+            same(cotangents.asked[0], truth(network, x), "what cotangents was given")
             assert len(trace.gradients) == 3, f"{len(trace.gradients)} gradients for 3 cotangents; one for each"
             for m, found in enumerate(trace.gradients):
                 slope = gradient(network, x, name, given[m])
@@ -143,7 +143,7 @@ class Numbers(Suite):
         together = model.trace(self.native_batch(model, x), name, first_score)
         for n in range(N):
             row = slice(n, n + 1)
-            alone = model.trace(self.native_batch(model, x[row]), name, Cotangents(first(network, x[row])))
+            alone = model.trace(self.native_batch(model, x[row]), name, FixedCotangents(first(network, x[row])))
             same(alone.outputs, truth(network, x[row]), f"outputs of trace of row {n} alone")
             close(alone.activations, together.activations[row], 1e-4, f"activations of row {n} alone")
             close(alone.gradients[0], together.gradients[0][row], 1e-3, f"gradient of row {n} alone")
@@ -164,15 +164,15 @@ class Numbers(Suite):
             )
             factors = np.random.default_rng(1).uniform(0, 2, size=(len(rows), *trace.activations.shape[1:]))
             put = (trace.activations[rows] * factors).astype(np.float32)
-            v = {key: value[rows] for key, value in cotangents(network, x, 4).items()}
-            seeds = Cotangents(v)
+            v = {key: value[rows] for key, value in random_cotangents(network, x, 4).items()}
+            cotangents = FixedCotangents(v)
             with resumed_before():
-                again = model.resume(trace, put, rows, seeds)
+                again = model.resume(trace, put, rows, cotangents)
             values = reference.run(network, x[rows], {name: put})
             wrong = wrong_rows(network, x, rows, name, put)
             same(again.outputs, reference.logits(network, values), f"outputs of resume at {name}", wrong)
             close(again.activations, put, 1e-6, f"activations of resume at {name}")
-            seeds.used_well("resume")
+            cotangents.used_well("resume")
             assert len(again.gradients) == 1, (
                 f"resume at {name} gives {len(again.gradients)} gradients for 1 cotangent"
             )
@@ -192,7 +192,7 @@ class Numbers(Suite):
         smooth = [name for name in network.explained if not any(network.feeds(name, kink) for kink in kinks)]
         for name in smooth:  # elsewhere differences of gradients are no second derivatives
             value = reference.run(network, x)[name]
-            given = [cotangents(network, x, seed) for seed in (2, 6)]
+            given = [random_cotangents(network, x, seed) for seed in (2, 6)]
             along = np.random.default_rng(3).normal(size=(2, *value.shape)).astype(np.float32)
 
             def product(v: Mapping[str, Array], vector: Array, value: Array = value, name: str = name) -> Array:
@@ -200,9 +200,9 @@ class Numbers(Suite):
                 up, down = (reference.gradient(network, x, name, v, at=value + s * step * vector) for s in (1, -1))
                 return (up - down) / (2 * step)
 
-            seeds = Cotangents(*given)
-            found = model.hvp(self.native_batch(model, x), self.layer(name), seeds, list(along))  # type: ignore[attr-defined]
-            seeds.used_well("hvp")
+            cotangents = FixedCotangents(*given)
+            found = model.hvp(self.native_batch(model, x), self.layer(name), cotangents, list(along))  # type: ignore[attr-defined]
+            cotangents.used_well("hvp")
             assert len(found) == 2, f"hvp at {name} gives {len(found)} products for 2 cotangents; one for each"
             for m in range(2):
                 wrong = {
@@ -233,5 +233,5 @@ class Numbers(Suite):
             cam = np.maximum(np.einsum("c,chw->hw", g.mean(axis=(1, 2)), a), 0)
             if cam.max() > 0:
                 e = xcam.explain(model, image, self.layer(name), target=index)
-                expected = xcam.maps.resize(cam / cam.max(), network.input[1:])
+                expected = xcam.methods.maps.resize(cam / cam.max(), network.input[1:])
                 close(e.heatmap, expected, 1e-3, f"heatmap of class {index}")

@@ -14,7 +14,7 @@ import pytest
 import xcam
 from xcam.contract import Array, Model, Outputs
 from xcam.testing import reference
-from xcam.testing.judging import Edges
+from xcam.testing.assertions import Edges
 from xcam.testing.networks import NETWORKS, Network
 
 N = 3
@@ -62,8 +62,8 @@ class Suite:
         return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if model.input.layout == "channels_last" else x
 
 
-class Cotangents:
-    """Seeds: fixed cotangents by output name, handed over in the form that the outputs have; notes how it was used."""
+class FixedCotangents:
+    """Cotangents: fixed cotangents by output name, handed over in the form that the outputs have; notes how it was used."""
 
     def __init__(self, *cotangents: Mapping[str, Array]) -> None:
         self.cotangents, self.copies = cotangents, deepcopy(cotangents)
@@ -78,11 +78,11 @@ class Cotangents:
     def used_well(self, what: str) -> None:
         count = len(self.asked)
         assert count == 1, (
-            f"seeds was called {count} times in one {what}(); call it once, and keep the cotangents that it returns"
+            f"cotangents was called {count} times in one {what}(); call it once, and keep the cotangents that it returns"
         )
         for v, copy in zip(self.cotangents, self.copies, strict=True):
             assert all(np.array_equal(v[name], copy[name]) for name in v), (
-                f"{what}() wrote to a cotangent that seeds returned; work on a copy"
+                f"{what}() wrote to a cotangent that cotangents returned; work on a copy"
             )
 
 
@@ -114,7 +114,7 @@ def truth(network: Network, x: Array) -> dict[str, Array]:
     return reference.logits(network, reference.run(network, x))
 
 
-def cotangents(network: Network, x: Array, seed: int) -> dict[str, Array]:
+def random_cotangents(network: Network, x: Array, seed: int) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=value.shape).astype(np.float32) for name, value in truth(network, x).items()}
 

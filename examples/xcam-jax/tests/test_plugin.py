@@ -14,7 +14,7 @@ import xcam_jax
 from flax import nnx
 
 import xcam
-from xcam import demo
+from xcam.models import demo
 
 X = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(4, 3, 3, 3)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_every_equation_runs_once_and_resume_runs_those_behind_the_layer() -> No
 
 def test_a_sigmoid_is_cut_off() -> None:
     model = xcam.load(xcam_jax.Function(residual, W), size=(6, 8))
-    assert model.activation == "sigmoid"
+    assert model.output_activation == "sigmoid"
     np.testing.assert_allclose(1 / (1 + np.exp(-model.predict(X))), residual(W, X), rtol=1e-5)
     assert [(layer.name, layer.is_output, layer.reaches_output) for layer in model.layers] == [
         ("a", False, True),
@@ -102,7 +102,7 @@ def shared(e: Any) -> Any:
 )
 def test_only_a_softmax_is_taken_for_one(end: Any, kind: str | None) -> None:
     model = xcam.load(xcam_jax.Function(lambda x: end(xcam_jax.layer("h", x).mean((1, 2)))), size=(6, 8))
-    assert model.activation == kind
+    assert model.output_activation == kind
     found, wanted = model.predict(X), end(X.mean((1, 2)))
     np.testing.assert_allclose(jax.nn.softmax(found) if kind else found, wanted, rtol=1e-4, atol=1e-5)
     assert not kind or not np.allclose(found.sum(1), 1)
@@ -199,7 +199,7 @@ def test_half_precision_comes_out_as_float32() -> None:
         return jax.lax.mul(h, jnp.full_like(h, 2)).mean((1, 2))  # mul takes two of one dtype alone
 
     model = xcam.load(xcam_jax.Function(doubled, W.astype("bfloat16")), size=(6, 8))
-    trace = model.resume(model.trace(X, "h"), np.ones((2, 4, 6, 8), np.float32), seeds=first_score)
+    trace = model.resume(model.trace(X, "h"), np.ones((2, 4, 6, 8), np.float32), cotangents=first_score)
     assert {trace.outputs.dtype, trace.activations.dtype, trace.gradients[0].dtype} == {np.dtype(np.float32)}
     np.testing.assert_allclose(trace.gradients[0][:, 0], 2 / 48, rtol=1e-2)
     np.testing.assert_allclose(trace.outputs, 2, rtol=1e-2)

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from xcam import InputError, InputSpec, demo
+from xcam import InputError, InputSpec
+from xcam.models import demo
 from xcam_jax import Function, layer
 from xcam_jax.model import JaxModel
 

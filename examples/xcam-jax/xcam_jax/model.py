@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xcam import InputError, InputSpec, Layer, ModelError, Trace
-from xcam.contract import DEFAULT_SIZE, Array, Capability, Outputs, Seeds, rows_of
+from xcam.contract import DEFAULT_SIZE, Array, Capability, Cotangents, Outputs, rows_of
 from xcam.errors import first_line, nearest
 from xcam_jax import Function
 from xcam_jax.graph import Graph
@@ -42,7 +42,7 @@ class JaxModel:
                 f"{name} names no value; write h = xcam_jax.layer('conv5', h) in it, or load an nnx.Module"
             )
         kinds = graph.activations
-        self.activation = kinds if len(kinds) > 1 else next(iter(kinds.values()))
+        self.output_activation = kinds if len(kinds) > 1 else next(iter(kinds.values()))
         self.layers = [self._layer(graph, name, *found) for name, found in graph.layers.items()]
 
     def predict(self, x: Array) -> Outputs:
@@ -53,21 +53,23 @@ class JaxModel:
         with self._running(x, *layers):
             return dict(zip(layers, map(self._ours, self._values(tuple(layers), self.params, x)), strict=True))
 
-    def trace(self, x: Array, layer: str, seeds: Seeds | None = None, put: Array | None = None) -> Trace:
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None, put: Array | None = None) -> Trace:
         """As in the contract; with `put` in place of the layer's own value where it is given."""
         with self._running(x, layer) as graph:
             value = None if put is None else self._theirs(put)
-            value, outputs, vjp = self._opened(layer, seeds is not None, self.params, x, value)
+            value, outputs, vjp = self._opened(layer, cotangents is not None, self.params, x, value)
             said = _named(graph, outputs)
-            cotangents = _stacked(graph, outputs, seeds(said)) if seeds else []
-            gradients = [self._ours(gradient) for gradient in _each(vjp, cotangents)] if cotangents else []
+            stacked = _stacked(graph, outputs, cotangents(said)) if cotangents else []
+            gradients = [self._ours(gradient) for gradient in _each(vjp, stacked)] if stacked else []
             return Trace(said, self._ours(value), gradients, (x, layer))
 
-    def resume(self, trace: Trace, activations: Array, rows: Any = None, seeds: Seeds | None = None) -> Trace:
+    def resume(
+        self, trace: Trace, activations: Array, rows: Any = None, cotangents: Cotangents | None = None
+    ) -> Trace:
         x, layer = trace.state
-        return self.trace(x[rows_of(rows, len(x), len(activations))], layer, seeds, activations)
+        return self.trace(x[rows_of(rows, len(x), len(activations))], layer, cotangents, activations)
 
-    def hvp(self, x: Array, layer: str, seeds: Seeds, vectors: Sequence[Array]) -> list[Array]:
+    def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         with self._running(x, layer) as graph:
             value, outputs, _ = self._opened(layer, False, self.params, x, None)
 
@@ -77,9 +79,9 @@ class JaxModel:
 
                 return jax.jvp(gradient, (value,), (vector,))[1]
 
-            cotangents = _stacked(graph, outputs, seeds(_named(graph, outputs)))
+            stacked = _stacked(graph, outputs, cotangents(_named(graph, outputs)))
             along = jnp.stack([self._theirs(vector) for vector in vectors]).astype(value.dtype)
-            return [self._ours(found) for found in jax.vmap(product)(cotangents, along)]
+            return [self._ours(found) for found in jax.vmap(product)(stacked, along)]
 
     def _values_of(self, layers: tuple[str, ...], params: Any, x: Any) -> list[Any]:
         graph = self._graph(x.shape)

@@ -25,7 +25,7 @@ class NumpyModel:
         under = {node.name: node.inputs[0] for node in graph.nodes if node.kind == "Softmax"}
         self.ends = {name: under.get(name, name) for name in graph.outputs}  # each output's logits
         cut = {name: "softmax" if name in under else None for name in graph.outputs}
-        self.activation = cut if len(cut) > 1 else cut[graph.outputs[0]]
+        self.output_activation = cut if len(cut) > 1 else cut[graph.outputs[0]]
         values = graph.run({"x": np.zeros((1, *graph.shape), np.float32)})
         self.layers = [self._layer(n, values[n.name].shape[1:]) for n in graph.nodes if n.kind != "Softmax"]
 
@@ -36,18 +36,18 @@ class NumpyModel:
         values = self.graph.run({"x": x})
         return {name: values[name].astype(np.float32, copy=False) for name in layers}
 
-    def trace(self, x, layer, seeds=None):
-        return self._traced(layer, self.graph.run({"x": x}), seeds)
+    def trace(self, x, layer, cotangents=None):
+        return self._traced(layer, self.graph.run({"x": x}), cotangents)
 
-    def resume(self, trace, activations, rows=None, seeds=None):
+    def resume(self, trace, activations, rows=None, cotangents=None):
         layer, values = trace.state
         picked, behind = rows_of(rows, len(values["x"]), len(activations)), self._from(layer)
         kept = {name: value[picked] for name, value in values.items() if name not in behind}
-        return self._traced(layer, self.graph.run(kept | {layer: activations}), seeds)
+        return self._traced(layer, self.graph.run(kept | {layer: activations}), cotangents)
 
-    def _traced(self, layer, values, seeds):
+    def _traced(self, layer, values, cotangents):
         outputs = self._outputs(values)
-        gradients = [self._gradient(layer, values, v) for v in (seeds(outputs) if seeds else [])]
+        gradients = [self._gradient(layer, values, v) for v in (cotangents(outputs) if cotangents else [])]
         return Trace(outputs, values[layer].astype(np.float32, copy=False), gradients, (layer, values))
 
     def _gradient(self, layer, values, v):

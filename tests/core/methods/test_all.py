@@ -11,16 +11,16 @@ import xcam
 from quadratic import Quadratic
 from quadratic_cams import batch, cam
 from xcam import BackendError, InputError
-from xcam.methods import Method, get, methods
+from xcam.methods.registry import Method, get, list_methods
 
 
 def runs(method: Method, rank: int) -> bool:
     """Masks are pictures: the methods that make some need two axes of space."""
-    return rank == 2 or "forward" not in method.needs
+    return rank == 2 or "forward" not in method.inputs
 
 
 @pytest.mark.parametrize("space", [(6,), (4, 6), (6, 3), (3, 4, 2)], ids=str)
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", list_methods())
 def test_shape_determinism_and_rows_alone(name: str, space: tuple[int, ...]) -> None:
     if not runs(get(name), len(space)):
         with pytest.raises(InputError, match="masks are pictures"):
@@ -36,7 +36,7 @@ def test_shape_determinism_and_rows_alone(name: str, space: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("kind", ["zero", "constant", "negative", "one dead channel", "tiny"])
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", list_methods())
 def test_no_nan_on_awkward_activations(name: str, kind: str) -> None:
     x = {
         "zero": np.zeros((1, 3, 4, 6)),

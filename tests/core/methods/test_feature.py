@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xcam import InputError
-from xcam.methods import get
+from xcam.methods.registry import get
 
 
 def test_fem_by_hand() -> None:

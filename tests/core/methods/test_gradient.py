@@ -12,8 +12,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from quadratic import Quadratic
 from quadratic_cams import RNG, batch, cam
-from xcam import ClassScore, maps
-from xcam.methods import get
+from xcam import ClassScore
+from xcam.methods import maps
+from xcam.methods.registry import get
 
 A = np.array([[[[1.0, 2.0], [3.0, 4.0]], [[-1.0, 0.0], [2.0, 1.0]]]])  # [1, 2, 2, 2]
 G = np.array([[[[1.0, -1.0], [2.0, 2.0]], [[0.0, 4.0], [-2.0, -4.0]]]])
@@ -91,8 +92,8 @@ def test_shapleycam(score: Any, exact: bool) -> None:
     """With a backend's double backward pass, whose cotangent is a constant, and with differences."""
     model, x = Quadratic(capabilities={"gradients", "resume", "hvp"} if exact else None), batch(4, 6)
 
-    def hvp(batch: Any, layer: str, seeds: Any, vectors: Any) -> Any:
-        (v,) = seeds(model.outputs(batch))
+    def hvp(batch: Any, layer: str, cotangents: Any, vectors: Any) -> Any:
+        (v,) = cotangents(model.outputs(batch))
         along = vectors[0].mean(axis=(2, 3)).astype(np.float64)
         slope = (2 * v * (along @ model.v)) @ model.v.T / 24
         return [np.broadcast_to(slope[:, :, None, None], batch.shape).astype(np.float32)]

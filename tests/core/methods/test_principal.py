@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quadratic_cams import RNG
-from xcam.methods import get
+from xcam.methods.registry import get
 
 
 def test_eigencam_sign_follows_the_channel_mean() -> None:

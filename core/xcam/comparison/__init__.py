@@ -1,0 +1,1 @@
+"""Comparing models: similarity of heatmaps, and the layer at which they diverge."""

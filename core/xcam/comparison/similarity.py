@@ -1,0 +1,136 @@
+"""How far two heatmaps agree. scipy and scikit-image do the statistics; they come with the extra `report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xcam.comparison.result import Measures, Verdict
+from xcam.contract import Array
+from xcam.errors import BackendError
+from xcam.explanation.result import Explanation
+from xcam.methods import maps
+
+LOGITS, HEATMAPS = 1e-4, 1e-3
+"""What `identical` means: class scores to a share of their largest magnitude, heatmaps absolutely (the design's tolerances)."""
+ALIKE = 0.99
+"""The correlation from which maps of the same class are `equivalent`."""
+SIDE = 128
+"""Maps are compared at this many pixels on the longer side: a layer has far fewer."""
+HIGHEST = 0.2
+"""The share of a map that `overlap` looks at."""
+
+
+def measure(first: Explanation, second: Explanation, logits: float) -> Measures:
+    """The measures of two explanations of one picture; `logits` is what `scores_apart` found."""
+    a, b = _map(first), _map(second)
+    largest = float(np.abs(a - b).max())
+    pearson = correlation(a, b)
+    same = first.label == second.label if _named(first, second) else first.index == second.index
+    top = _top_class(first, second)
+    return Measures(
+        largest=largest,
+        pearson=pearson,
+        spearman=_spearman(a, b),
+        ssim=_ssim(a, b),
+        overlap=_overlap(a, b),
+        distance=_distance(a, b),
+        logits=logits,
+        same_class=top,
+        verdict=verdict(largest, pearson, logits, top and same),
+    )
+
+
+def verdict(largest: float, pearson: float, logits: float, same_class: bool) -> Verdict:
+    """`identical`: within the tolerances; `equivalent`: the same class, correlated; else `different`."""
+    if same_class and largest <= HEATMAPS and not logits > LOGITS:
+        return "identical"
+    return "equivalent" if same_class and pearson >= ALIKE else "different"
+
+
+def correlation(a: Array, b: Array) -> float:
+    """Pearson's; of maps that are the same everywhere, 1 where they are equal and 0 where they are not."""
+    x, y = (np.ravel(v).astype(np.float64) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))  # no BLAS: waking its threads takes longer than the sum
+    return float(np.clip((x * y).sum() / norm, -1, 1)) if norm > 0 else float(np.allclose(a, b))
+
+
+def scores_apart(first: Explanation, second: Explanation, labels: tuple[Any, Any]) -> float:
+    """The largest difference of the class scores, relative to their largest magnitude; NaN where they do not correspond."""
+    a, b = first.outputs, second.outputs
+    if labels[0] is not None and labels[1] is not None and list(labels[0]) != list(labels[1]):
+        common = [name for name in labels[0] if name in set(labels[1])]
+        if not common:
+            return float("nan")
+        a = a[[list(labels[0]).index(name) for name in common]]
+        b = b[[list(labels[1]).index(name) for name in common]]
+    if a.shape != b.shape:
+        return float("nan")
+    return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12))
+
+
+def _map(e: Explanation) -> Array:
+    """The heatmap at the size at which maps are compared."""
+    height, width = e.image.shape[:2]
+    factor = SIDE / max(height, width)
+    size = max(2, round(height * factor)), max(2, round(width * factor))
+    return maps.resize(maps.normalize(e.positive[None], e.normalize)[0], size)
+
+
+def _named(first: Explanation, second: Explanation) -> bool:
+    return not (first.label.isdigit() or second.label.isdigit())
+
+
+def _top_class(first: Explanation, second: Explanation) -> bool:
+    """Whether the likeliest class of the first is the second's too, by label where both have labels; or nearly so: which
+    of two equally likely ones comes first is rounding's to say."""
+    if first.outputs.ndim != 1 or second.outputs.ndim != 1:
+        return first.label == second.label
+    place = int(first.scores.argmax())
+    if first.labels is not None and second.labels is not None:
+        if first.labels[place] not in second.labels:
+            return False
+        place = list(second.labels).index(first.labels[place])
+    elif first.outputs.shape != second.outputs.shape:
+        return False
+    said = second.outputs
+    return bool(said.max() - said[place] <= LOGITS * np.abs(said).max())
+
+
+def _spearman(a: Array, b: Array) -> float:
+    stats = _import("scipy.stats")
+    return correlation(stats.rankdata(a), stats.rankdata(b))
+
+
+def _ssim(a: Array, b: Array) -> float:
+    """Structural similarity (Wang et al. 2004), of values in 0…1."""
+    window = min(7, *a.shape)
+    window -= 1 - window % 2
+    if window < 3:
+        return correlation(a, b)
+    return float(_import("skimage.metrics").structural_similarity(a, b, data_range=1.0, win_size=window))
+
+
+def _overlap(a: Array, b: Array) -> float:
+    """Intersection over union of the places in the highest fifth of each; where a map is zero there are none."""
+    first, second = (v >= max(float(np.quantile(v, 1 - HIGHEST)), 1e-9) for v in (a, b))
+    union = np.logical_or(first, second).sum()
+    return float(np.logical_and(first, second).sum() / union) if union else 1.0
+
+
+def _distance(a: Array, b: Array) -> float:
+    peaks = [np.array(np.unravel_index(int(v.argmax()), v.shape)) for v in (a, b)]
+    return float(np.linalg.norm(peaks[0] - peaks[1]) / np.hypot(*a.shape))
+
+
+def _import(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BackendError(
+            f'comparing needs {name.partition(".")[0]}, not installed here: pip install "xcam-explain[report]"'
+        ) from error

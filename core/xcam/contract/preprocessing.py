@@ -1,0 +1,81 @@
+"""From an RGB picture to the batch that a model takes: resize, scale, shift, order of channels. Pure NumPy and cv2.
+
+It is done here, once, so that two frameworks are given the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xcam.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """x = (pixel · scale − mean) / std, with pixels in 0…255, channel by channel in `order`."""
+
+    name: str
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    order: str = "RGB"
+
+    def __call__(self, image: npt.NDArray[Any], axis: int = -1) -> npt.NDArray[np.float32]:
+        """RGB or grey values in 0…255, channels on `axis` → float32 of the same shape; `mean` and `std` are in `order`."""
+        if self.order == "BGR":
+            image = np.flip(image, axis)
+        behind = [1] * (-axis - 1 if axis < 0 else image.ndim - axis - 1)
+        x = image.astype(np.float32)
+        x *= np.float32(self.scale)
+        x -= np.asarray(self.mean, np.float32).reshape(-1, *behind)
+        x /= np.asarray(self.std, np.float32).reshape(-1, *behind)
+        return x
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        # caffe, tf, torch: keras.applications.imagenet_utils.preprocess_input
+        Preprocessing("caffe", mean=(103.939, 116.779, 123.68), order="BGR"),
+        Preprocessing("tf", scale=1 / 127.5, mean=(1.0,)),
+        Preprocessing("torch", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        Preprocessing("unit", scale=1 / 255),
+        Preprocessing("raw"),
+    )
+}
+
+
+def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:
+    """A preset's name, or `MEAN/STD` on the 0…1 scale (`0.5,0.5,0.5/0.25,0.25,0.25`, or `0.5/0.5`).
+
+    Raises InputError for anything else.
+    """
+    if value is None or isinstance(value, Preprocessing):
+        return value
+    value = str(value)
+    if value in PRESETS:
+        return PRESETS[value]
+    mean, slash, std = value.partition("/")
+    if slash:
+        try:
+            m, s = (tuple(float(number) for number in part.split(",")) for part in (mean, std))
+        except ValueError:
+            m = s = ()
+        if (
+            len(m) in (1, 3)
+            and len(s) in (1, 3)
+            and all(np.isfinite(m))
+            and all(np.isfinite(s))
+            and all(d > 0 for d in s)
+        ):
+            return Preprocessing(value, scale=1 / 255, mean=m, std=s)
+    raise InputError(
+        f"no preprocessing {value!r}; {nearest(value, PRESETS)}; or MEAN/STD on the 0…1 scale, as in 0.5,0.5,0.5/0.2,0.2,0.2"
+    )

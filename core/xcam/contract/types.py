@@ -1,0 +1,195 @@
+"""The one contract between the core and a backend: a model, cut open at a layer.
+
+A backend supplies activations and gradients for a named layer, as NumPy arrays. It knows nothing of methods,
+targets, images or heatmaps; the core knows nothing of frameworks. Nothing here may import a framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from xcam.contract.preprocessing import Preprocessing
+from xcam.errors import InputError
+
+Array = npt.NDArray[Any]
+Outputs = Array | Mapping[str, Array]
+"""What a model said: an array [N, …], or a mapping from names to arrays when it has several outputs."""
+
+Cotangents = Callable[[Outputs], Sequence[Outputs]]
+"""outputs → M cotangents, each shaped like the outputs. Called once for each forward pass, in NumPy."""
+
+Activation = str | None | Mapping[str, str | None]
+"""`softmax` or `sigmoid` where one was seen at the end and cut off, None where none was; by name for several outputs."""
+
+DEFAULT_SIZE = (224, 224)
+"""(height, width) for a model that takes any and names none."""
+
+Layout = Literal["channels_first", "channels_last", "tokens"]
+Capability = Literal["gradients", "resume", "hvp"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One place where a model can be cut open."""
+
+    name: str
+    """The address that `trace` takes. Nested parts are joined by `/` or `.`, as the framework does."""
+    kind: str
+    """The framework's own word: `Conv2D`, `ReLU`, `MaxPool`."""
+    shape: tuple[int | None, ...]
+    """(C, *spatial), or (C, T) for tokens; without the batch; None where it is not fixed."""
+    layout: Layout = "channels_first"
+    """How the framework keeps it. A Trace is channels first whatever this says."""
+    is_output: bool = False
+    """The layer's value is a model output (or the logits under one): there is no tail to explain."""
+    folds_batch: bool = False
+    """Its first axis is not the batch alone (windows or frames are folded in): it has no value for each picture."""
+    reaches_output: bool = True
+    """Some path leads from the layer to an output."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the same value, which `trace` takes too."""
+    inner: bool = False
+    """A value inside a layer: it can be explained by its name, and is neither listed nor chosen by default."""
+
+    @property
+    def has_space(self) -> bool:
+        """More than one position is left: (512, 14, 14) has space, (512, 1, 1) and (1000,) have none."""
+        return len(self.shape) > 1 and any(n is None or n > 1 for n in self.shape[1:])
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model takes: a batch [N, H, W, C] or [N, C, H, W] of `dtype`."""
+
+    size: tuple[int, ...] | None
+    """(H, W), or None where the model takes any."""
+    channels: int = 3
+    layout: Layout = "channels_first"
+    dtype: str = "float32"
+    preprocessing: Preprocessing | None = None
+    """None: the model does not say."""
+    fixed: bool = False
+    """The model takes `size` and no other."""
+
+
+@dataclass(eq=False)
+class Trace:
+    """What came out of a model that was cut open at a layer.
+
+    outputs: raw scores (logits) wherever the backend can find them, [N, …], or a mapping of such arrays.
+    activations: [N, C, *spatial] float32, always channels first; tokens stay [N, C, T].
+    gradients: one [N, C, *spatial] float32 for each cotangent that `cotangents` returned.
+    state: the backend's own: what `resume` needs besides the activations.
+    """
+
+    outputs: Outputs
+    activations: Array
+    gradients: list[Array] = field(default_factory=list)
+    state: Any = None
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A model as the core sees it. Every backend's `load` returns one.
+
+    Memory that runs out is a MemoryError, whatever the framework calls it: the core then halves the batch.
+    """
+
+    name: str
+    backend: str
+    input: InputSpec
+    labels: Sequence[str] | None
+    output_activation: Activation
+    capabilities: frozenset[Capability]
+    notes: Sequence[str]
+    """What a reader of the picture must know: for example that the weights are random."""
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Every layer that can be explained, in execution order."""
+
+    def predict(self, x: Array) -> Outputs:
+        """One forward pass over the batch `x`, which is as the model itself takes it."""
+
+    def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
+        """The values of several layers, [N, C, *spatial] each, from ONE forward pass."""
+
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
+        """One forward pass; for each cotangent v of `cotangents`, the product ∂⟨v, outputs⟩/∂activations."""
+
+    def resume(
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
+    ) -> Trace:
+        """Run what follows the layer again, on `activations` [K, C, *spatial].
+
+        rows[k] is the row of `trace` that variant k belongs to (default: all 0 when the trace has one row,
+        else one for one).
+        """
+
+    # Optional, declared by "hvp" in `capabilities`:
+    # def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]
+    #     For each cotangent v of `cotangents`, taken as a constant, ∂²⟨v, outputs⟩/∂activations² times vectors[m].
+    #
+    # Optional:
+    # default_layer: str | None
+    #     The layer that the model itself names.
+    # def explain_missing_layer(self, name: str) -> str | None
+    #     Why there is no layer of this name, in a line with a remedy; None where nothing is known.
+    # def to_onnx(self, path: Path) -> None
+    #     Write the model as an ONNX file, its layers findable by their names.
+    # def disable_spinning(self) -> None
+    #     Other threads work beside the model from now on (pictures are decoded): its own should sleep while they wait.
+    # parameter_layers: Sequence[str]
+    #     The parts that have weights, in execution order, by whatever names `with_shuffled_weights` takes.
+    # def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> Model
+    #     A copy in which the values of each learnt weight of `parts` are shuffled: by a seed of its own for each part, so
+    #     that what is shuffled besides changes nothing. The model itself stays as it is.
+
+
+class Backend(Protocol):
+    """What a plugin's `target` names: a class without arguments that turns a source into a Model."""
+
+    def load(
+        self,
+        source: Any,
+        *,
+        size: tuple[int, int] | None = None,
+        device: str | None = None,
+        layout: Layout | None = None,
+        weights: str | None = None,
+    ) -> Model:
+        """`source` is a pathlib.Path, a name that the backend knows, or a live model object."""
+
+
+def rows_of(rows: Sequence[int] | None, pictures: int, variants: int) -> list[int]:
+    """The row of a trace of `pictures` for each of the `variants` that `resume` is given. Raises InputError."""
+    found = [0] * variants if rows is None and pictures == 1 else list(range(pictures) if rows is None else rows)
+    if len(found) != variants or not all(0 <= row < pictures for row in found):
+        raise InputError(
+            f"rows are {found} for {variants} variants of {pictures} pictures; give one row for each variant"
+        )
+    return found
+
+
+def one_output(outputs: Outputs, name: str | None = None) -> Array:
+    """The array that a target reads: the named output, or the first."""
+    if not isinstance(outputs, Mapping):
+        return outputs
+    return outputs[name] if name is not None else next(iter(outputs.values()))
+
+
+def like(outputs: Outputs, value: Array, name: str | None = None) -> Outputs:
+    """A cotangent shaped like `outputs`: `value` at the output that `one_output` reads, zero elsewhere."""
+    if not isinstance(outputs, Mapping):
+        return value
+    name = next(iter(outputs)) if name is None else name
+    return {key: value if key == name else np.zeros_like(array) for key, array in outputs.items()}

@@ -1,0 +1,1 @@
+"""Explaining a whole set of images into a table."""

@@ -1,0 +1,1 @@
+"""Explaining one image: from a model and an image to a heatmap."""

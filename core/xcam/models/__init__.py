@@ -1,0 +1,1 @@
+"""Models as users name them: loading, layers, labels, export, and the demo network."""

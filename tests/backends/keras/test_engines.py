@@ -1,0 +1,207 @@
+"""Keras on torch and on JAX: the same suites, the same numbers, the same command. Each in a process of its own, for Keras
+chooses its engine when it is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xcam
+from xcam import BackendError
+from xcam.models import demo
+from xcam_keras import engine
+from xcam_keras.backend import keras
+
+ROOT = Path(__file__).parents[3]
+OTHERS = ("torch", "jax")
+SUITES = [
+    "test_conformance.py",
+    "test_model.py",
+    "test_files.py",
+    "test_demo.py::test_the_shipped_pictures_are_recognised_and_lit_on_their_shape",
+    "test_zoo.py::test_every_name_has_a_preprocessing_that_equals_keras_own",
+    "test_zoo.py::test_another_size",
+]
+AT_LEAST = 155
+"""Tests of SUITES that pass on each engine."""
+TOLERANCE = {"activations": 1e-4, "logits": 1e-4, "gradients": 1e-3, "heatmap": 1e-3}
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() not in engine.ENGINES[:1], reason="starts the other engines")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def jobs(folder: Path) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """All that is started, the longest first, two at a time."""
+    model = xcam.load("demo", "keras").model
+    model.save(folder / "demo.keras")
+    tests = [f"tests/keras_backend/{suite}" for suite in SUITES]
+    wanted: dict[str, list[str]] = {}
+    for name in reversed(OTHERS):
+        report = f"--junitxml={folder / name}.xml"
+        own = f"tests/keras_backend/test_engine_{name}.py"
+        wanted[f"suites {name}"] = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", report, *tests, own]
+    for name in engine.ENGINES:
+        wanted[f"values {name}"] = ["tests/helpers/engine_values.py", str(folder / f"{name}.npz")]
+    for name in OTHERS:
+        told = ["--json", "-o", str(folder / f"{name}.png"), str(demo.pictures()[0])]
+        wanted[f"command {name}"] = ["-m", "xcam_cli", "-m", str(folder / "demo.keras"), "--preprocess", "tf", *told]
+        wanted[f"demo {name}"] = ["-m", "xcam_cli", "demo", "-b", "keras", "-o", str(folder / f"demo-{name}.png")]
+        wanted[f"export {name}"] = [
+            "-m",
+            "xcam_cli",
+            "export",
+            "-b",
+            "keras",
+            "-m",
+            "demo",
+            "-o",
+            str(folder / f"{name}.onnx"),
+        ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(start, name.split()[1], words, folder / "cache") for name, words in wanted.items()}
+
+
+def start(name: str, words: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": name,
+        "PYTHONPATH": str(ROOT / "tests/helpers"),
+        "OMP_NUM_THREADS": "1",  # two at a time
+        # On JAX most of the time goes into compiling what then runs for milliseconds, the same in many tests.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+Jobs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_suites(name: str, jobs: Jobs, folder: Path) -> None:
+    done = jobs[f"suites {name}"].result()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    cases = list(ElementTree.parse(folder / f"{name}.xml").getroot().iter("testcase"))
+    skipped = {case.find("skipped").get("message") for case in cases if case.find("skipped") is not None}
+    assert skipped <= {"the backend declares no hvp"}
+    assert len([case for case in cases if case.find("skipped") is None]) >= AT_LEAST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_same_weights_give_the_same_numbers(name: str, jobs: Jobs, folder: Path) -> None:
+    for one in ("tensorflow", name):
+        done = jobs[f"values {one}"].result()
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["engine"] == one
+        assert json.loads(done.stdout)["engines"] == [one]
+    with np.load(folder / "tensorflow.npz") as expected, np.load(folder / f"{name}.npz") as found:
+        assert set(found) == set(expected)
+        assert len(found) == 18
+        for key in found:
+            scale = np.abs(expected[key]).max()
+            assert scale > 0, key
+            error = np.abs(found[key] - expected[key]).max() / scale
+            assert error <= TOLERANCE[key.split()[1]], f"{key}: {error:.2g}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_command(name: str, jobs: Jobs, folder: Path) -> None:
+    """A file that was saved on TensorFlow, and the demo."""
+    done = jobs[f"command {name}"].result()
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    expected = xcam.explain(xcam.load("demo", "keras"), demo.pictures()[0])
+    assert (found["index"], found["layer"], found["backend"]) == (expected.index, expected.layer, "keras")
+    np.testing.assert_allclose(found["score"], expected.score, rtol=1e-4)
+    np.testing.assert_allclose(found["heatmap_max"], expected.heatmap.max(), atol=1e-3)
+    shown = jobs[f"demo {name}"].result()
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stderr == ""
+    assert expected.label in shown.stdout
+    drawn = xcam.images.reading.read(folder / f"demo-{name}.png").astype(int)
+    assert np.abs(drawn - expected.overlay()).mean() < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_export_says_what_it_needs(name: str, jobs: Jobs) -> None:
+    done = jobs[f"export {name}"].result()
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"xcam: Keras runs on {name} here, and is exported to ONNX by way of TensorFlow; save the model as a .keras file, "
+        "and export that with KERAS_BACKEND=tensorflow"
+    )
+
+
+@pytest.fixture
+def unimported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """As if Keras was not imported yet, with a home of its own."""
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_engine_that_keras_will_choose(unimported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.name() == "tensorflow"
+    (unimported / "keras.json").write_text('{"backend": "jax"}')
+    assert engine.name() == "jax"
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    assert engine.name() == "torch"
+    assert engine.requires() == ("keras", "torch")
+    (unimported / "keras.json").write_text("{")
+    monkeypatch.setenv("KERAS_BACKEND", "")
+    assert engine.name() == "tensorflow"
+
+
+def test_keras_that_is_imported_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "openvino")
+    assert engine.name() == keras.backend.backend()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "remedy"),
+    [
+        ("", {"keras", "tensorflow"}, None),
+        ("", {"keras", "torch", "jax"}, "set KERAS_BACKEND=torch, which is installed, or: pip install tensorflow"),
+        ("", {"keras"}, None),
+        ("", {"torch"}, None),
+        ("jax", {"keras", "tensorflow"}, "set KERAS_BACKEND=tensorflow, which is installed, or: pip install jax"),
+        ("jax", {"keras"}, "pip install jax"),
+        ("torch", {"jax"}, "pip install keras torch"),
+    ],
+)
+def test_what_to_do_where_an_engine_is_missing(
+    wanted: str, there: set[str], remedy: str | None, unimported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", wanted)
+    monkeypatch.setattr(engine, "_installed", lambda module: module in there)
+    assert engine.remedy() == remedy
+
+
+def test_another_engine_of_keras(unimported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "openvino")
+    assert engine.requires() == ("keras",)
+    with pytest.raises(
+        BackendError, match="Keras runs on openvino here, and this backend on tensorflow, torch, jax; set"
+    ):
+        engine.engine.__wrapped__()

@@ -1,0 +1,354 @@
+"""Files that explain themselves: run where xcam is not, their numbers are the core's."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+import onnx_small as small
+import xcam
+from xcam import InputError, ModelError
+from xcam.contract import preprocessing
+from xcam.images import batches
+from xcam.models import demo
+from xcam.models.demo.scenes import scene
+from xcam_onnx import export
+from xcam_onnx.heatmaps import METHODS
+
+X = small.picture(3)
+OWN = ["xcam/activations", "xcam/gradients"]
+IMAGE = scene(np.random.default_rng(1), [3, 5], 96).image
+
+ALONE = """
+import sys
+sys.path.append(sys.argv[1])
+sys.modules["xcam"] = sys.modules["xcam_onnx"] = sys.modules["onnx"] = None  # importing these fails
+import numpy as np, onnxruntime
+feeds = dict(np.load(sys.argv[2]))
+for path in sys.argv[3:]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    np.savez(path + ".npz", **dict(zip([n.replace("/", "|") for n in names], session.run(names, feeds))))
+assert not any(name.partition(".")[0] in ("onnx", "torch", "keras") and module for name, module in sys.modules.items())
+"""
+
+
+def alone(paths: Sequence[Path], feeds: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
+    """What plain ONNX Runtime gives for each file, in an interpreter that has it and NumPy alone."""
+    given = paths[0].with_suffix(".feeds.npz")
+    np.savez(given, **feeds)
+    site = Path(ort.__file__).parents[1]
+    command = [sys.executable, "-I", "-S", "-c", ALONE, str(site), str(given), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [{k.replace("|", "/"): v for k, v in np.load(f"{path}.npz").items()} for path in paths]
+
+
+def run(path: Path, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def cam(method: str, a: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """The papers' formulas, [N, h, w], before ReLU."""
+    total, positive = a.sum((2, 3), keepdims=True), np.maximum(g, 0)
+    weights = {
+        "gradcam": lambda: g.mean((2, 3), keepdims=True),
+        "gradcam++": lambda: (positive / (2 + np.maximum(total, 0) * positive)).sum((2, 3), keepdims=True),
+        "layercam": lambda: positive,
+        "hirescam": lambda: g,
+        "xgradcam": lambda: (g * a).sum((2, 3), keepdims=True) / np.where(total == 0, np.inf, total),
+    }
+    return (weights[method]() * a).sum(1)
+
+
+def heatmap(method: str, a: np.ndarray, g: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    found = []
+    for one in np.maximum(cam(method, a.astype(np.float64), g.astype(np.float64)), 0):
+        scaled = one / one.max() if one.max() > 0 else one
+        found.append(cv2.resize(scaled, size[::-1], interpolation=cv2.INTER_LINEAR))
+    return np.stack(found)
+
+
+def agree(found: np.ndarray, expected: Any, tolerance: float = 1e-5) -> None:
+    expected = np.asarray(expected)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def pooled(**options: Any) -> onnx.ModelProto:
+    """Of half the size behind conv2, so that the heatmap is enlarged."""
+    steps = small.nodes()
+    steps[2] = helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1] * 4, strides=[2, 2])
+    return small.build(steps, **options)
+
+
+def test_all_methods_where_xcam_is_not(tmp_path: Path) -> None:
+    model = pooled()
+    paths = [xcam.export(model, tmp_path / f"{i}.onnx", "conv2", method) for i, method in enumerate(METHODS)]
+    for method, found in zip(METHODS, alone(paths, {"x": X}), strict=True):
+        value = small.by_hand(X)["r1"]
+        w = small.arrays()
+        a = small.conv(value, w["w2"], w["b2"])[:, :, ::2, ::2]
+        agree(found["xcam/activations"], a)
+        y = np.maximum(a, 0).mean((2, 3)) @ w["w3"].T + w["b3"]
+        agree(found["y"], y)
+        g = w["w3"][y.argmax(1)][:, :, None, None] / a[0, 0].size * (a > 0)
+        agree(found["xcam/gradients"], g)
+        expected = heatmap(method, a, g, (small.SIZE, small.SIZE))
+        np.testing.assert_allclose(found["xcam/heatmap"], expected, atol=1e-5)
+        assert found["xcam/heatmap"].dtype == found["xcam/gradients"].dtype == np.float32
+        assert expected.max() > 0.5
+
+
+def test_the_class_that_is_asked_for(tmp_path: Path) -> None:
+    path = xcam.export(small.build(), tmp_path / "e.onnx", "relu1")
+    top = small.by_hand(X)["y"].argmax(1)
+    for index, classes in (([2, 0, 4], [2, 0, 4]), ([-1, 3, -1], [top[0], 3, top[2]]), ([-1] * 3, top), (None, top)):
+        feeds = {"x": X} if index is None else {"x": X, "xcam/class_index": np.array(index, np.int64)}
+        agree(run(path, feeds)["xcam/gradients"], small.gradient(X, "r1", classes))
+    one = run(path, {"x": X[:1], "xcam/class_index": np.array([3])})
+    agree(one["xcam/gradients"], small.gradient(X[:1], "r1", [3]))
+
+
+def declared(values: Any) -> list[tuple[str, str]]:
+    return [(value.name, str(value.type)) for value in values]
+
+
+def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
+    made = small.build()
+    made.metadata_props.add(key="their.own", value="kept")
+    path = xcam.export(made, tmp_path / "e.onnx", "relu2", "gradcam")
+    onnx.checker.check_model(path, full_check=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]
+    written = onnx.load(path)
+    assert declared(written.graph.input)[:1] == declared(made.graph.input)
+    assert [v.name for v in written.graph.output] == ["y", *OWN, "xcam/heatmap"]
+    shapes = {}
+    for value in (*written.graph.input, *written.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = [d.dim_param or d.dim_value for d in dims]
+    n, size = small.CHANNELS, small.SIZE
+    assert shapes["xcam/class_index"] == ["N"]
+    assert shapes["xcam/activations"] == shapes["xcam/gradients"] == ["N", n, size, size]
+    assert shapes["xcam/heatmap"] == ["N", size, size]
+    assert {o.domain: o.version for o in written.opset_import} == {"": 18}
+    facts = {entry.key: entry.value for entry in written.metadata_props}
+    assert facts.pop("xcam.version")
+    assert facts == {"their.own": "kept", "xcam.layer": "relu2", "xcam.heatmap": "gradcam"}
+
+
+def test_what_is_read_back(tmp_path: Path) -> None:
+    labels = ["one", "zwei", "trois", "τέσσερα", "五"]
+    how = preprocessing.Preprocessing("own", 0.5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "BGR")
+    model = xcam.load(pooled(), labels=labels, preprocess=how)
+    path = xcam.export(model, tmp_path / "e.onnx", "conv1", "gradcam")
+    again = xcam.load(path)
+    assert list(again.labels) == labels
+    assert again.input.preprocessing == how
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    found, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, "conv1")
+    assert (found.layer, found.label) == ("conv1", expected.label)
+    agree(found.cam, expected.cam)
+    agree(again.predict(X), model.predict(X))
+
+
+def picture_for(model: Any) -> np.ndarray:
+    return batches.batch([IMAGE], model.input, model.input.size, model.input.preprocessing)
+
+
+@pytest.mark.parametrize(("backend", "method"), [("torch", "gradcam"), ("keras", "layercam"), ("onnx", "gradcam++")])
+def test_the_demo_network_of_every_framework(tmp_path: Path, backend: str, method: str) -> None:
+    model = xcam.load("demo", backend)
+    path = xcam.export(model, tmp_path / "e.onnx", heatmap=method)
+    again = xcam.load(path)
+    assert list(again.labels) == list(demo.network().labels)
+    assert again.input.preprocessing == model.input.preprocessing
+    feeds = {ort.InferenceSession(path).get_inputs()[0].name: picture_for(again)}
+    expected = xcam.explain(model, IMAGE, method=method)
+    feeds["xcam/class_index"] = np.array([expected.index])
+    found = alone([path], feeds)[0]
+    size = tuple(again.input.size)
+    cam_ = np.maximum(expected.cam, 0)
+    assert cam_.max() > 0
+    resized = cv2.resize(cam_ / cam_.max(), size[::-1], interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(found["xcam/heatmap"][0], resized, atol=1e-4)
+    agree(xcam.explain(again, IMAGE, method=method).cam, expected.cam, 1e-4)
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 16, 17, 18, 21])
+def test_operators_of_every_age(tmp_path: Path, opset: int) -> None:
+    path = xcam.export(small.build(opset=opset), tmp_path / "e.onnx", "relu1", "gradcam")
+    found = run(path, {"x": X})
+    top = small.by_hand(X)["y"].argmax(1)
+    a, g = small.by_hand(X)["r1"], small.gradient(X, "r1", top)
+    agree(found["xcam/gradients"], g)
+    np.testing.assert_allclose(found["xcam/heatmap"], heatmap("gradcam", a, g, (small.SIZE,) * 2), atol=1e-5)
+
+
+def test_a_file_of_the_first_kind(tmp_path: Path) -> None:
+    """Until IR version 3, each weight was an input too; and the graph may have no name."""
+    made = small.build(opset=11)
+    made.ir_version = 3
+    made.graph.name = ""
+    made.graph.input.extend(helper.make_tensor_value_info(t.name, 1, t.dims) for t in made.graph.initializer)
+    found = run(xcam.export(made, tmp_path / "e.onnx", "relu1", "gradcam"), {"x": X})
+    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
+
+
+def test_channels_last_an_open_size_and_a_softmax(tmp_path: Path) -> None:
+    steps = small.inserted(0, [helper.make_node("Transpose", ["x"], ["xt"], "turn", perm=[0, 3, 1, 2])])
+    steps[-1].output[0] = "z"
+    steps.append(helper.make_node("Softmax", ["z"], ["y"], "end", axis=1))
+    path = xcam.export(small.build(steps, shape=("N", "H", "W", 3)), tmp_path / "e.onnx", "relu1", "hirescam")
+    for h, w in ((8, 8), (6, 11)):
+        x = np.random.default_rng(h).normal(size=(2, 3, h, w)).astype(np.float32)
+        found = run(path, {"x": x.transpose(0, 2, 3, 1)})
+        v = small.by_hand(x)
+        shares = np.exp(v["y"]) / np.exp(v["y"]).sum(1, keepdims=True)
+        agree(found["y"], shares)
+        g = small.gradient(x, "r1", v["y"].argmax(1))  # of the logit
+        agree(found["xcam/gradients"], g)
+        np.testing.assert_allclose(found["xcam/heatmap"], heatmap("hirescam", v["r1"], g, (h, w)), atol=1e-5)
+
+
+def test_a_layer_that_is_channels_last(tmp_path: Path) -> None:
+    there = helper.make_node("Transpose", ["r1"], ["t"], "last", perm=[0, 2, 3, 1])
+    back = helper.make_node("Transpose", ["t"], ["u"], "first", perm=[0, 3, 1, 2])
+    path = xcam.export(small.build(small.inserted(2, [there, back])), tmp_path / "e.onnx", "last", "gradcam")
+    found = run(path, {"x": X})
+    agree(found["xcam/activations"], small.by_hand(X)["r1"])
+    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
+
+
+def test_a_fixed_batch(tmp_path: Path) -> None:
+    path = xcam.export(small.build(shape=(1, 3, 8, 8)), tmp_path / "e.onnx", "relu1", "gradcam")
+    found = run(path, {"x": X[:1], "xcam/class_index": np.array([4])})
+    agree(found["xcam/gradients"], small.gradient(X[:1], "r1", [4]))
+    assert found["xcam/heatmap"].shape == (1, 8, 8)
+
+
+def test_several_outputs_and_half_precision(tmp_path: Path) -> None:
+    steps = [*small.nodes(), helper.make_node("Tanh", ["r1"], ["t"])]
+    path = xcam.export(small.build(steps, outputs=["y", "t"]), tmp_path / "e.onnx", "relu1")
+    found = run(path, {"x": X})
+    assert list(found) == ["y", "t", *OWN]
+    agree(found["t"], np.tanh(small.by_hand(X)["r1"]))
+    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
+    half = xcam.export(small.build(kind=TensorProto.FLOAT16), tmp_path / "h.onnx", "relu1", "gradcam")
+    found = run(half, {"x": X.astype(np.float16)})
+    assert (found["y"].dtype, found["xcam/gradients"].dtype) == (np.float16, np.float32)
+    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)), 1e-2)
+
+
+def test_a_map_that_is_zero_stays_zero(tmp_path: Path) -> None:
+    made = small.build()
+    for tensor in made.graph.initializer:
+        if tensor.name == "b1":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(16, -1e6, np.float32), "b1"))
+    for i, method in enumerate(METHODS):
+        found = run(xcam.export(made, tmp_path / f"{i}.onnx", "relu1", method), {"x": X})
+        assert not found["xcam/activations"].any()
+        assert not found["xcam/heatmap"].any()
+
+
+def test_a_large_model_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "from", tmp_path / "to"
+    source.mkdir()
+    target.mkdir()
+    onnx.save(small.build(), source / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=100)
+    (source / "w.bin").rename(source / "real.bin")
+    (source / "w.bin").symlink_to("real.bin")  # onnx's own reader refuses links
+    inside = xcam.export(source / "m.onnx", target / "a.onnx", "relu1")
+    assert [p.name for p in target.iterdir()] == ["a.onnx"]
+    monkeypatch.setattr(export, "LIMIT", 5000)
+    beside = xcam.export(source / "m.onnx", target / "b.onnx", "relu1")
+    assert sorted(p.name for p in target.iterdir()) == ["a.onnx", "b.onnx", "b.onnx.data"]
+    for path in (inside, beside):
+        agree(run(path, {"x": X})["xcam/gradients"], small.gradient(X, "r1", small.by_hand(X)["y"].argmax(1)))
+    agree(xcam.load(beside).predict(X), small.by_hand(X)["y"])
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), "checker"])
+def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
+    earlier = tmp_path / "e.onnx"
+    earlier.write_bytes(b"earlier")
+    save = onnx.save_model
+
+    def failing(proto: onnx.ModelProto, path: Path, **options: Any) -> None:
+        if failure == "checker":
+            proto.graph.node[0].op_type = "Nope"
+        save(proto, path, **options)
+        if failure != "checker":
+            raise failure
+
+    monkeypatch.setattr(onnx, "save_model", failing)
+    error, words = (
+        (ModelError, "does not pass onnx.checker") if failure == "checker" else (InputError, "No space left")
+    )
+    with pytest.raises(error, match=words):
+        xcam.export(small.build(), earlier, "relu1", "gradcam")
+    assert earlier.read_bytes() == b"earlier"
+    assert list(tmp_path.iterdir()) == [earlier]
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    path = tmp_path / "e.onnx"
+    flat = helper.make_node("Unsqueeze", ["z", "k0"], ["y"])
+    deep = small.nodes()
+    deep[-1].output[0] = "z"
+    gelu = helper.make_node("QuickGelu", ["r1"], ["q"], "gelu", domain="com.microsoft")
+    own = small.build(small.inserted(2, [gelu]), domains=["com.microsoft"])
+    labelled = xcam.load(small.build(), labels=["a", "b"])
+    for source, layer, method, words in [
+        (small.build(), None, "eigencam", "cannot work out 'eigencam'; known: gradcam,"),
+        (small.build(), "nope", "gradcam", "no layer 'nope'"),
+        (small.build(), "fc", "gradcam", "'fc' has no space"),
+        (small.build([*deep, flat], more=[np.array([2, 3])]), "relu1", None, "a class needs .batch, classes."),
+        (own, "relu1", "gradcam", "com.microsoft:QuickGelu"),
+        (labelled, "relu1", "gradcam", "there are 2 class names for the 5 classes of small"),
+    ]:
+        with pytest.raises((InputError, ModelError), match=words):
+            xcam.export(source, path, layer, method)
+        assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    for name, words in [
+        ("e.bin", "is no name for an ONNX file; end it in .onnx"),
+        ("a\0.onnx", "is no name for an ONNX file"),
+        ("none/e.onnx", "there is no folder"),
+        ("folder.onnx", "it is a folder"),
+        (f"{'x' * 300}.onnx", "File name too long; choose another name"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            xcam.export(small.build(), tmp_path / name)
+    longest = tmp_path / f"{'x' * 250}.onnx"
+    assert xcam.export(small.build(), longest) == longest
+
+
+def test_a_file_is_not_explained_twice_and_not_overwritten_by_itself(tmp_path: Path) -> None:
+    source, path = tmp_path / "m.onnx", tmp_path / "e.onnx"
+    source.write_bytes(small.build().SerializeToString())
+    before = source.read_bytes()
+    (tmp_path / "link.onnx").symlink_to(source)
+    for same in (source, tmp_path / "link.onnx"):
+        with pytest.raises(InputError, match="is the model itself, and would be overwritten"):
+            xcam.export(source, same)
+    assert source.read_bytes() == before
+    xcam.export(source, path)
+    with pytest.raises(InputError, match="explains itself already; export the model that it was made from"):
+        xcam.export(path, tmp_path / "f.onnx")

@@ -1,0 +1,532 @@
+"""What the conformance suite does not ask: names, layouts, types and runtimes as other people's ONNX models have them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import NodeProto, TensorProto, helper
+
+import onnx_small as small
+import xcam
+from xcam import InputError, ModelError
+from xcam_onnx import sessions
+from xcam_onnx.sessions import Runtime
+
+X = small.picture()
+V = small.by_hand(X)
+CLASSES = (1, 3)
+
+
+def opened(steps: Sequence[NodeProto] | None = None, **options: Any) -> Any:
+    loading = {k: options.pop(k) for k in ("size", "threads", "layout", "device") if k in options}
+    return xcam.load(small.build(steps, **options), **loading)
+
+
+def agree(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    expected = np.asarray(expected)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def traced(model: Any, layer: str, value: str, tolerance: float = 1e-5) -> Any:
+    """Outputs, activations and gradients at `layer` are those of `value` by hand."""
+    trace = model.trace(X, layer, small.cotangents(*CLASSES))
+    agree(trace.outputs, V["y"], tolerance)
+    agree(trace.activations, V[value], tolerance)
+    agree(trace.gradients[0], small.gradient(X, value, CLASSES), tolerance)
+    return trace
+
+
+def scoped(node: NodeProto, *modules: tuple[str, str]) -> NodeProto:
+    """The notes of torch's exporter: (path, class) of the modules that a node came from."""
+    paths = ["", *(path for path, _ in modules), node.name]
+    classes = ["net.Net", *(f"torch.nn.modules.{kind}" for _, kind in modules), f"aten.{node.op_type}"]
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=repr(paths))
+    node.metadata_props.add(key="pkg.torch.onnx.class_hierarchy", value=repr(classes))
+    return node
+
+
+def torch_like() -> list[NodeProto]:
+    """block = conv1 (whose batch norm was folded into it) → act → conv2 → act, one module called twice."""
+    conv1, relu1, conv2, relu2, *rest = small.nodes()
+    conv1.input[1:] = ["block.conv1.weight_bn", "b1"]
+    # torch counts the model itself as the outermost module, with an empty path
+    return [
+        scoped(conv1, ("block", "Block"), ("block.bn1", "BatchNorm2d")),
+        scoped(relu1, ("block", "Block"), ("block.act", "ReLU")),
+        scoped(conv2, ("block", "Block"), ("block.conv2", "Conv2d")),
+        scoped(relu2, ("block", "Block"), ("block.act", "ReLU")),
+        *rest,
+    ]
+
+
+def torch_model() -> onnx.ModelProto:
+    model = small.build()
+    del model.graph.node[:]
+    model.graph.node.extend(torch_like())
+    for tensor in model.graph.initializer:
+        tensor.name = {"w1": "block.conv1.weight_bn"}.get(tensor.name, tensor.name)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("block.bn1", "c1"),
+        ("block.act#0", "r1"),
+        ("block.conv2", "c2"),
+        ("block.act", "r2"),
+        ("block", "r2"),
+        ("relu2", "r2"),
+        ("r2", "r2"),
+        ("conv2", "c2"),
+    ],
+)
+def test_modules_nodes_and_tensors_are_names(name: str, value: str) -> None:
+    agree(xcam.load(torch_model()).activations(X, [name])[name], V[value])
+    if value != "c1":
+        traced(xcam.load(torch_model()), name, value)
+
+
+def test_what_the_layers_are() -> None:
+    model = xcam.load(torch_model())
+    found = [(layer.name, layer.kind, layer.inner) for layer in model.layers]
+    assert found == [
+        ("block.bn1", "BatchNorm2d", False),
+        ("block.act#0", "ReLU", False),
+        ("block.conv2", "Conv2d", False),
+        ("block", "Block", False),
+        ("block.act", "ReLU", False),
+        ("pool", "GlobalAveragePool", True),
+        ("flat", "Flatten", True),
+        ("fc", "Gemm", True),
+    ]
+    assert model.layers[0].shape == (small.CHANNELS, small.SIZE, small.SIZE)
+    assert model.layers[4].aliases == ("relu2", "r2")
+    assert xcam.models.layers.default(model).name == "block.act"
+
+
+def test_a_convolution_with_a_batch_norm_folded_into_it_names_the_batch_norm() -> None:
+    for call in (lambda m: m.trace(X, "block.conv1"), lambda m: xcam.models.layers.find(m, "block.conv1")):
+        with pytest.raises(InputError, match=r"'block.conv1' has no value of its own.*explain 'block.bn1'"):
+            call(xcam.load(torch_model()))
+
+
+def test_without_modules_nodes_are_the_layers_and_names_may_be_missing_or_taken() -> None:
+    steps = small.nodes()
+    steps[0].name, steps[2].name = "", "r1"
+    model = opened(steps)
+    assert [layer.name for layer in model.layers] == ["c1", "relu1", "r1", "relu2", "pool", "flat", "fc"]
+    traced(model, "r1", "c2")  # a node's own name before another's tensor
+    traced(model, "relu1", "r1")
+
+
+def test_names_of_the_old_exporter() -> None:
+    steps = small.nodes()
+    steps[2].name, steps[2].output[0] = "/layer4/layer4.2/conv3/Conv", "/layer4/layer4.2/conv3/Conv_output_0"
+    steps[3].input[0] = steps[2].output[0]
+    for name in (steps[2].name, steps[2].output[0]):
+        traced(opened(steps), name, "c2")
+
+
+def test_layers_that_the_metadata_names_all_of_them() -> None:
+    model = small.build()
+    model.metadata_props.add(key="xcam.layers", value='{"part": "r2", "part/act": "r2", "part/conv": "c2"}')
+    found = xcam.load(model)
+    assert [layer.name for layer in found.layers if not layer.inner] == ["part/conv", "part/act"]
+    for name, value in (("part", "r2"), ("part/act", "r2"), ("part/conv", "c2"), ("relu1", "r1")):
+        traced(found, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nope", "no layer 'nope' in small; known: conv1"),
+        ("x", "no layer 'x'"),
+        ("w1", "no layer 'w1'"),
+        ("", "no layer ''"),
+        ("\0" * 3, "no layer"),
+        ("fc", "has no space"),
+    ],
+)
+def test_names_that_are_none(name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        xcam.models.layers.find(opened(), name)
+
+
+def test_a_value_that_leads_nowhere() -> None:
+    model = opened([*small.nodes(), helper.make_node("Neg", ["r1"], ["dead"], "dead")])
+    with pytest.raises(InputError, match="'dead' leads to no output"):
+        xcam.models.layers.find(model, "dead")
+    traced(model, "relu1", "r1")
+
+
+def test_channels_last_and_what_is_transposed_and_reshaped_inside() -> None:
+    into = helper.make_node("Transpose", ["x"], ["xt"], "into", perm=[0, 3, 1, 2])
+    steps = small.inserted(0, [into])
+    out = helper.make_node("Transpose", ["r1"], ["t"], "last", perm=[0, 2, 3, 1])
+    flat = helper.make_node("Reshape", ["t", "k0"], ["p"], "places")
+    back = helper.make_node("Transpose", ["p"], ["q"], "turned", perm=[0, 2, 1])
+    grid = helper.make_node("Reshape", ["q", "k1"], ["r"], "grid")
+    steps = [*steps[:3], out, flat, back, grid, *steps[3:]]
+    steps[7].input[0] = "r"
+    shapes = [np.array([0, small.SIZE**2, small.CHANNELS]), np.array([0, small.CHANNELS, small.SIZE, small.SIZE])]
+    model = opened(steps, shape=("N", small.SIZE, small.SIZE, 3), more=shapes)
+    assert model.input.layout == "channels_last"
+    last = X.transpose(0, 2, 3, 1)
+    flatten = {"places": True, "turned": True}
+    layouts = {"relu1": "channels_first", "last": "channels_last", "places": "tokens", "grid": "channels_first"}
+    for name in ("relu1", "last", "places", "turned", "grid"):
+        trace = model.trace(last, name, small.cotangents(*CLASSES))
+        layer = next(layer for layer in model.layers if layer.name == name)
+        assert layer.layout == layouts.get(name, "channels_first")
+        for found, expected in ((trace.activations, V["r1"]), (trace.gradients[0], small.gradient(X, "r1", CLASSES))):
+            agree(found, expected.reshape(*expected.shape[:2], -1) if name in flatten else expected)
+        agree(model.resume(trace, trace.activations).outputs, V["y"])
+
+
+@pytest.mark.parametrize("first", ["", None, -1, "N", "unk__7"])
+def test_a_batch_of_any_size_in_every_spelling(first: Any) -> None:
+    proto = small.build()
+    dim = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    dim.Clear()
+    if isinstance(first, int):
+        dim.dim_value = first
+    elif first is not None:
+        dim.dim_param = first
+    traced(xcam.load(proto), "relu1", "r1")
+
+
+def test_a_fixed_batch() -> None:
+    model = opened(shape=(1, 3, small.SIZE, small.SIZE))
+    trace = traced(model, "relu1", "r1")
+    agree(model.predict(X), V["y"])
+    more = model.resume(
+        trace, V["r1"][[1, 0, 1]].astype(np.float32), rows=[1, 0, 1], cotangents=small.cotangents(3, 1, 3)
+    )
+    agree(more.outputs, V["y"][[1, 0, 1]])
+    agree(more.gradients[0], small.gradient(X, "r1", CLASSES)[[1, 0, 1]])
+    with pytest.raises(InputError, match="takes batches of 4, not 2; export it with a dynamic batch"):
+        opened(shape=(4, 3, small.SIZE, small.SIZE)).predict(X)
+
+
+def test_an_open_size_and_the_one_asked_for() -> None:
+    wide = np.random.default_rng(1).normal(size=(1, 3, 6, 11)).astype(np.float32)
+    for space in (("H", "W"), (None, None), (-1, -1)):
+        model = opened(shape=("N", 3, *space), size=(6, 11))
+        assert model.input.size == (6, 11)
+        assert not model.input.fixed
+        trace = model.trace(wide, "relu1", small.cotangents(2))
+        agree(trace.activations, small.by_hand(wide)["r1"])
+        agree(trace.gradients[0], small.gradient(wide, "r1", [2]))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_one_and_three_dimensions(rank: int) -> None:
+    kernel = np.random.default_rng(0).normal(size=(16, 3, *[1] * rank)).astype(np.float32)
+    steps = small.nodes()[1:2] + small.nodes()[4:]
+    steps.insert(0, helper.make_node("Conv", ["x", "k0"], ["c1"], "conv1"))
+    steps[2].input[0] = "r1"
+    x = np.random.default_rng(1).normal(size=(2, 3, *[5] * rank)).astype(np.float32)
+    model = opened(steps, shape=("N", 3, *[5] * rank), more=[kernel])
+    trace = model.trace(x, "relu1", small.cotangents(*CLASSES))
+    agree(trace.activations, np.maximum(np.einsum("nc...,oc->no...", x, kernel.reshape(16, 3)), 0))
+    weights = small.arrays()["w3"][list(CLASSES)].reshape(2, 16, *[1] * rank) / 5**rank
+    agree(trace.gradients[0], np.broadcast_to(weights, trace.activations.shape))
+
+
+def test_half_precision() -> None:
+    model = opened(kind=TensorProto.FLOAT16)
+    trace = traced(model, "relu1", "r1", 5e-3)
+    assert trace.activations.dtype == trace.gradients[0].dtype == np.float32
+    assert model.input.dtype == "float32"
+    agree(model.resume(trace, 0 * trace.activations).outputs, tail(0 * V["r1"]), 5e-3)
+
+
+def tail(r1: np.ndarray) -> np.ndarray:
+    w = small.arrays()
+    r2 = np.maximum(small.conv(r1, w["w2"], w["b2"]), 0)
+    return r2.mean((2, 3)) @ w["w3"].T + w["b3"]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.BFLOAT16])
+def test_types_that_the_runtime_does_not_know(kind: int) -> None:
+    with pytest.raises(ModelError, match=r"NotImplemented.*in float32"):
+        opened(kind=kind, opset=22).trace(X, "relu1", small.cotangents(*CLASSES))
+
+
+def test_whole_numbers_as_input() -> None:
+    cast = helper.make_node("Cast", ["x"], ["xf"], to=TensorProto.FLOAT)
+    turn = helper.make_node("Transpose", ["xf"], ["xt"], perm=[0, 3, 1, 2])
+    model = opened(small.inserted(0, [cast, turn]), shape=("N", small.SIZE, small.SIZE, 3), kind=TensorProto.UINT8)
+    assert (model.input.dtype, model.input.layout) == ("uint8", "channels_last")
+    x = np.random.default_rng(2).integers(0, 255, (2, small.SIZE, small.SIZE, 3), np.uint8)
+    expected = small.by_hand(x.transpose(0, 3, 1, 2).astype(np.float32))
+    agree(model.activations(x, ["relu1"])["relu1"], expected["r1"])
+
+
+def ending(*steps: NodeProto, outputs: Sequence[str], **options: Any) -> Any:
+    """The network whose scores z are followed by more nodes."""
+    found = small.nodes()
+    found[-1].output[0] = "z"
+    return opened([*found, *steps], outputs=outputs, **options)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Sigmoid"])
+def test_an_end_is_cut_off(op: str) -> None:
+    options = {"axis": 1} if op == "Softmax" else {}
+    cast = helper.make_node("Identity", ["p"], ["y"])
+    model = ending(helper.make_node(op, ["z"], ["p"], "end", **options), cast, outputs=["y"])
+    assert model.output_activation == op.lower()
+    traced(model, "relu1", "r1")
+    agree(model.predict(X), V["y"])
+
+
+def test_several_outputs() -> None:
+    end = helper.make_node("Softmax", ["z"], ["y"], "end", axis=1)
+    model = ending(end, helper.make_node("Tanh", ["r1"], ["t"]), outputs=["y", "t", "z"])
+    assert model.output_activation == {"y": "softmax", "t": None, "z": None}
+    found = model.predict(X)
+    assert list(found) == ["y", "t", "z"]
+    agree(found["t"], np.tanh(V["r1"]))
+    cotangent = np.eye(5, dtype=np.float32)[list(CLASSES)]
+
+    def cotangents(outputs: Any) -> Any:
+        zero = {name: np.zeros_like(value) for name, value in outputs.items()}
+        beside = np.ones_like(outputs["t"])
+        return [zero | {"y": cotangent}, zero | {"y": cotangent, "z": 2 * cotangent}, zero | {"t": beside}]
+
+    trace = model.trace(X, "relu1", cotangents)
+    expected = small.gradient(X, "r1", CLASSES)
+    agree(trace.gradients[0], expected)
+    agree(trace.gradients[1], 3 * expected)  # y's logits and z are one tensor
+    agree(trace.gradients[2], 1 - np.tanh(V["r1"]) ** 2)
+    later = model.trace(X, "relu2", cotangents)
+    assert not later.gradients[2].any()
+    agree(model.resume(later, later.activations).outputs["t"], np.tanh(V["r1"]))
+
+
+def test_outputs_that_are_no_scores_are_left_out() -> None:
+    steps = [
+        helper.make_node("ArgMax", ["z"], ["k"], axis=1),
+        helper.make_node("SequenceConstruct", ["z", "z"], ["s"]),
+    ]
+    sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    whole = helper.make_tensor_value_info("k", TensorProto.INT64, None)
+    model = ending(*steps, outputs=[whole, sequence, "z"])
+    assert model.output_activation is None
+    traced(model, "relu1", "r1")
+    with pytest.raises(ModelError, match=r"gives k \(int64\), and a score needs a float output"):
+        ending(steps[0], outputs=[whole])
+
+
+def skipping() -> list[NodeProto]:
+    """… r1 → conv2 → + r1 → relu2, and a factor that is computed from the picture and passes everything by."""
+    found = small.nodes()
+    found[3].input[0] = "sum"
+    found[4].input[0] = "scaled"
+    found.insert(3, helper.make_node("Add", ["c2", "r1"], ["sum"], "add"))
+    found.insert(5, helper.make_node("Mul", ["r2", "m"], ["scaled"], "scale"))
+    found.insert(0, helper.make_node("ReduceMean", ["x", "k0"], ["m"], "mean", keepdims=1))
+    return found
+
+
+def test_resume_keeps_each_rows_own_paths_around_the_layer() -> None:
+    model, w = opened(skipping(), more=[np.array([1, 2, 3])]), small.arrays()
+    m = X.mean((1, 2, 3), keepdims=True)
+
+    def rest(c2: np.ndarray, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        rows = list(rows)
+        r2 = np.maximum(c2 + V["r1"][rows], 0)
+        y = (r2 * m[rows]).mean((2, 3)) @ w["w3"].T + w["b3"]
+        slope = np.broadcast_to(w["w3"][2][:, None, None], r2.shape) * m[rows] / r2[0, 0].size
+        return y, slope * (r2 > 0)
+
+    trace = model.trace(X, "conv2", small.cotangents(2, 2))
+    y, slope = rest(V["c2"], [0, 1])
+    agree(trace.outputs, y)
+    agree(trace.gradients[0], slope)
+    for rows in ([1, 0, 1, 1], [0], [1]):
+        changed = np.random.default_rng(3).normal(size=(len(rows), *V["c2"].shape[1:])).astype(np.float32)
+        again = model.resume(trace, changed, rows=rows, cotangents=small.cotangents(*[2] * len(rows)))
+        y, slope = rest(changed, rows)
+        agree(again.outputs, y)
+        agree(again.gradients[0], slope)
+        agree(again.activations, changed)
+        once_more = model.resume(again, again.activations[::-1], rows=list(range(len(rows)))[::-1])
+        agree(once_more.outputs, y[::-1])
+
+
+@pytest.mark.parametrize("layers", [["relu1"] * 4, ["relu1", "relu2", "conv2", "relu1"]])
+def test_threads_from_their_first_calls_on(layers: list[str]) -> None:
+    values = {"relu1": "r1", "relu2": "r2", "conv2": "c2"}
+    for _ in range(3):
+        model, failures = opened(), []
+        gate = threading.Barrier(len(layers))
+
+        def work(layer: str, model: Any = model, gate: Any = gate, failures: Any = failures) -> None:
+            try:
+                gate.wait()
+                trace = traced(model, layer, values[layer])
+                agree(model.resume(trace, trace.activations).outputs, V["y"])
+                agree(model.predict(X), V["y"])
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(layer,)) for layer in layers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+
+def test_the_number_of_threads_reaches_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    make = sessions.ort.InferenceSession
+
+    def spy(model: bytes, options: Any, **rest: Any) -> Any:
+        seen.append(options.intra_op_num_threads)
+        return make(model, options, **rest)
+
+    monkeypatch.setattr(sessions.ort, "InferenceSession", spy)
+    assert traced(opened(threads=1), "relu1", "r1")
+    assert set(seen) == {1}
+    assert opened(threads=3).threads == 3
+    assert opened().threads is None
+    with pytest.raises(InputError, match="'keras' has no threads of each model's own"):
+        xcam.load("demo", "keras", threads=1)
+
+
+def test_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device in ("cpu", "CPU", "CPUExecutionProvider"):
+        traced(opened(device=device), "relu1", "r1")
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: there)
+    cpu = "CPUExecutionProvider"
+    assert sessions.providers(None) == (cpu,)
+    assert sessions.providers("gpu") == ("CUDAExecutionProvider", cpu)
+    assert sessions.providers("cuda:1") == (("CUDAExecutionProvider", {"device_id": 1}), cpu)
+    with pytest.raises(InputError, match="no device 'dml' here; this onnxruntime has: cpu, cuda"):
+        sessions.providers("dml")
+
+
+def test_a_provider_that_does_not_start_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fallen:
+        def __init__(self, *_: Any, **options: Any) -> None:
+            assert options["enable_fallback"] == 0
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(sessions.ort, "InferenceSession", Fallen)
+    pages = opened()._runtime.pages
+    with pytest.raises(ModelError, match=r"cannot start CUDAExecutionProvider .*; install what it needs, or"):
+        Runtime(pages, (("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider")).session(small.build())
+
+
+MICROSOFT = "com.microsoft"
+
+
+def test_operators_of_the_runtime_are_run_and_named_where_they_have_no_gradient() -> None:
+    gelu = helper.make_node("QuickGelu", ["r1"], ["q"], "gelu", domain=MICROSOFT, alpha=1.702)
+    model = opened(small.inserted(2, [gelu]), domains=[MICROSOFT])
+    q = V["r1"] / (1 + np.exp(-1.702 * V["r1"]))
+    agree(model.predict(X), tail(q))
+    trace = model.trace(X, "relu2", small.cotangents(*CLASSES))
+    agree(trace.activations, np.maximum(small.conv(q, small.arrays()["w2"], small.arrays()["b2"]), 0))
+    agree(trace.gradients[0], small.gradient(X, "r2", CLASSES))
+    with pytest.raises(
+        ModelError, match=r"cannot differentiate: com.microsoft:QuickGelu \(gelu\); choose a layer behind"
+    ):
+        model.trace(X, "relu1", small.cotangents(*CLASSES))
+    agree(model.trace(X, "relu1").activations, V["r1"])  # what needs no gradient works
+    agree(model.resume(model.trace(X, "relu1"), 0 * V["r1"]).outputs, tail(0 * V["r1"]))
+
+
+def branches() -> NodeProto:
+    out = [helper.make_empty_tensor_value_info("t")]
+    made = {
+        name: helper.make_graph([helper.make_node(op, ["r1"], ["t"])], name, [], out)
+        for name, op in (("then_branch", "Neg"), ("else_branch", "Relu"))
+    }
+    return helper.make_node("If", ["k0"], ["q"], "if", **made)
+
+
+def test_branches() -> None:
+    model = opened(small.inserted(2, [branches()]), more=[np.array(True)])
+    agree(model.predict(X), tail(-V["r1"]))
+    agree(model.trace(X, "relu2", small.cotangents(*CLASSES)).gradients[0], small.gradient(X, "r2", CLASSES))
+    with pytest.raises(ModelError, match=r"cannot differentiate: If \(if\)"):
+        model.trace(X, "relu1", small.cotangents(*CLASSES))
+
+
+def test_quantised_values_pass_straight_through_and_are_noted() -> None:
+    rounding = [
+        helper.make_node("QuantizeLinear", ["r1", "k0", "k1"], ["i"], "round"),
+        helper.make_node("DequantizeLinear", ["i", "k0", "k1"], ["q"], "back"),
+    ]
+    steps = small.inserted(2, rounding)
+    model = opened(steps, more=[np.float32(1 / 16), np.uint8(0)])
+    assert "straight through the rounding" in model.notes[0]
+    trace = model.trace(X, "relu1", small.cotangents(*CLASSES))
+    q, w = np.round(V["r1"] * 16) / 16, small.arrays()
+    assert q.max() < 255 / 16, "cut off: no gradient there"
+    agree(trace.outputs, tail(q))
+    g = small.gradient(X, "r2", CLASSES) * (small.conv(q, w["w2"], w["b2"]) > 0)
+    agree(trace.gradients[0], small.conv(g, w["w2"].transpose(1, 0, 2, 3)[:, :, ::-1, ::-1], np.zeros(16)))
+    with pytest.raises(InputError, match="'round' of small holds whole numbers"):
+        xcam.models.layers.find(model, "round")
+    assert not opened().notes
+
+
+def test_weights_that_are_nan() -> None:
+    model = small.build()
+    model.graph.initializer[2].CopyFrom(
+        onnx.numpy_helper.from_array(np.full((16, 16, 3, 3), np.nan, np.float32), "w2")
+    )
+    with pytest.raises(ModelError, match="the first layer with one is 'conv2'"):
+        xcam.explain(xcam.load(model, preprocess="unit"), np.zeros((9, 9, 3), np.uint8))
+
+
+def test_no_model_of_ours() -> None:
+    with pytest.raises(InputError, match="has no model 'resnet50'; give an"):
+        xcam.load("resnet50", "onnx")
+
+
+def test_weights_that_forward_and_backward_read_are_lent_once(tmp_path: Path) -> None:
+    """A dense layer's weights are most of this model's: both sessions read the same pages; a kernel is flipped instead."""
+    import onnx
+
+    from xcam_onnx.cut import _read_twice, gradient
+    from xcam_onnx.graph import Graph, part
+
+    rng = np.random.default_rng(0)
+    arrays = {"k": rng.normal(size=(8, 3, 3, 3)), "d": rng.normal(size=(200, 8 * 36))}
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "k"], ["c"], "c", pads=[1] * 4),
+        onnx.helper.make_node("Flatten", ["c"], ["f"], "f"),
+        onnx.helper.make_node("Gemm", ["f", "d"], ["y"], "y", transB=1),
+    ]
+    values = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["n", 3, 6, 6]), ("y", ["n", 200]))]
+    weights = [onnx.numpy_helper.from_array(v.astype(np.float32), n) for n, v in arrays.items()]
+    built = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", values[:1], values[1:], weights),
+        opset_imports=[onnx.helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
+    onnx.save(built, tmp_path / "m.onnx")
+    model = xcam.load(tmp_path / "m.onnx")
+    whole, _ = part(model.graph, ["x"], ["c", "y"])
+    _, made = gradient(whole, "c", ["y"])
+    assert _read_twice(made.model, whole) == {"d"}
+    assert "k" not in Graph(made.model).initializers
+    trace = model.trace(np.ones((2, 3, 6, 6), np.float32), "c", lambda y: [np.ones_like(y)])
+    expected = arrays["d"].sum(axis=0).reshape(8, 6, 6)
+    np.testing.assert_allclose(trace.gradients[0], np.stack([expected] * 2), rtol=1e-4, atol=1e-4)

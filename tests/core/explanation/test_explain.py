@@ -1,0 +1,393 @@
+"""From a model and pictures to explanations, with a backend whose numbers are known."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xcam
+from fake import FakeModel
+from quadratic import Quadratic
+from xcam import ContractError, InputError, ModelError, Preprocessing, XcamWarning, ZeroHeatmapWarning
+
+rng = np.random.default_rng(3)
+IMAGES = [rng.integers(0, 256, (4, 6, 3), dtype=np.uint8) for _ in range(3)]
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    made = FakeModel()
+    made.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("raw"))
+    return made
+
+
+def by_hand(image: np.ndarray, column: int) -> np.ndarray:
+    """Grad-CAM of the fake model: mean gradient w/24 times each channel, ReLU, over its maximum."""
+    weights = FakeModel().weights[:, column] / 24
+    cam = np.maximum(image.astype(np.float32) @ weights, 0)
+    return cam / cam.max()
+
+
+def test_gradcam_of_the_top_class(model: FakeModel) -> None:
+    e = xcam.explain(model, IMAGES[0])
+    scores = IMAGES[0].astype(float).mean(axis=(0, 1)) @ model.weights
+    top = int(scores.argmax())
+    assert (e.index, e.label, e.layer) == (top, ("cat", "dog")[top], "features")
+    np.testing.assert_allclose(e.heatmap, by_hand(IMAGES[0], top), atol=1e-6)
+    np.testing.assert_allclose(e.outputs, scores, rtol=1e-5)
+    np.testing.assert_allclose(e.score, scores[top], rtol=1e-5)
+    np.testing.assert_allclose(e.scores.sum(), 1, rtol=1e-5)
+    assert (e.method, e.backend, e.model) == ("gradcam", "fake", "fake")
+
+
+def test_cam_is_raw_and_signed(model: FakeModel) -> None:
+    e = xcam.explain(model, IMAGES[0], target=0)
+    assert e.cam.min() < 0 < e.cam.max()
+    np.testing.assert_array_equal(e.positive, np.maximum(e.cam, 0))
+    np.testing.assert_allclose(e.cam, IMAGES[0].astype(np.float32) @ model.weights[:, 0] / 24, atol=1e-4)
+
+
+def test_probability_scales_the_gradient_by_p_times_1_minus_p(model: FakeModel) -> None:
+    model.weights /= 50
+    logit = xcam.explain(model, IMAGES[0], target="dog")
+    p = xcam.explain(model, IMAGES[0], target="dog", score="probability")
+    z = logit.outputs
+    e = np.exp(z - z.max())
+    e /= e.sum()
+    weights = e[1] * (np.eye(2)[1] - e) @ model.weights.T / 24
+    np.testing.assert_allclose(p.cam, IMAGES[0].astype(np.float32) @ weights, atol=1e-5)
+    np.testing.assert_allclose(p.score, e[1], rtol=1e-5)
+
+
+def test_a_list_gives_a_list_in_batches_equal_to_one_by_one(model: FakeModel) -> None:
+    many = xcam.explain(model, IMAGES * 4)
+    assert model.calls == [8, 4]
+    for image, e in zip(IMAGES * 4, many, strict=True):
+        one = xcam.explain(model, image)
+        assert e.index == one.index
+        np.testing.assert_allclose(e.heatmap, one.heatmap, atol=1e-6)
+    assert xcam.explain(model, []) == []
+
+
+def test_several_targets_of_one_picture_cost_one_pass(model: FakeModel) -> None:
+    both = xcam.explain(model, IMAGES[0], target=["cat", 1])
+    assert model.calls == [1]
+    assert [e.label for e in both] == ["cat", "dog"]
+    for column, e in enumerate(both):
+        np.testing.assert_allclose(e.heatmap, by_hand(IMAGES[0], column), atol=1e-6)
+
+
+def test_one_target_for_each_picture_or_an_error(model: FakeModel) -> None:
+    found = xcam.explain(model, IMAGES, target=[0, 1, 0])
+    assert [e.index for e in found] == [0, 1, 0]
+    mixed = xcam.explain(model, IMAGES, target=[[0, 1], 1, [0]])
+    assert [e.index for e in mixed[0]] == [0, 1]
+    assert mixed[1].index == 1
+    assert [e.index for e in mixed[2]] == [0]
+    with pytest.raises(InputError, match="2 targets for 3 pictures"):
+        xcam.explain(model, IMAGES, target=[0, 1])
+    with pytest.raises(InputError, match="an empty list of targets"):
+        xcam.explain(model, IMAGES[0], target=[])
+
+
+def test_a_target_of_ones_own(model: FakeModel) -> None:
+    class Difference:
+        name = "cat − dog"
+
+        def value(self, outputs: Any) -> Any:
+            return outputs[:, 0] - outputs[:, 1]
+
+        def cotangent(self, outputs: Any) -> Any:
+            return np.float32([[1, -1]])
+
+    e = xcam.explain(model, IMAGES[0], target=Difference())
+    assert (e.index, e.label) == (None, "cat − dog")
+    np.testing.assert_allclose(e.score, e.outputs[0] - e.outputs[1])
+    w = model.weights @ [1, -1] / 24
+    np.testing.assert_allclose(e.cam, IMAGES[0].astype(np.float32) @ w, atol=1e-4)
+
+
+def test_a_cotangent_of_the_wrong_shape_is_refused(model: FakeModel) -> None:
+    class Wrong:
+        def value(self, outputs: Any) -> Any:
+            return outputs[:, 0]
+
+        def cotangent(self, outputs: Any) -> Any:
+            return np.ones(2)
+
+    with pytest.raises(InputError, match=r"cotangent of Wrong has shape \(2,\), the outputs \(1, 2\)"):
+        xcam.explain(model, IMAGES[0], target=Wrong())
+
+
+def test_a_zero_map_is_said_to_be_zero_and_why(model: FakeModel) -> None:
+    with pytest.warns(ZeroHeatmapWarning, match="every activation of the layer is zero"):
+        e = xcam.explain(model, np.zeros((4, 6, 3), np.uint8), target=0)
+    np.testing.assert_array_equal(e.heatmap, 0)
+    model.weights[:] = [[-1, 1], [-1, 1], [-1, 1]]
+    with pytest.warns(ZeroHeatmapWarning, match="speaks against the class"):
+        e = xcam.explain(model, IMAGES[0], target=0)
+    np.testing.assert_array_equal(e.heatmap, 0)
+    assert e.cam.max() < 0
+    model.weights[:] = 0
+    with pytest.warns(ZeroHeatmapWarning, match="the gradient is zero"):
+        xcam.explain(model, IMAGES[0], target=0)
+
+
+def test_the_random_method_asks_for_no_gradient(model: FakeModel) -> None:
+    a, b = (xcam.explain(model, IMAGES[0], target=t, method="random", seed=1) for t in (0, 1))
+    np.testing.assert_array_equal(a.cam, b.cam)
+    assert np.any(a.cam != xcam.explain(model, IMAGES[0], method="random", seed=2).cam)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: setattr(t, "activations", t.activations.astype(float)), "returned activations as float64"),
+        (lambda t: setattr(t, "gradients", []), "returned 0 gradients for 1 cotangents"),
+        (
+            lambda t: setattr(t, "gradients", [t.gradients[0][:, :2]]),
+            r"returned gradients\[0\] as float32 \(1, 2, 4, 6\)",
+        ),
+    ],
+)
+def test_a_backend_that_breaks_the_contract_is_named(model: FakeModel, spoil: Any, message: str) -> None:
+    def spoiled(trace: Any) -> Any:
+        spoil(trace)
+        return trace
+
+    model.spoil = spoiled
+    with pytest.raises(ContractError, match=f"backend 'fake' {message}"):
+        xcam.explain(model, IMAGES[0])
+
+
+def test_nan_is_said_not_drawn(model: FakeModel) -> None:
+    model.weights[0, 0] = np.nan
+    with pytest.raises(ModelError, match="fake gives NaN or infinity in its outputs at layer 'features'"):
+        xcam.explain(model, IMAGES[0])
+
+
+def test_unknown_layers_methods_and_options(model: FakeModel) -> None:
+    with pytest.raises(InputError, match=r"no layer 'feature' in fake; known: features, loose, pool"):
+        xcam.explain(model, IMAGES[0], layer="feature")
+    with pytest.raises(InputError, match="layer 'scores' has no space: its shape is 2"):
+        xcam.explain(model, IMAGES[0], layer="scores")
+    with pytest.raises(InputError, match="layer 'loose' leads to no output"):
+        xcam.explain(model, IMAGES[0], layer="loose")
+    with pytest.raises(InputError, match="no method 'gradcamm'"):
+        xcam.explain(model, IMAGES[0], method="gradcamm")
+    with pytest.raises(InputError, match="method 'gradcam' has no option 'seed'; its options: eigen_smooth"):
+        xcam.explain(model, IMAGES[0], seed=1)
+    with pytest.raises(InputError, match="no class 2: the model has 2 classes, 0 to 1"):
+        xcam.explain(model, IMAGES[0], target=2)
+    with pytest.raises(InputError, match="no class 'bird'"):
+        xcam.explain(model, IMAGES[0], target="bird")
+
+
+def test_a_model_that_does_not_say_its_scale_is_warned_of() -> None:
+    with pytest.warns(XcamWarning, match="does not say how pictures are to be scaled: 'unit'"):
+        xcam.explain(FakeModel(), IMAGES[0])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".npz"])
+def test_save(model: FakeModel, tmp_path: Path, suffix: str) -> None:
+    ramp = np.linspace(0, 255, 120)[:, None, None].repeat(80, 1) * [1, 0.5, 0]
+    ramp = ramp.astype(np.uint8)
+    e = xcam.explain(model, ramp)
+    path = tmp_path / f"cam{suffix}"
+    e.save(path)
+    if suffix == ".npz":
+        with np.load(path) as arrays:
+            np.testing.assert_array_equal(arrays["heatmap"], e.heatmap)
+            np.testing.assert_array_equal(arrays["cam"], e.cam)
+            assert (str(arrays["label"]), str(arrays["layer"])) == (e.label, "features")
+    else:
+        atol = 0 if suffix == ".png" else 12
+        np.testing.assert_allclose(xcam.images.reading.read(path).astype(int), e.overlay(), atol=atol)
+    assert list(tmp_path.iterdir()) == [path]
+    assert e._repr_png_().startswith(b"\x89PNG")
+
+
+def test_notes_stand_under_the_picture_and_leave_its_pixels_alone(model: FakeModel, tmp_path: Path) -> None:
+    model.notes = ("random weights",)
+    image = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    e = xcam.explain(model, image)
+    e.save(tmp_path / "cam.png")
+    picture = xcam.images.reading.read(tmp_path / "cam.png")
+    assert picture.shape[0] > 105
+    np.testing.assert_array_equal(picture[:100], e.overlay())
+    assert len(np.unique(picture[100:])) > 10  # letters
+
+
+def test_normalize_none_keeps_the_scale_and_still_draws(model: FakeModel) -> None:
+    e = xcam.explain(model, IMAGES[0], target=0, normalize="none")
+    np.testing.assert_allclose(e.heatmap, e.positive, rtol=1e-6)
+    np.testing.assert_array_equal(e.overlay(), xcam.explain(model, IMAGES[0], target=0).overlay())
+
+
+def test_no_warning_without_a_cause(model: FakeModel) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        xcam.explain(model, IMAGES[0], target=0)
+
+
+@pytest.mark.parametrize("image", [None, 3, b"x", [IMAGES[0]], IMAGES[0].astype(float), object()])
+def test_what_is_no_image(model: FakeModel, image: Any) -> None:
+    with pytest.raises(InputError, match="expected a path, or RGB as uint8"):
+        xcam.explain(model, [image] if isinstance(image, list) else image)
+
+
+def test_words_of_the_wrong_type(model: FakeModel) -> None:
+    with pytest.raises(InputError, match="no layer 3 in fake"):
+        xcam.explain(model, IMAGES[0], layer=3)  # type: ignore[call-overload]
+    assert xcam.explain(model, IMAGES[0], layer=model.layers[0]).layer == "features"  # type: ignore[call-overload]
+    for aim in (xcam.ClassScore(1.5), xcam.ClassScore("cat"), xcam.ClassScore(0, "nonsense"), xcam.ClassScore, 1.5):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="is no target"):
+            xcam.explain(model, IMAGES[0], target=aim)
+    for size in (224, (None, 3), (0, 3), (3, 10**9), (3,)):
+        with pytest.raises(InputError, match=r"give \(height, width\) in pixels"):
+            xcam.load("demo", "keras", size=size)  # type: ignore[arg-type]
+    assert xcam.load("demo", "keras", size=[128, 128]).input.size == (128, 128)  # type: ignore[arg-type]
+    for options in ({"layout": "sideways"}, {"preprocess": 3}, {"labels": [1, 2]}, {"labels": []}):
+        with pytest.raises(InputError):
+            xcam.load("demo", "keras", **options)
+
+
+def test_whole_number_inputs_take_pixels_as_they_are(model: FakeModel) -> None:
+    model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("unit", scale=1 / 255))
+    with pytest.raises(InputError, match=r"takes whole numbers \(int32\), and 'unit' makes fractions; use raw"):
+        xcam.explain(model, IMAGES[0])
+
+
+def test_a_model_of_one_channel_takes_no_preprocessing_for_three(model: FakeModel) -> None:
+    model.input = xcam.InputSpec((4, 6), channels=1, preprocessing=xcam.contract.preprocessing.PRESETS["caffe"])
+    with pytest.raises(InputError, match="'caffe' is for three channels, and the model takes one"):
+        xcam.explain(model, IMAGES[0])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 2)])
+def test_outputs_without_a_row_for_each_picture(model: FakeModel, shape: tuple[int, ...]) -> None:
+    model.spoil_outputs = lambda _: np.zeros(shape, np.float32)
+    with pytest.raises(ModelError, match="each needs a row of its own"):
+        xcam.explain(model, IMAGES[0])
+
+
+def test_explanations_can_be_compared_and_kept_in_sets(model: FakeModel) -> None:
+    e, f = xcam.explain(model, IMAGES[:2])
+    assert e == e
+    assert e != f
+    assert len({e, f}) == 2
+
+
+def test_classes_have_probabilities_too(model: FakeModel) -> None:
+    model.weights /= 50
+    one, two = xcam.explain(model, IMAGES[0], target=["cat", "cat-dog"])
+    np.testing.assert_allclose(two.scores, one.scores)
+    np.testing.assert_allclose(two.scores.sum(), 1, rtol=1e-5)
+    assert (two.index, two.label) == (None, "cat-dog")
+
+
+def test_layers_pictures_and_targets_give_lists_in_that_shape(model: FakeModel) -> None:
+    model.trace, trace = lambda x, layer, cotangents=None: trace(x, "features", cotangents), model.trace  # type: ignore[method-assign]
+    found = xcam.explain(model, IMAGES, ["features", "pool"], [["top2", 0], 1, (None,)], fuse="max")
+    assert [[e.index for e in row] if isinstance(row, list) else row.index for row in found][1] == 1
+    assert [len(row) if isinstance(row, list) else 0 for row in found] == [3, 0, 1]
+    assert {e.layer for e in found[0]} == {"features max pool"}
+    assert {e.index for e in found[0][:2]} == {0, 1}
+    assert found[0][2].index == 0
+
+
+def test_layers_that_make_no_sense_are_found_before_the_work(model: FakeModel) -> None:
+    for layer, more, words in (
+        (["features", "features"], {}, "layer 'features' is given twice"),
+        (["features", "nowhere"], {}, "no layer 'nowhere'"),
+        (["features", "pool"], {"fuse": "sum"}, "no fusion 'sum'"),
+        ([], {}, "an empty list of layers"),
+        (None, {"augment": "no"}, "augment is 'no'; give True or False"),
+    ):
+        with pytest.raises(InputError, match=words):
+            xcam.explain(model, IMAGES[0], layer, **more)  # type: ignore[call-overload]
+    assert model.calls == []
+
+
+def test_what_is_fused_belongs_together_and_zero_is_said(model: FakeModel) -> None:
+    a, b = xcam.explain(model, IMAGES[:2], target=0)
+    with pytest.raises(InputError, match="is another picture or class than 'cat' at features"):
+        xcam.fuse([a, b])
+    with pytest.raises(InputError, match="'dog' at features is another picture or class"):
+        xcam.fuse(xcam.explain(model, IMAGES[0], target=[0, 1]))
+    halves = [replace(a, cam=np.float32([row])) for row in ([1, 0], [0, 1])]
+    with pytest.warns(ZeroHeatmapWarning, match="the product of 2 layers is zero everywhere"):
+        assert not xcam.fuse(halves, "product").cam.any()
+    np.testing.assert_array_equal(xcam.fuse(halves).cam, [[0.5, 0.5]])
+
+
+def test_augmenting_whole_numbers_keeps_them_whole_and_pixels(model: FakeModel) -> None:
+    """0.9 and 1.1 as whole numbers are 0 and 1."""
+    model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("raw"))
+    seen: list[np.ndarray] = []
+    trace = model.trace
+
+    def told(x: Any, layer: str, cotangents: Any = None) -> Any:
+        seen.append(x)
+        return trace(x.astype(np.float32), layer, cotangents)
+
+    model.trace = told  # type: ignore[method-assign]
+    xcam.explain(model, IMAGES[0], target=0, augment=True)
+    assert len(seen) == 6
+    assert {x.dtype for x in seen} == {np.dtype(np.int32)}
+    np.testing.assert_array_equal(seen[1], np.rint(seen[0] * 0.9))
+    np.testing.assert_array_equal(seen[5], np.minimum(np.rint(seen[0][..., ::-1] * 1.1), 255))
+
+
+def test_nan_on_augmented_pictures_is_said(model: FakeModel) -> None:
+    model.spoil_outputs = lambda outputs: outputs * np.float32(np.nan if model.calls[1:] else 1)
+    with pytest.raises(ModelError, match="fake gives NaN or infinity in its outputs"):
+        xcam.explain(model, IMAGES[0], target=0, augment=True)
+
+
+def test_a_layer_with_one_or_three_axes_of_space_has_no_map(model: FakeModel) -> None:
+    for shape in ((3, 24), (3, 2, 2, 6)):
+        model.layers = [xcam.Layer("features", "Conv", shape)]
+        model.spoil = lambda t, shape=shape: xcam.Trace(  # type: ignore[misc]
+            t.outputs, t.activations.reshape(1, *shape), [g.reshape(1, *shape) for g in t.gradients]
+        )
+        with pytest.raises(ModelError, match="needs two axes of space; choose another layer"):
+            xcam.explain(model, IMAGES[0])
+
+
+def test_one_output_for_each_picture(model: FakeModel) -> None:
+    model.weights, model.labels, model.output_activation = np.float32([0.01, 0.02, -0.01]), None, "sigmoid"
+    trace = model.trace
+    model.trace = lambda x, layer, cotangents=None: trace(  # type: ignore[method-assign]
+        x, layer, cotangents and (lambda outputs: [v[:, None] for v in cotangents(outputs)])
+    )
+    model.weights = model.weights[:, None]
+    model.spoil_outputs = lambda outputs: outputs[:, 0]
+    e = xcam.explain(model, IMAGES[0], score="probability")
+    z = IMAGES[0].astype(float).mean(axis=(0, 1)) @ [0.01, 0.02, -0.01]
+    assert (e.outputs.shape, e.scores.shape, e.index) == ((1,), (1,), 0)
+    np.testing.assert_allclose([e.outputs[0], e.score], [z, 1 / (1 + np.exp(-z))], rtol=1e-5)
+
+
+def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
+    model = Quadratic()
+    model.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("unit", scale=1 / 255))
+    plain = xcam.explain(model, IMAGES[0], target=1, method="smoothgradcam++", n=2)
+    outputs, gradient = model.outputs, model.gradient
+    model.outputs = lambda a: {"first": outputs(a)[:, :1], "all": outputs(a)}  # type: ignore[method-assign]
+    model.gradient = lambda a, v: gradient(a, v["all"])  # type: ignore[method-assign]
+
+    class Second:
+        def value(self, said: Any) -> Any:
+            return said["all"][:, 1]
+
+        def cotangent(self, said: Any) -> Any:
+            return {"all": np.eye(2)[[1] * len(said["all"])]}
+
+    found = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", n=2)
+    np.testing.assert_allclose(found.cam, plain.cam, rtol=1e-5)

@@ -1,0 +1,79 @@
+"""Several maps in one picture: tiles, captions, notes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xcam
+from explanations import made
+from xcam import Explanation, InputError
+from xcam.explanation import montage
+from xcam.explanation.result import drawable
+
+
+def test_tiles_stand_in_rows_as_they_were_drawn() -> None:
+    parts = [made(), made("dog"), made("cow")]
+    sheet = xcam.grid(parts, columns=2)
+    gap, line = montage.GAP, 30  # a tenth of 300
+    assert sheet.shape == (2 * (200 + line + gap) + gap, 2 * (300 + gap) + gap, 3)
+    for k, part in enumerate(parts):
+        top, left = gap + line + (k // 2) * (200 + line + gap), gap + (k % 2) * (300 + gap)
+        np.testing.assert_array_equal(sheet[top : top + 200, left : left + 300], part.overlay())
+        assert (sheet[top - line : top, left : left + 300] < 100).any(), "a caption"
+    assert (sheet[-200:, 316:] == montage.PAPER).all()
+
+
+def test_a_large_picture_is_shrunk_before_it_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[Any] = []
+    drawn = Explanation.overlay
+    monkeypatch.setattr(Explanation, "overlay", lambda e, **k: shapes.append(e.image.shape) or drawn(e, **k))
+    ramp = np.linspace(0, 255, 4800).astype(np.uint8)[None, :, None].repeat(2400, 0).repeat(3, 2)
+    large = made(image=ramp)
+    sheet = xcam.grid([large])
+    assert shapes == [(240, 480, 3)]
+    tile = sheet[-montage.GAP - 240 : -montage.GAP, montage.GAP : -montage.GAP].astype(int)
+    assert "heatmap" not in large.__dict__, "the large map was never made"
+    np.testing.assert_allclose(tile[:, 5:-5], drawn(large)[5::10, 5::10][:, 5:-5], atol=4)
+
+
+def test_captions_say_what_differs() -> None:
+    assert montage.distinct([made(), made("dog")]) == ["cat 75%", "dog 75%"]
+    assert montage.distinct([made(), made(method="fem")]) == ["gradcam", "fem"]
+    assert montage.distinct([made(), made("dog", layer="relu")]) == ["cat, conv", "dog, relu"]
+    assert montage.distinct([made("difference", index=None)]) == ["difference"]
+    assert montage.distinct([made("猫"), made("犬", index=0), made("café"), made("really?")]) == [
+        "class 1 75%",
+        "class 0 25%",
+        "café 75%",
+        "really? 75%",
+    ]
+
+
+def test_letters_that_the_font_has_not() -> None:
+    assert drawable("café naïve – 3×3 → −1") == "cafe naive - 3x3 -> -1"
+    assert drawable("猫 cat") == "? cat"
+    plain, accented = (xcam.grid([made(image=np.zeros((200, 300, 3), np.uint8))], [c]) for c in ("cafe", "café"))
+    np.testing.assert_array_equal(plain[:38], accented[:38])
+
+
+def test_notes_stand_once_under_the_grid() -> None:
+    parts = [made(), made("dog")]
+    bare = xcam.grid(parts)
+    noted = xcam.grid([replace(part, notes=("random weights",)) for part in parts])
+    np.testing.assert_array_equal(noted[: len(bare)], bare)
+    assert 10 < len(noted) - len(bare) < 80
+    assert (noted[len(bare) :] > 200).any()
+
+
+def test_grids_that_make_no_sense() -> None:
+    for columns in (-1, 1.5):
+        with pytest.raises(InputError, match=f"columns is {columns}"):
+            xcam.grid([made()], columns=columns)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="2 captions for 1 pictures"):
+        xcam.grid([made()], ["a", "b"])
+    with pytest.raises(InputError, match="there is nothing to draw"):
+        xcam.grid([])

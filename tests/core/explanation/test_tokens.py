@@ -1,0 +1,49 @@
+"""Grids of the transformers that people use, and the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xcam import ModelError
+from xcam.contract import InputSpec, Layer
+from xcam.explanation.tokens import Grid, grid, infer
+
+
+@pytest.mark.parametrize(
+    ("count", "picture", "expected"),
+    [
+        (197, (224, 224), Grid(1, (14, 14))),  # ViT-B/16
+        (198, (224, 224), Grid(2, (14, 14))),  # DeiT, distilled
+        (50, (224, 224), Grid(1, (7, 7))),  # ViT-B/32
+        (261, (224, 224), Grid(5, (16, 16))),  # DINOv2 with four registers
+        (49, (224, 224), Grid(0, (7, 7))),  # Swin's last stage
+        (281, (224, 320), Grid(1, (14, 20))),
+        (282, (224, 320), Grid(2, (14, 20))),
+        (3136, (224, 224), Grid(0, (56, 56))),
+        (7 * 10, (224, 320), Grid(0, (7, 10))),
+        (5 * 8 + 1, (80, 128), Grid(1, (5, 8))),
+        (9, (12, 12), Grid(0, (3, 3))),
+    ],
+)
+def test_grids(count: int, picture: tuple[int, int], expected: Grid) -> None:
+    assert infer(count, picture) == expected
+
+
+def test_no_grid_is_an_error_with_a_remedy() -> None:
+    layer = Layer("blocks.3", "Block", (8, 60), layout="tokens")
+    with pytest.raises(
+        ModelError, match=r"the 60 tokens of layer 'blocks\.3' make no grid over a picture of 224×224"
+    ):
+        grid(layer, 60, InputSpec((224, 224)), (1, 3, 224, 224))
+
+
+def test_the_view_can_be_undone() -> None:
+    tokens = np.random.default_rng(0).normal(size=(2, 3, 2 + 6))
+    found = Grid(2, (2, 3))
+    view = found.view(tokens)
+    assert view.shape == (2, 3, 2, 3)
+    np.testing.assert_array_equal(view[1, 2, 1], tokens[1, 2, 5:])
+    np.testing.assert_array_equal(found.restore(view, tokens), tokens)
+    assert Grid().view(tokens) is tokens
+    assert Grid().restore(view, tokens) is view
