@@ -53,12 +53,12 @@ autodoc_type_aliases = {
 } | {
     "Engine": "xcam.dataset.batch.Engine",
     "Aim": "xcam.explanation.explain.Aim",
-    "Image": "xcam.explanation.explain.Image",
+    "ImageSource": "xcam.explanation.explain.ImageSource",
     "Normalize": "xcam.methods.maps.Normalize",
     "Score": "xcam.targets.Score",
     "Fusion": "xcam.explanation.fusion.Fusion",
-    "Picture": "xcam.images.reading.Picture",
-    "pictures.Picture": "xcam.images.reading.Picture",
+    "Image": "xcam.images.reading.Image",
+    "reading.Image": "xcam.images.reading.Image",
     "Blend": "xcam.images.overlay.Blend",
     "Style": "xcam.images.overlay.Style",
 }

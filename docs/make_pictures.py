@@ -36,7 +36,7 @@ STAGES = ("", "scores", "conv5", "conv4")
 FEWER = {"sscam": {"n": 8}}
 """Where the default takes longer than a picture may."""
 
-Picture = Any
+Image = Any
 held_out: Callable[[], list[scenes.Scene]] = runpy.run_path(str(DOCS / "make_figures.py"))["scenes_with_two"]
 
 
@@ -45,7 +45,7 @@ def file_name(method: str) -> str:
     return method.replace("+", "p") + ".png"
 
 
-def captioned(picture: Picture, text: str) -> Picture:
+def captioned(picture: Image, text: str) -> Image:
     """The picture with its caption above it, black on white."""
     strip = np.full((34, picture.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, text, (4, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (0, 0, 0), 1, cv2.LINE_AA)
@@ -61,15 +61,15 @@ def demo_sheet(model: xcam.Model, folder: Path) -> None:
     writing.write(folder / "demo.png", np.hstack(columns[:-1]))
 
 
-def shown(image: Picture) -> Picture:
+def shown(image: Image) -> Image:
     """A scene as it is drawn here, without its grain, which the network sees and which would be most of each file."""
     soft = cv2.GaussianBlur(image, (0, 0), 1.2)
     return cv2.resize(soft, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
 
 def tile(
-    image: Picture, heatmap: Any, shape: scenes.Shape | None = None, colours: str = COLOURS, near: bool = False
-) -> Picture:
+    image: Image, heatmap: Any, shape: scenes.Shape | None = None, colours: str = COLOURS, near: bool = False
+) -> Image:
     """A map of any size over the picture, with the outline of a shape."""
     wide = shown(image)
     how = cv2.INTER_NEAREST if near else cv2.INTER_LINEAR
@@ -77,13 +77,13 @@ def tile(
     return outlined(drawn, shape) if shape else drawn
 
 
-def outlined(picture: Picture, shape: scenes.Shape) -> Picture:
+def outlined(picture: Image, shape: scenes.Shape) -> Image:
     mask = cv2.resize(shape.mask.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
     found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(picture.copy(), found, -1, (255, 255, 255), 1)
 
 
-def sheet(path: Path, tiles: Sequence[Picture], captions: Sequence[str], columns: int, exact: bool = False) -> None:
+def sheet(path: Path, tiles: Sequence[Image], captions: Sequence[str], columns: int, exact: bool = False) -> None:
     """Tiles under their captions. Unless `exact`, in 32 levels of each colour, so that the file is small."""
     drawn = tiled(tiles, captions, columns)
     drawn = drawn if exact else drawn & 0xF8 | 0x07

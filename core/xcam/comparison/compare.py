@@ -144,7 +144,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
 class _Aligned:
     """The layers of all models, held against those of the first."""
 
-    def __init__(self, models: Sequence[Model], images: Sequence[reading.Picture]) -> None:
+    def __init__(self, models: Sequence[Model], images: Sequence[reading.Image]) -> None:
         self.models = models
         self.batches = [_batch(model, images) for model in models]
         self.sketches: list[list[LayerSample]] = [
@@ -289,7 +289,7 @@ def _counts(explanations: Sequence[Explanation]) -> list[str]:
     )
 
 
-def _batch(model: Model, images: Sequence[reading.Picture]) -> Array:
+def _batch(model: Model, images: Sequence[reading.Image]) -> Array:
     how = model.input.preprocessing or PRESETS["unit"]
     return batches.batch(images, model.input, input_size(model.input), how)
 
@@ -306,7 +306,7 @@ def _layers(models: Sequence[Model], layer: str | Sequence[str | None] | None) -
     ]
 
 
-def _read(images: Sequence[Any], failed: list[tuple[str, str]]) -> Iterator[tuple[Path | None, reading.Picture]]:
+def _read(images: Sequence[Any], failed: list[tuple[str, str]]) -> Iterator[tuple[Path | None, reading.Image]]:
     """The pictures one by one; those that cannot be read go to `failed`."""
     for k, image in enumerate(images):
         try:
@@ -328,7 +328,7 @@ def _light(one: ImageComparison) -> ImageComparison:
 def _compared(
     models: Sequence[Model],
     path: Path | None,
-    picture: reading.Picture,
+    picture: reading.Image,
     places: Sequence[str],
     method: str,
     target: Any,

@@ -20,7 +20,7 @@ from xcam.dataset.inputs import listing
 from xcam.dataset.output import RUN, Output
 from xcam.dataset.worker import decoded
 from xcam.errors import XcamError
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 from xcam.methods import maps
 from xcam.report import thumbnails
 from xcam.report.rendering import _environment, _rendered
@@ -210,7 +210,7 @@ def _photos(paths: Sequence[str]) -> list[Photo]:
 
 def _photo(path: str, place: tuple[str, int | None, int | None]) -> Photo:
     try:
-        image: Picture = decoded(storage.read(*place), path, SIDE)[0]
+        image: Image = decoded(storage.read(*place), path, SIDE)[0]
         return Photo(thumbnails.photo(image, SIDE))
     except (XcamError, MemoryError) as error:
         return Photo(Embedded("", SIDE, SIDE), str(error).removeprefix(path).lstrip(": ") or type(error).__name__)

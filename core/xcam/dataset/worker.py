@@ -31,7 +31,7 @@ from xcam.explanation.context import require
 from xcam.explanation.explain import explain, input_size
 from xcam.explanation.result import Explanation
 from xcam.images import opencv, reading, resizing, writing
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
 from xcam.targets import ClassScore, class_index, several, target
@@ -51,8 +51,8 @@ class Ready:
     """A picture as the model takes it and as it is drawn, and where its object is; or why there is none."""
 
     row: Row
-    image: Picture | None = None
-    shown: Picture | None = None
+    image: Image | None = None
+    shown: Image | None = None
     size: tuple[int, int] = (0, 0)
     """The picture's own, whatever it was decoded at."""
     where: Array | None = None
@@ -277,7 +277,7 @@ class Worker:
         self.output.draw(name, writing.encoded(drawn, ".jpg"))
 
 
-def decoded(data: bytes, name: str, least: int) -> tuple[Picture, tuple[int, int]]:
+def decoded(data: bytes, name: str, least: int) -> tuple[Image, tuple[int, int]]:
     """A picture, decoded at a half, a quarter or an eighth of its size where `least` pixels are left on each side; and its
     own (height, width). `least` 1: whole. Raises InputError.
     """

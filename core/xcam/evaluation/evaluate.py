@@ -18,7 +18,7 @@ from xcam.evaluation.result import FLOOR, Evaluation
 from xcam.evaluation.run import Part, Run, shuffling
 from xcam.evaluation.truth import Truth
 from xcam.explanation.context import require
-from xcam.explanation.explain import BATCH, Image
+from xcam.explanation.explain import BATCH, ImageSource
 from xcam.methods.registry import Method
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
@@ -32,7 +32,7 @@ Options = Mapping[str, Any]
 
 def evaluate(
     model: Any,
-    images: Iterable[Image] | Image,
+    images: Iterable[ImageSource] | ImageSource,
     methods: Sequence[str] | Mapping[str, Options] = ("gradcam",),
     layer: str | None = None,
     target: Any = None,
@@ -130,7 +130,7 @@ def _measures(
     return found
 
 
-def _parts(images: Iterable[Image], target: Any, truth: Truth) -> Iterator[Part]:
+def _parts(images: Iterable[ImageSource], target: Any, truth: Truth) -> Iterator[Part]:
     """Batches of pictures, none of which is read yet."""
     if isinstance(images, Sequence):
         truth.check(len(images))

@@ -19,13 +19,13 @@ from xcam.evaluation.registry import Measure
 from xcam.evaluation.result import ENOUGH, FLOOR, Evaluation
 from xcam.evaluation.subject import Subject, batch, cams
 from xcam.evaluation.truth import Truth
-from xcam.explanation.explain import BATCH, Image, explain
+from xcam.explanation.explain import BATCH, ImageSource, explain
 from xcam.explanation.result import Explanation
 from xcam.images import reading
 from xcam.methods.registry import Method
 from xcam.targets import Score, Target
 
-Part = tuple[list[tuple[int, Image]], Any, Truth]
+Part = tuple[list[tuple[int, ImageSource]], Any, Truth]
 """Some pictures with their numbers, what to explain on each, and where the objects are."""
 
 
@@ -33,9 +33,9 @@ Part = tuple[list[tuple[int, Image]], Any, Truth]
 class _Read:
     """A picture that was read."""
 
-    source: Image
+    source: ImageSource
     name: str
-    image: reading.Picture
+    image: reading.Image
     mask: Array | None
     aim: Any
 
@@ -64,7 +64,7 @@ class Run:
         self.model, self.layer, self.score, self.seed = model, layer, score, seed
         self.hows, self.measures = hows, measures
         self.cascade = any("shuffled" in measure.inputs for measure, _ in measures)
-        self.read: list[tuple[str, Image | None]] = []
+        self.read: list[tuple[str, ImageSource | None]] = []
         """Names, and where the pictures have to be read again: what they came from."""
         self.aims: list[Target] = []
         self.labels: list[str] = []

@@ -132,7 +132,7 @@ def cams(
     )
 
 
-def batch(images: Sequence[reading.Picture], model: Model) -> Array:
+def batch(images: Sequence[reading.Image], model: Model) -> Array:
     """Pictures as the model takes them; `explain` has said already what it takes where the model does not say."""
     how = model.input.preprocessing or PRESETS["unit" if model.input.dtype.startswith("float") else "raw"]
     return batches.batch(images, model.input, input_size(model.input), how)

@@ -30,7 +30,7 @@ class Truth:
             if given is not None and len(given) != count:
                 raise InputError(f"{len(given)} {what} for {count} pictures; {ONE_FOR_EACH}")
 
-    def of(self, k: int, image: reading.Picture, name: str) -> Array | None:
+    def of(self, k: int, image: reading.Image, name: str) -> Array | None:
         """The mask [H, W] of the k-th picture; None where nothing is known. Raises InputError."""
         size = image.shape[0], image.shape[1]
         for what, given in (("boxes", self.boxes), ("masks", self.masks)):

@@ -48,17 +48,19 @@ AUGMENTED = [
 """What `augment` adds to the clean picture: whether it is mirrored, and what its values are multiplied by."""
 
 T = TypeVar("T")
-Image = str | os.PathLike[str] | reading.Picture
+ImageSource = str | os.PathLike[str] | reading.Image
 Aim = int | str | Target | None
 
 
 @overload
-def explain(model: Any, image: Image, layer: Any = ..., target: Aim = ..., **options: Any) -> Explanation: ...
-@overload
-def explain(model: Any, image: Sequence[Image], layer: Any = ..., target: Any = ..., **options: Any) -> list[Any]: ...
+def explain(model: Any, image: ImageSource, layer: Any = ..., target: Aim = ..., **options: Any) -> Explanation: ...
 @overload
 def explain(
-    model: Any, image: Image, layer: Any = ..., target: Sequence[Aim] = ..., **options: Any
+    model: Any, image: Sequence[ImageSource], layer: Any = ..., target: Any = ..., **options: Any
+) -> list[Any]: ...
+@overload
+def explain(
+    model: Any, image: ImageSource, layer: Any = ..., target: Sequence[Aim] = ..., **options: Any
 ) -> list[Explanation]: ...
 def explain(
     model: Any,
@@ -183,7 +185,7 @@ def _within_memory(rows: range, work: Callable[[range], list[T]]) -> list[T]:
 
 def _explain(
     model: Model,
-    sources: list[Image],
+    sources: list[ImageSource],
     layer: Layer,
     targets: list[list[Target]],
     method: Method,
@@ -336,7 +338,7 @@ def _explanation(
     n: int,
     aim: Target,
     cam: Array,
-    image: reading.Picture,
+    image: reading.Image,
     path: Path | None,
     layer: Layer,
     method: Method,

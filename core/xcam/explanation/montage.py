@@ -20,7 +20,7 @@ SIDE = (160, 480)
 
 def grid(
     explanations: Sequence[Explanation], captions: Sequence[str] | None = None, columns: int = 0, **drawing: Any
-) -> reading.Picture:
+) -> reading.Image:
     """The overlays of several explanations in one picture, uint8 [H, W, 3] RGB.
 
     captions: one for each; default: what tells them apart (class, method, layer, model). columns: 0: as square as can be.
@@ -64,7 +64,7 @@ def _name(e: Explanation) -> str:
     return f"class {e.index}" if lost and e.index is not None else e.label
 
 
-def tiled(tiles: Sequence[reading.Picture], captions: Sequence[str], columns: int = 0) -> reading.Picture:
+def tiled(tiles: Sequence[reading.Image], captions: Sequence[str], columns: int = 0) -> reading.Image:
     """Pictures under their captions, in rows."""
     cv2 = opencv.load()
     height = max(tile.shape[0] for tile in tiles)
@@ -88,7 +88,7 @@ def tiled(tiles: Sequence[reading.Picture], captions: Sequence[str], columns: in
     return sheet
 
 
-def _write(sheet: reading.Picture, text: str, left: int, top: int, width: int, line: int) -> None:
+def _write(sheet: reading.Image, text: str, left: int, top: int, width: int, line: int) -> None:
     """One line of text, as large as fits."""
     cv2 = opencv.load()
     shown = drawable(text)

@@ -26,7 +26,7 @@ from xcam.targets import Target
 class Explanation:
     """Where one network looked, on one picture, for one target."""
 
-    image: reading.Picture = field(repr=False)
+    image: reading.Image = field(repr=False)
     """RGB uint8 [H, W, 3], as it was given, upright."""
     cam: npt.NDArray[np.float32] = field(repr=False)
     """The raw map at the layer's size [h, w]: signed, before ReLU and normalisation."""
@@ -87,7 +87,7 @@ class Explanation:
         colormap: str = "jet",
         blend: Blend = "mix",
         style: Style = "heat",
-    ) -> reading.Picture:
+    ) -> reading.Image:
         """The heatmap over the picture, uint8 [H, W, 3] RGB. See xcam.images.overlay.
 
         style: `heat`, in colours; `contour`, as lines at 0.25, 0.5 and 0.75; `signed`, what speaks for the target in red,
@@ -138,7 +138,7 @@ class Explanation:
         return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
-def captioned(picture: reading.Picture, notes: tuple[str, ...]) -> reading.Picture:
+def captioned(picture: reading.Image, notes: tuple[str, ...]) -> reading.Image:
     """The picture with a dark strip under it that holds the notes, shrunk to fit its width."""
     if not notes:
         return picture

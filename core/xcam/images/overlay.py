@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from xcam.errors import InputError, nearest
 from xcam.images import opencv
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 
 Blend = Literal["mix", "add"]
 Style = Literal["heat", "contour", "signed"]
@@ -24,7 +24,7 @@ def colormaps() -> list[str]:
     return sorted(name.removeprefix("COLORMAP_").lower() for name in dir(cv2) if name.startswith("COLORMAP_"))
 
 
-def lookup_table(colormap: str) -> Picture:
+def lookup_table(colormap: str) -> Image:
     """The 256 colours of a colormap, uint8 [256, 1, 3] RGB. Raises InputError."""
     cv2 = opencv.load()
     number = getattr(cv2, f"COLORMAP_{colormap.upper()}", None)
@@ -38,7 +38,7 @@ DIVERGING = ((33, 102, 172), (247, 247, 247), (178, 24, 43))
 """Against, neither, for: the ends and the middle of ColorBrewer's RdBu, which people who are colour-blind tell apart."""
 
 
-def diverging() -> Picture:
+def diverging() -> Image:
     """256 colours from blue over white to red, uint8 [256, 1, 3] RGB."""
     at = np.linspace(0, 2, 256)
     return np.stack([np.interp(at, (0, 1, 2), channel) for channel in zip(*DIVERGING, strict=True)], axis=-1)[
@@ -46,7 +46,7 @@ def diverging() -> Picture:
     ].astype(np.uint8)
 
 
-def signed_overlay(image: Picture, heatmap: npt.NDArray[np.float32], alpha: float = 0.5) -> Picture:
+def signed_overlay(image: Image, heatmap: npt.NDArray[np.float32], alpha: float = 0.5) -> Image:
     """A signed map [H, W] in −1…1 over an RGB picture: red speaks for the target, blue against it.
 
     Each place takes on as much colour as its magnitude says: where the map is zero, the picture shows unchanged.
@@ -74,11 +74,11 @@ def check_drawing(style: Style = "heat", alpha: float = 0.5, colormap: str = "je
 
 
 def contours(
-    image: Picture,
+    image: Image,
     heatmap: npt.NDArray[np.float32],
     colormap: str = "jet",
     levels: tuple[float, ...] = (0.25, 0.5, 0.75),
-) -> Picture:
+) -> Image:
     """Lines of equal height of a map [H, W] in 0…1 over an RGB picture, in the colours of their levels."""
     cv2 = opencv.load()
     _check(image, heatmap, 1.0)
@@ -93,12 +93,12 @@ def contours(
     return out
 
 
-def _strips(image: Picture) -> Iterator[slice]:
+def _strips(image: Image) -> Iterator[slice]:
     """Rows that stay in the cache: a third less time on a picture of 12 megapixels, and no large array in between."""
     return (slice(top, top + 64) for top in range(0, image.shape[0], 64))
 
 
-def _check(image: Picture, heatmap: npt.NDArray[np.float32], alpha: float) -> None:
+def _check(image: Image, heatmap: npt.NDArray[np.float32], alpha: float) -> None:
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha is {alpha}; give a number from 0 (the picture) to 1 (the colours)")
     if heatmap.shape != image.shape[:2]:
@@ -106,12 +106,12 @@ def _check(image: Picture, heatmap: npt.NDArray[np.float32], alpha: float) -> No
 
 
 def overlay(
-    image: Picture,
+    image: Image,
     heatmap: npt.NDArray[np.float32],
     alpha: float = 0.5,
     colormap: str = "jet",
     blend: Blend = "mix",
-) -> Picture:
+) -> Image:
     """Blend a heatmap [H, W] in 0…1 over an RGB picture uint8 [H, W, 3] of the same size.
 
     `mix`: (1 − alpha)·image + alpha·colour. `add`: image + alpha·colour, clipped to 255: the overlay of the classic

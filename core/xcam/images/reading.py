@@ -19,7 +19,7 @@ from xcam.errors import InputError
 from xcam.images import opencv
 from xcam.images.opencv import silenced
 
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 REDUCED = {2: 16, 4: 32, 8: 64}
@@ -31,7 +31,7 @@ STRIP = 1 << 16
 """Pixels laid on white at once, so that a large picture takes little more than itself."""
 
 
-def read(source: str | os.PathLike[str]) -> Picture:
+def read(source: str | os.PathLike[str]) -> Image:
     """A picture file → uint8 [H, W, 3] RGB, turned upright by its EXIF orientation.
 
     Reads what OpenCV reads: JPEG (JFIF), PNG, WebP, BMP, TIFF and more. Grey becomes RGB, 16 bits become 8,
@@ -53,7 +53,7 @@ def _content(path: Path, kind: str = "a picture") -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
 
 
-def decode(data: bytes, name: str, reduced: int = 1) -> Picture:
+def decode(data: bytes, name: str, reduced: int = 1) -> Image:
     """The bytes of a picture file, as `read` gives it; `name` is what a message calls it.
 
     reduced: 2, 4 or 8: a JPEG is decoded at a half, a quarter, an eighth of its size, at a fraction of the cost.
@@ -115,7 +115,7 @@ def _unreadable(name: str) -> InputError:
     )
 
 
-def check(image: object, name: str = "the image") -> Picture:
+def check(image: object, name: str = "the image") -> Image:
     """An array given as a picture, if it is uint8 [H, W, 3] with places to point at. Raises InputError."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -126,7 +126,7 @@ def check(image: object, name: str = "the image") -> Picture:
     return image
 
 
-def _decode(data: bytes, reduced: int = 0) -> Picture | None:
+def _decode(data: bytes, reduced: int = 0) -> Image | None:
     cv2 = opencv.load()
     chunks = _png_chunks(data) if data.startswith(b"\x89PNG") else ()
     if chunks is None:
@@ -185,7 +185,7 @@ def _png_chunks(data: bytes) -> set[bytes] | None:
     return None
 
 
-def _on_white(raw: npt.NDArray[Any]) -> Picture:
+def _on_white(raw: npt.NDArray[Any]) -> Image:
     """Lay `raw`, BGRA of any depth, on white: RGB."""
     top = np.iinfo(raw.dtype).max if np.issubdtype(raw.dtype, np.integer) else 1.0
     image = np.empty((*raw.shape[:2], 3), np.uint8)

@@ -6,13 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from xcam.images import opencv
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 
 THUMBNAIL = 512
 """The longer side of a picture that is kept to be shown."""
 
 
-def shrunk(image: Picture, side: int = THUMBNAIL) -> Picture:
+def shrunk(image: Image, side: int = THUMBNAIL) -> Image:
     """A copy whose longer side is `side` at most; the picture itself where it is that small."""
     height, width = image.shape[:2]
     factor = side / max(height, width)

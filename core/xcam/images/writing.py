@@ -9,7 +9,7 @@ from xcam.contract.files import write_whole
 from xcam.errors import InputError
 from xcam.images import opencv
 from xcam.images.opencv import silenced
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -17,7 +17,7 @@ WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
 
 
-def write(path: str | os.PathLike[str], image: Picture) -> None:
+def write(path: str | os.PathLike[str], image: Image) -> None:
     """Write RGB uint8 [H, W, 3] to `path`, in the format that its suffix says. Raises InputError."""
     suffix = Path(path).suffix.lower()
     if suffix not in WRITABLE:
@@ -25,7 +25,7 @@ def write(path: str | os.PathLike[str], image: Picture) -> None:
     write_whole(path, encoded(image, suffix, str(path)))
 
 
-def encoded(image: Picture, suffix: str, name: str = "the picture") -> bytes:
+def encoded(image: Image, suffix: str, name: str = "the picture") -> bytes:
     """RGB uint8 [H, W, 3] as a file of the format that the suffix says. Raises InputError."""
     cv2 = opencv.load()
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix in (".jpg", ".jpeg") else []

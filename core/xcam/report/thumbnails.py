@@ -13,7 +13,7 @@ import numpy.typing as npt
 from xcam.explanation.result import Explanation
 from xcam.images import opencv, resizing
 from xcam.images.overlay import lookup_table
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 from xcam.methods import maps
 
 SIDE, SMALLEST = resizing.THUMBNAIL, 192
@@ -40,7 +40,7 @@ def side_for(n: int) -> int:
     return SIDE if n <= FULL else max(SMALLEST, round(SIDE * math.sqrt(FULL / n)))
 
 
-def photo(image: Picture, side: int = SIDE) -> Embedded:
+def photo(image: Image, side: int = SIDE) -> Embedded:
     """A photo of RGB uint8 [H, W, 3], shrunk to `side`, never enlarged."""
     small = resizing.shrunk(image, side)
     return Embedded(_encode(small), small.shape[1], small.shape[0])
@@ -87,7 +87,7 @@ def _shrink(values: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
     return np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA))
 
 
-def _encode(image: Picture) -> str:
+def _encode(image: Image) -> str:
     """As JPEG or PNG, whichever is smaller: drawings and flat maps are, without loss, smaller as PNG."""
     cv2 = opencv.load()
     bgr = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcam.images import opencv
-from xcam.images.reading import Picture
+from xcam.images.reading import Image
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "ring")
 FINER = 3
@@ -33,7 +33,7 @@ class Shape:
 class Scene:
     """A picture and what is in it."""
 
-    image: Picture
+    image: Image
     shapes: tuple[Shape, ...]
 
 
@@ -98,7 +98,7 @@ def _outline(rng: np.random.Generator, label: int, x: float, y: float, radius: f
     return np.rint(points).astype(np.int32)
 
 
-def _texture(rng: np.random.Generator, size: int) -> Picture:
+def _texture(rng: np.random.Generator, size: int) -> Image:
     """Coloured noise at several scales around a random base colour."""
     cv2 = opencv.load()
     image = np.full((size, size, 3), rng.uniform(50, 205, 3), np.float32)
@@ -109,7 +109,7 @@ def _texture(rng: np.random.Generator, size: int) -> Picture:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _clutter(rng: np.random.Generator, image: Picture) -> Picture:
+def _clutter(rng: np.random.Generator, image: Image) -> Image:
     """Strokes, open arcs, bars and specks that are none of the classes."""
     cv2 = opencv.load()
     size = image.shape[0]
@@ -135,7 +135,7 @@ def _clutter(rng: np.random.Generator, image: Picture) -> Picture:
     return image
 
 
-def _fill(rng: np.random.Generator, image: Picture, paint: npt.NDArray[np.uint8]) -> Picture:
+def _fill(rng: np.random.Generator, image: Image, paint: npt.NDArray[np.uint8]) -> Image:
     """Paint where `paint` is set, in a textured colour that stands out from what is there."""
     inside = paint > 0
     base = image[inside].mean(axis=0)
