@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class XcamError(Exception):
@@ -12,6 +18,10 @@ class XcamError(Exception):
 
 class InputError(XcamError, ValueError):
     """The picture, layer, class, option or file that was given cannot be used."""
+
+
+class OptionError(InputError, TypeError):
+    """The call has an argument that the function does not take."""
 
 
 class ModelError(XcamError, RuntimeError):
@@ -48,3 +58,45 @@ def nearest(word: object, known: Iterable[str], n: int = 3) -> str:
     found = difflib.get_close_matches(word, names, n=n, cutoff=0.5)
     found = found or difflib.get_close_matches(word.rpartition("/")[2], names, n=n, cutoff=0.3)
     return f"nearest: {', '.join(found)}" if found else f"for example: {', '.join(names[-n:])}"
+
+
+def keywords_checked(
+    method_options: Callable[[], Collection[str]] = tuple,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a public function, so that an argument it does not take raises OptionError with the nearest name.
+
+    Only the arguments of the call itself are checked: a TypeError from inside the function passes unchanged.
+
+    Args:
+        method_options: Returns the names that are options of a method, for a function with a parameter
+            `method_options`: the message for one of these names shows how to give it.
+
+    Returns:
+        The decorator. The decorated function keeps its signature, name and docstring.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
+        positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        call = f"{function.__name__}()"
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if len(args) > len(positional):
+                raise OptionError(
+                    f"{call} takes {len(positional)} positional arguments, not {len(args)}; "
+                    f"give all after {positional[-1]!r} by name"
+                )
+            for name in kwargs:
+                if name not in names:
+                    close = difflib.get_close_matches(name, names, n=1)
+                    remedy = f"nearest: {close[0]}" if close else f"known: {', '.join(names)}"
+                    if name in method_options():
+                        remedy = f"options of a method are given as method_options={{{name!r}: ...}}"
+                    raise OptionError(f"{call} has no option {name!r}; {remedy}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate

@@ -48,6 +48,11 @@ def get(name: str) -> Method:
     return _registry[name]
 
 
+def option_names() -> set[str]:
+    """Return the names of all options of all methods."""
+    return {option for method in _registry.values() for option in method.options}
+
+
 def list_methods() -> Mapping[str, Method]:
     """All methods by name, in the order of the documentation."""
     return MappingProxyType(_registry)
