@@ -3,6 +3,8 @@
 The types are importable from here; presets, plugins, validation and the helpers are in modules of their own.
 """
 
+from xcam.contract.outputs import like, one_output
+from xcam.contract.rows import rows_of
 from xcam.contract.types import (
     DEFAULT_SIZE,
     Activation,
@@ -16,9 +18,6 @@ from xcam.contract.types import (
     Model,
     Outputs,
     Trace,
-    like,
-    one_output,
-    rows_of,
 )
 
 __all__ = [

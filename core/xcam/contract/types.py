@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import numpy.typing as npt
 
 from xcam.contract.preprocessing import Preprocessing
-from xcam.errors import InputError
 
 Array = npt.NDArray[Any]
 Outputs = Array | Mapping[str, Array]
@@ -135,25 +133,6 @@ class Model(Protocol):
         else one for one).
         """
 
-    # Optional, declared by "hvp" in `capabilities`:
-    # def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]
-    #     For each cotangent v of `cotangents`, taken as a constant, ∂²⟨v, outputs⟩/∂activations² times vectors[m].
-    #
-    # Optional:
-    # default_layer: str | None
-    #     The layer that the model itself names.
-    # def explain_missing_layer(self, name: str) -> str | None
-    #     Why there is no layer of this name, in a line with a remedy; None where nothing is known.
-    # def to_onnx(self, path: Path) -> None
-    #     Write the model as an ONNX file, its layers findable by their names.
-    # def disable_spinning(self) -> None
-    #     Other threads work beside the model from now on (pictures are decoded): its own should sleep while they wait.
-    # parameter_layers: Sequence[str]
-    #     The parts that have weights, in execution order, by whatever names `with_shuffled_weights` takes.
-    # def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> Model
-    #     A copy in which the values of each learnt weight of `parts` are shuffled: by a seed of its own for each part, so
-    #     that what is shuffled besides changes nothing. The model itself stays as it is.
-
 
 class Backend(Protocol):
     """What a plugin's `target` names: a class without arguments that turns a source into a Model."""
@@ -168,28 +147,3 @@ class Backend(Protocol):
         weights: str | None = None,
     ) -> Model:
         """`source` is a pathlib.Path, a name that the backend knows, or a live model object."""
-
-
-def rows_of(rows: Sequence[int] | None, pictures: int, variants: int) -> list[int]:
-    """The row of a trace of `pictures` for each of the `variants` that `resume` is given. Raises InputError."""
-    found = [0] * variants if rows is None and pictures == 1 else list(range(pictures) if rows is None else rows)
-    if len(found) != variants or not all(0 <= row < pictures for row in found):
-        raise InputError(
-            f"rows are {found} for {variants} variants of {pictures} pictures; give one row for each variant"
-        )
-    return found
-
-
-def one_output(outputs: Outputs, name: str | None = None) -> Array:
-    """The array that a target reads: the named output, or the first."""
-    if not isinstance(outputs, Mapping):
-        return outputs
-    return outputs[name] if name is not None else next(iter(outputs.values()))
-
-
-def like(outputs: Outputs, value: Array, name: str | None = None) -> Outputs:
-    """A cotangent shaped like `outputs`: `value` at the output that `one_output` reads, zero elsewhere."""
-    if not isinstance(outputs, Mapping):
-        return value
-    name = next(iter(outputs)) if name is None else name
-    return {key: value if key == name else np.zeros_like(array) for key, array in outputs.items()}

@@ -1,0 +1,136 @@
+"""Optional abilities of a model, as protocols: what a backend may offer beyond `Model`.
+
+A backend implements an ability by having its members; it inherits from nothing. The core asks with `supports`:
+
+    if supports(model, ExportsOnnx):
+        model.to_onnx(path)
+
+The conformance suite (`xcam.testing`) checks every ability that a model has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard, TypeVar
+
+from xcam.contract.types import Array, Cotangents, Model
+
+T = TypeVar("T")
+
+
+class SupportsHvp(Model, Protocol):
+    """Hessian-vector products at a layer, by differentiating twice. Declared by "hvp" in `capabilities`."""
+
+    def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
+        """Return ∂²⟨v, outputs⟩/∂activations² times `vectors[m]` for each cotangent v, taken as a constant.
+
+        Args:
+            x: a batch as the model itself takes it.
+            layer: name of a layer.
+            cotangents: called once with the outputs; returns M cotangents.
+            vectors: M arrays [N, C, *spatial].
+
+        Returns:
+            M float32 arrays [N, C, *spatial].
+        """
+
+
+class ExportsOnnx(Model, Protocol):
+    """Conversion of the model to an ONNX file."""
+
+    def to_onnx(self, path: Path) -> None:
+        """Write the model as an ONNX file in which its layers can be found by their names.
+
+        Raises:
+            BackendError: the exporter is not installed.
+            ModelError: the model cannot be converted.
+            InputError: the file cannot be written.
+        """
+
+
+class ExportsSelfExplaining(Model, Protocol):
+    """An ONNX file that returns its own heatmap, or names its layer and preprocessing."""
+
+    def export(self, path: Path, layer: str | None, heatmap: str | None, facts: Mapping[str, str]) -> None:
+        """Write the model as an ONNX file with an additional output and metadata.
+
+        Args:
+            path: the file to write.
+            layer: name of the layer that the heatmap is of; None for no heatmap.
+            heatmap: name of the output that holds the heatmap; None for no heatmap.
+            facts: metadata to store in the file.
+
+        Raises:
+            ModelError: the model cannot be differentiated at the layer.
+            InputError: the file cannot be written.
+        """
+
+
+class Randomizable(Model, Protocol):
+    """Copies with shuffled weights, for the model-parameter randomisation test (Adebayo et al. 2018)."""
+
+    @property
+    def parameter_layers(self) -> Sequence[str]:
+        """Names of the parts that have learnt weights, in execution order."""
+
+    def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> Model:
+        """Return a copy in which the learnt weights of `parts` are shuffled. The model itself is not changed.
+
+        Each part has a random generator of its own (see `xcam.contract.shuffling`): the result for a part depends on
+        `seed` and on the part's name, and not on which other parts are shuffled.
+
+        Raises:
+            InputError: a part is not one of `parameter_layers`.
+            ModelError: the model cannot be copied.
+        """
+
+
+class NamesDefaultLayer(Model, Protocol):
+    """A model that names the layer to explain when the caller names none."""
+
+    default_layer: str | None
+    """A layer's name; None: the core chooses."""
+
+
+class ExplainsMissingLayers(Model, Protocol):
+    """A model that knows why a layer that its user may expect does not exist, for example after a conversion."""
+
+    def explain_missing_layer(self, name: str) -> str | None:
+        """Return one line with the reason and a remedy, or None where nothing is known about `name`."""
+
+
+class DisablesSpinning(Model, Protocol):
+    """A runtime whose idle threads spin, which costs time when other threads need the cores."""
+
+    def disable_spinning(self) -> None:
+        """Let idle threads sleep from now on: other threads decode images at the same time."""
+
+
+def supports(model: object, ability: Callable[..., T]) -> TypeGuard[T]:
+    """Return whether `model` has the members of an ability. No property is evaluated.
+
+    Args:
+        model: any object.
+        ability: one of this module's protocols.
+    """
+    if ability is SupportsHvp and "hvp" not in getattr(model, "capabilities", ()):
+        return False
+    own = vars(ability)
+    return all(
+        callable(getattr(model, name, None)) if callable(own.get(name)) else has_member(model, name)
+        for name in members(ability)
+    )
+
+
+def members(protocol: Any) -> list[str]:
+    """Return the names of a protocol's own public members, those that it inherits left out."""
+    return [name for name in (*protocol.__annotations__, *vars(protocol)) if not name.startswith("_")]
+
+
+def has_member(value: object, name: str) -> bool:
+    """Return whether an object has a member, without evaluating it where it is a property.
+
+    Python 3.11's `isinstance` with a runtime-checkable protocol evaluates every property.
+    """
+    return hasattr(type(value), name) or name in getattr(value, "__dict__", ()) or hasattr(value, name)

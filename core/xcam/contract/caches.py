@@ -1,0 +1,54 @@
+"""A cache for what is expensive to make: recordings, captured graphs, compiled functions, sessions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class BoundedCache(Generic[K, V]):
+    """The values that were used last, each made once for all threads.
+
+    One thread makes a value at a time; the others wait. `make` may use the cache itself.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        """Create an empty cache.
+
+        Args:
+            size: number of values that are kept; None: all.
+        """
+        self._size = size
+        self._values: dict[K, V] = {}
+        self._lock = threading.RLock()
+
+    def get(self, key: K, make: Callable[[], V], valid: Callable[[V], bool] | None = None) -> V:
+        """Return the value of `key`; `make` it where there is none, or where `valid` rejects the one that is kept.
+
+        A value that has to go is dropped before the new one is made, so that both are never in memory at once.
+        """
+        with self._lock:
+            if key in self._values and (valid is None or valid(self._values[key])):
+                value = self._values.pop(key)
+            else:
+                self._values.pop(key, None)
+                while self._size is not None and len(self._values) >= self._size:
+                    del self._values[next(iter(self._values))]
+                value = make()
+            self._values[key] = value  # last in order: the latest
+            return value
+
+    @property
+    def latest(self) -> V | None:
+        """The value that was used last, or None."""
+        with self._lock:
+            return next(reversed(self._values.values()), None)
+
+    def clear(self) -> None:
+        """Drop all values."""
+        with self._lock:
+            self._values.clear()

@@ -1,0 +1,92 @@
+"""Errors and notes that every backend needs, in the same words."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+
+from xcam.errors import BackendError, InputError, ModelError, XcamError, nearest
+
+RANDOM_WEIGHTS = "random weights: this shows nothing about a trained model"
+"""The entry in `Model.notes` of a model that was built without published weights."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return an error's text in one line of at most `limit` characters; its kind where it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def unknown_layer(layer: str, model: str, known: Iterable[str]) -> InputError:
+    """Return the error for a layer name that the model does not have."""
+    return InputError(f"unknown layer {layer!r} in {model}; {nearest(layer, known)}; `xcam layers` lists them")
+
+
+def unknown_device(device: str, runtime: str, known: Iterable[str]) -> InputError:
+    """Return the error for a device that the framework does not have."""
+    return InputError(f"unknown device {device!r}; {runtime} has: {', '.join(known)}")
+
+
+def own_weights(source: str, weights: object) -> InputError:
+    """Return the error for `weights` that were given for a source which contains its weights."""
+    return InputError(f"cannot use weights={str(weights)!r}: {source} contains its own weights; leave weights out")
+
+
+def no_gradient(layer: str, model: str) -> ModelError:
+    """Return the error for a layer from which no differentiable path leads to an output."""
+    return ModelError(
+        f"cannot differentiate {model} at layer {layer!r}: no differentiable path leads from it to an output; choose "
+        "another layer"
+    )
+
+
+def one_input(model: str, count: int, remedy: str) -> ModelError:
+    """Return the error for a model that does not have exactly one input."""
+    return ModelError(f"cannot use {model}: it has {count} inputs, and an image is one input; {remedy}")
+
+
+def require(packages: Sequence[str], purpose: str) -> None:
+    """Check that packages are installed, without importing them.
+
+    Args:
+        packages: module names that are also the names of their distributions.
+        purpose: what they are for, for example "export to ONNX".
+
+    Raises:
+        BackendError: one of them is missing.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise BackendError(f"cannot {purpose}: {package} is not installed; pip install {package}")
+
+
+@contextlib.contextmanager
+def first_run(model: str, shape: Sequence[int | None], remedy: str) -> Iterator[None]:
+    """Turn a failure of the model's first run on an input [N, *shape] into a ModelError with a remedy.
+
+    A model's own code may raise anything, SystemExit too. MemoryError and xcam's own errors pass.
+    """
+    try:
+        yield
+    except (XcamError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"cannot run {model} on an input of shape {list(shape)}: {one_line(error, 300)}; {remedy}"
+        ) from error
+
+
+@contextlib.contextmanager
+def out_of_memory(*kinds: type[Exception], signs: Sequence[str] = ()) -> Iterator[None]:
+    """Turn the framework's error for exhausted memory into a MemoryError, on which the core halves the batch.
+
+    Args:
+        kinds: classes of errors that always mean exhausted memory.
+        signs: parts of an error's text that mean it, whatever its class.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, kinds) or any(sign in str(error) for sign in signs):
+            raise MemoryError(one_line(error)) from error
+        raise
