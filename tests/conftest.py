@@ -1,7 +1,9 @@
-"""What several tests need: pictures, and a clean folder to write to."""
+"""Fixtures for all tests: images and a random generator."""
 
 from __future__ import annotations
 
+import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,25 @@ import pytest
 from xcam.images import writing
 from xcam.models import demo
 from xcam.models.demo.scenes import scene
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the seeds to `pytest_runtest_setup`: pytest-randomly draws the order of the tests, not their values."""
+    config.option.randomly_reset_seed = False
+
+
+def pytest_runtest_setup() -> None:
+    """Reset the global random generators, so that no value depends on the tests run before."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A random generator of the test's own: a shared one would give values that depend on the tests run before."""
+    return np.random.default_rng(2)
 
 
 @pytest.fixture

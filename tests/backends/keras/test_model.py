@@ -17,8 +17,7 @@ from engines import gradient, out_of_memory  # isort: skip  (Keras is imported b
 
 L = keras.layers
 SIZE = 12
-rng = np.random.default_rng(0)
-X = rng.normal(size=(3, SIZE, SIZE, 3)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(3, SIZE, SIZE, 3)).astype(np.float32)
 
 
 def backbone(name: str = "backbone") -> keras.Model:
@@ -87,6 +86,7 @@ def subclassed() -> keras.Model:
 def seeded(build: Callable[[], keras.Model]) -> keras.Model:
     """The model with weights large enough to tell things apart, statistics of batch norm among them."""
     keras.utils.set_random_seed(7)
+    rng = np.random.default_rng(7)
     model = build()
     for variable in model.variables:
         if variable.dtype.startswith("float") and "moving_variance" in variable.path:
@@ -144,7 +144,9 @@ def test_trace_is_activations_and_predict(way: tuple[keras.Model, str, str]) -> 
         np.testing.assert_allclose(trace.outputs, model.predict(X), atol=1e-6)
 
 
-def test_the_gradient_agrees_with_differences_of_resume(way: tuple[keras.Model, str, str]) -> None:
+def test_the_gradient_agrees_with_differences_of_resume(
+    way: tuple[keras.Model, str, str], rng: np.random.Generator
+) -> None:
     """Every path counts: at `first` and `depthwise` a skip connection passes by."""
     model = xcam.load(way[0])
     for name in way[1:]:
@@ -303,7 +305,7 @@ def test_a_layer_called_twice_is_explained_at_its_last_call() -> None:
     np.testing.assert_allclose(np.moveaxis(found["shared"], 1, -1), said(shared, once), atol=1e-5)
 
 
-def test_several_outputs_are_named_and_each_loses_its_own_activation() -> None:
+def test_several_outputs_are_named_and_each_loses_its_own_activation(rng: np.random.Generator) -> None:
     inputs = L.Input((SIZE, SIZE, 3))
     x = L.Conv2D(5, 3, name="conv")(inputs)
     y = L.GlobalAveragePooling2D()(x)
@@ -483,7 +485,7 @@ def test_resume_where_what_passes_by_has_no_row_for_each_picture(fold: bool) -> 
     np.testing.assert_allclose(found.gradients[0], model.trace(X[picked], "conv", one_hot(0)).gradients[0], atol=1e-5)
 
 
-def test_integer_outputs_are_no_scores_and_cotangents_go_by_name() -> None:
+def test_integer_outputs_are_no_scores_and_cotangents_go_by_name(rng: np.random.Generator) -> None:
     inputs = L.Input((SIZE, SIZE, 3))
     z = L.Dense(4, name="z")(L.GlobalAveragePooling2D()(L.Conv2D(5, 3, name="conv")(inputs)))
     both = keras.Model(inputs, {"best": keras.ops.argmax(z, axis=1), "z": z, "mean": keras.ops.mean(z, axis=1)})

@@ -16,8 +16,7 @@ from xcam import InputError, ModelError
 from xcam.contract import Layer
 from xcam.models.layers import default
 
-rng = np.random.default_rng(0)
-X = rng.normal(size=(2, 3, 10, 8)).astype(np.float32)
+X = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
 
 
 def small(*tail: nn.Module) -> nn.Sequential:
@@ -187,7 +186,7 @@ class Returns(nn.Module):
         (lambda z, x: Pair(x.mean((1, 2, 3)), z), ["logits", "first"]),
     ],
 )
-def test_what_a_module_returns(make: Any, names: list[str] | None) -> None:
+def test_what_a_module_returns(make: Any, names: list[str] | None, rng: np.random.Generator) -> None:
     model = opened(Returns(make), preprocess="unit")
     said = model.predict(X)
     assert (list(said) if isinstance(said, dict) else None) == names
@@ -243,7 +242,7 @@ def test_nan_is_traced_to_its_first_layer() -> None:
         xcam.explain(opened(module, preprocess="unit"), np.full((10, 8, 3), 9, np.uint8), layer="0")
 
 
-def test_memory_that_runs_out_halves_the_batch_and_says_so() -> None:
+def test_memory_that_runs_out_halves_the_batch_and_says_so(rng: np.random.Generator) -> None:
     class Greedy(nn.Module):
         def __init__(self) -> None:
             super().__init__()

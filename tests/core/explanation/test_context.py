@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quadratic import Quadratic
-from quadratic_cams import CHEAP, RNG, batch, cam
+from quadratic_cams import CHEAP, batch, cam
 from xcam import InputError, ModelError
 from xcam.explanation.context import MethodContext
 from xcam.explanation.tokens import Grid
@@ -62,13 +62,13 @@ def test_a_value_with_more_numbers_than_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["scorecam", "iscam", "sscam", "smoothgradcam++"])
-def test_a_model_of_whole_numbers_is_given_pixels(name: str) -> None:
+def test_a_model_of_whole_numbers_is_given_pixels(name: str, rng: np.random.Generator) -> None:
     """iscam's factors below 1 and noise would be cut to 0, and masked pictures arrive as fractions."""
     model, seen = Quadratic(), []
     predict, trace = model.predict, model.trace
     model.predict = lambda x: seen.append(x) or predict(x)  # type: ignore[method-assign,func-returns-value]
     model.trace = lambda x, *more: seen.append(x) or trace(x.astype(np.float32), *more)  # type: ignore[method-assign,func-returns-value]
-    x = RNG.integers(0, 256, (1, 3, 4, 6)).astype(np.int32)
+    x = rng.integers(0, 256, (1, 3, 4, 6)).astype(np.int32)
     found = cam(name, model, x)
     assert {array.dtype for array in seen} == {np.dtype(np.int32)}
     assert all(array.min() >= 0 and array.max() <= 255 for array in seen)

@@ -12,9 +12,9 @@ from explanations import made
 from xcam import InputError
 from xcam.images.overlay import colormaps, contours, diverging, lookup_table, overlay, signed_overlay
 
-rng = np.random.default_rng(0)
-IMAGE = rng.integers(0, 256, (150, 40, 3), dtype=np.uint8)  # more rows than one strip
-HEAT = rng.random((150, 40), dtype=np.float32)
+_values = np.random.default_rng(0)
+IMAGE = _values.integers(0, 256, (150, 40, 3), dtype=np.uint8)  # more rows than one strip
+HEAT = _values.random((150, 40), dtype=np.float32)
 
 
 def colour(heat: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_bad_words() -> None:
     assert {"jet", "viridis", "turbo"} <= set(colormaps())
 
 
-def test_signed_maps_are_red_for_and_blue_against() -> None:
+def test_signed_maps_are_red_for_and_blue_against(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (130, 3, 3), dtype=np.uint8)  # more rows than one strip
     heat = np.float32([[-1, 0, 1]]).repeat(130, 0)
     found = signed_overlay(image, heat, alpha=1.0)
@@ -114,7 +114,7 @@ def test_a_word_that_a_style_has_no_use_for_is_refused() -> None:
         part.overlay(style="sign")  # type: ignore[arg-type]
 
 
-def test_pictures_in_any_memory_order() -> None:
+def test_pictures_in_any_memory_order(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)
     for turned in (image.transpose(1, 0, 2), image[::-1, ::-1], np.asfortranarray(image)):
         for style in ("heat", "contour", "signed"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from quadratic import Quadratic
-from quadratic_cams import RNG, batch, cam
+from quadratic_cams import batch, cam
 from xcam import ClassScore
 from xcam.methods import maps
 from xcam.methods.registry import get
@@ -47,10 +47,10 @@ def test_gradcam_equals_hirescam_for_constant_gradients(a: np.ndarray) -> None:
     np.testing.assert_allclose(get("gradcam").function(a, g), get("hirescam").function(a, g), rtol=1e-4, atol=1e-2)
 
 
-def test_gradcam_plus_plus_sums_activations_alone() -> None:
+def test_gradcam_plus_plus_sums_activations_alone(rng: np.random.Generator) -> None:
     """Eq. 19: α = G²/(2G² + S(A)·G³). torch-cam's code puts S(G²·relu(G)) in the place of S(A)."""
-    a, g = np.abs(RNG.normal(size=(2, 1, 3, 4, 5)))
-    g = g * np.sign(RNG.normal(size=g.shape))
+    a, g = np.abs(rng.normal(size=(2, 1, 3, 4, 5)))
+    g = g * np.sign(rng.normal(size=g.shape))
     total = a.sum(axis=(2, 3), keepdims=True)
     alpha = np.where(g > 0, g**2 / (2 * g**2 + total * g**3), 0)
     weights = (alpha * np.maximum(g, 0)).sum(axis=(2, 3))
@@ -58,10 +58,10 @@ def test_gradcam_plus_plus_sums_activations_alone() -> None:
     np.testing.assert_allclose(get("gradcam++").function(a, g), expected, rtol=1e-10)
 
 
-def test_gradcam_plus_plus_with_small_gradients() -> None:
+def test_gradcam_plus_plus_with_small_gradients(rng: np.random.Generator) -> None:
     """Where others add ε to the denominator, gradients of 1e-8 weigh nothing; the map's form does not depend on that."""
-    a = np.abs(RNG.normal(size=(1, 3, 4, 5)))
-    g = np.abs(RNG.normal(size=(1, 3, 4, 5)))
+    a = np.abs(rng.normal(size=(1, 3, 4, 5)))
+    g = np.abs(rng.normal(size=(1, 3, 4, 5)))
     small, smaller = (get("gradcam++").function(a, f * g) / f for f in (1e-8, 1e-12))
     np.testing.assert_allclose(small, smaller, rtol=1e-6)
 
@@ -129,7 +129,7 @@ def test_smoothgradcam_plus_plus_averages_over_all_passes() -> None:
     np.testing.assert_allclose(found, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-3, atol=1e-6)
 
 
-def test_eigen_smooth_is_the_principal_component_of_the_weighed_activations() -> None:
-    a, g = RNG.normal(size=(2, 1, 3, 4, 5))
+def test_eigen_smooth_is_the_principal_component_of_the_weighed_activations(rng: np.random.Generator) -> None:
+    a, g = rng.normal(size=(2, 1, 3, 4, 5))
     weighed = g.mean(axis=(2, 3), keepdims=True) * a
     np.testing.assert_allclose(get("gradcam").function(a, g, eigen_smooth=True), maps.principal(weighed))
