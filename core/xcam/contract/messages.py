@@ -33,10 +33,10 @@ def own_weights(source: str, weights: object) -> InputError:
 
 
 def no_gradient(layer: str, model: str) -> ModelError:
-    """Return the error for a layer from which no differentiable path leads to an output."""
+    """Return the error for a layer from which no differentiable path leads to the explained output."""
     return ModelError(
-        f"cannot differentiate {model} at layer {layer!r}: no differentiable path leads from it to an output; choose "
-        "another layer"
+        f"cannot differentiate {model} at layer {layer!r}: no differentiable path leads from it to the explained "
+        "output; choose another layer or output"
     )
 
 
@@ -61,7 +61,11 @@ def require(packages: Sequence[str], purpose: str) -> None:
 
 
 @contextlib.contextmanager
-def first_run(model: str, shape: Sequence[int | None], remedy: str) -> Iterator[None]:
+def first_run(
+    model: str,
+    shape: Sequence[int | None],
+    remedy: str = "check size and channels, and that it runs on a batch of one tensor without xcam",
+) -> Iterator[None]:
     """Turn a failure of the model's first run on an input [N, *shape] into a ModelError with a remedy.
 
     A model's own code may raise anything, SystemExit too. MemoryError and xcam's own errors pass.

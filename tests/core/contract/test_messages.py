@@ -27,8 +27,8 @@ from xcam.contract import messages
         (
             messages.no_gradient("conv9", "net"),
             ModelError,
-            "cannot differentiate net at layer 'conv9': no differentiable path leads from it to an output; choose "
-            "another layer",
+            "cannot differentiate net at layer 'conv9': no differentiable path leads from it to the explained "
+            "output; choose another layer or output",
         ),
         (
             messages.one_input("net", 2, "fix the other"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xcam import InputError, InputSpec, Preprocessing
-from xcam.contract.preprocessing import PRESETS, preprocessing
+from xcam.contract.preprocessing import PRESETS, preprocessing, preset
 from xcam.images.batches import batch
 from xcam.images.resizing import resize
 
@@ -68,3 +68,19 @@ def test_a_large_picture_is_averaged_over_areas() -> None:
 def test_a_callable_of_ones_own() -> None:
     how = Preprocessing("mine", scale=2, mean=(1.0, 2.0, 3.0), order="BGR")
     np.testing.assert_array_equal(how(PIXEL)[0, 0], [0 * 2 - 1, 128 * 2 - 2, 255 * 2 - 3])
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        (Preprocessing("own", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), "torch"),
+        (Preprocessing("own", mean=(127.5,) * 3, std=(127.50001,) * 3), "tf"),
+        (Preprocessing("own", std=(255.0, 255.0, 255.0)), "unit"),
+        (Preprocessing("own", mean=(103.939, 116.779, 123.68), order="BGR"), "caffe"),
+        (Preprocessing("own", mean=(103.939, 116.779, 123.68)), "own"),
+        (Preprocessing("own", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.235)), "own"),
+        (Preprocessing("own", scale=1 / 255, mean=(0.01,)), "own"),
+    ],
+)
+def test_the_preset_that_computes_the_same(own, name):
+    assert preset(own).name == name
