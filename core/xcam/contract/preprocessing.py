@@ -53,12 +53,12 @@ def preset(own: Preprocessing) -> Preprocessing:
     """Return the preset that computes the same as `own`, to 1e-4, or `own` where there is none."""
 
     def same(other: Preprocessing) -> bool:
-        gains = [np.divide(each.scale, each.std) for each in (own, other)]
-        offsets = [np.divide(each.mean, each.std) for each in (own, other)]
+        gain, other_gain = np.divide(own.scale, own.std), np.divide(other.scale, other.std)
+        offset, other_offset = np.divide(own.mean, own.std), np.divide(other.mean, other.std)
         return (
             own.order == other.order
-            and np.allclose(*gains, rtol=1e-4, atol=0)
-            and np.allclose(*offsets, rtol=0, atol=1e-4)
+            and np.allclose(gain, other_gain, rtol=1e-4, atol=0)
+            and np.allclose(offset, other_offset, rtol=0, atol=1e-4)
         )
 
     return next(filter(same, PRESETS.values()), own)
