@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 import xcam
-from xcam.explanation.montage import tiled
 from xcam.images import writing
+from xcam.images.montage import tiled
 from xcam.images.overlay import lookup_table, overlay
 from xcam.methods import maps
 from xcam.models import demo

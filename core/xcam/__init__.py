@@ -28,7 +28,7 @@ from xcam.evaluation.registry import list_measures
 from xcam.evaluation.result import Evaluation
 from xcam.explanation.explain import explain
 from xcam.explanation.fusion import fuse
-from xcam.explanation.montage import grid
+from xcam.explanation.grid import grid
 from xcam.explanation.result import Explanation
 from xcam.methods.registry import list_methods, method
 from xcam.models.export import export

@@ -149,7 +149,7 @@ def test_a_bad_table_is_one_line_and_status_2(
     [
         ([], "no picture is named"),
         (["nothing.png"], "no picture could be evaluated: cannot read nothing.png"),
-        (["--method", "gradcan", "PICTURE"], "no method 'gradcan'; nearest: gradcam"),
+        (["--method", "gradcan", "PICTURE"], "unknown method 'gradcan'; nearest: gradcam"),
         (["--measure", "rode", "PICTURE"], "no measure 'rode'"),
         (["--measure", "energy", "PICTURE"], "give boxes= or masks= (--table)"),
         (["--report", "r.pdf", "PICTURE"], "r.pdf is no name for a report"),
@@ -158,7 +158,7 @@ def test_a_bad_table_is_one_line_and_status_2(
         (["-t", "top2", "PICTURE"], "several targets on one picture"),
         (["-l", "conv9", "PICTURE"], "no layer 'conv9'"),
         (["--measure", "all", "--measure", "rode", "PICTURE"], "no measure 'rode'"),
-        (["--method", "all", "--method", "gradcan", "PICTURE"], "no method 'gradcan'"),
+        (["--method", "all", "--method", "gradcan", "PICTURE"], "unknown method 'gradcan'"),
         (["--report", "none/trust.html", "PICTURE"], "xcam: cannot write none/trust.html: there is no folder none"),
     ],
 )

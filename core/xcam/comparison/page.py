@@ -13,7 +13,7 @@ import numpy as np
 from xcam.comparison import sentences
 from xcam.comparison.chart import chart
 from xcam.comparison.result import Comparison, Divergence, ImageComparison
-from xcam.explanation import montage
+from xcam.explanation.grid import distinct
 from xcam.explanation.result import Explanation
 from xcam.report import thumbnails
 
@@ -99,7 +99,7 @@ def single_page(explanations: Sequence[Explanation]) -> dict[str, Any]:
                         "zero": not bool(e.positive.any()),
                         "predictions": _predictions(e),
                     }
-                    for e, caption in zip(group, montage.distinct(group), strict=True)
+                    for e, caption in zip(group, distinct(group), strict=True)
                 ],
             }
             for name, group in zip(names, groups.values(), strict=True)

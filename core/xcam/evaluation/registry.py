@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from xcam.errors import BackendError, InputError, nearest
-from xcam.methods.registered import Registered
+from xcam.methods.registry import Registered
 
 F = TypeVar("F", bound=Callable[..., Any])
 Better = Literal["higher", "lower"]

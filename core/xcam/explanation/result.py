@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from xcam.contract import files
 from xcam.images import opencv, reading, resizing, writing
+from xcam.images.montage import with_notes
 from xcam.images.overlay import Blend, Style, check_drawing, contours, overlay, signed_overlay
 from xcam.methods import maps
 from xcam.methods.maps import Normalize
@@ -112,7 +112,7 @@ class Explanation:
         if Path(path).suffix.lower() == ".npz":
             files.write_whole(path, self._npz())
         else:
-            writing.write(path, captioned(self.overlay(**drawing), self.notes))
+            writing.write(path, with_notes(self.overlay(**drawing), self.notes))
 
     def _npz(self) -> bytes:
         buffer = io.BytesIO()
@@ -134,31 +134,5 @@ class Explanation:
 
     def _repr_png_(self) -> bytes:
         cv2 = opencv.load()
-        picture = captioned(self.overlay(), self.notes)
+        picture = with_notes(self.overlay(), self.notes)
         return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
-
-
-def captioned(picture: reading.Image, notes: tuple[str, ...]) -> reading.Image:
-    """The picture with a dark strip under it that holds the notes, shrunk to fit its width."""
-    if not notes:
-        return picture
-    cv2 = opencv.load()
-    width = picture.shape[1]
-    text = drawable("; ".join(notes))
-    (length, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
-    scale = min(max(width / 600, 0.5), 0.95 * width / max(length, 1))
-    line = round(height * scale) + 2 * max(4, round(10 * scale))
-    strip = np.full((line, width, 3), 32, np.uint8)
-    origin = (round(0.025 * width), line - max(4, round(10 * scale)))
-    thick = max(1, round(1.5 * scale))
-    cv2.putText(strip, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick, cv2.LINE_AA)
-    return np.vstack([picture, strip])
-
-
-ASCII = str.maketrans({"−": "-", "–": "-", "—": "-", "×": "x", "→": "->", "’": "'", "ß": "ss", "ø": "o", "ł": "l"})
-
-
-def drawable(text: str) -> str:
-    """The text in the letters that OpenCV's own font has: accents go, and for what is left stands `?`."""
-    plain = unicodedata.normalize("NFKD", text.translate(ASCII))
-    return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()

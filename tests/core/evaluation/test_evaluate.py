@@ -214,13 +214,13 @@ def test_a_target_that_is_no_class_is_measured_by_its_own_value() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"methods": ["gradcan"]}, "no method 'gradcan'"),
+        ({"methods": ["gradcan"]}, "unknown method 'gradcan'"),
         ({"methods": [], "floor": False}, "no method is named"),
         ({"methods": {"gradcam": {"m": 1}}}, "has no option 'm'"),
         ({"measures": ["deletoin"]}, "no measure 'deletoin'; nearest: deletion"),
         ({"measures": []}, "no measure is named"),
         ({"measures": {"deletion": {"stride": 2}}}, "measure 'deletion' has no option 'stride'; its options: steps"),
-        ({"measures": {"deletion": {"steps": 0.5}}}, "steps of deletion takes a whole number, not 0.5"),
+        ({"measures": {"deletion": {"steps": 0.5}}}, "steps=0.5 of measure 'deletion' is invalid; give an integer"),
         ({"measures": ["pointing"]}, "pointing needs to know where the object is"),
         ({"boxes": [(0, 0, 1, 1)] * 3}, "3 boxes for 2 pictures"),
         ({"boxes": [(0, 0, 7, 4)] * 2}, "the box 0, 0, 7, 4 of picture 1 does not lie within its 6×4 pixels"),

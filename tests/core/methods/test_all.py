@@ -95,13 +95,13 @@ def test_options_that_make_no_sense(name: str, options: dict[str, Any], words: s
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("iscam", {"n": 2.5}, "n of iscam takes a whole number, not 2.5"),
-        ("iscam", {"n": "3"}, "n of iscam takes a whole number, not '3'"),
-        ("iscam", {"n": True}, "n of iscam takes a whole number, not True"),
-        ("sscam", {"std": np.inf}, "std of sscam takes a finite number, not inf"),
-        ("fem", {"k": float("nan")}, "k of fem takes a finite number, not nan"),
-        ("fem", {"variant": None}, "variant of fem takes a word, not None"),
-        ("eigencam", {"centred": "false"}, "centred of eigencam takes true or false, not 'false'"),
+        ("iscam", {"n": 2.5}, "n=2.5 of method 'iscam' is invalid; give an integer"),
+        ("iscam", {"n": "3"}, "n='3' of method 'iscam' is invalid; give an integer"),
+        ("iscam", {"n": True}, "n=True of method 'iscam' is invalid; give an integer"),
+        ("sscam", {"std": np.inf}, "std=inf of method 'sscam' is invalid; give a finite number"),
+        ("fem", {"k": float("nan")}, "k=nan of method 'fem' is invalid; give a finite number"),
+        ("fem", {"variant": None}, "variant=None of method 'fem' is invalid; give a string"),
+        ("eigencam", {"centred": "false"}, "centred='false' of method 'eigencam' is invalid; give true or false"),
     ],
 )
 def test_options_of_another_kind(name: str, options: dict[str, Any], words: str) -> None:

@@ -1,4 +1,4 @@
-"""Several maps in one picture: tiles, captions, notes."""
+"""Several explanations in one image: overlays, captions, notes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import xcam
 from explanations import made
 from xcam import Explanation, InputError
-from xcam.explanation import montage
-from xcam.explanation.result import drawable
+from xcam.explanation.grid import distinct
+from xcam.images import montage
 
 
-def test_tiles_stand_in_rows_as_they_were_drawn() -> None:
+def test_tiles_are_the_overlays() -> None:
     parts = [made(), made("dog"), made("cow")]
     sheet = xcam.grid(parts, columns=2)
     gap, line = montage.GAP, 30  # a tenth of 300
@@ -24,10 +24,10 @@ def test_tiles_stand_in_rows_as_they_were_drawn() -> None:
         top, left = gap + line + (k // 2) * (200 + line + gap), gap + (k % 2) * (300 + gap)
         np.testing.assert_array_equal(sheet[top : top + 200, left : left + 300], part.overlay())
         assert (sheet[top - line : top, left : left + 300] < 100).any(), "a caption"
-    assert (sheet[-200:, 316:] == montage.PAPER).all()
+    assert (sheet[-200:, 316:] == montage.BACKGROUND).all()
 
 
-def test_a_large_picture_is_shrunk_before_it_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_shrunk_before_it_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[Any] = []
     drawn = Explanation.overlay
     monkeypatch.setattr(Explanation, "overlay", lambda e, **k: shapes.append(e.image.shape) or drawn(e, **k))
@@ -40,12 +40,12 @@ def test_a_large_picture_is_shrunk_before_it_is_coloured(monkeypatch: pytest.Mon
     np.testing.assert_allclose(tile[:, 5:-5], drawn(large)[5::10, 5::10][:, 5:-5], atol=4)
 
 
-def test_captions_say_what_differs() -> None:
-    assert montage.distinct([made(), made("dog")]) == ["cat 75%", "dog 75%"]
-    assert montage.distinct([made(), made(method="fem")]) == ["gradcam", "fem"]
-    assert montage.distinct([made(), made("dog", layer="relu")]) == ["cat, conv", "dog, relu"]
-    assert montage.distinct([made("difference", index=None)]) == ["difference"]
-    assert montage.distinct([made("猫"), made("犬", index=0), made("café"), made("really?")]) == [
+def test_captions_name_the_differences() -> None:
+    assert distinct([made(), made("dog")]) == ["cat 75%", "dog 75%"]
+    assert distinct([made(), made(method="fem")]) == ["gradcam", "fem"]
+    assert distinct([made(), made("dog", layer="relu")]) == ["cat, conv", "dog, relu"]
+    assert distinct([made("difference", index=None)]) == ["difference"]
+    assert distinct([made("猫"), made("犬", index=0), made("café"), made("really?")]) == [
         "class 1 75%",
         "class 0 25%",
         "café 75%",
@@ -53,14 +53,7 @@ def test_captions_say_what_differs() -> None:
     ]
 
 
-def test_letters_that_the_font_has_not() -> None:
-    assert drawable("café naïve – 3×3 → −1") == "cafe naive - 3x3 -> -1"
-    assert drawable("猫 cat") == "? cat"
-    plain, accented = (xcam.grid([made(image=np.zeros((200, 300, 3), np.uint8))], [c]) for c in ("cafe", "café"))
-    np.testing.assert_array_equal(plain[:38], accented[:38])
-
-
-def test_notes_stand_once_under_the_grid() -> None:
+def test_notes_are_below_the_grid_once() -> None:
     parts = [made(), made("dog")]
     bare = xcam.grid(parts)
     noted = xcam.grid([replace(part, notes=("random weights",)) for part in parts])
@@ -69,7 +62,7 @@ def test_notes_stand_once_under_the_grid() -> None:
     assert (noted[len(bare) :] > 200).any()
 
 
-def test_grids_that_make_no_sense() -> None:
+def test_invalid_arguments() -> None:
     for columns in (-1, 1.5):
         with pytest.raises(InputError, match=f"columns is {columns}"):
             xcam.grid([made()], columns=columns)  # type: ignore[arg-type]

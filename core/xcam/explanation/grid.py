@@ -1,0 +1,58 @@
+"""Several explanations in one image: classes, methods or layers side by side, each under a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from xcam.errors import InputError
+from xcam.explanation.result import Explanation
+from xcam.images import reading, resizing
+from xcam.images.montage import SIDE, drawable, tiled, with_notes
+
+
+def grid(
+    explanations: Sequence[Explanation], captions: Sequence[str] | None = None, columns: int = 0, **drawing: Any
+) -> reading.Image:
+    """The overlays of several explanations in one picture, uint8 [H, W, 3] RGB.
+
+    captions: one for each; default: what tells them apart (class, method, layer, model). columns: 0: as square as can be.
+    drawing: the arguments of `Explanation.overlay`. What a reader must know (`notes`) stands in a strip below.
+    Raises InputError.
+    """
+    if not explanations:
+        raise InputError("there is nothing to draw; give one explanation or more")
+    if not isinstance(columns, int) or columns < 0:
+        raise InputError(f"columns is {columns!r}; give a whole number, 0 for as square as can be")
+    words = list(captions) if captions is not None else distinct(explanations)
+    if len(words) != len(explanations):
+        raise InputError(f"{len(words)} captions for {len(explanations)} pictures; give one for each")
+    sheet = tiled([_small(e).overlay(**drawing) for e in explanations], words, columns)
+    return with_notes(sheet, tuple(dict.fromkeys(note for e in explanations for note in e.notes)))
+
+
+def _small(e: Explanation) -> Explanation:
+    """The same over a picture that is no larger than a tile: a dozen of 48 megapixels would fill the memory."""
+    height, width = e.image.shape[:2]
+    factor = SIDE[1] / max(height, width)
+    if factor >= 1:
+        return e
+    return replace(e, image=resizing.resize(e.image, (max(1, round(height * factor)), max(1, round(width * factor)))))
+
+
+def distinct(explanations: Sequence[Explanation]) -> list[str]:
+    """For each explanation, what tells it from the others."""
+    rows = [(_name(e), e.method, e.layer, e.model, e.backend) for e in explanations]
+    told = [k for k in range(5) if len({row[k] for row in rows}) > 1] or [0]
+    names = [", ".join(row[k] for k in told) for row in rows]
+    chances = [float(e.scores[e.index]) if e.index is not None else None for e in explanations]
+    if told == [0]:
+        return [n if p is None else f"{n} {p:.0%}" for n, p in zip(names, chances, strict=True)]
+    return names
+
+
+def _name(e: Explanation) -> str:
+    """The label; the index, where the letters cannot be drawn."""
+    lost = drawable(e.label).count("?") > e.label.count("?")
+    return f"class {e.index}" if lost and e.index is not None else e.label
