@@ -71,7 +71,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         opened = [spec.open(**opening) for spec in specs]
         names = [spec.layer or layer for spec in specs]
         with unheard():
-            found = xcam.compare(opened, pictures, names, **options)
+            found = xcam.compare(opened, pictures, layer=names, **options)
     tell(warned)
     if place is not None:
         found.save(place)

@@ -34,7 +34,9 @@ def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], pictu
     words = ["-b", "keras", "-m", "demo", "-t", "ring", "--method", "layercam", "--normalize", "minmax"]
     words += ["--colormap", "viridis", "--alpha", "0.3", "--blend", "add", "-l", "conv4"]
     assert run(*words, "-o", "a.png", picture).status == 0
-    e = xcam.explain(xcam.load("demo", "keras"), picture, "conv4", "ring", method="layercam", normalize="minmax")
+    e = xcam.explain(
+        xcam.load("demo", "keras"), picture, layer="conv4", target="ring", method="layercam", normalize="minmax"
+    )
     np.testing.assert_array_equal(reading.read(tmp_path / "a.png"), e.overlay(0.3, "viridis", "add"))
     assert run(*words, "-o", "a.npz", picture).status == 0
     with np.load(tmp_path / "a.npz") as arrays:

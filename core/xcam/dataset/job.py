@@ -15,6 +15,7 @@ from typing import Any
 from xcam.contract import Model
 from xcam.errors import InputError
 from xcam.models.load import behind_backend, load
+from xcam.targets import Score
 
 WEIGHTS = re.compile(r"data|weights|\.bin$")
 """Names, beginning as the model's does, of files that hold its weights: `model.onnx.data`."""
@@ -64,7 +65,7 @@ class Job:
     """The class that the table or the shard names is explained."""
     method: str = "gradcam"
     options: Mapping[str, Any] = field(default_factory=dict)
-    score: str = "logit"
+    score: Score = "logit"
     measures: tuple[str, ...] = ()
     maps: bool = True
     """The table has the raw maps."""

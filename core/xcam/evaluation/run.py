@@ -147,11 +147,11 @@ class Run:
                 found += one(
                     self.model,
                     [read[row].image for row in rows],
-                    self.layer.name,
-                    [aims[row] for row in rows],
-                    method.name,
-                    self.score if clean else "logit",
-                    **(options | told),
+                    layer=self.layer.name,
+                    target=[aims[row] for row in rows],
+                    method=method.name,
+                    method_options=options | told,
+                    score=self.score if clean else "logit",
                 )
         if any(isinstance(e, list) for e in found):
             raise InputError("several targets on one picture; an evaluation explains one: give one class")

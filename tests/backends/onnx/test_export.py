@@ -159,7 +159,7 @@ def test_what_is_read_back(tmp_path: Path) -> None:
     assert list(again.labels) == labels
     assert again.input.preprocessing == how
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
-    found, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, "conv1")
+    found, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, layer="conv1")
     assert (found.layer, found.label) == ("conv1", expected.label)
     agree(found.cam, expected.cam)
     agree(again.predict(X), model.predict(X))
