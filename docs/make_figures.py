@@ -66,7 +66,7 @@ def peak_row(model: xcam.Model, method: str) -> list[str]:
 
 def logit_rows(model: xcam.Model) -> list[list[str]]:
     """The rows of logits.csv: for a sure, a divided and an absent class, what each score's raw map looks like."""
-    sure, divided = demo.pictures()[3], scenes_with_two()[18].image
+    sure, divided = demo.image_paths()[3], scenes_with_two()[18].image
     rows = []
     for what, image, label in (
         ("one star", sure, "star"),

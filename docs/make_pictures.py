@@ -55,7 +55,7 @@ def captioned(picture: Image, text: str) -> Image:
 def demo_sheet(model: xcam.Model, folder: Path) -> None:
     """demo.png: each shipped picture, and under it where the demo network looked."""
     columns = []
-    for e in xcam.explain(model, demo.pictures()):
+    for e in xcam.explain(model, demo.image_paths()):
         said = f"{e.label} {e.scores[e.index]:.0%}"
         columns += [np.vstack([captioned(e.image, said), e.overlay()]), np.full((546, GAP, 3), 255, np.uint8)]
     writing.write(folder / "demo.png", np.hstack(columns[:-1]))

@@ -251,7 +251,7 @@ def test_weights_are_exchanged_and_statistics_stay_in_onnx() -> None:
 def test_the_maps_change_when_the_weights_do(backend: str) -> None:
     found = xcam.evaluate(
         model(backend),
-        [str(path) for path in demo.pictures()[:3]],
+        [str(path) for path in demo.image_paths()[:3]],
         ["gradcam", "hirescam"],
         measures=["randomization", "efficient-randomization"],
         stages=3,
@@ -269,7 +269,7 @@ def test_a_shuffled_network_that_fails_costs_only_that_test(monkeypatch: pytest.
         raise xcam.ModelError("the copy gives NaN; check the weights")
 
     monkeypatch.setattr(opened, "with_shuffled_weights", with_shuffled_weights, raising=False)
-    found = xcam.evaluate(opened, [str(demo.pictures()[0])], measures=["deletion", "randomization"])
+    found = xcam.evaluate(opened, [str(demo.image_paths()[0])], measures=["deletion", "randomization"])
     assert found.row("gradcam", "deletion").n == 1
     assert found.row("gradcam", "randomization").n == 0
     assert "no randomisation test: the copy gives NaN; check the weights" in found.notes

@@ -30,7 +30,7 @@ def model(backend: str) -> Any:
 
 @cache
 def image(kind: str) -> Any:
-    whole = reading.read(demo.pictures()[1])
+    whole = reading.read(demo.image_paths()[1])
     return {"square": whole, "portrait": np.ascontiguousarray(whole[:, 20:100])}[kind]
 
 

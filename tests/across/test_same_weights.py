@@ -33,7 +33,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize(("build", "preset"), [(ported.vgg16, "caffe"), (ported.residual, "torch")])
 def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Path, precision: str) -> None:
     source, port, depths = build()
-    photos = [photo, *demo.pictures()[:4]]
+    photos = [photo, *demo.image_paths()[:4]]
     port = port.to(getattr(torch, precision))
     size = source.input_shape[1:3]
     a = xcam.load(source, preprocess=preset)

@@ -216,7 +216,7 @@ def test_a_layer_that_leads_nowhere_says_so() -> None:
 
 
 def test_the_demo_network_looks_where_it_looks_in_onnx() -> None:
-    picture = demo.pictures()[0]
+    picture = demo.image_paths()[0]
     e, f = (xcam.explain(xcam.load("demo", name), picture, layer="conv5") for name in ("jax", "onnx"))
     assert (e.backend, e.label, e.cam.shape) == ("jax", f.label, f.cam.shape)
     np.testing.assert_allclose(e.outputs, f.outputs, atol=1e-4 * np.abs(f.outputs).max())

@@ -236,7 +236,7 @@ def test_a_target_that_is_no_class_is_measured_by_its_own_value() -> None:
         ({"seed": 0.5}, "seed is 0.5"),
         ({"measures": {"road": {"noise": -1.0}}}, "noise is -1"),
         ({"stages": 0}, "stages is 0"),
-        ({"layer": "nowhere"}, "no layer 'nowhere'"),
+        ({"layer": "nowhere"}, "unknown layer 'nowhere'"),
         ({"measures": ["randomization"]}, "the randomisation test shuffles weights, which backend 'fake' cannot do"),
     ],
 )
