@@ -85,7 +85,7 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
         asked["target"] = targets[0] if targets else _classes(model, pictures, truth)
         with unheard():
             found = xcam.evaluate(
-                model, pictures, _methods(methods, model), measures=_measures(measures, model, bool(truth)), **asked
+                model, pictures, methods=_methods(methods, model), measures=_measures(measures, model, bool(truth)), **asked
             )
     tell(warned)
     if as_json:
@@ -122,7 +122,7 @@ def _truth(pictures: list[str], known: dict[str, Told], file: str | None) -> lis
 def _classes(model: Any, pictures: list[str], truth: list[Told]) -> list[int | None] | None:
     """The class that the table tells for each picture. Raises InputError."""
     from xcam.errors import InputError
-    from xcam.targets.parsing import class_index
+    from xcam.targets.words import class_index
 
     def index(path: str, told: str | None) -> int | None:
         if told is None:
@@ -174,7 +174,7 @@ def say(found: Any) -> None:
                 measure.name,
                 measure.better,
                 *(
-                    f"{number(row, len(found.pictures))}{' *' if row.above and measure.ranks else ''}"
+                    f"{number(row, len(found.images))}{' *' if row.above and measure.ranks else ''}"
                     for row in cells
                 ),
             ]
@@ -184,11 +184,11 @@ def say(found: Any) -> None:
     beaten = "" if "random" not in order else "; better than random by"
     for rank in found.ranking:
         floor = beaten and rank.method != "random"
-        if math.isnan(rank.place):
-            click.echo(f"{rank.method}: no place, because no measure that ranks has a value")
+        if math.isnan(rank.mean_rank):
+            click.echo(f"{rank.method}: no rank, because no measure that ranks has a value")
             continue
         click.echo(
-            f"{rank.method}: mean place {rank.place:.1f} of {len(order)}"
+            f"{rank.method}: mean rank {rank.mean_rank:.1f} of {len(order)}"
             + (f"{beaten} {rank.above} of {rank.of} {'measure' if rank.of == 1 else 'measures'}" if floor else "")
             + (f", worse by {rank.below}" if floor and rank.below else "")
         )

@@ -1,4 +1,4 @@
-"""Measures of trust in three frameworks: the same numbers; weights shuffled alike; and the demo's methods beat chance."""
+"""Measures of trust in three frameworks: equal values, equally shuffled weights, and methods that are better than random."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def model(backend: str) -> Any:
 
 @cache
 def evaluated(backend: str) -> Any:
-    made = scenes_with_two(3)
+    scenes = scenes_with_two(3)
     return xcam.evaluate(
         model(backend),
-        [scene.image for scene in made],
-        ["gradcam", "hirescam", "eigencam"],
+        [scene.image for scene in scenes],
+        methods=["gradcam", "hirescam", "eigencam"],
         layer="conv5",
-        target=[scene.shapes[0].label for scene in made],
-        masks=[scene.shapes[0].mask for scene in made],
+        target=[scene.shapes[0].label for scene in scenes],
+        masks=[scene.shapes[0].mask for scene in scenes],
         measures={m: {"steps": 8} if m in ("deletion", "insertion") else {} for m in MEASURES},
     )
 
@@ -60,49 +60,49 @@ def test_the_frameworks_agree(backend: str) -> None:
     assert np.std([first.values[m]["energy"][0] for m in first.methods]) > 0.05
 
 
-def test_a_batch_gives_what_its_pictures_give_alone() -> None:
-    made = scenes_with_two(3)
+def test_a_batch_has_the_values_of_its_images_alone() -> None:
+    scenes = scenes_with_two(3)
     measures = {"insertion": {"steps": 4}, "sensitivity": {"n": 2}, "road": {"noise": 0.0}}
     methods = ["gradcam", "layercam"]
-    images, targets = [scene.image for scene in made], [scene.shapes[1].label for scene in made]
-    together = xcam.evaluate(model("onnx"), images, methods, target=targets, measures=measures, floor=False)
+    images, targets = [scene.image for scene in scenes], [scene.shapes[1].label for scene in scenes]
+    together = xcam.evaluate(model("onnx"), images, methods=methods, target=targets, measures=measures, floor=False)
     for k, (image, target) in enumerate(zip(images, targets, strict=True)):
-        alone = xcam.evaluate(model("onnx"), [image], methods, target=target, measures=measures, floor=False)
+        alone = xcam.evaluate(model("onnx"), [image], methods=methods, target=target, measures=measures, floor=False)
         for method in methods:
             for name in measures:
                 assert alone.values[method][name][0] == pytest.approx(together.values[method][name][k], abs=1e-3)
 
 
 @pytest.mark.slow
-def test_real_methods_are_above_random_with_intervals_apart(record_property: Any) -> None:
-    made = scenes_with_two(32)
-    found = xcam.evaluate(
+def test_methods_are_better_than_random_with_separate_intervals(record_property: Any) -> None:
+    scenes = scenes_with_two(32)
+    result = xcam.evaluate(
         model("onnx"),
-        [scene.image for scene in made],
-        ["gradcam", "layercam", "hirescam"],
-        target=[scene.shapes[0].label for scene in made],
-        masks=[scene.shapes[0].mask for scene in made],
+        [scene.image for scene in scenes],
+        methods=["gradcam", "layercam", "hirescam"],
+        target=[scene.shapes[0].label for scene in scenes],
+        masks=[scene.shapes[0].mask for scene in scenes],
         measures=["deletion", "insertion", "adcc", "pointing", "energy"],
     )
     for method in ("gradcam", "layercam", "hirescam"):
-        for measure in found.measures:
-            ours, floor = found.row(method, measure.name), found.row("random", measure.name)
+        for measure in result.measures:
+            ours, floor = result.row(method, measure.name), result.row("random", measure.name)
             record_property(f"{method} {measure.name}", (ours.mean, ours.low, ours.high))
             assert ours.above, (method, measure.name)
             better = ours.low > floor.high if measure.better == "higher" else ours.high < floor.low
             # A tight map that covers less than the shape loses some of the score, which is a part of ADCC.
             assert better or (method, measure.name) == ("gradcam", "adcc"), (ours, floor)
-    assert found.ranking[-1].method == "random"
+    assert result.ranking[-1].method == "random"
 
 
-# What a backend's `parameter_layers` and `with_shuffled_weights` promise.
+# The promises of `parameter_layers` and `with_shuffled_weights`.
 
 
 def values(opened: Any, layers: Any) -> Any:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 128, 128, 3) if opened.input.layout == "channels_last" else (2, 3, 128, 128))
-    found = opened.activations(x.astype(np.float32), layers)
-    return [*(found[name] for name in layers), opened.predict(x.astype(np.float32))]
+    activations = opened.activations(x.astype(np.float32), layers)
+    return [*(activations[name] for name in layers), opened.predict(x.astype(np.float32))]
 
 
 def same(first: Any, second: Any) -> list[bool]:
@@ -125,7 +125,7 @@ def test_shuffled_weights(backend: str) -> None:
     assert not any(same(values(opened.with_shuffled_weights(parts, 2), layers), values(every, layers))), (
         "another seed"
     )
-    assert all(same(values(opened, layers), before)), "the model itself stays as it was"
+    assert all(same(values(opened, layers), before)), "the model itself is unchanged"
     assert every.output_activation == opened.output_activation
     assert every.labels == opened.labels
     with pytest.raises(InputError, match="no part 'conv9' with weights"):
@@ -144,16 +144,16 @@ def test_weights_are_exchanged_and_statistics_stay_in_torch() -> None:
         net[1].weight += torch.arange(3)
     opened = xcam.load(net, size=(8, 8), preprocess="unit")
     assert list(opened.parameter_layers) == ["0", "1", "5"]
-    made = opened.with_shuffled_weights(["0", "1"], 0).module.state_dict()
+    copied = opened.with_shuffled_weights(["0", "1"], 0).module.state_dict()
     for name, value in net.state_dict().items():
-        assert torch.equal(made[name].flatten().sort().values, value.flatten().sort().values), name
-        moved = not torch.equal(made[name], value)
+        assert torch.equal(copied[name].flatten().sort().values, value.flatten().sort().values), name
+        moved = not torch.equal(copied[name], value)
         assert moved == (name in ("0.weight", "0.bias", "1.weight", "3.weight", "3.bias")), name
-    assert made["0.weight"].equal(made["3.weight"]), "one weight in two places is one"
+    assert copied["0.weight"].equal(copied["3.weight"]), "a shared weight stays shared"
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # torch.export's own
-def test_what_cannot_be_copied_as_a_whole_in_torch(tmp_path: Path) -> None:
+def test_an_exported_program_is_shuffled_in_torch(tmp_path: Path) -> None:
     """An exported program holds symbols that copy.deepcopy refuses."""
     import torch
 
@@ -192,11 +192,11 @@ def test_weights_are_exchanged_and_statistics_stay_in_keras() -> None:
     net.set_weights([rng.normal(size=w.shape) for w in net.get_weights()])
     assert parameter_layers(net) == ["inner/conv", "inner/norm", "end"]
     before = [w.copy() for w in net.get_weights()]
-    made = shuffled(net, ["inner/conv", "inner/norm"], 0)
-    after = {w.path.partition("/")[2]: np.asarray(w) for w in made.weights}
+    copied = shuffled(net, ["inner/conv", "inner/norm"], 0)
+    after = {w.path.partition("/")[2]: np.asarray(w) for w in copied.weights}
     moved = {path for (path, value), old in zip(after.items(), before, strict=True) if not np.array_equal(value, old)}
     assert {path.rpartition("/")[2] for path in moved} == {"kernel", "bias", "gamma", "beta"}
-    for value, old in zip(made.get_weights(), before, strict=True):
+    for value, old in zip(copied.get_weights(), before, strict=True):
         np.testing.assert_array_equal(np.sort(value.ravel()), np.sort(old.ravel()))
     for value, old in zip(net.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
@@ -236,11 +236,11 @@ def test_weights_are_exchanged_and_statistics_stay_in_onnx() -> None:
     onnx.checker.check_model(proto)
     opened = xcam.load(proto, preprocess="unit")
     assert list(opened.parameter_layers) == ["conv", "norm", "matmul"]
-    made = opened.with_shuffled_weights(opened.parameter_layers, 0)
+    copied = opened.with_shuffled_weights(opened.parameter_layers, 0)
     from xcam_onnx.weights import fetch
 
-    fetch(made.proto, made.folder)
-    after = {t.name: numpy_helper.to_array(t) for t in made.proto.graph.initializer}
+    fetch(copied.proto, copied.folder)
+    after = {t.name: numpy_helper.to_array(t) for t in copied.proto.graph.initializer}
     moved = {name for name, value in arrays.items() if not np.array_equal(after[name], value.astype(np.float32))}
     assert moved == {"kernel", "bias", "scale", "shift", "end"}
     for name, value in arrays.items():
@@ -249,27 +249,27 @@ def test_weights_are_exchanged_and_statistics_stay_in_onnx() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_maps_change_when_the_weights_do(backend: str) -> None:
-    found = xcam.evaluate(
+    result = xcam.evaluate(
         model(backend),
-        [str(path) for path in demo.image_paths()[:3]],
-        ["gradcam", "hirescam"],
+        [str(path) for path in demo.pictures()[:3]],
+        methods=["gradcam", "hirescam"],
         measures=["randomization", "efficient-randomization"],
         stages=3,
         floor=False,
     )
-    for method in found.methods:
-        assert abs(found.row(method, "randomization").mean) < 0.5
-        assert found.row(method, "efficient-randomization").mean > 0.05
+    for method in result.methods:
+        assert abs(result.row(method, "randomization").mean) < 0.5
+        assert result.row(method, "efficient-randomization").mean > 0.05
 
 
-def test_a_shuffled_network_that_fails_costs_only_that_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shuffled_network_that_fails_affects_only_its_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = model("onnx")
 
     def with_shuffled_weights(parts: Any, seed: int) -> Any:
         raise xcam.ModelError("the copy gives NaN; check the weights")
 
     monkeypatch.setattr(opened, "with_shuffled_weights", with_shuffled_weights, raising=False)
-    found = xcam.evaluate(opened, [str(demo.image_paths()[0])], measures=["deletion", "randomization"])
-    assert found.row("gradcam", "deletion").n == 1
-    assert found.row("gradcam", "randomization").n == 0
-    assert "no randomisation test: the copy gives NaN; check the weights" in found.notes
+    result = xcam.evaluate(opened, [str(demo.pictures()[0])], measures=["deletion", "randomization"])
+    assert result.row("gradcam", "deletion").n == 1
+    assert result.row("gradcam", "randomization").n == 0
+    assert "the randomisation test failed: the copy gives NaN; check the weights" in result.notes

@@ -41,29 +41,29 @@ def test_methods_by_measures_the_best_first(run: Callable[..., Any], scenes: Pat
     assert result.status == 0, result.err
     head, *_ = result.out.splitlines()
     assert head.split() == ["measure", "better", "gradcam", "eigencam", "random"]
-    assert "gradcam: mean place 1.0 of 3; better than random by 1 of 1 measure" in result.out
+    assert "gradcam: mean rank 1.0 of 3; better than random by 1 of 1 measure" in result.out
     energy = next(line for line in result.out.splitlines() if line.startswith("energy"))
     assert "] *" in energy
     assert "*" not in next(line for line in result.out.splitlines() if line.startswith("complexity")), (
         "an empty map's"
     )
     assert "wrote trust.html" in result.out
-    assert "gradcam comes out best" in (tmp_path / "trust.html").read_text(encoding="utf-8")
+    assert "gradcam is best" in (tmp_path / "trust.html").read_text(encoding="utf-8")
 
 
 def test_the_table_says_what_is_explained_and_where(run: Callable[..., Any], scenes: Path) -> None:
     words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
     by_table = json.loads(run("evaluate", *words, "--table", scenes / "boxes.csv").out)
     wanted = [CLASSES[scene.shapes[0].label] for scene in scenes_with_two(10)]
-    assert [picture["target"] for picture in by_table["pictures"]] == wanted
+    assert [picture["target"] for picture in by_table["images"]] == wanted
     assert by_table["table"][0]["mean"] > 0.5
     by_name = json.loads(
         run("evaluate", *words, "--table", scenes / "boxes.csv", scenes / "2.png", scenes / "0.png").out
     )
-    assert [p["values"] for p in by_name["pictures"]] == [by_table["pictures"][k]["values"] for k in (2, 0)]
+    assert [p["values"] for p in by_name["images"]] == [by_table["images"][k]["values"] for k in (2, 0)]
     other = CLASSES[scenes_with_two(1)[0].shapes[1].label]
     by_hand = json.loads(run("evaluate", *words, "-t", other, "--table", scenes / "boxes.csv", scenes / "0.png").out)
-    assert by_hand["pictures"][0]["target"] == other
+    assert by_hand["images"][0]["target"] == other
     assert by_hand["table"][0]["mean"] < 0.2, "the box is that of the other shape"
 
 
@@ -76,14 +76,14 @@ def test_masks_and_pictures_that_the_table_does_not_name(run: Callable[..., Any]
     said = json.loads(
         run("evaluate", *words, "--table", scenes / "masks.csv", scenes / "0.png", scenes / "1.png").out
     )
-    values = [picture["values"]["gradcam"]["energy"] for picture in said["pictures"]]
+    values = [picture["values"]["gradcam"]["energy"] for picture in said["images"]]
     assert values[0] is None
     assert 0 <= values[1] <= 1
     assert said["table"][0]["n"] == 1
 
 
 def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> None:
-    words = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.image_paths()[0]]
+    words = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.pictures()[0]]
     assert [r["method"] for r in json.loads(run("evaluate", *words).out)["ranking"]].count("random") == 1
     alone = json.loads(run("evaluate", *words, "--no-floor").out)
     assert [r["method"] for r in alone["ranking"]] == ["gradcam"]
@@ -92,7 +92,7 @@ def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> N
 def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
     said = json.loads(
         run(
-            "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.image_paths()[0]
+            "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.pictures()[0]
         ).out
     )
     names = [measure["name"] for measure in said["measures"]]
@@ -105,9 +105,9 @@ def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
 
 def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    result = run("evaluate", "-b", "onnx", "-m", "demo", *QUICK, "bad.png", demo.image_paths()[0])
+    result = run("evaluate", "-b", "onnx", "-m", "demo", *QUICK, "bad.png", demo.pictures()[0])
     assert result.status == 2
-    assert "gradcam: mean place" in result.out
+    assert "gradcam: mean rank" in result.out
     assert result.err.count("\n") == 1
     assert "bad.png is not a picture" in result.err
 
@@ -125,7 +125,7 @@ def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any
         ("path,x0,y0,x1,y1\n", "t.csv has no rows"),
         ("path,x0,y0,x1,y1\n,1,1,2,2\n", "row 1 of t.csv names no picture"),
         ("path,x0,y0,x1,y1\n0.png,1,one,2,2\n", "the box in row 1 of t.csv is 1, one, 2, 2; give four numbers"),
-        ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "does not lie within its 128×128 pixels"),
+        ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "not within the image's 128×128 pixels"),
         ("path,x0,y0,x1,y1\nother.png,1,1,2,2\n", "t.csv says nothing of 0.png; its paths start at its own folder"),
         ("path,mask\n0.png,none.png\n", "cannot read none.png: no such file"),
         ("path,class,x0,y0,x1,y1\n0.png,-1,1,1,2,2\n", "the class of 0.png: no class -1; give an index from 0 on"),
@@ -148,22 +148,22 @@ def test_a_bad_table_is_one_line_and_status_2(
     ("words", "said"),
     [
         ([], "no picture is named"),
-        (["nothing.png"], "no picture could be evaluated: cannot read nothing.png"),
+        (["nothing.png"], "no image could be evaluated: cannot read nothing.png"),
         (["--method", "gradcan", "PICTURE"], "unknown method 'gradcan'; nearest: gradcam"),
-        (["--measure", "rode", "PICTURE"], "no measure 'rode'"),
+        (["--measure", "rode", "PICTURE"], "unknown measure 'rode'"),
         (["--measure", "energy", "PICTURE"], "give boxes= or masks= (--table)"),
         (["--report", "r.pdf", "PICTURE"], "r.pdf is no name for a report"),
         (["--table", "none.csv", "PICTURE"], "cannot read none.csv"),
         (["--level", "95", "PICTURE"], "95"),
-        (["-t", "top2", "PICTURE"], "several targets on one picture"),
-        (["-l", "conv9", "PICTURE"], "unknown layer 'conv9'"),
-        (["--measure", "all", "--measure", "rode", "PICTURE"], "no measure 'rode'"),
+        (["-t", "top2", "PICTURE"], "several targets for one image"),
+        (["-l", "conv9", "PICTURE"], "no layer 'conv9'"),
+        (["--measure", "all", "--measure", "rode", "PICTURE"], "unknown measure 'rode'"),
         (["--method", "all", "--method", "gradcan", "PICTURE"], "unknown method 'gradcan'"),
         (["--report", "none/trust.html", "PICTURE"], "xcam: cannot write none/trust.html: there is no folder none"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
-    given = [str(demo.image_paths()[0]) if word == "PICTURE" else word for word in words]
+    given = [str(demo.pictures()[0]) if word == "PICTURE" else word for word in words]
     result = run("evaluate", "-b", "onnx", "-m", "demo", *given)
     assert result.status == 2
     assert said in result.err
@@ -178,7 +178,7 @@ def test_what_was_measured_is_told_though_the_page_cannot_be_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    asked = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *words, demo.image_paths()[0]]
+    asked = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *words, demo.pictures()[0]]
     result = run("evaluate", *asked)
     assert result.status == 2
     assert "r.html: No space left on device; free space there" in result.err
@@ -186,7 +186,7 @@ def test_what_was_measured_is_told_though_the_page_cannot_be_written(
     if words:
         assert len(json.loads(result.out)["measures"]) == 2
     else:
-        assert "gradcam: mean place" in result.out
+        assert "gradcam: mean rank" in result.out
     assert "wrote" not in result.out
 
 
@@ -202,14 +202,14 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(
         "old.html": "it is write-protected, or no ordinary file; choose another name",
         "pipe.html": "it is write-protected, or no ordinary file; choose another name",
     }.items():
-        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", place, demo.image_paths()[0])
+        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", place, demo.pictures()[0])
         assert (result.status, result.out) == (2, "")
         assert result.err.startswith(f"xcam: cannot write {place}: ")
         assert result.err.endswith(f"{said}\n")
 
 
 def test_several_classes_are_for_explain(run: Callable[..., Any]) -> None:
-    result = run("evaluate", "-b", "onnx", "-m", "demo", "-t", "disc", "-t", "ring", demo.image_paths()[0])
+    result = run("evaluate", "-b", "onnx", "-m", "demo", "-t", "disc", "-t", "ring", demo.pictures()[0])
     assert result.status == 2
     assert "one class is evaluated on all pictures, not 2" in result.err
 
@@ -220,11 +220,11 @@ def test_on_how_many_pictures_a_number_rests(run: Callable[..., Any], scenes: Pa
     said = run("evaluate", *words, "--report", "one.html", scenes / "0.png", scenes / "1.png").out
     line = next(line for line in said.splitlines() if line.startswith("energy"))
     assert line.count("(of 1)") == 2
-    assert "1 of 2 pictures" in Path("one.html").read_text(encoding="utf-8")
+    assert "1 of 2 images" in Path("one.html").read_text(encoding="utf-8")
 
 
-def test_where_no_measure_ranks_no_place_is_made_up(run: Callable[..., Any]) -> None:
-    words = ["-b", "onnx", "-m", "demo", "--measure", "complexity", "--report", "none.html", demo.image_paths()[0]]
+def test_where_no_measure_ranks_no_rank_is_invented(run: Callable[..., Any]) -> None:
+    words = ["-b", "onnx", "-m", "demo", "--measure", "complexity", "--report", "none.html", demo.pictures()[0]]
     result = run("evaluate", *words)
-    assert "gradcam: no place, because no measure that ranks has a value" in result.out
+    assert "gradcam: no rank, because no measure that ranks has a value" in result.out
     assert "nan" not in result.out + Path("none.html").read_text(encoding="utf-8")

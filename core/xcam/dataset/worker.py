@@ -25,7 +25,7 @@ from xcam.dataset.output import Output, WriteError
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
 from xcam.evaluation.registry import Measure
 from xcam.evaluation.registry import get as get_measure
-from xcam.evaluation.subject import Each, Subject, cams
+from xcam.evaluation.explained import ExplainedBatch, LazySequence, cams
 from xcam.evaluation.truth import Rectangle, located, rectangles
 from xcam.explanation.context import require
 from xcam.explanation.explain import explain, input_size
@@ -76,7 +76,7 @@ class Worker:
         counts = {shape[0] or 0 for shape in ends if len(shape) == 1}
         for aim in job.targets:
             if several(aim, model.labels) is None:
-                found = target(aim, job.score, model.output_activation, model.labels)
+                found = target(aim, job.score, model.output_activation, model.labels)  # type: ignore[arg-type]
                 if isinstance(found, ClassScore) and len(counts) == 1 and any(counts):
                     found.resolve(np.zeros((1, *counts)))  # a class that is not there is told before the work
         self.rivals = job.rivals and (1,) not in ends  # a single class has none
@@ -199,12 +199,12 @@ class Worker:
             found = explain(
                 self.model,
                 [ready.image for ready in group if ready.image is not None],
-                layer=self.layer.name,
-                target=wanted,
+                self.layer.name,
+                wanted,
                 method=self.job.method,
-                method_options=self.options,
                 score=self.job.score,
                 batch=self.job.batch,
+                **self.options,
             )
         return [list(each) if isinstance(each, list) else [each] for each in found]
 
@@ -242,7 +242,7 @@ class Worker:
             return cams(self.model, self.layer, x, [aims[r] for r in rows], self.method, self.options)
 
         sizes = [ready.size for ready in group]
-        subject = Subject(self.model, self.layer, found, Each(_unpacked, group), again, sizes)
+        subject = ExplainedBatch(self.model, self.layer, found, LazySequence(_unpacked, group), again, sizes)
         return {m.name: np.asarray(_value(m, subject), np.float64) for m in self.measures}
 
     def _row(self, ready: Ready, e: Explanation, column: dict[str, Array], n: int, rival: Explanation | None) -> Row:
@@ -314,7 +314,7 @@ def _unpacked(ready: Ready) -> Array | None:
     return np.unpackbits(ready.where, count=height * width).reshape(ready.size).view(bool)
 
 
-def _value(measure: Measure, subject: Subject) -> Any:
+def _value(measure: Measure, subject: ExplainedBatch) -> Any:
     return measure.function(*(getattr(subject, need) for need in measure.inputs))
 
 

@@ -1,4 +1,4 @@
-"""Measures of trust: importing this package registers all of them, in the order of the documentation."""
+"""Measures of trust. Importing this package registers all of them, in the order of the documentation."""
 
 from xcam.evaluation import (  # isort: skip  # the order of registration is the order of the documentation
     perturbation as perturbation,

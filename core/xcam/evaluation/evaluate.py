@@ -1,4 +1,4 @@
-"""`evaluate`: how far can the maps of several methods be trusted, on this model and these pictures?"""
+"""`evaluate`: how far the maps of several methods can be trusted, for one model and a set of images."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import numpy as np
 
 from xcam import progress
 from xcam.contract import validation
-from xcam.errors import InputError
-from xcam.evaluation.registry import Measure, get
-from xcam.evaluation.registry import list_measures as known
-from xcam.evaluation.result import FLOOR, Evaluation
-from xcam.evaluation.run import Part, Run, shuffling
+from xcam.errors import InputError, keywords_checked
+from xcam.evaluation.registry import Measure, get, list_measures
+from xcam.evaluation.result import Evaluation
+from xcam.evaluation.run import Configured, Run, shuffling
+from xcam.evaluation.scores import FLOOR
 from xcam.evaluation.truth import Truth
 from xcam.explanation.context import require
 from xcam.explanation.explain import BATCH, ImageSource
-from xcam.methods.registry import Method
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
 from xcam.models.load import load
 from xcam.targets import Score
 
 STAGES = 4
-"""Into so many the cascade of shuffled layers is divided, at most."""
+"""The largest number of stages of the randomisation test, by default."""
 Options = Mapping[str, Any]
 
 
+@keywords_checked()
 def evaluate(
     model: Any,
     images: Iterable[ImageSource] | ImageSource,
+    *,
     methods: Sequence[str] | Mapping[str, Options] = ("gradcam",),
     layer: str | None = None,
     target: Any = None,
@@ -47,102 +48,120 @@ def evaluate(
 ) -> Evaluation:
     """Measure how far the maps of several methods can be trusted, and rank the methods.
 
-    model: what `load` returned, or anything that it takes.
-    images: paths or RGB uint8 arrays [H, W, 3], read as they are needed, a few at a time.
-    methods: names; or a mapping from names to their options.
-    layer, score: as for `explain`. target: one for all pictures, or a list with one for each; default: each picture's
-        top class. All methods explain the same.
-    measures: names, or a mapping from names to options; default: those of `xcam.list_measures()` that are taken by default
-        and that have what they need.
-    boxes: for each picture (x0, y0, x1, y1) in its pixels, x1 and y1 not included; a list of such; or None.
-    masks: for each picture a path or an array [h, w] of its size, not 0 where the object is; or None.
-    floor: evaluate `random` too: what every method has to beat. It draws anew for each picture.
-    level: of the confidence intervals. seed: of all that is drawn.
-    stages: of the cascade for the randomisation test, at most; its layers are divided among them.
+    The model and all other arguments are left unchanged.
 
-    Raises InputError, ModelError or BackendError. A picture that fails is told in `failed`.
+    Args:
+        model: A model returned by `load`, or anything that `load` takes.
+        images: Paths, or RGB uint8 arrays [H, W, 3]. They are read when they are needed, a few at a time.
+        methods: Names, or a mapping from names to options: `{"smoothgradcam++": {"n": 8}}`.
+        layer: As for `explain`.
+        target: One for all images, or a list with one for each; by default the top class of each image. All methods
+            explain the same targets.
+        measures: Names, or a mapping from names to options. By default those of `list_measures()` that are marked as
+            default and whose inputs are available.
+        boxes: For each image a box (x0, y0, x1, y1) in its pixels, x1 and y1 excluded, or a list of boxes, or None.
+        masks: For each image a path or an array [h, w] of its size, nonzero on the object, or None.
+        score: As for `explain`.
+        floor: Evaluate `random` too, the method that every other has to beat. It draws new weights for each image.
+        level: The confidence level of the intervals, between 0 and 1.
+        seed: For everything that is drawn.
+        stages: The largest number of stages of the randomisation test; the layers are divided among them.
+
+    Returns:
+        The values of all measures, with means, intervals and the ranking. An image that fails is listed in `failed`.
+
+    Raises:
+        InputError: An argument cannot be used, or every image fails.
+        ModelError: The model cannot be read or explained.
+        BackendError: A package is missing, or the backend lacks a capability.
     """
-    hows = _methods(methods, floor)
+    configured = _methods(methods, floor)
     chosen = _measures(measures, seed, boxes is not None or masks is not None)
     if not 0 < level < 1:
-        raise InputError(f"level is {level}; give a share between 0 and 1, as 0.95")
+        raise InputError(f"cannot use level={level}: it is a probability; give a number between 0 and 1, like 0.95")
     if stages < 1:
-        raise InputError(f"stages is {stages}; give 1 or more")
+        raise InputError(f"cannot use stages={stages}; give a positive integer")
     if seed < 0 or seed != int(seed):
-        raise InputError(f"seed is {seed}; give a whole number, 0 or more")
+        raise InputError(f"cannot use seed={seed}; give an integer, 0 or more")
     if not validation.is_model(model):
         model = load(model)
-    for how, _ in hows.values():
-        require(model, how)
-    place = layers.find(model, layer)
+    for method, _ in configured.values():
+        require(model, method)
+    explained = layers.find(model, layer)
     if isinstance(images, str | os.PathLike | np.ndarray):
         images = [images]
     elif not isinstance(images, Iterable):
-        raise InputError(f"images is a {type(images).__name__}; give paths or arrays")
+        raise InputError(f"cannot use images of type {type(images).__name__}; give paths or arrays")
     truth = Truth(boxes, masks)
-    run = Run(model, place, score, hows, chosen, seed)
-    if run.cascade:
-        shuffling(model)  # found out before the work
+    run = Run(model, explained, score, configured, chosen, target, truth, seed)
+    if run.needs_shuffling:
+        shuffling(model)  # raises before any work is done
         if not isinstance(images, Sequence):
-            raise InputError("the randomisation test goes through the pictures several times; give a list of them")
+            raise InputError("the randomisation test reads the images several times; give a list of them")
     for part in _parts(images, target, truth):
-        run.take(part)
-    if not run.read:
-        why = run.failed[0][1] if run.failed else "there is none; give one or more"
-        raise InputError(f"no picture could be evaluated: {why}")
-    if run.cascade:
+        run.add(part)
+    if not run.names:
+        reason = run.failed[0][1] if run.failed else "there are none; give one or more"
+        raise InputError(f"no image could be evaluated: {reason}")
+    if run.needs_shuffling:
         run.shuffle(stages)
-    return run.answer(level)
+    return run.result(level)
 
 
-def _methods(given: Sequence[str] | Mapping[str, Options], floor: bool) -> dict[str, tuple[Method, dict[str, Any]]]:
-    if isinstance(given, str):
-        given = [given]
-    options = dict(given) if isinstance(given, Mapping) else {name: {} for name in given}
+def _methods(methods: Sequence[str] | Mapping[str, Options], floor: bool) -> Configured:
+    if isinstance(methods, str):
+        methods = [methods]
+    options = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
     if floor:
         options.setdefault(FLOOR, {})
     if not options:
         raise InputError("no method is named; give one or more")
-    return {name: (how := get_method(str(name)), dict(how.checked(told or {}))) for name, told in options.items()}
+    return {
+        name: (method := get_method(str(name)), dict(method.checked(chosen or {})))
+        for name, chosen in options.items()
+    }
 
 
 def _measures(
-    given: Sequence[str] | Mapping[str, Options] | None, seed: int, located: bool
+    measures: Sequence[str] | Mapping[str, Options] | None, seed: int, located: bool
 ) -> list[tuple[Measure, dict[str, Any]]]:
-    """The measures with their options; `located`: it is known where the objects are."""
-    if isinstance(given, str):
-        given = [given]
+    """Return the measures with their options. `located`: boxes or masks are given."""
+    if isinstance(measures, str):
+        measures = [measures]
     options: dict[str, Options]
-    if given is None:
-        options = {name: {} for name, m in known().items() if m.default and (located or "masks" not in m.inputs)}
+    if measures is None:
+        known = list_measures()
+        options = {name: {} for name, m in known.items() if m.default and (located or "masks" not in m.inputs)}
     else:
-        options = dict(given) if isinstance(given, Mapping) else {name: {} for name in given}
+        options = dict(measures) if isinstance(measures, Mapping) else {name: {} for name in measures}
     if not options:
-        raise InputError("no measure is named; give one or more, or leave them out")
-    found = []
-    for name, told in options.items():
+        raise InputError("no measure is named; give one or more, or leave `measures` out")
+    result = []
+    for name, chosen in options.items():
         measure = get(str(name))
         if "masks" in measure.inputs and not located:
-            raise InputError(f"{name} needs to know where the object is; give boxes= or masks= (--table)")
+            raise InputError(f"measure {name!r} needs the location of the object; give boxes= or masks= (--table)")
         measure.require()
         seeded = {"seed": seed} if "seed" in measure.options else {}
-        found.append((measure, seeded | dict(measure.checked(told or {}))))
-    return found
+        result.append((measure, seeded | dict(measure.checked(chosen or {}))))
+    return result
 
 
-def _parts(images: Iterable[ImageSource], target: Any, truth: Truth) -> Iterator[Part]:
-    """Batches of pictures, none of which is read yet."""
+def _parts(images: Iterable[ImageSource], target: Any, truth: Truth) -> Iterator[list[tuple[int, ImageSource]]]:
+    """Yield batches of numbered images; none is read yet."""
     if isinstance(images, Sequence):
         truth.check(len(images))
         if isinstance(target, list | tuple) and len(target) != len(images):
-            raise InputError(f"{len(target)} targets for {len(images)} pictures; give one for all, or one for each")
+            raise InputError(
+                f"{len(target)} targets for {len(images)} images; give one for each image, or one for all"
+            )
         starts = list(range(0, len(images), BATCH))
-        for start in progress.steps(starts, "batches of pictures"):
-            yield list(enumerate(images[start : start + BATCH], start)), target, truth
+        for start in progress.steps(starts, "batches of images"):
+            yield list(enumerate(images[start : start + BATCH], start))
         return
-    rest = enumerate(iter(images))
+    numbered = enumerate(iter(images))
     count = 0
-    while part := list(islice(rest, BATCH)):
+    while part := list(islice(numbered, BATCH)):
         count += len(part)
-        yield part, target, truth
+        yield part
     truth.check(count)

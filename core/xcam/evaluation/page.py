@@ -1,4 +1,4 @@
-"""The report on an evaluation: which method's maps can be trusted, in a table and as intervals that can be compared."""
+"""The report on an evaluation: the ranking, the table of measures, and intervals on a common scale for each measure."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 
 from xcam.comparison import sentences
 from xcam.evaluation.registry import Measure
-from xcam.evaluation.result import FLOOR, Evaluation, Row
+from xcam.evaluation.scores import FLOOR, Row, Scores
 from xcam.report.rendering import _environment, _write, check_place
 
 SIZES = {"wide": (880, 170), "narrow": (360, 112)}
-"""Of a drawing, in units of its view box: its width, and where its scale begins."""
+"""Of a chart, in units of its view box: its width, and where its scale begins."""
 LINE = 30
 """The height of a method's line."""
 
 
-def write(evaluation: Evaluation, path: Path) -> None:
+def write(scores: Scores, path: Path) -> None:
     """Write the report. The file appears whole or not at all.
 
-    Raises InputError for a place that cannot be written, BackendError where Jinja2 is not installed.
+    Raises:
+        InputError: The path cannot be written.
+        BackendError: Jinja2 is not installed.
     """
-    _write(check_place(path), _environment(), "evaluation.html", page(evaluation))
+    _write(check_place(path), _environment(), "evaluation.html", page(scores))
 
 
 @dataclass(frozen=True)
@@ -36,57 +38,57 @@ class Bar:
     mean: float
     high: float
     kind: str
-    """A class of the style: what is above `random` is lit."""
+    """The CSS class of the dot: `random` is marked."""
     text: str
 
 
-def page(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of evaluation.html."""
-    order = [rank.method for rank in evaluation.ranking]
+def page(scores: Scores) -> dict[str, Any]:
+    """Return the values for evaluation.html."""
+    order = [rank.method for rank in scores.ranking]
     return {
-        "model": evaluation.model,
-        "layer": evaluation.layer,
-        "title": f"Which maps of {evaluation.model} can be trusted?",
-        "lead": _lead(evaluation),
+        "model": scores.model,
+        "layer": scores.layer,
+        "title": f"Which maps of {scores.model} can be trusted?",
+        "lead": _lead(scores),
         "floor": FLOOR if FLOOR in order else "",
-        "level": f"{evaluation.level:.4g}",
+        "level": f"{scores.level:.4g}",
         "ranking": [
             {
                 "method": rank.method,
-                "place": sentences.NONE if math.isnan(rank.place) else f"{rank.place:.1f}",
+                "rank": sentences.NONE if math.isnan(rank.mean_rank) else f"{rank.mean_rank:.1f}",
                 "above": f"{rank.above} of {rank.of}" if rank.method != FLOOR else sentences.NONE,
                 "below": f"{rank.below} of {rank.of}" if rank.method != FLOOR else sentences.NONE,
             }
-            for rank in evaluation.ranking
+            for rank in scores.ranking
         ],
         "order": order,
-        "measures": [_measure(evaluation, measure, order) for measure in evaluation.measures],
-        "failed": [(path, why.removeprefix(path).lstrip(": ")) for path, why in evaluation.failed],
-        "notes": evaluation.notes,
+        "measures": [_measure(scores, measure, order) for measure in scores.measures],
+        "failed": [(path, reason.removeprefix(path).lstrip(": ")) for path, reason in scores.failed],
+        "notes": scores.notes,
     }
 
 
-def _lead(evaluation: Evaluation) -> str:
-    """The answer in a sentence or two."""
-    count = len(evaluation.pictures)
-    said = f"Measured on {sentences.count(count, 'picture')} at layer {evaluation.layer}."
-    best = evaluation.ranking[0]
-    if len(evaluation.methods) < 2 or math.isnan(best.place):
-        return said
-    first = [rank for rank in evaluation.ranking if f"{rank.place:.1f}" == f"{best.place:.1f}"]
-    place = f"a mean place of {best.place:.1f} of {len(evaluation.methods)}"
+def _lead(scores: Scores) -> str:
+    """Return the result in a sentence or two."""
+    count = len(scores.images)
+    text = f"Measured on {sentences.count(count, 'image')} at layer {scores.layer}."
+    best = scores.ranking[0]
+    if len(scores.methods) < 2 or math.isnan(best.mean_rank):
+        return text
+    first = [rank for rank in scores.ranking if f"{rank.mean_rank:.1f}" == f"{best.mean_rank:.1f}"]
+    mean_rank = f"a mean rank of {best.mean_rank:.1f} of {len(scores.methods)}"
     if len(first) > 1:
         names = ", ".join(rank.method for rank in first[:-1])
-        said += f" {names} and {first[-1].method} come out equally well, with {place}."
+        text += f" {names} and {first[-1].method} are equally good, with {mean_rank}."
     else:
-        said += f" {best.method} comes out best, with {place}."
-    if FLOOR in evaluation.methods and len(first) == 1 and best.method != FLOOR:
-        said += f" By {best.above} of {best.of} measures it is better than random maps, and the interval of the difference does not reach zero."
-    return said + (" One picture gives no intervals: take more." if count < 2 else "")
+        text += f" {best.method} is best, with {mean_rank}."
+    if FLOOR in scores.methods and len(first) == 1 and best.method != FLOOR:
+        text += f" It is better than random maps by {best.above} of {best.of} measures: the interval of the difference is above zero."
+    return text + (" One image gives no intervals; use more." if count < 2 else "")
 
 
-def _measure(evaluation: Evaluation, measure: Measure, order: list[str]) -> dict[str, Any]:
-    rows = {name: evaluation.row(name, measure.name) for name in order}
+def _measure(scores: Scores, measure: Measure, order: list[str]) -> dict[str, Any]:
+    rows = {name: scores.row(name, measure.name) for name in order}
     return {
         "name": measure.name,
         "summary": measure.summary,
@@ -100,20 +102,22 @@ def _measure(evaluation: Evaluation, measure: Measure, order: list[str]) -> dict
                 if math.isnan(row.low)
                 else f"{sentences.number(row.low)} to {sentences.number(row.high)}",
                 "above": row.above and measure.ranks,
-                "of": f"{row.n} of {sentences.count(len(evaluation.pictures), 'picture')}"
-                if 0 < row.n < len(evaluation.pictures)
+                "of": f"{row.n} of {sentences.count(len(scores.images), 'image')}"
+                if 0 < row.n < len(scores.images)
                 else "",
             }
             for row in rows.values()
         ],
         "charts": [
-            (size, chart) for size, place in SIZES.items() if (chart := _chart(measure, list(rows.values()), *place))
+            (size, chart)
+            for size, dimensions in SIZES.items()
+            if (chart := _chart(measure, list(rows.values()), *dimensions))
         ],
     }
 
 
 def _chart(measure: Measure, rows: list[Row], width: int, start: int) -> dict[str, Any] | None:
-    """The intervals of a measure side by side; None where there is nothing to draw."""
+    """Return the intervals of a measure on one scale, or None without values."""
     known = [row for row in rows if not math.isnan(row.mean)]
     if not known:
         return None
@@ -122,18 +126,16 @@ def _chart(measure: Measure, rows: list[Row], width: int, start: int) -> dict[st
     margin = 0.06 * (high - low) or 0.06 * abs(high) or 0.05
     low, high = low - margin, high + margin
 
-    def across(value: float) -> float:
+    def x(value: float) -> float:
         return round(start + (width - start - 14) * (value - low) / (high - low), 1)
 
     def bar(k: int, row: Row) -> Bar:
-        left, right = (across(row.mean if math.isnan(v) else v) for v in (row.low, row.high))
+        left, right = (x(row.mean if math.isnan(v) else v) for v in (row.low, row.high))
         kind = "culprit" if row.method == FLOOR else "before"
-        said = f"{row.method}: {sentences.number(row.mean)}"
+        text = f"{row.method}: {sentences.number(row.mean)}"
         if not math.isnan(row.low):
-            said += f", interval {sentences.number(row.low)} to {sentences.number(row.high)}"
-        return Bar(
-            sentences.shorter(row.method, start // 8), 26.0 + LINE * k, left, across(row.mean), right, kind, said
-        )
+            text += f", interval {sentences.number(row.low)} to {sentences.number(row.high)}"
+        return Bar(sentences.shorter(row.method, start // 8), 26.0 + LINE * k, left, x(row.mean), right, kind, text)
 
     bars = [bar(k, row) for k, row in enumerate(known)]
     floor = next((b for b, row in zip(bars, known, strict=True) if row.method == FLOOR), None)
@@ -145,13 +147,13 @@ def _chart(measure: Measure, rows: list[Row], width: int, start: int) -> dict[st
         "bottom": bottom,
         "bars": bars,
         "floor": floor,
-        "ticks": [(across(v), sentences.number(v)) for v in _ticks(low, high, 5 if width > 500 else 3)],
+        "ticks": [(x(v), sentences.number(v)) for v in _ticks(low, high, 5 if width > 500 else 3)],
         "name": f"{measure.name}, {measure.better} is better. " + "; ".join(b.text for b in bars),
     }
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers within a scale, about `count` of them."""
+    """Return about `count` round numbers within a scale."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)

@@ -1,4 +1,4 @@
-"""The model-parameter randomisation test: a map that stays when the weights are shuffled does not explain the model."""
+"""The model-parameter randomisation test: a map that stays the same with shuffled weights does not explain the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xcam.evaluation.registry import measure
 from xcam.methods.maps import Array
 
 BINS = 100
-"""Of the histogram whose entropy is a map's complexity, as in the paper's experiments."""
+"""Of the histogram whose entropy is the complexity of a map, as in the paper's experiments."""
 
 
 @measure(
@@ -23,16 +23,17 @@ BINS = 100
     ranks=False,
 )
 def randomization(cams: Array, shuffled: Sequence[Array]) -> Array:
-    """The rank correlation (Spearman) of the map with that of the network shuffled from its end, mean over the stages.
+    """Spearman's rank correlation of the map with the map of the shuffled network, the mean over the stages.
 
-    The weights of the last layer are shuffled, then those of the one before it too, down to the first. 1: the map does
-    not depend on the weights. Maps are taken before ReLU. NaN where the map is the same everywhere; a map that becomes so counts as 0.
+    The weights of the last layer are shuffled first, then those of the layers before it too, down to the first. 1 means
+    that the map does not depend on the weights. Maps are taken before ReLU. NaN for a constant map; a map that becomes
+    constant counts as 0.
     """
     if not len(shuffled):
         return np.full(len(cams), np.nan)
-    found = np.mean([_spearman(cams, stage) for stage in shuffled], axis=0)
+    correlation = np.mean([_spearman(cams, stage) for stage in shuffled], axis=0)
     flat = np.ptp(cams.reshape(len(cams), -1), axis=1) == 0
-    return np.where(flat, np.nan, found)
+    return np.where(flat, np.nan, correlation)
 
 
 @measure(
@@ -45,21 +46,21 @@ def randomization(cams: Array, shuffled: Sequence[Array]) -> Array:
     ranks=False,
 )
 def efficient_randomization(cams: Array, shuffled: Sequence[Array]) -> Array:
-    """(H(map of the wholly shuffled network) − H(map)) / H(map): how much more complex the map becomes; H is entropy.
+    """(H(map of the fully shuffled network) − H(map)) / H(map): how much more complex the map becomes; H is the entropy.
 
-    No layer's order counts, and no similarity of two maps, which noise lowers. NaN where H(map) is 0.
+    It depends neither on the order of the layers nor on a similarity of two maps, which noise lowers. NaN where H(map) is 0.
     """
     before, after = _entropy(cams), _entropy(shuffled[-1]) if len(shuffled) else np.full(len(cams), np.nan)
     return np.divide(after - before, before, out=np.full(len(cams), np.nan), where=before > 0)
 
 
 def ranks(values: Array) -> Array:
-    """Each row's ranks; equal values share the mean of theirs."""
-    found = np.empty(values.shape)
-    for row, given in zip(found, values, strict=True):
-        _, which, counts = np.unique(given, return_inverse=True, return_counts=True)
-        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[which]
-    return found
+    """Return the ranks within each row; equal values share their mean rank."""
+    result = np.empty(values.shape)
+    for row, numbers in zip(result, values, strict=True):
+        _, index, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[index]
+    return result
 
 
 def _spearman(first: Array, second: Array) -> Array:
@@ -70,9 +71,9 @@ def _spearman(first: Array, second: Array) -> Array:
 
 
 def _entropy(maps: Array) -> Array:
-    """−Σ p·ln p of each map's histogram."""
-    found = np.zeros(len(maps))
-    for k, given in enumerate(maps):
-        p = np.histogram(given, BINS)[0] / given.size
-        found[k] = -(p[p > 0] * np.log(p[p > 0])).sum()
-    return found
+    """Return −Σ p·ln p of each map's histogram."""
+    result = np.zeros(len(maps))
+    for k, values in enumerate(maps):
+        p = np.histogram(values, BINS)[0] / values.size
+        result[k] = -(p[p > 0] * np.log(p[p > 0])).sum()
+    return result

@@ -1,8 +1,8 @@
-"""Measures of trust: how well a map stands up to the model and the picture that it is said to explain.
+"""Measures of trust: how well a heatmap agrees with the model and the image that it explains.
 
-Each is a small pure function with its formula and its paper, found by name in one registry. As with methods, the
-positional parameters say by name what a measure needs (see `xcam.evaluation.inputs`), the keyword-only ones are its
-options. Nothing here loads a model or reads a picture: `xcam.evaluation.evaluate` supplies what is asked for.
+Each measure is a small pure function with its formula and its paper, registered under a name. As with methods, the
+positional parameters name the inputs of the measure (see `xcam.evaluation.inputs`), and the keyword-only parameters are
+its options. Nothing here loads a model or reads an image: `xcam.evaluation.evaluate` supplies the inputs.
 """
 
 from __future__ import annotations
@@ -23,34 +23,41 @@ _registry: dict[str, Measure] = {}
 
 @dataclass(frozen=True)
 class Measure(Registered):
-    """A number for each picture that says how far its map can be trusted."""
+    """A measure of trust: one number per image."""
 
     better: Better
+    """Whether higher or lower values are better."""
     source: str
     """The paper, with the equation."""
     bounds: tuple[float, float]
-    """Lowest and highest value."""
+    """The lowest and the highest possible value."""
     passes: str
-    """What it costs for one picture, besides its explanation."""
+    """The cost per image, in addition to the explanation itself."""
     default: bool = True
-    """It is taken where none is named (and where what it needs is given)."""
+    """Used when no measures are named and its inputs are available."""
     ranks: bool = True
-    """It counts when methods are ranked. What a useless map can be best at does not (an empty map is the simplest), nor
-    what `random` is no floor for."""
-
+    """Counts in the ranking of methods. False for measures that a useless map can win (an empty map is the simplest),
+    and for those to which `random` is not a lower bound."""
     requires: str = ""
-    """A module that it imports, of the extra `batch`."""
+    """A module of the extra `batch` that the measure imports."""
 
     def require(self) -> Any:
-        """The module that it imports, if any. Raises BackendError where that is not installed: call it before the work."""
+        """Import the module that the measure requires, before any work is done.
+
+        Returns:
+            The module, or None where the measure requires none.
+
+        Raises:
+            BackendError: The module is not installed.
+        """
         if not self.requires:
             return None
         try:
             return importlib.import_module(self.requires)
         except ImportError as error:
             raise BackendError(
-                f"measure {self.name!r} needs {self.requires.partition('.')[0]}, which is not installed here: "
-                'pip install "xcam-explain[batch]"; or name other measures'
+                f"measure {self.name!r} needs {self.requires.partition('.')[0]}, which is not installed; "
+                'run pip install "xcam-explain[batch]", or choose other measures'
             ) from error
 
 
@@ -65,7 +72,7 @@ def measure(
     ranks: bool = True,
     requires: str = "",
 ) -> Callable[[F], F]:
-    """Register a function as the measure `name`."""
+    """Register a function as a measure of trust. The arguments are the fields of `Measure`."""
 
     def register(function: F) -> F:
         if name in _registry:
@@ -77,12 +84,16 @@ def measure(
 
 
 def get(name: str) -> Measure:
-    """The measure called `name`. Raises InputError, which offers the nearest names."""
+    """Return a measure by name.
+
+    Raises:
+        InputError: The name is unknown; the message offers the nearest names.
+    """
     if name not in _registry:
-        raise InputError(f"no measure {name!r}; {nearest(name, _registry)}; `xcam evaluate --list` lists them")
+        raise InputError(f"unknown measure {name!r}; {nearest(name, _registry)}; `xcam evaluate --list` lists all")
     return _registry[name]
 
 
 def list_measures() -> Mapping[str, Measure]:
-    """All measures by name, in the order of the documentation."""
+    """Return all measures by name, in the order of the documentation."""
     return MappingProxyType(_registry)

@@ -1,4 +1,4 @@
-"""Whether a map holds still when the picture changes by less than anybody sees. Yeh et al. 2019."""
+"""Whether a map stays the same under changes of the image that are too small to see. Yeh et al. 2019."""
 
 from __future__ import annotations
 
@@ -21,20 +21,27 @@ from xcam.progress import steps
 def max_sensitivity(
     heatmap: Array, x: Array, explain: Explain, *, n: int = 8, radius: float = 0.02, seed: int = 0
 ) -> Array:
-    """max ‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖ over n noises δ, uniform in ± radius; Φ is the map.
+    """max ‖Φ(x + δ) − Φ(x)‖ / ‖Φ(x)‖ over n noises δ, uniform within ± radius; Φ is the map.
 
-    radius: a share of the range of the picture's values. Divided by the map's own norm, so that methods can be
-    compared. NaN where the map is zero everywhere, or the picture the same.
+    It is divided by the norm of the map, so that methods can be compared. NaN for an all-zero map and a constant image.
+
+    Args:
+        heatmap: Maps [N, H, W].
+        x: Images [N, channels, H, W].
+        explain: The maps of changed images.
+        n: The number of noises.
+        radius: A share of the range of the image's values.
+        seed: For the noise.
     """
     check(n=n, radius=radius)
     random = generator(seed)
     spread = (radius * np.ptp(x, axis=(1, 2, 3), keepdims=True)).astype(x.dtype)
     norm = _norm(heatmap)
-    worst = np.zeros(len(x))
+    largest = np.zeros(len(x))
     for _ in steps(range(n), "sensitivity"):
         noise = random.uniform(-1, 1, size=x.shape[1:]).astype(x.dtype)
-        worst = np.maximum(worst, _norm(explain(x + spread * noise, range(len(x))) - heatmap))
-    return np.divide(worst, norm, out=np.full(len(x), np.nan), where=(norm > 0) & (spread.ravel() > 0))
+        largest = np.maximum(largest, _norm(explain(x + spread * noise, range(len(x))) - heatmap))
+    return np.divide(largest, norm, out=np.full(len(x), np.nan), where=(norm > 0) & (spread.ravel() > 0))
 
 
 def _norm(maps: Array) -> Array:

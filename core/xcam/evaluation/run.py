@@ -1,11 +1,11 @@
-"""An evaluation under way. Pictures are read a few at a time, and none is kept."""
+"""The state of an evaluation while it runs. Images are read a few at a time, and none is kept."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +14,12 @@ import numpy as np
 
 from xcam import progress
 from xcam.contract import Array, Layer, Model
+from xcam.contract.abilities import Randomizable, supports
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
+from xcam.evaluation.explained import ExplainedBatch, batch, cams
 from xcam.evaluation.registry import Measure
-from xcam.evaluation.result import ENOUGH, FLOOR, Evaluation
-from xcam.evaluation.subject import Subject, batch, cams
+from xcam.evaluation.result import Evaluation
+from xcam.evaluation.scores import FLOOR, MIN_IMAGES
 from xcam.evaluation.truth import Truth
 from xcam.explanation.explain import BATCH, ImageSource, explain
 from xcam.explanation.result import Explanation
@@ -25,207 +27,227 @@ from xcam.images import reading
 from xcam.methods.registry import Method
 from xcam.targets import Score, Target
 
-Part = tuple[list[tuple[int, ImageSource]], Any, Truth]
-"""Some pictures with their numbers, what to explain on each, and where the objects are."""
+Configured = Mapping[str, tuple[Method, dict[str, Any]]]
+"""Name → method and its options."""
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A picture that was read."""
+class _Loaded:
+    """An image that was read, with its target and the mask of its object."""
 
     source: ImageSource
     name: str
     image: reading.Image
     mask: Array | None
-    aim: Any
-
-
-def _aim(target: Any, k: int) -> Any:
-    """What to explain on the k-th picture. Raises InputError."""
-    if not isinstance(target, list | tuple):
-        return target
-    if k >= len(target):
-        raise InputError(f"{len(target)} targets, and there are more pictures; give one for each, or one for all")
-    return target[k]
+    target: Any
 
 
 class Run:
-    """What was read, and the numbers so far."""
+    """Collects the values of all measures, batch by batch.
+
+    Args:
+        model: The model.
+        layer: The layer to explain.
+        score: As for `explain`.
+        methods: The methods with their options.
+        measures: The measures with their options.
+        target: One for all images, or a list with one for each.
+        truth: Boxes and masks.
+        seed: For everything that is drawn.
+    """
 
     def __init__(
         self,
         model: Model,
         layer: Layer,
         score: Score,
-        hows: dict[str, tuple[Method, dict[str, Any]]],
-        measures: list[tuple[Measure, dict[str, Any]]],
+        methods: Configured,
+        measures: Sequence[tuple[Measure, dict[str, Any]]],
+        target: Any,
+        truth: Truth,
         seed: int,
     ) -> None:
         self.model, self.layer, self.score, self.seed = model, layer, score, seed
-        self.hows, self.measures = hows, measures
-        self.cascade = any("shuffled" in measure.inputs for measure, _ in measures)
-        self.read: list[tuple[str, ImageSource | None]] = []
-        """Names, and where the pictures have to be read again: what they came from."""
-        self.aims: list[Target] = []
+        self.methods, self.measures = methods, measures
+        self.target, self.truth = target, truth
+        self.needs_shuffling = any("shuffled" in measure.inputs for measure, _ in measures)
+        self.names: list[str] = []
+        self.sources: list[ImageSource] = []
+        """Where to read the images again; empty if they are not needed again."""
+        self.targets: list[Target] = []
         self.labels: list[str] = []
         self.failed: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.zeros: Counter[str] = Counter()
-        self.values: dict[str, dict[str, list[Array]]] = {name: {m.name: [] for m, _ in measures} for name in hows}
-        self.cams: dict[str, list[Array]] = {name: [] for name in hows}
+        self.values: dict[str, dict[str, list[Array]]] = {name: {m.name: [] for m, _ in measures} for name in methods}
+        self.cams: dict[str, list[Array]] = {name: [] for name in methods}
 
-    def take(self, part: Part) -> None:
-        """Read a batch, and measure it; where it fails, picture by picture."""
-        numbered, target, truth = part
-        read: list[_Read] = []
-        for k, source in numbered:
-            name, aim = str(source) if isinstance(source, str | os.PathLike) else f"picture {k + 1}", _aim(target, k)
+    def add(self, images: Sequence[tuple[int, ImageSource]]) -> None:
+        """Read and measure a batch of numbered images; if it fails, one image at a time."""
+        loaded: list[_Loaded] = []
+        for k, source in images:
+            is_path = isinstance(source, str | os.PathLike)
+            name, target = str(source) if is_path else f"image {k + 1}", self._target(k)
             try:
                 image = reading.read(source) if isinstance(source, str | os.PathLike) else reading.check(source)
-                read.append(_Read(source, name, image, truth.of(k, image, name), aim))
+                loaded.append(_Loaded(source, name, image, self.truth.of(k, image, name), target))
             except XcamError as error:
                 self.failed.append((name, str(error)))
         try:
-            self._measure(read)
-        except BackendError:  # something is not installed, or broken: no picture would fare better
+            self._measure(loaded)
+        except BackendError:  # a missing or broken package: every other image would fail, too
             raise
         except XcamError:
-            self._one_by_one(read)
+            self._measure_one_by_one(loaded)
 
-    def _one_by_one(self, read: Sequence[_Read]) -> None:
-        """Measure what can be measured. What fails for all of the first ones alike is no fault of theirs, and raised."""
+    def _target(self, k: int) -> Any:
+        if not isinstance(self.target, list | tuple):
+            return self.target
+        if k >= len(self.target):
+            raise InputError(
+                f"{len(self.target)} targets, and there are more images; give one for each image, or one for all"
+            )
+        return self.target[k]
+
+    def _measure_one_by_one(self, loaded: Sequence[_Loaded]) -> None:
+        """Measure the images that do not fail. If the first ones all fail alike, the images are not the cause: raise."""
         failed: list[tuple[str, XcamError]] = []
-        for one in read:
+        for one in loaded:
             try:
                 self._measure([one])
             except XcamError as error:
                 failed.append((one.name, error))
-        if not self.read and len({str(error) for _, error in failed}) == 1:
+        if not self.names and len({str(error) for _, error in failed}) == 1:
             raise failed[0][1]
         self.failed += [(name, str(error)) for name, error in failed]
 
-    def _measure(self, read: Sequence[_Read]) -> None:
-        """Explain a batch by every method, and measure. Nothing is kept where something fails."""
-        if not read:
+    def _measure(self, loaded: Sequence[_Loaded]) -> None:
+        """Explain a batch by every method and measure it. Nothing is stored if any of it fails."""
+        if not loaded:
             return
-        first, fixed, labels = len(self.read), [one.aim for one in read], [""] * len(read)
-        kept: dict[str, tuple[dict[str, Array], Array, int]] = {}
-        for name in self.hows:
-            found = self._explained(name, read, fixed, first, clean=not kept)
-            if not kept:
-                fixed, labels = [e.target for e in found], [e.label for e in found]
-            remap = partial(self.maps, name, self.model, aims=fixed, first=first)
-            subject = Subject(self.model, self.layer, found, [one.mask for one in read], remap)
+        first, targets, labels = len(self.names), [one.target for one in loaded], [""] * len(loaded)
+        results: dict[str, tuple[dict[str, Array], Array, int]] = {}
+        for name in self.methods:
+            explanations = self._explanations(name, loaded, targets, first, resolved=bool(results))
+            if not results:  # all methods explain the targets that the first one resolved
+                targets, labels = [e.target for e in explanations], [e.label for e in explanations]
+            raw_maps = partial(self.maps, name, self.model, targets=targets, first=first)
+            inputs = ExplainedBatch(self.model, self.layer, explanations, [one.mask for one in loaded], raw_maps)
             values = {
                 measure.name: np.asarray(
-                    measure.function(*(getattr(subject, need) for need in measure.inputs), **options), np.float64
+                    measure.function(*(getattr(inputs, key) for key in measure.inputs), **options), np.float64
                 )
                 for measure, options in self.measures
                 if "shuffled" not in measure.inputs
             }
-            kept[name] = values, np.stack([e.cam for e in found]), sum(not e.positive.any() for e in found)
-        for name, (values, small, zeros) in kept.items():
-            for measure, column in values.items():
-                self.values[name][measure].append(column)
-            if self.cascade:
-                self.cams[name].append(small)
+            zeros = sum(not e.positive.any() for e in explanations)
+            results[name] = values, np.stack([e.cam for e in explanations]), zeros
+        for name, (values, raw, zeros) in results.items():
+            for measure_name, column in values.items():
+                self.values[name][measure_name].append(column)
+            if self.needs_shuffling:
+                self.cams[name].append(raw)
             self.zeros[name] += zeros
-        self.aims += fixed
+        self.targets += targets
         self.labels += labels
-        self.read += [(one.name, one.source if self.cascade else None) for one in read]
+        self.names += [one.name for one in loaded]
+        if self.needs_shuffling:
+            self.sources += [one.source for one in loaded]
 
-    def _explained(
-        self, name: str, read: Sequence[_Read], aims: Sequence[Any], first: int, clean: bool
+    def _explanations(
+        self, name: str, loaded: Sequence[_Loaded], targets: Sequence[Any], first: int, resolved: bool
     ) -> list[Explanation]:
-        """Explanations of a batch, for targets that are still `clean` words, or fixed."""
-        method, options = self.hows[name]
-        one: Any = explain
-        found: list[Any] = []
+        """Explain a batch by one method. `resolved`: the targets include the score already."""
+        method, options = self.methods[name]
+        function: Any = explain
+        explanations: list[Any] = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ZeroHeatmapWarning)  # counted, and told once
-            for rows, told in self.drawn(name, range(len(read)), first):
-                found += one(
+            warnings.simplefilter("ignore", ZeroHeatmapWarning)  # counted, and noted once
+            for rows, seed in self.groups(name, range(len(loaded)), first):
+                explanations += function(
                     self.model,
-                    [read[row].image for row in rows],
+                    [loaded[row].image for row in rows],
                     layer=self.layer.name,
-                    target=[aims[row] for row in rows],
+                    target=[targets[row] for row in rows],
                     method=method.name,
-                    method_options=options | told,
-                    score=self.score if clean else "logit",
+                    score="logit" if resolved else self.score,
+                    **(options | seed),
                 )
-        if any(isinstance(e, list) for e in found):
-            raise InputError("several targets on one picture; an evaluation explains one: give one class")
-        return found
+        if any(isinstance(e, list) for e in explanations):
+            raise InputError("several targets for one image; an evaluation explains one: give one class")
+        return explanations
 
-    def drawn(self, name: str, rows: Sequence[int], first: int) -> list[tuple[list[int], dict[str, int]]]:
-        """Rows that are explained together, and their own options: `random` draws anew for each picture.
+    def groups(self, name: str, rows: Sequence[int], first: int) -> list[tuple[list[int], dict[str, int]]]:
+        """Return the rows that are explained together, and their own options: `random` draws new weights for each image.
 
-        So no single draw, which may be a lucky one, is what the others have to beat.
+        Otherwise a single draw, perhaps a lucky one, would be the baseline for all images.
         """
-        if name != FLOOR or "seed" in self.hows[name][1]:
+        if name != FLOOR or "seed" in self.methods[name][1]:
             return [(list(rows), {})]
         return [([row], {"seed": self.seed + first + row}) for row in rows]
 
     def maps(
-        self, name: str, model: Model, x: Array, rows: Sequence[int], aims: Sequence[Target], first: int
+        self, name: str, model: Model, x: Array, rows: Sequence[int], targets: Sequence[Target], first: int
     ) -> Array:
-        """The maps [K, h, w], before ReLU, of pictures in the model's own form, for targets that are fixed."""
-        method, options = self.hows[name]
-        places = {row: [k for k, r in enumerate(rows) if r == row] for row in dict.fromkeys(rows)}
-        found: dict[int, Array] = {}
-        for together, told in self.drawn(name, list(places), first):
-            chosen = [k for row in together for k in places[row]]
-            for start in range(0, len(chosen), BATCH):
-                part = chosen[start : start + BATCH]
-                made = cams(model, self.layer, x[part], [aims[rows[k]] for k in part], method, options | told)
-                found |= dict(zip(part, made, strict=True))
-        return np.stack([found[k] for k in range(len(rows))])
+        """Return the raw maps [K, h, w], before ReLU, of images in the model's own layout, for resolved targets."""
+        method, options = self.methods[name]
+        variants = {row: [k for k, r in enumerate(rows) if r == row] for row in dict.fromkeys(rows)}
+        result: dict[int, Array] = {}
+        for group, seed in self.groups(name, list(variants), first):
+            indices = [k for row in group for k in variants[row]]
+            for start in range(0, len(indices), BATCH):
+                part = indices[start : start + BATCH]
+                raw = cams(model, self.layer, x[part], [targets[rows[k]] for k in part], method, options | seed)
+                result |= dict(zip(part, raw, strict=True))
+        return np.stack([result[k] for k in range(len(rows))])
 
     def shuffle(self, stages: int) -> None:
-        """The randomisation test, or a note that says why there is none: what else was measured stays."""
+        """Run the randomisation test. If it fails, a note gives the reason, and all other values remain."""
         try:
             self._shuffle(stages)
         except XcamError as error:
-            self.notes.append(f"no randomisation test: {error}")
+            self.notes.append(f"the randomisation test failed: {error}")
             for columns in self.values.values():
                 columns |= {
-                    m.name: [np.full(len(self.read), np.nan)] for m, _ in self.measures if "shuffled" in m.inputs
+                    m.name: [np.full(len(self.names), np.nan)] for m, _ in self.measures if "shuffled" in m.inputs
                 }
 
     def _shuffle(self, stages: int) -> None:
-        """All pictures again, by networks that are shuffled farther and farther down."""
-        parts, randomized = shuffling(self.model)
-        cuts = sorted({round(len(parts) * (k + 1) / stages) for k in range(stages)} - {0})
-        shuffled: dict[str, list[Array]] = {name: [] for name in self.hows}
-        for count in progress.steps(cuts, "shuffled networks"):
-            model = randomized(list(parts[len(parts) - count :]), self.seed)
+        """Explain all images again, with networks that are shuffled further and further down."""
+        layers, with_shuffled_weights = shuffling(self.model)
+        counts = sorted({round(len(layers) * (k + 1) / stages) for k in range(stages)} - {0})
+        shuffled: dict[str, list[Array]] = {name: [] for name in self.methods}
+        for count in progress.steps(counts, "shuffled networks"):
+            model = with_shuffled_weights(list(layers[len(layers) - count :]), self.seed)
             model.input = self.model.input
-            made: dict[str, list[Array]] = {name: [] for name in self.hows}
-            for start in range(0, len(self.read), BATCH):
+            stage: dict[str, list[Array]] = {name: [] for name in self.methods}
+            for start in range(0, len(self.names), BATCH):
                 part = slice(start, start + BATCH)
-                sources: list[Any] = [source for _, source in self.read[part]]
-                images = [reading.read(s) if isinstance(s, str | os.PathLike) else s for s in sources]
-                x, aims = batch(images, model), self.aims[part]
-                for name in self.hows:
-                    made[name].append(self.maps(name, model, x, range(len(aims)), aims, start))
-            for name, found in made.items():
-                shuffled[name].append(np.concatenate(found))
-        for name in self.hows:
+                images = [reading.read(s) if isinstance(s, str | os.PathLike) else s for s in self.sources[part]]
+                x, targets = batch(images, model), self.targets[part]
+                for name in self.methods:
+                    stage[name].append(self.maps(name, model, x, range(len(targets)), targets, start))
+            for name, raw in stage.items():
+                shuffled[name].append(np.concatenate(raw))
+        for name in self.methods:
+            inputs = {"cams": np.concatenate(self.cams[name]), "shuffled": shuffled[name]}
             for measure, options in self.measures:
                 if "shuffled" in measure.inputs:
-                    supplied = {"cams": np.concatenate(self.cams[name]), "shuffled": shuffled[name]}
-                    got = measure.function(*(supplied[need] for need in measure.inputs), **options)
-                    self.values[name][measure.name] = [got]
+                    values = measure.function(*(inputs[key] for key in measure.inputs), **options)
+                    self.values[name][measure.name] = [values]
 
-    def answer(self, level: float) -> Evaluation:
-        count = len(self.read)
-        zeros = [f"{name} is zero everywhere on {n} of {count} pictures" for name, n in self.zeros.items() if n]
-        few = [f"{count} pictures are too few to say what is better than {FLOOR}: it takes {ENOUGH}"]
-        few = few if FLOOR in self.hows and len(self.hows) > 1 and count < ENOUGH else []
+    def result(self, level: float) -> Evaluation:
+        """Return the evaluation, with confidence intervals at `level`."""
+        count = len(self.names)
+        zeros = [f"{name} is zero everywhere on {n} of {count} images" for name, n in self.zeros.items() if n]
+        few = [
+            f"{count} images are too few to decide which methods are better than {FLOOR}; give {MIN_IMAGES} or more"
+        ]
+        few = few if FLOOR in self.methods and len(self.methods) > 1 and count < MIN_IMAGES else []
         return Evaluation(
             model=f"{self.model.name} ({self.model.backend})",
             layer=self.layer.name,
-            pictures=tuple(name for name, _ in self.read),
+            images=tuple(self.names),
             targets=tuple(self.labels),
             values={
                 name: {measure: np.concatenate(parts) for measure, parts in columns.items()}
@@ -238,20 +260,20 @@ class Run:
             notes=(*self.model.notes, *zeros, *few, *self.notes),
             settings={
                 "score": self.score,
-                "methods": {name: options for name, (_, options) in self.hows.items()},
+                "methods": {name: options for name, (_, options) in self.methods.items()},
                 "options": {measure.name: options for measure, options in self.measures},
             },
         )
 
 
 def shuffling(model: Model) -> tuple[Sequence[str], Callable[[list[str], int], Model]]:
-    """The names of a model's parts with weights, the first first, and what gives a copy with some of them shuffled.
+    """Return the model's layers with weights, in execution order, and the function that returns a copy with some shuffled.
 
-    Raises BackendError where its backend has no such thing.
+    Raises:
+        BackendError: The backend cannot shuffle weights.
     """
-    randomized = getattr(model, "with_shuffled_weights", None)
-    if randomized is None:
+    if not supports(model, Randomizable):
         raise BackendError(
-            f"the randomisation test shuffles weights, which backend {model.backend!r} cannot do; leave it out"
+            f"the randomisation test shuffles weights, which backend {model.backend!r} cannot do; choose other measures"
         )
-    return model.parameter_layers, randomized  # type: ignore[attr-defined]
+    return model.parameter_layers, model.with_shuffled_weights

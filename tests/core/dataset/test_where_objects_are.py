@@ -16,7 +16,6 @@ import pytest
 import xcam
 from fake import FakeModel
 from xcam.dataset.inputs import listing
-from xcam.evaluation.subject import Each
 
 PLACES = ["pointing", "energy", "relevance-rank"]
 
@@ -67,7 +66,7 @@ def test_batch_and_evaluate_give_the_same_numbers(tmp_path: Path) -> None:
     found = rows(tmp_path / "out")
     for name in PLACES:
         np.testing.assert_allclose([row[name] for row in found], told[name], atol=1e-6)
-    by_hand = xcam.explain(Small(), tmp_path / "0.png", layer="features", target="cat").heatmap
+    by_hand = xcam.explain(Small(), tmp_path / "0.png", "features", "cat").heatmap
     assert found[0]["energy"] == pytest.approx(by_hand[20:23, 150:155].sum() / by_hand.sum(), abs=1e-7)
     assert 0 < found[0]["energy"] < 0.001
 
@@ -124,10 +123,10 @@ def test_masks_are_read_where_they_are_measured_and_boxes_are_always_checked(tmp
     assert unasked["error"] is None
     csv(tmp_path / "t.csv", "path,x0,y0,x1,y1", "a.png,0,0,10,8")
     (outside,) = _batch(table, tmp_path / "outside", ["complexity"])
-    assert "does not lie within its 9×8 pixels" in outside["error"]
+    assert "not within the image's 9×8 pixels" in outside["error"]
     csv(tmp_path / "t.csv", "path,x0,y0,x1,y1", "a.png,0.1,0.1,0.9,0.9")
     (shares,) = _batch(table, tmp_path / "shares", ["energy"])
-    assert "look like shares of the picture; give pixels" in shares["error"]
+    assert "looks like shares of the image; give pixels" in shares["error"]
 
 
 def test_a_folder_is_no_mask(tmp_path: Path) -> None:
@@ -183,7 +182,7 @@ def test_masks_of_every_kind(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / name), mask)
     table = csv(tmp_path / "t.csv", "path,mask", *(f"of-{name}.png,{name}" for name in kinds))
     xcam.batch(Small(), table, tmp_path / "out", measures=["energy"], layer="features", target="cat")
-    by_hand = xcam.explain(Small(), image[..., ::-1].copy(), layer="features", target="cat").heatmap
+    by_hand = xcam.explain(Small(), image[..., ::-1].copy(), "features", "cat").heatmap
     expected = by_hand[half].sum() / by_hand.sum()
     assert 0.9 < expected < 1
     assert [row["energy"] for row in rows(tmp_path / "out")] == pytest.approx([expected] * 3, abs=1e-6)
@@ -241,8 +240,3 @@ def test_boxes_under_other_names_are_told(names: str, tmp_path: Path) -> None:
         listing([table])
     csv(tmp_path / "t.csv", f"path,{names},mask", "a.png,1,1,2,2,m.png")
     listing([table])  # who gives masks has chosen
-
-
-def test_each_is_a_sequence() -> None:
-    made = Each(lambda k: 10 * k, [1, 2, 3])
-    assert (len(made), list(made), made[-1], list(made[1:])) == (3, [10, 20, 30], 30, [20, 30])

@@ -1,6 +1,6 @@
 """Measures of trust against Quantus, pytorch-grad-cam and xplique, on the network and maps of tests/golden/make_trust.py.
 
-Where a peer is wrong, or measures something else, the test says why, and reproduces what it gives.
+Where a peer is wrong, or measures something else, the test states the reason and reproduces the value of the peer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def clean_and_masked() -> tuple[np.ndarray, np.ndarray]:
     return score(x(), [0, 1]), score(x() * maps()[:, None], [0, 1])
 
 
-def test_the_network_is_the_one_that_the_peers_saw() -> None:
+def test_the_network_is_that_of_the_stored_values() -> None:
     clean, masked = clean_and_masked()
     np.testing.assert_allclose(clean, peer("pytorch-grad-cam/clean"), atol=1e-5)
     np.testing.assert_allclose(masked, peer("pytorch-grad-cam/masked"), atol=1e-5)
@@ -75,17 +75,17 @@ def test_the_network_is_the_one_that_the_peers_saw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "measured"), [("deletion", perturbation.deletion), ("insertion", perturbation.insertion)]
+    ("name", "function"), [("deletion", perturbation.deletion), ("insertion", perturbation.insertion)]
 )
-def test_deletion_and_insertion(name: str, measured: Any) -> None:
-    found = measured(maps(), x(), score, steps=14, baseline="mean")
+def test_deletion_and_insertion(name: str, function: Any) -> None:
+    result = function(maps(), x(), score, steps=14, baseline="mean")
     expected = [peer(f"xplique/{name}/{n}/area") for n in range(2)]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-    assert abs(found[0] - found[1]) > 0.1
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+    assert abs(result[0] - result[1]) > 0.1
 
 
 def test_average_drop_and_increase() -> None:
-    """xplique stretches a map to 0…1 first; ours takes it as it is drawn, its maximum 1. Stretched, both say the same."""
+    """xplique scales a map to 0…1 first; xcam takes it as drawn, with a maximum of 1. Scaled, both are equal."""
     low, high = (f(maps(), axis=(1, 2), keepdims=True) for f in (np.min, np.max))
     stretched = (maps() - low) / (high - low)
     masked = score(x() * stretched[:, None].astype(np.float32), [0, 1])
@@ -97,8 +97,8 @@ def test_average_drop_and_increase() -> None:
 # pytorch-grad-cam
 
 
-def test_the_drop_of_pytorch_grad_cam_is_no_share() -> None:
-    """It gives max(0, y − o), and Chattopadhay et al. divide by y: a picture that is hardly recognised counts as much."""
+def test_the_drop_of_pytorch_grad_cam_is_absolute() -> None:
+    """It gives max(0, y − o), and Chattopadhay et al. divide by y: an image with a low score counts as much."""
     clean, masked = clean_and_masked()
     np.testing.assert_allclose(
         perturbation.average_drop(clean, masked) * clean, peer("pytorch-grad-cam/drop"), atol=1e-5
@@ -108,12 +108,12 @@ def test_the_drop_of_pytorch_grad_cam_is_no_share() -> None:
 
 
 def without(share: float, lowest: bool) -> np.ndarray:
-    """The pictures without a share of their places, imputed."""
-    places = road.order(-maps() if lowest else maps(), 0)
-    away = np.zeros((2, 560), bool)
+    """The images without a share of their pixels, imputed."""
+    indices = road.order(-maps() if lowest else maps(), 0)
+    removed = np.zeros((2, 560), bool)
     for row in range(2):
-        away[row, places[row, : round(share * 560)]] = True
-    return np.stack([road.imputed(a, w) for a, w in zip(x(), away.reshape(2, 20, 28), strict=True)])
+        removed[row, indices[row, : round(share * 560)]] = True
+    return np.stack([road.imputed(a, w) for a, w in zip(x(), removed.reshape(2, 20, 28), strict=True)])
 
 
 @pytest.mark.parametrize("lowest", [False, True])
@@ -121,8 +121,8 @@ def test_road(lowest: bool) -> None:
     name = "lerf" if lowest else "morf"
     np.testing.assert_allclose(without(0.5, lowest), peer(f"pytorch-grad-cam/{name}/pictures"), atol=2e-3)
     expected = np.mean([peer(f"pytorch-grad-cam/{name}/{p}") for p in (10, 30, 50, 70, 90)], axis=0)
-    measured = road.least_relevant_first if lowest else road.most_relevant_first
-    np.testing.assert_allclose(measured(maps(), x(), score, noise=0.0), expected, atol=1e-4)
+    function = road.least_relevant_first if lowest else road.most_relevant_first
+    np.testing.assert_allclose(function(maps(), x(), score, noise=0.0), expected, atol=1e-4)
 
 
 def test_road_is_half_the_difference() -> None:
@@ -134,8 +134,8 @@ def test_road_is_half_the_difference() -> None:
     np.testing.assert_allclose(road.road(maps(), x(), score, noise=0.0), (least - most) / 2, atol=1e-4)
 
 
-def test_the_automatic_threshold_of_pytorch_grad_cam_is_upside_down() -> None:
-    """With percentile="auto", "most relevant first" keeps the places above Otsu's threshold, and fills in all others."""
+def test_the_automatic_threshold_of_pytorch_grad_cam_is_inverted() -> None:
+    """With percentile="auto", "most relevant first" keeps the pixels above Otsu's threshold, and fills all others."""
     import cv2
 
     for row in range(2):
@@ -157,7 +157,7 @@ def test_complexity_and_correlation() -> None:
 
 
 def test_imputation() -> None:
-    """Its own ROAD fails on pictures in colour with one map each: it looks in one channel for places of all (IndexError)."""
+    """Its own ROAD fails on colour images with one map each: it indexes one channel with pixels of all (IndexError)."""
     np.testing.assert_allclose(without(0.5, False), peer("quantus/imputed"), atol=2e-3)
 
 
@@ -171,8 +171,8 @@ def test_localisation() -> None:
     np.testing.assert_allclose(localization.relevance_rank(list(maps()), where), peer("quantus/rank"), atol=1e-6)
 
 
-def test_what_quantus_says_of_a_picture_without_an_object() -> None:
-    """Its pointing game puts NaN into an array of bool, where it becomes a hit. Ours is NaN, as its own energy is."""
+def test_an_image_without_an_object_is_a_hit_in_quantus() -> None:
+    """Its pointing game stores NaN in a boolean array, where it becomes a hit. In xcam it is NaN, as its own energy is."""
     first, second = masks()
     empty = [first, second & False]
     assert peer("quantus/pointing/empty").tolist() == [1, 1]
@@ -181,23 +181,23 @@ def test_what_quantus_says_of_a_picture_without_an_object() -> None:
 
 
 def test_the_weighted_localisation_of_quantus_divides_by_a_slice_of_the_batch() -> None:
-    """x_batch[2:].size stands for the size of a picture: of a batch of two it is 0, and the answer infinite."""
+    """x_batch[2:].size is used as the size of an image: for a batch of two it is 0, and the result infinite."""
     assert np.isinf(peer("quantus/localisation/weighted")).all()
 
 
 def test_sensitivity() -> None:
-    """An explanation that needs no network, so that the noise is all that counts."""
+    """An explanation without a network, so that only the noise counts."""
 
     def explained(x: Any, _: Any = None) -> np.ndarray:
         return np.abs(x - x.mean(axis=(2, 3), keepdims=True)).max(axis=1)
 
-    found = robustness.max_sensitivity(explained(x()), x(), explained, n=8, radius=0.02, seed=5)
-    np.testing.assert_allclose(found, peer("quantus/sensitivity"), rtol=1e-5)
+    result = robustness.max_sensitivity(explained(x()), x(), explained, n=8, radius=0.02, seed=5)
+    np.testing.assert_allclose(result, peer("quantus/sensitivity"), rtol=1e-5)
 
 
 def test_rank_correlation_and_entropy() -> None:
-    found = randomization.randomization(maps()[:1], [maps()[1:]])
-    np.testing.assert_allclose(found, peer("quantus/spearman"), atol=1e-6)
+    result = randomization.randomization(maps()[:1], [maps()[1:]])
+    np.testing.assert_allclose(result, peer("quantus/spearman"), atol=1e-6)
     before, after = peer("quantus/entropy")
-    found = randomization.efficient_randomization(maps()[:1], [maps()[:1], maps()[1:]])
-    np.testing.assert_allclose(found, [(after - before) / before], atol=1e-6)
+    result = randomization.efficient_randomization(maps()[:1], [maps()[:1], maps()[1:]])
+    np.testing.assert_allclose(result, [(after - before) / before], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Deletion, insertion, drop and increase, against numbers worked out by hand and what must hold for a linear model."""
+"""Deletion, insertion, drop and increase, compared with values computed by hand, and properties for a linear model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from xcam.errors import InputError
-from xcam.evaluation.inputs import order
 from xcam.evaluation.perturbation import average_drop, deletion, increase, insertion
 
 X = np.float32([[[[4, 3], [2, 1]]]])
-"""One picture of one channel, 2×2."""
+"""One image with one channel, 2×2."""
 
 
 def total(x: Any, rows: Any) -> np.ndarray:
@@ -24,11 +23,11 @@ def total(x: Any, rows: Any) -> np.ndarray:
     return x.sum(axis=(1, 2, 3), dtype=float)
 
 
-pictures = arrays(np.float32, (2, 1, 3, 4), elements=st.floats(0, 8, width=16))
+images = arrays(np.float32, (2, 1, 3, 4), elements=st.floats(0, 8, width=16))
 
 
 def test_deletion_of_a_map_in_the_right_order_and_in_the_wrong_one() -> None:
-    """10, 6, 3, 1, 0 are left, step by step; in the wrong order 10, 9, 7, 4, 0."""
+    """The sum is 10, 6, 3, 1, 0, step by step; in the wrong order 10, 9, 7, 4, 0."""
     assert deletion(X[:, 0], X, total, steps=4, baseline="zero").tolist() == [(8 + 4.5 + 2 + 0.5) / 4]
     assert deletion(-X[:, 0], X, total, steps=4, baseline="zero").tolist() == [(9.5 + 8 + 5.5 + 2) / 4]
     assert deletion(X[:, 0], X, total, steps=2, baseline="zero").tolist() == [(6.5 + 1.5) / 2]
@@ -40,7 +39,7 @@ def test_insertion_of_a_map_in_the_right_order_and_in_the_wrong_one() -> None:
 
 
 def test_the_baseline_is_the_mean_of_each_channel_by_default() -> None:
-    """Of a linear model the sum goes 10, 8.5, 8, 8.5, 10."""
+    """The sum of the linear model is 10, 8.5, 8, 8.5, 10."""
     x = np.concatenate([X, 0 * X], axis=1)
     expected = (9.25 + 8.25 + 8.25 + 9.25) / 4
     assert deletion(X[:, 0], x, total, steps=4).tolist() == [expected]
@@ -54,7 +53,7 @@ def test_the_baseline_is_the_mean_of_each_channel_by_default() -> None:
     assert (np.concatenate(seen)[:, 1] == 0).all()
 
 
-def test_a_blurred_picture_keeps_its_mean_and_loses_its_edges() -> None:
+def test_a_blurred_image_keeps_its_mean_and_loses_its_edges() -> None:
     x = np.zeros((1, 1, 64, 64), np.float32)
     x[:, :, 20:44, 20:44] = 1
     first: list[np.ndarray] = []
@@ -69,36 +68,20 @@ def test_a_blurred_picture_keeps_its_mean_and_loses_its_edges() -> None:
     assert np.abs(np.diff(start, axis=1)).max() < 0.15
 
 
-@given(pictures, arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=16)))
+@given(images, arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=16)))
 def test_no_map_deletes_a_linear_model_faster_than_its_own_parts(x: Any, other: Any) -> None:
     best = deletion(x[:, 0], x, total, steps=12, baseline="zero")
     assert (best <= deletion(other, x, total, steps=12, baseline="zero") + 1e-5).all()
     assert (insertion(x[:, 0], x, total, steps=12, baseline="zero") + 1e-5 >= 0.5 * x.sum((1, 2, 3))).all()
 
 
-@given(pictures, arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=16)))
-def test_what_is_deleted_and_what_is_inserted_make_a_whole(x: Any, heatmap: Any) -> None:
+@given(images, arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=16)))
+def test_deletion_and_insertion_add_up_to_the_sum_of_the_image(x: Any, heatmap: Any) -> None:
     areas = [measure(heatmap, x, total, steps=5, baseline="zero") for measure in (deletion, insertion)]
     np.testing.assert_allclose(np.add(*areas), x.sum((1, 2, 3)), atol=1e-4)
 
 
-@given(arrays(np.float32, (2, 3, 4), elements=st.floats(0, 1, width=16)), st.integers(0, 99))
-def test_the_order_is_one_of_all_places_from_high_to_low(heatmap: Any, seed: int) -> None:
-    found = order(heatmap, seed)
-    for places, given_ in zip(found, heatmap, strict=True):
-        assert sorted(places) == list(range(12))
-        assert (np.diff(given_.ravel()[places]) <= 0).all()
-    np.testing.assert_array_equal(found, order(heatmap, seed))
-
-
-def test_equal_places_come_in_an_order_that_the_seed_chooses() -> None:
-    flat = np.zeros((1, 8, 8), np.float32)
-    first, second = order(flat, 0)[0], order(flat, 1)[0]
-    assert first.tolist() != second.tolist()
-    assert np.abs(np.diff(first)).mean() > 5, "not row by row"
-
-
-def test_a_score_that_is_not_linear_sees_the_steps_that_were_asked_for() -> None:
+def test_the_number_of_removed_pixels_in_each_step() -> None:
     counts: list[int] = []
 
     def counting(x: Any, rows: Any) -> np.ndarray:
@@ -114,10 +97,10 @@ def test_drop_and_increase() -> None:
     clean, masked = np.array([0.8, 0.5, 0.0, -1.0]), np.array([0.2, 0.6, 0.1, -2.0])
     np.testing.assert_allclose(average_drop(clean, masked), [0.75, 0, np.nan, np.nan])
     np.testing.assert_array_equal(increase(clean, masked), [0, 1, 1, 0])
-    assert increase(clean, clean).tolist() == [0, 0, 0, 0], "what stays does not rise"
+    assert increase(clean, clean).tolist() == [0, 0, 0, 0], "an unchanged score does not rise"
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"baseline": "grey"}, {"seed": -1}])
-def test_bad_options(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=str(next(iter(wrong.values())))):
-        deletion(X[:, 0], X, total, **wrong)
+@pytest.mark.parametrize("options", [{"steps": 0}, {"baseline": "grey"}, {"seed": -1}])
+def test_options_that_cannot_be_used(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=str(next(iter(options.values())))):
+        deletion(X[:, 0], X, total, **options)
