@@ -52,7 +52,7 @@ def test_methods(models: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
         lines.append(f"{name}: a forward pass takes {1000 * forward:.1f} ms, {1000 * best:.1f} ms in a batch of 16")
         for method, rounds in (("gradcam", 9), ("ablationcam", 5), ("reciprocam", 9), ("scorecam", 1)):
             spent = median(
-                lambda model=model, method=method: xcam.explain(model, IMAGE, "layer4", method=method), rounds
+                lambda model=model, method=method: xcam.explain(model, IMAGE, layer="layer4", method=method), rounds
             )
             lines.append(
                 f"  {method:12} {1000 * spent:8.0f} ms   {spent / forward:6.1f} forward passes"
@@ -86,10 +86,10 @@ def status(key):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
 model = xcam.load(getattr(torch_architectures, sys.argv[2])().eval(), preprocess="torch", size=(224, 224))
 image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-xcam.explain(model, image, "layer4")
+xcam.explain(model, image, layer="layer4")
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-xcam.explain(model, image, "layer4", method="scorecam", max_channels=128)
+xcam.explain(model, image, layer="layer4", method="scorecam", method_options={"max_channels": 128})
 print(status("VmHWM") - before)
 """
 

@@ -20,12 +20,12 @@ from xcam.models.demo.scenes import CLASSES, scene
 
 def photographs() -> None:
     """photo.jpg (a star) and copies of it, two.png (a star and a ring), and a folder of three."""
-    star = reading.read(demo.pictures()[3])
+    star = reading.read(demo.image_paths()[3])
     for name in ("image.jpg", "photo.jpg", "a.jpg", "b.jpg"):
         writing.write(Path(name), star)
     writing.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
     Path("pictures").mkdir(exist_ok=True)
-    for path in demo.pictures()[:3]:
+    for path in demo.image_paths()[:3]:
         shutil.copy(path, Path("pictures", path.name))
 
 

@@ -39,7 +39,11 @@ def peaks(model: xcam.Model, made: Sequence[scenes.Scene], method: str, layer: s
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)  # a zero map points nowhere, and counts as a miss
         found = xcam.explain(
-            model, [s.image for s in made], layer, [[shape.label for shape in s.shapes] for s in made], method=method
+            model,
+            [s.image for s in made],
+            layer=layer,
+            target=[[shape.label for shape in s.shapes] for s in made],
+            method=method,
         )
     own, some = [], []
     for scene, row in zip(made, found, strict=True):
@@ -62,7 +66,7 @@ def peak_row(model: xcam.Model, method: str) -> list[str]:
 
 def logit_rows(model: xcam.Model) -> list[list[str]]:
     """The rows of logits.csv: for a sure, a divided and an absent class, what each score's raw map looks like."""
-    sure, divided = demo.pictures()[3], scenes_with_two()[18].image
+    sure, divided = demo.image_paths()[3], scenes_with_two()[18].image
     rows = []
     for what, image, label in (
         ("one star", sure, "star"),
@@ -73,7 +77,7 @@ def logit_rows(model: xcam.Model) -> list[list[str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
             logit, p, log = (
-                xcam.explain(model, image, "conv5", label, score=score)
+                xcam.explain(model, image, layer="conv5", target=label, score=score)
                 for score in ("logit", "probability", "log-probability")
             )
         chance = float(p.scores[p.index])

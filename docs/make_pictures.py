@@ -55,7 +55,7 @@ def captioned(picture: Image, text: str) -> Image:
 def demo_sheet(model: xcam.Model, folder: Path) -> None:
     """demo.png: each shipped picture, and under it where the demo network looked."""
     columns = []
-    for e in xcam.explain(model, demo.pictures()):
+    for e in xcam.explain(model, demo.image_paths()):
         said = f"{e.label} {e.scores[e.index]:.0%}"
         columns += [np.vstack([captioned(e.image, said), e.overlay()]), np.full((546, GAP, 3), 255, np.uint8)]
     writing.write(folder / "demo.png", np.hstack(columns[:-1]))
@@ -96,7 +96,9 @@ def methods(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
         tiles, captions = [], []
         for layer in ("conv5", "conv4"):
             labels = [shape.label for shape in scene.shapes]
-            found = xcam.explain(model, scene.image, layer, labels, method=name, **FEWER.get(name, {}))
+            found = xcam.explain(
+                model, scene.image, layer=layer, target=labels, method=name, method_options=FEWER.get(name)
+            )
             for e, shape in zip(found, scene.shapes, strict=True):
                 tiles.append(tile(e.image, e.heatmap, shape))
                 captions.append(f"{e.label}, {layer}")
@@ -108,7 +110,7 @@ def finer(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     tiles, captions = [], []
     for shape in scene.shapes:
         for target, what in ((shape.label, ""), (xcam.Finer(shape.label), " against 3")):
-            e = xcam.explain(model, scene.image, "conv4", target)
+            e = xcam.explain(model, scene.image, layer="conv4", target=target)
             tiles.append(tile(e.image, e.heatmap, shape))
             captions.append(f"{demo.CLASSES[shape.label]}{what}")
     sheet(folder / "finercam.png", tiles, captions, 4)
@@ -125,7 +127,7 @@ def scores(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     tiles, captions = [], []
     for shape in scene.shapes:
         for score in ("logit", "probability", "log-probability"):
-            e = xcam.explain(model, scene.image, "conv5", shape.label, score=score)
+            e = xcam.explain(model, scene.image, layer="conv5", target=shape.label, score=score)
             tiles.append(tile(e.image, e.heatmap, shape))
             captions.append(f"{e.label}: {score}")
     sheet(folder / "scores.png", tiles, captions, 3)
@@ -137,7 +139,7 @@ def empty(model: xcam.Model, folder: Path) -> None:
     image = [scenes.scene(rng, []).image for _ in range(42)][-1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
-        logit, p = (xcam.explain(model, image, "conv5", score=score) for score in ("logit", "probability"))
+        logit, p = (xcam.explain(model, image, layer="conv5", score=score) for score in ("logit", "probability"))
     signed = shown(logit.overlay(style="signed"))
     tiles = [shown(image), tile(image, logit.heatmap), signed, tile(image, p.heatmap)]
     captions = [f"{p.label} {p.scores[p.index]:.0%}", "its logit", "its logit, signed", "its probability"]
@@ -147,7 +149,7 @@ def empty(model: xcam.Model, folder: Path) -> None:
 def resolution(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     """The same map as the cells that it has, and enlarged."""
     star = scene.shapes[1]
-    e = xcam.explain(model, scene.image, "conv5", star.label)
+    e = xcam.explain(model, scene.image, layer="conv5", target=star.label)
     small = maps.normalize(e.positive[None])[0]
     tiles = [tile(e.image, small, star, near=True), tile(e.image, small, star)]
     sheet(folder / "resolution.png", tiles, ["16 x 16 values", "enlarged"], 2)
@@ -156,7 +158,7 @@ def resolution(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
 def magnitude(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     """A class that is there and one that is not: each by its own maximum, then both by the same."""
     star = scene.shapes[1]
-    here, absent = xcam.explain(model, scene.image, "conv5", [star.label, "square"], method="layercam")
+    here, absent = xcam.explain(model, scene.image, layer="conv5", target=[star.label, "square"], method="layercam")
     most = here.positive.max()
     tiles = [tile(e.image, maps.normalize(e.positive[None])[0]) for e in (here, absent)]
     tiles += [tile(e.image, e.positive / most) for e in (here, absent)]
@@ -166,7 +168,7 @@ def magnitude(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
 
 def colours(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     """One map in three colour scales; below each the scale, and how light its colours are."""
-    e = xcam.explain(model, scene.image, "conv5", scene.shapes[0].label)
+    e = xcam.explain(model, scene.image, layer="conv5", target=scene.shapes[0].label)
     names, tiles = ("jet", "viridis", "inferno"), []
     for name in names:
         ramp = cv2.resize(lookup_table(name).transpose(1, 0, 2), (SIDE, 24), interpolation=cv2.INTER_NEAREST)
@@ -180,7 +182,7 @@ def layers(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
     star, tiles, captions = scene.shapes[1], [], []
     for name in ("gradcam", "layercam", "hirescam"):
         for layer in LAYERS:
-            e = xcam.explain(model, scene.image, layer, star.label, method=name)
+            e = xcam.explain(model, scene.image, layer=layer, target=star.label, method=name)
             tiles.append(tile(e.image, e.heatmap, star))
             captions.append(f"{name}, {layer}")
     sheet(folder / "layers.png", tiles, captions, len(LAYERS))
@@ -195,7 +197,9 @@ def randomised(model: Any, scene: scenes.Scene, folder: Path) -> None:
             other = model.with_shuffled_weights(model.parameter_layers[-n:]) if n else model
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
-                e = xcam.explain(other, scene.image, "conv5", star.label, method=name, score="probability")
+                e = xcam.explain(
+                    other, scene.image, layer="conv5", target=star.label, method=name, score="probability"
+                )
             clean = e.cam if clean is None else clean
             alike = np.corrcoef(clean.ravel(), e.cam.ravel())[0, 1]
             tiles.append(tile(e.image, e.heatmap, star))

@@ -45,4 +45,4 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def demo_picture() -> Path:
     """The picture that `xcam demo` explains."""
-    return demo.pictures()[0]
+    return demo.image_paths()[0]

@@ -16,13 +16,13 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 assert "site-packages" in xcam.__file__, xcam.__file__
-assert len(demo.pictures()) >= 3
+assert len(demo.image_paths()) >= 3
 assert demo.network().labels[0] == "disc"
 assert run("--help").returncode == 0
 found = {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
 assert found["keras"]["state"] == "missing", found
 assert found["keras"]["remedy"] == 'pip install "xcam-explain[keras]"', found
-failed = run("-b", "keras", str(demo.pictures()[0]))
+failed = run("-b", "keras", str(demo.image_paths()[0]))
 assert failed.returncode == 2, failed
 assert "xcam-explain[keras]" in failed.stderr, failed.stderr
 assert "Traceback" not in failed.stderr, failed.stderr

@@ -71,7 +71,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         opened = [spec.open(**opening) for spec in specs]
         names = [spec.layer or layer for spec in specs]
         with unheard():
-            found = xcam.compare(opened, pictures, names, **options)
+            found = xcam.compare(opened, pictures, layer=names, **options)
     tell(warned)
     if place is not None:
         found.save(place)
@@ -119,9 +119,9 @@ class Spec:
     @classmethod
     def read(cls, word: str) -> Spec:
         """`onnx:vgg.onnx@features.29`: a known backend ahead of the first colon, a layer behind the last @."""
-        from xcam.models.load import behind_backend
+        from xcam.models.load import split_backend
 
-        backend, word = behind_backend(word)
+        backend, word = split_backend(word)
         model, at, layer = word.rpartition("@")
         if not at or os.path.exists(word):
             model, layer = word, ""

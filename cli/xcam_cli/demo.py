@@ -23,7 +23,7 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
     """Explain a generated picture with the small network that comes with xcam."""
     from xcam.contract.plugins import registry
     from xcam.errors import BackendError
-    from xcam.models.demo import pictures
+    from xcam.models.demo import image_paths
 
     plugins = registry().plugins
     names = [name for name, p in plugins.items() if p.state == "available"] if backend is None else [backend]
@@ -33,7 +33,7 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
         )
     rest = _opened(sorted(names, key=lambda name: name != "onnx"))  # the lightest first, where it is there
     plan, _ = planned((), targets, None, options)
-    picture = pictures()[0]
+    picture = image_paths()[0]
     places = places_of((str(picture),), plan, output)
     first = next(rest)
     run(first, [picture], plan, places)

@@ -122,7 +122,7 @@ def _truth(pictures: list[str], known: dict[str, Told], file: str | None) -> lis
 def _classes(model: Any, pictures: list[str], truth: list[Told]) -> list[int | None] | None:
     """The class that the table tells for each picture. Raises InputError."""
     from xcam.errors import InputError
-    from xcam.targets.words import class_index
+    from xcam.targets.parsing import class_index
 
     def index(path: str, told: str | None) -> int | None:
         if told is None:

@@ -153,11 +153,11 @@ def _explained(model: Any, images: list[Path], plan: Plan, methods: list[str]) -
     import xcam
 
     rows: list[list[Any]] = [[] for _ in images]
-    more = {"fuse": plan.fuse} if plan.fuse else {}
+    fuse: Any = plan.fuse
     for method in methods:
         for layer in plan.places:
             wanted = [plan.wanted for _ in images]
-            found = xcam.explain(model, images, layer, wanted, method=method, **plan.how, **more)
+            found = xcam.explain(model, images, layer=layer, target=wanted, method=method, fuse=fuse, **plan.how)
             for row, made in zip(rows, found, strict=True):
                 for e in made if isinstance(made, list) else [made]:
                     row.append(replace(e, image=row[0].image) if row else e)  # one copy of a picture, not one a map

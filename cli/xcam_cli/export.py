@@ -29,10 +29,10 @@ def export(backend: str | None, model: str | None, layer: str | None, heatmap: s
     xcam/class_index is an input that may be left out (−1: the top class).
     """
     import xcam
-    from xcam.models.export import check_place
+    from xcam.models.export import check_path
 
-    place = check_place(options.pop("output"), model)
+    place = check_path(options.pop("output"), model)
     opened = open_model(backend, model, **options)
     with unheard():
-        xcam.export(opened, place, layer, heatmap)
+        xcam.export(opened, place, layer=layer, heatmap=heatmap)
     click.echo(f"wrote {place}")

@@ -63,7 +63,7 @@ def planned(
         raise InputError(f"{name} is for maps without a sign; leave it out, or draw another style")
     check_drawing(**drawing)
     how = {name: options.pop(name) for name in ("score", "normalize", "augment")}
-    how |= settings_of(options.pop("settings"), methods)
+    how["method_options"] = settings_of(options.pop("settings"), methods)
     side_by_side = len(methods) > 1 or "all" in methods or (len(layers) > 1 and not fuse)
     together = options.pop("grid") or side_by_side or any(several(word) for word in targets)
     return Plan(layers, targets, fuse, methods, how, drawing, options.pop("as_json"), together), options

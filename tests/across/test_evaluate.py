@@ -251,7 +251,7 @@ def test_weights_are_exchanged_and_statistics_stay_in_onnx() -> None:
 def test_the_maps_change_when_the_weights_do(backend: str) -> None:
     result = xcam.evaluate(
         model(backend),
-        [str(path) for path in demo.pictures()[:3]],
+        [str(path) for path in demo.image_paths()[:3]],
         methods=["gradcam", "hirescam"],
         measures=["randomization", "efficient-randomization"],
         stages=3,
@@ -269,7 +269,7 @@ def test_a_shuffled_network_that_fails_affects_only_its_measure(monkeypatch: pyt
         raise xcam.ModelError("the copy gives NaN; check the weights")
 
     monkeypatch.setattr(opened, "with_shuffled_weights", with_shuffled_weights, raising=False)
-    result = xcam.evaluate(opened, [str(demo.pictures()[0])], measures=["deletion", "randomization"])
+    result = xcam.evaluate(opened, [str(demo.image_paths()[0])], measures=["deletion", "randomization"])
     assert result.row("gradcam", "deletion").n == 1
     assert result.row("gradcam", "randomization").n == 0
     assert "the randomisation test failed: the copy gives NaN; check the weights" in result.notes

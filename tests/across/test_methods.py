@@ -30,14 +30,21 @@ def model(backend: str) -> Any:
 
 @cache
 def image(kind: str) -> Any:
-    whole = reading.read(demo.pictures()[1])
+    whole = reading.read(demo.image_paths()[1])
     return {"square": whole, "portrait": np.ascontiguousarray(whole[:, 20:100])}[kind]
 
 
-def explained(backend: str, name: str, images: Any, **options: Any) -> Any:
+def explained(backend: str, name: str, images: Any, augment: bool = False, **options: Any) -> Any:
     score = "probability" if name == "shapleycam" else "logit"
     return xcam.explain(
-        model(backend), images, "conv5", 1, method=name, score=score, **CHEAP.get(name, {}), **options
+        model(backend),
+        images,
+        layer="conv5",
+        target=1,
+        method=name,
+        method_options=CHEAP.get(name, {}) | options,
+        score=score,
+        augment=augment,
     )
 
 
@@ -73,7 +80,7 @@ def test_augmenting_averages_over_mirror_images_and_scales() -> None:
 
 
 def test_fusing_layers() -> None:
-    parts = [xcam.explain(model("onnx"), image("square"), layer, 1) for layer in ("conv3", "conv5")]
+    parts = [xcam.explain(model("onnx"), image("square"), layer=layer, target=1) for layer in ("conv3", "conv5")]
     small = [part.positive / part.positive.max() for part in parts]
     wide = [small[0], xcam.methods.maps.resize(small[1], small[0].shape)]
     for how, expected in (
@@ -81,7 +88,7 @@ def test_fusing_layers() -> None:
         ("max", np.max(wide, axis=0)),
         ("product", wide[0] * wide[1]),
     ):
-        fused = xcam.explain(model("onnx"), image("square"), ["conv3", "conv5"], 1, fuse=how)
+        fused = xcam.explain(model("onnx"), image("square"), layer=["conv3", "conv5"], target=1, fuse=how)
         np.testing.assert_allclose(fused.cam, expected, atol=1e-6)
         assert fused.layer == f"conv3 {how} conv5"
 

@@ -33,7 +33,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize(("build", "preset"), [(ported.vgg16, "caffe"), (ported.residual, "torch")])
 def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Path, precision: str) -> None:
     source, port, depths = build()
-    photos = [photo, *demo.pictures()[:4]]
+    photos = [photo, *demo.image_paths()[:4]]
     port = port.to(getattr(torch, precision))
     size = source.input_shape[1:3]
     a = xcam.load(source, preprocess=preset)
@@ -47,7 +47,7 @@ def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Pat
     for ours, theirs in depths:
         v = np.random.default_rng(3).normal(size=(2, source.output_shape[-1])).astype(np.float32)
         s, t = a.trace(last, ours, lambda _, v=v: [v]), b.trace(x, theirs, lambda _, v=v: [v])
-        pairs = list(zip(xcam.explain(a, photos, ours), xcam.explain(b, photos, theirs), strict=True))
+        pairs = list(zip(xcam.explain(a, photos, layer=ours), xcam.explain(b, photos, layer=theirs), strict=True))
         apart = [float(np.abs(f.heatmap - e.heatmap).max()) for e, f in pairs]
         # Where a maximum is taken over zeros alone, each framework gives the gradient to another of them: both are right.
         alive = s.activations != 0

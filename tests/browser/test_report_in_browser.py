@@ -159,7 +159,6 @@ def test_the_switch_shows_models_side_by_side_blinking_or_their_differences(open
     page.wait_for_function(
         "was => document.querySelectorAll('details[open] .model')[was].classList.contains('current') === false",
         arg=before.index(True),
-        timeout=5000,
     )
     page.get_by_label("Side by side").check()
     assert visible(models) == [True] * 3

@@ -30,4 +30,4 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    return Path(shutil.copy(demo.pictures()[0], tmp_path / "scene.png"))
+    return Path(shutil.copy(demo.image_paths()[0], tmp_path / "scene.png"))

@@ -30,7 +30,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-PICTURE = str(demo.pictures()[1])
+PICTURE = str(demo.image_paths()[1])
 
 
 def test_three_frameworks_are_identical(run: Callable[..., Any]) -> None:
@@ -117,7 +117,7 @@ def test_a_size_in_the_file(run: Callable[..., Any], tmp_path: Path, size: str) 
 
 
 def test_folders_patterns_and_pictures_that_fail(run: Callable[..., Any], tmp_path: Path) -> None:
-    for k, picture in enumerate(demo.pictures()[:3]):
+    for k, picture in enumerate(demo.image_paths()[:3]):
         (tmp_path / f"{k}.png").write_bytes(picture.read_bytes())
     (tmp_path / "bad.png").write_bytes(b"no picture")
     models = ["-m", "onnx:demo", "-m", "torch:demo", "-l", "conv5", "--json"]
@@ -141,7 +141,7 @@ def test_layers_side_by_side(run: Callable[..., Any]) -> None:
         (["-m", "onnx:demo", PICTURE], "there is nothing to compare one model with"),
         (["-m", "onnx:demo", "-m", "torch:demo"], "no picture is named"),
         (["-m", "onnx:demo", "-m", "torch:demo", "none-*.png"], "no file is called none-*.png"),
-        (["-m", "onnx:demo", "-m", "torch:demo@conv9", PICTURE], "no layer 'conv9' in demo"),
+        (["-m", "onnx:demo", "-m", "torch:demo@conv9", PICTURE], "unknown layer 'conv9' in demo"),
         (
             ["-m", "onnx:demo", "-m", "torch:demo", "nothing.png"],
             "no picture can be compared: cannot read nothing.png",

@@ -17,10 +17,10 @@ from xcam.models import demo
 def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Result], tmp_path: Path) -> None:
     result = run("demo", "-b", "keras")
     assert result.status == 0, result.err
-    name = demo.pictures()[0].stem.split("-")[-1]
+    name = demo.image_paths()[0].stem.split("-")[-1]
     assert f"{name} (" in result.out
     assert "wrote xcam-demo.png" in result.out
-    assert reading.read(tmp_path / "xcam-demo.png").shape == reading.read(demo.pictures()[0]).shape
+    assert reading.read(tmp_path / "xcam-demo.png").shape == reading.read(demo.image_paths()[0]).shape
 
 
 def refusing(*refused: str) -> Callable[..., object]:

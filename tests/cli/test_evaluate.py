@@ -83,7 +83,7 @@ def test_masks_and_pictures_that_the_table_does_not_name(run: Callable[..., Any]
 
 
 def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> None:
-    words = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.pictures()[0]]
+    words = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.image_paths()[0]]
     assert [r["method"] for r in json.loads(run("evaluate", *words).out)["ranking"]].count("random") == 1
     alone = json.loads(run("evaluate", *words, "--no-floor").out)
     assert [r["method"] for r in alone["ranking"]] == ["gradcam"]
@@ -92,7 +92,7 @@ def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> N
 def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
     said = json.loads(
         run(
-            "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.pictures()[0]
+            "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.image_paths()[0]
         ).out
     )
     names = [measure["name"] for measure in said["measures"]]
@@ -105,7 +105,7 @@ def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
 
 def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    result = run("evaluate", "-b", "onnx", "-m", "demo", *QUICK, "bad.png", demo.pictures()[0])
+    result = run("evaluate", "-b", "onnx", "-m", "demo", *QUICK, "bad.png", demo.image_paths()[0])
     assert result.status == 2
     assert "gradcam: mean rank" in result.out
     assert result.err.count("\n") == 1
@@ -156,14 +156,14 @@ def test_a_bad_table_is_one_line_and_status_2(
         (["--table", "none.csv", "PICTURE"], "cannot read none.csv"),
         (["--level", "95", "PICTURE"], "95"),
         (["-t", "top2", "PICTURE"], "several targets for one image"),
-        (["-l", "conv9", "PICTURE"], "no layer 'conv9'"),
+        (["-l", "conv9", "PICTURE"], "unknown layer 'conv9'"),
         (["--measure", "all", "--measure", "rode", "PICTURE"], "unknown measure 'rode'"),
         (["--method", "all", "--method", "gradcan", "PICTURE"], "unknown method 'gradcan'"),
         (["--report", "none/trust.html", "PICTURE"], "xcam: cannot write none/trust.html: there is no folder none"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
-    given = [str(demo.pictures()[0]) if word == "PICTURE" else word for word in words]
+    given = [str(demo.image_paths()[0]) if word == "PICTURE" else word for word in words]
     result = run("evaluate", "-b", "onnx", "-m", "demo", *given)
     assert result.status == 2
     assert said in result.err
@@ -178,7 +178,7 @@ def test_what_was_measured_is_told_though_the_page_cannot_be_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    asked = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *words, demo.pictures()[0]]
+    asked = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *words, demo.image_paths()[0]]
     result = run("evaluate", *asked)
     assert result.status == 2
     assert "r.html: No space left on device; free space there" in result.err
@@ -202,14 +202,14 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(
         "old.html": "it is write-protected, or no ordinary file; choose another name",
         "pipe.html": "it is write-protected, or no ordinary file; choose another name",
     }.items():
-        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", place, demo.pictures()[0])
+        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", place, demo.image_paths()[0])
         assert (result.status, result.out) == (2, "")
         assert result.err.startswith(f"xcam: cannot write {place}: ")
         assert result.err.endswith(f"{said}\n")
 
 
 def test_several_classes_are_for_explain(run: Callable[..., Any]) -> None:
-    result = run("evaluate", "-b", "onnx", "-m", "demo", "-t", "disc", "-t", "ring", demo.pictures()[0])
+    result = run("evaluate", "-b", "onnx", "-m", "demo", "-t", "disc", "-t", "ring", demo.image_paths()[0])
     assert result.status == 2
     assert "one class is evaluated on all pictures, not 2" in result.err
 
@@ -224,7 +224,7 @@ def test_on_how_many_pictures_a_number_rests(run: Callable[..., Any], scenes: Pa
 
 
 def test_where_no_measure_ranks_no_rank_is_invented(run: Callable[..., Any]) -> None:
-    words = ["-b", "onnx", "-m", "demo", "--measure", "complexity", "--report", "none.html", demo.pictures()[0]]
+    words = ["-b", "onnx", "-m", "demo", "--measure", "complexity", "--report", "none.html", demo.image_paths()[0]]
     result = run("evaluate", *words)
     assert "gradcam: no rank, because no measure that ranks has a value" in result.out
     assert "nan" not in result.out + Path("none.html").read_text(encoding="utf-8")

@@ -34,7 +34,9 @@ def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], pictu
     words = ["-b", "keras", "-m", "demo", "-t", "ring", "--method", "layercam", "--normalize", "minmax"]
     words += ["--colormap", "viridis", "--alpha", "0.3", "--blend", "add", "-l", "conv4"]
     assert run(*words, "-o", "a.png", picture).status == 0
-    e = xcam.explain(xcam.load("demo", "keras"), picture, "conv4", "ring", method="layercam", normalize="minmax")
+    e = xcam.explain(
+        xcam.load("demo", "keras"), picture, layer="conv4", target="ring", method="layercam", normalize="minmax"
+    )
     np.testing.assert_array_equal(reading.read(tmp_path / "a.png"), e.overlay(0.3, "viridis", "add"))
     assert run(*words, "-o", "a.npz", picture).status == 0
     with np.load(tmp_path / "a.npz") as arrays:
@@ -43,7 +45,7 @@ def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], pictu
 
 def test_several_classes_and_several_pictures(run: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    result = run("-m", "demo", "-b", "keras", "-t", "disc", "-t", "1", "-o", "out", "--json", *demo.pictures()[:3])
+    result = run("-m", "demo", "-b", "keras", "-t", "disc", "-t", "1", "-o", "out", "--json", *demo.image_paths()[:3])
     assert result.status == 0, result.err
     said = json.loads(result.out)
     assert [row["index"] for row in said] == [0, 1] * 3
@@ -68,8 +70,8 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["text.jpg"], "text.jpg is not a picture that can be read"),
         (["cut.jpg"], "cut.jpg is not a picture that can be read"),
         (["one.png"], "one.png is 1×1 pixels: too small"),
-        (["-l", "conv9", "scene.png"], "no layer 'conv9' in demo; nearest: conv"),
-        (["-l", "scores", "scene.png"], "layer 'scores' has no space"),
+        (["-l", "conv9", "scene.png"], "unknown layer 'conv9' in demo; nearest: conv"),
+        (["-l", "scores", "scene.png"], "layer 'scores': it has no spatial axes"),
         (["-t", "hexagon", "scene.png"], "no class 'hexagon'; known: disc"),
         (["-t", "6", "scene.png"], "no class 6: the model has 6 classes, 0 to 5"),
         (["-m", "text.keras", "scene.png"], "cannot load text.keras"),
@@ -84,7 +86,7 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["--colormap", "jett", "scene.png"], "no colormap 'jett'; nearest: jet"),
         (["--preprocess", "cafe", "scene.png"], "no preprocessing 'cafe'; known: caffe"),
         (["--size", "10y", "scene.png"], "'10y' is no size; give HEIGHTxWIDTH"),
-        (["--size", "64x64", "scene.png"], "demo takes pictures of 128×128, not 64×64"),
+        (["--size", "64x64", "scene.png"], "demo takes images of 128×128, not 64×64"),
         (["--labels", "absent.txt", "scene.png"], "cannot read absent.txt: no such file"),
         (["--device", "tpu", "scene.png"], "no device 'tpu' here"),
         (["--weights", "w.h5", "-m", "vgg16", "scene.png"], "no such weights file: w.h5"),

@@ -91,7 +91,7 @@ def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_pat
     assert json.loads(run(*words, "--labels", "names.txt").out)["class"] == "c"
     for content, message in {
         "a\nb": "there are 2 class names for the 6 classes",
-        "": "no class names in few.txt",
+        "": "no class labels in few.txt",
     }.items():
         (tmp_path / "few.txt").write_text(content)
         result = run(*words, "--labels", "few.txt")

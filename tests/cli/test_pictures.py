@@ -24,7 +24,7 @@ def csv(place: Path, *lines: str) -> str:
 
 def test_two_spellings_of_a_picture_keep_both_boxes(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
-    (tmp_path / "p/s0.png").write_bytes(demo.pictures()[0].read_bytes())
+    (tmp_path / "p/s0.png").write_bytes(demo.image_paths()[0].read_bytes())
     height, width, _ = reading.read(tmp_path / "p/s0.png").shape
     halves = f"./p/s0.png,0,0,64,{height}", f"p/s0.png,64,0,{width},{height}"
     (one,) = told(csv(tmp_path / "t.csv", "path,x0,y0,x1,y1", *halves)).values()
@@ -70,6 +70,6 @@ def test_boxes_under_other_names_are_told_in_one_line(run: Callable[..., Any], t
 
 def test_one_picture_is_no_plural(run: Callable[..., Any], tmp_path: Path) -> None:
     words = ["batch", "-b", "onnx", "-m", "demo", "-o", "out"]
-    assert run(*words, demo.pictures()[0]).out.splitlines()[0] == "1 picture"
+    assert run(*words, demo.image_paths()[0]).out.splitlines()[0] == "1 picture"
     words[-1] = "two"
-    assert run(*words, *demo.pictures()[:2]).out.splitlines()[0] == "2 pictures"
+    assert run(*words, *demo.image_paths()[:2]).out.splitlines()[0] == "2 pictures"

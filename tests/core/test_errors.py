@@ -36,7 +36,7 @@ def test_an_option_of_a_method_is_shown_with_its_argument() -> None:
 
 def test_too_many_positional_arguments() -> None:
     with pytest.raises(OptionError) as error:
-        resize("a.jpg", 3, "hot")  # type: ignore[misc]
+        resize("a.jpg", 3, "hot")  # type: ignore[call-arg]
     assert str(error.value) == "resize() takes 2 positional arguments, not 3; give all after 'size' by name"
 
 

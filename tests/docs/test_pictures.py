@@ -127,7 +127,7 @@ def test_what_the_pages_say_of_methods_that_coincide() -> None:
     image = script("make_figures")["scenes_with_two"]()[18].image
 
     def cam(method: str, layer: str) -> Any:
-        found = xcam.explain(model(), image, layer, "ring", method=method).cam
+        found = xcam.explain(model(), image, layer=layer, target="ring", method=method).cam
         return found / np.abs(found).max()
 
     for method in ("xgradcam", "hirescam", "shapleycam"):

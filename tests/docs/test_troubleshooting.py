@@ -40,7 +40,7 @@ class Narrow:
 def test_memory_that_runs_out_halves_the_batch() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = xcam.explain(Narrow(4), [demo.pictures()[0]] * 8)
+        found = xcam.explain(Narrow(4), [demo.image_paths()[0]] * 8)
     assert [e.label for e in found] == ["disc"] * 8
     (warning,) = caught
     assert re.fullmatch(shown("out of memory with 8 pictures"), str(warning.message))
@@ -53,6 +53,6 @@ def test_memory_that_runs_out_with_one_picture(
     narrow = Narrow(0)
     monkeypatch.setattr(xcam, "load", lambda *_, **__: narrow)
     with pytest.raises(SystemExit) as stop:
-        main(["-b", "onnx", "-m", "demo", "-o", "out.png", str(demo.pictures()[0])])
+        main(["-b", "onnx", "-m", "demo", "-o", "out.png", str(demo.image_paths()[0])])
     assert stop.value.code == 2
     assert re.fullmatch(shown("xcam: out of memory ("), capsys.readouterr().err.strip())

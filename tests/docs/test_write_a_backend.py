@@ -69,7 +69,7 @@ def test_followed_to_the_letter_it_passes_the_suite(tmp_path: Path) -> None:
     folder.mkdir()
     parts: dict[str, list[str]] = defaultdict(list)
     ran = []
-    writing.write(folder / "photo.jpg", reading.read(demo.pictures()[0]))
+    writing.write(folder / "photo.jpg", reading.read(demo.image_paths()[0]))
     for kind, file, text in blocks():
         if file:
             parts[file].append(text)

@@ -46,7 +46,7 @@ def main() -> None:
         "mobile": (xcam.load(mobile()), "block_12_add"),
     }
     for name, (model, layer) in models.items():
-        picture = xcam.images.reading.read(demo.pictures()[1])
+        picture = xcam.images.reading.read(demo.image_paths()[1])
         size = model.input.size
         x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
 

@@ -29,7 +29,7 @@ def hits(model: xcam.Model, made: list[scenes.Scene], method: str, **options: An
             [scene.image for scene in made],
             target=[[s.label for s in scene.shapes] for scene in made],
             method=method,
-            **options,
+            method_options=options,
         )
     right = [
         bool(e.heatmap.max() > 0 and shape.mask.flat[e.heatmap.argmax()])

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ from xcam.comparison.result import KEPT, Comparison, Divergence, ImageComparison
 from xcam.comparison.similarity import measure, scores_apart
 from xcam.contract import DEFAULT_SIZE, Array, Model, one_output, preprocessing, validation
 from xcam.contract.preprocessing import PRESETS, Preprocessing
-from xcam.errors import BackendError, InputError, XcamError, XcamWarning
-from xcam.explanation.explain import explain, input_size
+from xcam.errors import BackendError, InputError, XcamError, XcamWarning, keywords_checked
+from xcam.explanation.explain import Aim, explain, input_size
 from xcam.explanation.result import Explanation
 from xcam.images import batches, reading
+from xcam.methods.maps import Normalize
 from xcam.methods.registry import get as get_method
+from xcam.methods.registry import option_names
 from xcam.models import layers
 from xcam.models.load import load
+from xcam.targets import Score
 
 SAMPLES = 2
 """Pictures on which layers are aligned."""
@@ -34,30 +37,48 @@ WHOLE = 12
 """Of more pictures than this, small copies are kept."""
 
 
+@keywords_checked(option_names)
 def compare(
     models: Sequence[Any],
     image: Any,
+    *,
     layer: str | Sequence[str | None] | None = None,
+    target: Aim = None,
     method: str = "gradcam",
-    target: Any = None,
+    method_options: Mapping[str, Any] | None = None,
+    score: Score = "logit",
+    normalize: Normalize = "max",
+    augment: bool = False,
     preprocess: str | Preprocessing | None = None,
     align: bool | None = None,
-    **options: Any,
 ) -> Comparison:
-    """Explain pictures with several models and say how far they agree.
+    """Explain images with several models, and measure how far the models agree.
 
-    models: two or more, each what `load` returned or anything that it takes. The first is what the others are held to.
-    image: a path or an RGB uint8 array; or a list of these. One that cannot be read is told in `failed`.
-    layer: one name for all, or one for each; default: the first model's own, and what corresponds to it in the others.
-    target: as for `explain`; default: the first model's top class. Others are asked for the same label, where both have
-        labels, else for the same index.
-    preprocess: for models that do not say; default: what one of them says, else `unit`.
-    align: find out which layer is which, and where the models begin to differ. Default: when no layer is named, or when
-        the verdict is not `identical`.
-    Further options are those of `explain`.
+    Args:
+        models: Two or more, each the result of `load` or anything that `load` takes. The others are compared with the
+            first.
+        image: A path or an RGB uint8 array [H, W, 3], or a list of these. Images that cannot be read are listed in
+            `Comparison.failed`.
+        layer: One name for all models, or one for each (None: find it); default: the first model's default layer, and
+            the corresponding layers of the others.
+        target: As for `explain`; default: the first model's top class. The others are asked for the same label, where
+            both have labels, else for the same index.
+        method: A name from `xcam.list_methods()`.
+        method_options: The method's own options, by name.
+        score: `logit`, `probability` or `log-probability`, as for `explain`.
+        normalize: `max`, `minmax` or `none`, as for `explain`.
+        augment: As for `explain`.
+        preprocess: The preprocessing of the models that do not state one; default: that of the first model that
+            states one, else `unit`.
+        align: Align the layers, and find where the models begin to differ; default: where a layer is not named, or
+            the verdict is not `identical`.
 
-    Raises InputError, ModelError or BackendError.
+    Raises:
+        InputError: A model, image, layer, target or option cannot be used.
+        ModelError: A model cannot be read, fails, or gives NaN or infinity.
+        BackendError: A backend, or a package that the measures need, is missing.
     """
+    options = {"method_options": method_options, "score": score, "normalize": normalize, "augment": augment}
     opened: list[Model] = [model if validation.is_model(model) else load(model) for model in models]
     if len(opened) < 2:
         raise InputError("there is nothing to compare one model with; give two or more (-m A -m B)")
@@ -120,6 +141,7 @@ def compare(
     return dataclasses.replace(result, divergences=tuple(aligned.divergences(unlike)))
 
 
+@keywords_checked()
 def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, str, float]]:
     """Which layer of the second model is which of the first, in execution order: names, and the error of their values.
 
@@ -336,14 +358,14 @@ def _compared(
 ) -> ImageComparison:
     """One picture, explained by all models for the same class, and the measures of every pair."""
     one: Any = explain
-    first: Explanation = one(models[0], picture, places[0], target, method=method, **options)
+    first: Explanation = one(models[0], picture, layer=places[0], target=target, method=method, **options)
     found = [first]
     for model, place in zip(models[1:], places[1:], strict=True):
         aim: Any = target
         if target is None and first.index is not None:
             both = models[0].labels is not None and model.labels is not None
             aim = first.label if both and model.labels != models[0].labels else first.index
-        found.append(one(model, picture, place, aim, method=method, **options))
+        found.append(one(model, picture, layer=place, target=aim, method=method, **options))
     found = [dataclasses.replace(e, path=path) for e in found]
     measures = {}
     for a in range(len(models)):

@@ -14,7 +14,8 @@ from typing import Any
 
 from xcam.contract import Model
 from xcam.errors import InputError
-from xcam.models.load import behind_backend, load
+from xcam.models.load import load, split_backend
+from xcam.targets import Score
 
 WEIGHTS = re.compile(r"data|weights|\.bin$")
 """Names, beginning as the model's does, of files that hold its weights: `model.onnx.data`."""
@@ -43,7 +44,7 @@ class Opening:
         for key in ("weights", "labels"):
             if found := _content(told.get(key)):
                 told[f"{key}_sha256"] = found
-        backend, name = (self.backend, self.source) if self.backend else behind_backend(self.source)
+        backend, name = (self.backend, self.source) if self.backend else split_backend(self.source)
         if (found := _content(name)) or (
             found := _content(name.partition(":")[2])
         ):  # a scheme ahead of it: hf:./folder
@@ -64,7 +65,7 @@ class Job:
     """The class that the table or the shard names is explained."""
     method: str = "gradcam"
     options: Mapping[str, Any] = field(default_factory=dict)
-    score: str = "logit"
+    score: Score = "logit"
     measures: tuple[str, ...] = ()
     maps: bool = True
     """The table has the raw maps."""

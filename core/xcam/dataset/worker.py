@@ -76,7 +76,7 @@ class Worker:
         counts = {shape[0] or 0 for shape in ends if len(shape) == 1}
         for aim in job.targets:
             if several(aim, model.labels) is None:
-                found = target(aim, job.score, model.output_activation, model.labels)  # type: ignore[arg-type]
+                found = target(aim, job.score, model.output_activation, model.labels)
                 if isinstance(found, ClassScore) and len(counts) == 1 and any(counts):
                     found.resolve(np.zeros((1, *counts)))  # a class that is not there is told before the work
         self.rivals = job.rivals and (1,) not in ends  # a single class has none
@@ -199,12 +199,12 @@ class Worker:
             found = explain(
                 self.model,
                 [ready.image for ready in group if ready.image is not None],
-                self.layer.name,
-                wanted,
+                layer=self.layer.name,
+                target=wanted,
                 method=self.job.method,
+                method_options=self.options,
                 score=self.job.score,
                 batch=self.job.batch,
-                **self.options,
             )
         return [list(each) if isinstance(each, list) else [each] for each in found]
 

@@ -171,7 +171,7 @@ class Run:
                     target=[targets[row] for row in rows],
                     method=method.name,
                     score="logit" if resolved else self.score,
-                    **(options | seed),
+                    method_options=options | seed,
                 )
         if any(isinstance(e, list) for e in explanations):
             raise InputError("several targets for one image; an evaluation explains one: give one class")

@@ -25,7 +25,15 @@ from xcam.contract import (
     validation,
 )
 from xcam.contract.preprocessing import Preprocessing
-from xcam.errors import InputError, ModelError, XcamError, XcamWarning, ZeroHeatmapWarning, first_line
+from xcam.errors import (
+    InputError,
+    ModelError,
+    XcamError,
+    XcamWarning,
+    ZeroHeatmapWarning,
+    first_line,
+    keywords_checked,
+)
 from xcam.explanation import tokens
 from xcam.explanation.context import MethodContext, cotangent, pick, require, stack, values
 from xcam.explanation.fusion import Fusion, check_fusion, joined
@@ -33,7 +41,7 @@ from xcam.explanation.result import Explanation
 from xcam.images import batches, reading
 from xcam.methods import maps
 from xcam.methods.maps import Normalize
-from xcam.methods.registry import Method
+from xcam.methods.registry import Method, option_names
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
 from xcam.models.load import by, load
@@ -50,50 +58,100 @@ AUGMENTED = [
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | reading.Image
 Aim = int | str | Target | None
+LayerChoice = str | Layer | Sequence[str | Layer] | None
 
 
-@overload
-def explain(model: Any, image: ImageSource, layer: Any = ..., target: Aim = ..., **options: Any) -> Explanation: ...
 @overload
 def explain(
-    model: Any, image: Sequence[ImageSource], layer: Any = ..., target: Any = ..., **options: Any
+    model: Any,
+    image: ImageSource,
+    *,
+    layer: LayerChoice = ...,
+    target: Aim = ...,
+    method: str = ...,
+    method_options: Mapping[str, Any] | None = ...,
+    score: Score = ...,
+    normalize: Normalize = ...,
+    augment: bool = ...,
+    fuse: Fusion | None = ...,
+    batch: int = ...,
+) -> Explanation: ...
+@overload
+def explain(
+    model: Any,
+    image: Sequence[ImageSource],
+    *,
+    layer: LayerChoice = ...,
+    target: Aim | Sequence[Aim | Sequence[Aim]] = ...,
+    method: str = ...,
+    method_options: Mapping[str, Any] | None = ...,
+    score: Score = ...,
+    normalize: Normalize = ...,
+    augment: bool = ...,
+    fuse: Fusion | None = ...,
+    batch: int = ...,
 ) -> list[Any]: ...
 @overload
 def explain(
-    model: Any, image: ImageSource, layer: Any = ..., target: Sequence[Aim] = ..., **options: Any
+    model: Any,
+    image: ImageSource,
+    *,
+    layer: LayerChoice = ...,
+    target: Sequence[Aim] = ...,
+    method: str = ...,
+    method_options: Mapping[str, Any] | None = ...,
+    score: Score = ...,
+    normalize: Normalize = ...,
+    augment: bool = ...,
+    fuse: Fusion | None = ...,
+    batch: int = ...,
 ) -> list[Explanation]: ...
+@keywords_checked(option_names)
 def explain(
     model: Any,
     image: Any,
+    *,
     layer: Any = None,
     target: Any = None,
     method: str = "gradcam",
+    method_options: Mapping[str, Any] | None = None,
     score: Score = "logit",
     normalize: Normalize = "max",
     augment: bool = False,
     fuse: Fusion | None = None,
     batch: int = BATCH,
-    **options: Any,
 ) -> Any:
-    """Where did the model look?
+    """Explain where the model looked on an image.
 
-    model: what `load` returned, or anything that `load` takes.
-    image: a path or an RGB uint8 array [H, W, 3]; a list of these gives a list, run in batches.
-    layer: its name; default: the last with space. Several are explained one by one and fused.
-    target: None (the top class), an index, a label or the beginning of one, `top3`, `tiger-zebra` (why this and not
-        that), a Target; a list gives a list, for one picture. For a list of pictures: one for all of them, or a list
-        with one entry for each picture (each may be a list).
-    method: see `xcam.list_methods()`. score: explain the class's `logit`, its `probability` or its `log-probability`.
-    normalize: `max`, `minmax` or `none`.
-    augment: the mean map over the picture and its mirror image, each with its values scaled by 0.9, 1 and 1.1.
-    fuse: how the maps of several layers become one: `mean` (the default), `max` or `product`.
-    batch: so many pictures go through the model at once.
-    Further options are the method's own.
+    Args:
+        model: The result of `load`, or anything that `load` takes.
+        image: A path or an RGB uint8 array [H, W, 3]. A list of these gives a list, run in batches.
+        layer: The layer's name; default: the last with spatial axes. Several layers are explained one by one, and
+            their maps are fused.
+        target: None (the top class), an index, a label or the beginning of one, `top3`, `tiger-zebra` (why the first
+            and not the second), or a Target. For one image, a list gives a list. For a list of images: one target for
+            all of them, or a list with one entry for each image (each may be a list).
+        method: A name from `xcam.list_methods()`.
+        method_options: The method's own options, by name.
+        score: Explain the class's `logit`, its `probability` or its `log-probability`.
+        normalize: `max` (divide by the maximum), `minmax` or `none`.
+        augment: Average the maps of the image and of its mirror image, each with its values scaled by 0.9, 1 and 1.1.
+        fuse: How the maps of several layers become one: `mean` (the default), `max` or `product`.
+        batch: The number of images in one forward pass, at least 1.
 
-    Raises InputError, ModelError or BackendError; warns (ZeroHeatmapWarning) when a map is zero everywhere.
+    Returns:
+        An Explanation; a list of them for a list of targets; for a list of images, a list with one entry for each.
+
+    Raises:
+        InputError: The image, layer, target or an option cannot be used.
+        ModelError: The model cannot be read, fails, or gives NaN or infinity.
+        BackendError: The backend is missing or lacks a capability that the method needs.
+
+    Warns:
+        ZeroHeatmapWarning: A heatmap is zero everywhere.
     """
     how = get_method(str(method))
-    options = dict(how.checked(options))
+    options = dict(how.checked(method_options or {}))
     maps.normalize(np.zeros((1, 1, 1)), normalize)  # an unknown word is found before the work
     if not isinstance(augment, bool):
         raise InputError(f"augment is {augment!r}; give True or False")
@@ -112,9 +170,9 @@ def explain(
         twice = [name for k, name in enumerate(names) if name in names[:k]]
         if twice:
             raise InputError(f"layer {twice[0]!r} is given twice; name each layer once")
-        one: Callable[..., Any] = explain
-        words = (target, method, score, normalize, augment, None, batch)
-        return joined([one(model, image, name, *words, **options) for name in names], fuse or "mean")
+        one = partial(explain, target=target, method=method, method_options=options, score=score)
+        one = partial(one, normalize=normalize, augment=augment, batch=batch)
+        return joined([one(model, image, layer=name) for name in names], fuse or "mean")
     many = isinstance(image, list | tuple)
     images = list(image) if many else [image]
     if not images:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from xcam.errors import InputError, ZeroHeatmapWarning, nearest
+from xcam.errors import InputError, ZeroHeatmapWarning, keywords_checked, nearest
 from xcam.explanation.result import Explanation
 from xcam.methods import maps
 
@@ -22,10 +22,22 @@ def check_fusion(how: object) -> None:
         raise InputError(f"no fusion {how!r}; {nearest(str(how), get_args(Fusion))}")
 
 
+@keywords_checked()
 def fuse(explanations: Sequence[Explanation], how: Fusion = "mean") -> Explanation:
-    """One explanation of several of the same picture and target: their maps after ReLU, each divided by its maximum and
-    enlarged to the largest layer's size, then joined place by place. Raises InputError; warns (ZeroHeatmapWarning) when
-    the joined map is zero everywhere.
+    """Fuse the maps of several layers, for one image and one target.
+
+    Each map is divided by its maximum after ReLU and enlarged to the size of the largest layer. The maps are then
+    combined at each position.
+
+    Args:
+        explanations: One or more, of the same image and the same target.
+        how: `mean`, `max` or `product`.
+
+    Raises:
+        InputError: The explanations differ in image or target.
+
+    Warns:
+        ZeroHeatmapWarning: The fused map is zero everywhere, though no layer's map is.
     """
     check_fusion(how)
     if not explanations:

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from xcam.errors import InputError
+from xcam.errors import InputError, keywords_checked
 from xcam.explanation.result import Explanation
 from xcam.images import reading, resizing
 from xcam.images.montage import SIDE, drawable, tiled, with_notes
+from xcam.images.overlay import Blend, Style
 
 
+@keywords_checked()
 def grid(
-    explanations: Sequence[Explanation], captions: Sequence[str] | None = None, columns: int = 0, **drawing: Any
+    explanations: Sequence[Explanation],
+    captions: Sequence[str] | None = None,
+    *,
+    columns: int = 0,
+    alpha: float = 0.5,
+    colormap: str = "jet",
+    blend: Blend = "mix",
+    style: Style = "heat",
 ) -> reading.Image:
-    """The overlays of several explanations in one picture, uint8 [H, W, 3] RGB.
+    """Draw the overlays of several explanations in one image.
 
-    captions: one for each; default: what tells them apart (class, method, layer, model). columns: 0: as square as can be.
-    drawing: the arguments of `Explanation.overlay`. What a reader must know (`notes`) stands in a strip below.
-    Raises InputError.
+    Args:
+        explanations: One or more.
+        captions: One for each; default: how they differ (class, method, layer or model).
+        columns: The number of columns; 0: as square as possible.
+        alpha: The opacity of the heatmap, 0…1.
+        colormap: An OpenCV colormap.
+        blend: `mix` or `add`, as in `Explanation.overlay`.
+        style: `heat`, `contour` or `signed`, as in `Explanation.overlay`.
+
+    Returns:
+        uint8 [H, W, 3] RGB, with the explanations' notes in a strip below.
+
+    Raises:
+        InputError: There is nothing to draw, or an argument cannot be used.
     """
     if not explanations:
         raise InputError("there is nothing to draw; give one explanation or more")
@@ -28,7 +47,7 @@ def grid(
     words = list(captions) if captions is not None else distinct(explanations)
     if len(words) != len(explanations):
         raise InputError(f"{len(words)} captions for {len(explanations)} pictures; give one for each")
-    sheet = tiled([_small(e).overlay(**drawing) for e in explanations], words, columns)
+    sheet = tiled([_small(e).overlay(alpha, colormap, blend, style) for e in explanations], words, columns)
     return with_notes(sheet, tuple(dict.fromkeys(note for e in explanations for note in e.notes)))
 
 

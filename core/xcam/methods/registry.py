@@ -118,7 +118,7 @@ def get(name: str) -> Method:
 
 def option_names() -> set[str]:
     """Return the names of all options of all methods."""
-    return {option for method in _registry.values() for option in method.options}
+    return {option for method in _methods.values() for option in method.options}
 
 
 def list_methods() -> Mapping[str, Method]:

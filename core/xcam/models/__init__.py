@@ -1,1 +1,1 @@
-"""Models as users name them: loading, layers, labels, export, and the demo network."""
+"""Models: opening them, their layers, class labels, export, and the demo network."""

@@ -1,4 +1,4 @@
-"""Class names: from a list, from a file, or the thousand of ImageNet that every pretrained zoo shares."""
+"""Class labels: from a list, from a file, or the 1000 classes of ImageNet."""
 
 from __future__ import annotations
 
@@ -14,46 +14,57 @@ from xcam.errors import InputError
 
 @cache
 def imagenet() -> tuple[str, ...]:
-    """The 1000 classes of ILSVRC 2012, in the order of every zoo (0 tench … 292 tiger … 999 toilet tissue)."""
+    """Return the 1000 labels of ILSVRC 2012 in the order of the model zoos (0 tench … 999 toilet tissue)."""
     text = resources.files("xcam.models").joinpath("data/imagenet.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
 
 
 def load(value: str | Path | Sequence[str] | None) -> Sequence[str] | None:
-    """A list as it is, or a file: one name on each line; or JSON, a list or {"0": name} or {"0": [wnid, name]}.
+    """Return class labels, in the order of the model's outputs.
 
-    Raises InputError.
+    Args:
+        value: A sequence of labels; `imagenet`; a text file with one label on each line; a JSON file with a list, or
+            with an object {"0": label, …} or {"0": [WordNet id, label], …}. None gives None.
+
+    Returns:
+        The labels, or None.
+
+    Raises:
+        InputError: The file cannot be read, or contains no labels.
     """
     if value is None:
         return None
     if value == "imagenet":
         return imagenet()
-    names = _read(Path(value)) if isinstance(value, str | Path) else list(value)
-    if not names or not all(isinstance(name, str) for name in names):
+    labels = _read(Path(value)) if isinstance(value, str | Path) else list(value)
+    if not labels or not all(isinstance(label, str) for label in labels):
         where = f" in {value}" if isinstance(value, str | Path) else ""
-        raise InputError(f"no class names{where}; give a list of words, or a text file with one on each line")
-    return names
+        raise InputError(
+            f"no class labels{where}; give a list of strings, or a text file with one label on each line"
+        )
+    return labels
 
 
 def _read(path: Path) -> list[str]:
+    """Return the labels in a text or JSON file."""
     try:
         files.check_file(path, "a text file")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(
-            f"cannot read labels from {path}: {reason}; give a text file, a name on each line"
+            f"cannot read labels from {path}: {reason}; give a text file with one label on each line"
         ) from error
     if path.suffix.lower() != ".json":
         return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
     try:
-        names = json.loads(text)
-        if isinstance(names, dict):
-            names = [names[str(i)] for i in range(len(names))]
-        if not isinstance(names, list):
-            raise TypeError(f"it holds a {type(names).__name__}")
-        return [str(name[-1] if isinstance(name, list) else name) for name in names]
+        labels = json.loads(text)
+        if isinstance(labels, dict):
+            labels = [labels[str(i)] for i in range(len(labels))]
+        if not isinstance(labels, list):
+            raise TypeError(f"it contains a {type(labels).__name__}")
+        return [str(label[-1] if isinstance(label, list) else label) for label in labels]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise InputError(
-            f'{path} holds no labels: expected a JSON list of names, or an object {{"0": name, …}}'
+            f'cannot read labels from {path}: not a list of labels; give a JSON list, or an object {{"0": label, …}}'
         ) from error

@@ -1,9 +1,10 @@
-"""Finding a layer: by name, with the nearest offered when there is none; or the default, by one rule for all frameworks."""
+"""Choice of a layer: by its name, or the default layer, by one rule for all frameworks."""
 
 from __future__ import annotations
 
 from xcam.contract import Layer, Model, validation
-from xcam.errors import InputError, ModelError, nearest
+from xcam.contract.messages import unknown_layer
+from xcam.errors import InputError, ModelError
 
 PASSIVE = (
     "pool",
@@ -18,17 +19,21 @@ PASSIVE = (
     "squeeze",
     "identity",
 )
-"""Kinds that only move, gather or thin out values (by a part of their name, in any framework)."""
+"""Parts of the names of kinds, in any framework, that only move, pool or drop values."""
 
 
 def default(model: Model) -> Layer:
-    """The last layer that still has space: convolutions, merges, normalisations and activations count.
+    """Return the last layer that still has spatial axes.
 
-    What only moves or gathers values (pooling, padding, dropout, reshaping) does not, nor what is itself the output,
-    nor what leads to no output. Among tokens, the last normalisation whose patches still reach the output: behind the
-    last attention of a vision transformer only the class token does.
+    Convolutions, merges, normalisations and activations are candidates. Layers that only move or pool values (pooling,
+    padding, dropout, reshaping), outputs, and layers without a path to an output are not. Where the last candidate
+    is a layer of tokens, the last normalisation of tokens is returned: all of the following attention reads it,
+    whereas after the last attention of a vision transformer only the class token reaches the output.
+
+    Raises:
+        ModelError: The model has no such layer.
     """
-    fit = [
+    candidates = [
         layer
         for layer in validation.layers(model)
         if layer.has_space
@@ -36,22 +41,34 @@ def default(model: Model) -> Layer:
         and layer.reaches_output
         and not layer.folds_batch
         and not layer.is_output
-        and not any(word in layer.kind.lower() for word in PASSIVE)
+        and not any(part in layer.kind.lower() for part in PASSIVE)
     ]
-    if not fit:
+    if not candidates:
         raise ModelError(
-            f"no layer of {model.name} has space (more than one position) before its output: there is nothing to map; "
+            f"cannot choose a layer of {model.name}: none before its output has spatial axes with more than one position; "
             "`xcam layers` shows their shapes"
         )
-    if (
-        fit[-1].layout == "tokens"
-    ):  # inside attention stand projections; what all of it reads is normalised ahead of it
-        fit = [layer for layer in fit if layer.layout == "tokens" and "norm" in layer.kind.lower()] or fit
-    return fit[-1]
+    if candidates[-1].layout == "tokens":
+        norms = [layer for layer in candidates if layer.layout == "tokens" and "norm" in layer.kind.lower()]
+        candidates = norms or candidates
+    return candidates[-1]
 
 
 def find(model: Model, name: str | Layer | None) -> Layer:
-    """The layer called `name`, or the default. Raises InputError when there is none, or when it cannot be mapped."""
+    """Return a layer that can be explained.
+
+    Args:
+        model: The model.
+        name: The layer's name, an alias of it, or a layer; None for the default layer.
+
+    Returns:
+        The layer.
+
+    Raises:
+        InputError: The layer does not exist, or has no map: it has no spatial axes, folds parts of an image into the
+            batch, or does not reach the output.
+        ModelError: No name is given, and the model has no layer that can be explained.
+    """
     name = getattr(model, "default_layer", None) if name is None else name
     if name is None:
         return default(model)
@@ -60,25 +77,23 @@ def find(model: Model, name: str | Layer | None) -> Layer:
     layer = next((layer for layer in known if layer.name == name), None)
     layer = layer or next((layer for layer in known if name in layer.aliases), None)
     if layer is None:
-        raise InputError(
-            validation.explain_missing_layer(model, name)
-            or f"no layer {name!r} in {model.name}; {nearest(name, [layer.name for layer in known if layer.has_space and not layer.inner])}; "
-            "`xcam layers` lists them"
-        )
+        reason = validation.explain_missing_layer(model, name)
+        listed = [layer.name for layer in known if layer.has_space and not layer.inner]
+        raise InputError(reason) if reason else unknown_layer(name, model.name, listed)
     if not layer.has_space:
         shape = "×".join(map(str, layer.shape))
         raise InputError(
-            f"layer {name!r} has no space: its shape is {shape}, channels first; "
-            f"choose an earlier one, for example {default(model).name!r}"
+            f"cannot explain layer {name!r}: it has no spatial axes, its shape is {shape} (channels first); "
+            f"choose an earlier layer, for example {default(model).name!r}"
         )
     if layer.folds_batch:
         raise InputError(
-            f"layer {name!r} folds windows or frames into the batch, so it has no map of a whole picture; "
-            f"choose another, for example {default(model).name!r}"
+            f"cannot explain layer {name!r}: its batch axis contains windows or frames of an image; "
+            f"choose another layer, for example {default(model).name!r}"
         )
     if not layer.reaches_output:
         raise InputError(
-            f"layer {name!r} leads to no output of {model.name}: nothing that the model says depends on it; "
-            f"choose another, for example {default(model).name!r}"
+            f"cannot explain layer {name!r}: no output of {model.name} depends on it; "
+            f"choose another layer, for example {default(model).name!r}"
         )
     return layer

@@ -1,4 +1,4 @@
-"""Opening a model: from a file, a name, a factory, or a live object, with the backend that reads it."""
+"""Opening a model from a file, a name, a factory function or a live object."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any, get_args
 from xcam.contract import Layout, Model, files, preprocessing, validation
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
-from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, nearest
-from xcam.models import labels as class_names
+from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, keywords_checked, nearest
+from xcam.models import labels as labels_module
 
 LARGEST = 16384
-"""More pixels on one side of a model's input are taken for a mistake."""
+"""The largest side of a model's input in pixels: larger values are refused as mistakes."""
 
 
+@keywords_checked()
 def load(
     model: Any,
     backend: str | None = None,
+    *,
     preprocess: str | Preprocessing | None = None,
     size: tuple[int, int] | None = None,
     labels: str | Path | Sequence[str] | None = None,
@@ -33,75 +35,86 @@ def load(
 ) -> Model:
     """Open a model.
 
-    model: a file; a name that a backend knows (`resnet50`, `demo`); `package.module:factory`; or a live model object.
-    backend: its name, which may also stand ahead of a model's name (`onnx:demo`); by default it follows from the
-        model's type or file name.
-    preprocess: a preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing; by default what the
-        model says.
-    size: (height, width) of the input, where the model takes any.
-    labels: class names: a list, or a text or JSON file.
-    device, layout: as the backend names them; weights: a file, `imagenet` or `none`, for models known by name.
-    threads: within an operator, for backends whose models have threads of their own (ONNX Runtime).
+    Args:
+        model: A file; a name that a backend knows (`resnet50`, `demo`); `package.module:factory`; or a live model
+            object.
+        backend: The backend's name, which may also precede the model's name (`onnx:demo`). Default: by the model's type
+            or file name.
+        preprocess: A preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing. Default: the
+            model's own.
+        size: (height, width) of the input in pixels, for a model that takes any size.
+        labels: Class labels: a list, `imagenet`, or a text or JSON file. Default: the model's own.
+        device: A device, in the backend's notation, for example `cuda`.
+        layout: The layout of the model's input, `channels_first` or `channels_last`, for backends that cannot infer it.
+        weights: For models known by name: a file, `imagenet` or `none`.
+        threads: The number of threads within an operator, for backends whose models have threads of their own (ONNX
+            Runtime).
 
-    Raises InputError, ModelError or BackendError, each with a remedy.
+    Returns:
+        The opened model: a new object, `model` itself is not changed.
+
+    Raises:
+        InputError: An argument cannot be used.
+        ModelError: The model cannot be opened.
+        BackendError: No backend reads the model, or the backend is missing or broken.
     """
     size = _size(size)
     if layout is not None and layout not in get_args(Layout):
-        raise InputError(f"no layout {layout!r}; {nearest(layout, get_args(Layout))}")
+        raise InputError(f"unknown layout {layout!r}; {nearest(layout, get_args(Layout))}")
     if backend is None and isinstance(model, str):
-        backend, model = behind_backend(model)
+        backend, model = split_backend(model)
     source = _source(model)
     backends = registry()
     name = backends.choose(source, backend)
-    how = preprocessing.preprocessing(preprocess)
-    names = class_names.load(labels)
+    preset = preprocessing.preprocessing(preprocess)
+    class_labels = labels_module.load(labels)
     reader = backends.load(name)
-    more = {} if threads is None else {"threads": threads}
-    if more and "threads" not in inspect.signature(reader.load).parameters:
-        raise InputError(f"backend {name!r} has no threads of each model's own; leave threads out")
+    options = {} if threads is None else {"threads": threads}
+    if options and "threads" not in inspect.signature(reader.load).parameters:
+        raise InputError(f"backend {name!r} has no threads for each model; leave threads out")
     try:
-        opened = reader.load(source, size=size, device=device, layout=layout, weights=weights, **more)
+        opened = reader.load(source, size=size, device=device, layout=layout, weights=weights, **options)
     except (XcamError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        what = repr(str(source)) if isinstance(source, str | Path) else f"this {type(source).__qualname__}"
+        text = repr(str(source)) if isinstance(source, str | Path) else f"this {type(source).__qualname__}"
         raise ModelError(
-            f"backend {name!r} cannot open {what}: {first_line(error)}; check that it is a model for {name}"
+            f"backend {name!r} cannot open {text}: {first_line(error)}; check that it is a model for {name}"
         ) from error
     validation.model(opened, name)
     spec = opened.input
     if size is not None and size != spec.size:
         if spec.fixed:
-            raise InputError(f"{opened.name} takes pictures of {by(spec.size)}, not {by(size)}; leave size out")
+            raise InputError(f"{opened.name} takes images of {by(spec.size)}, not {by(size)}; leave size out")
         spec = dataclasses.replace(spec, size=size)
-    if how is not None:
-        spec = dataclasses.replace(spec, preprocessing=how)
+    if preset is not None:
+        spec = dataclasses.replace(spec, preprocessing=preset)
     try:
         opened.input = spec
-        opened.labels = opened.labels if names is None else names
+        opened.labels = opened.labels if class_labels is None else class_labels
     except AttributeError as error:
         raise ContractError(
-            f"{described(name)}: its model does not let `input` and `labels` be set ({error}); the contract asks for plain "
-            "attributes: report it to the plugin's authors"
+            f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "
+            "plain attributes: report this to the plugin's authors"
         ) from error
     return opened
 
 
-def behind_backend(word: str) -> tuple[str | None, str]:
-    """`onnx:vgg.onnx` → the backend that is named ahead of the first colon, or None; and the model."""
-    backend, colon, rest = word.partition(":")
-    known = bool(colon) and backend in registry().plugins and not os.path.exists(word)
-    return (backend, rest) if known else (None, word)
+def split_backend(name: str) -> tuple[str | None, str]:
+    """Split `onnx:vgg.onnx` into backend and model; the backend is None where none precedes the first colon."""
+    backend, colon, model = name.partition(":")
+    known = bool(colon) and backend in registry().plugins and not os.path.exists(name)
+    return (backend, model) if known else (None, name)
 
 
 def _source(model: Any) -> Any:
-    """A string becomes a path where it is one, the result of `package.module:factory` where it names one."""
+    """Return the path that a string is, the result of the factory that it names, or the argument itself."""
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
     if not isinstance(model, str):
         return model
     if not model:
-        raise InputError("the model's name is empty; give a file, a name of a zoo, or package.module:factory")
+        raise InputError("the model's name is empty; give a file, the name of a zoo model, or package.module:factory")
     path = Path(model)
     prefix, colon, rest = model.partition(":")
     schemes = {scheme for plugin in registry().plugins.values() if plugin.spec for scheme in plugin.spec.schemes}
@@ -112,25 +125,27 @@ def _source(model: Any) -> Any:
         return path
     if colon and rest.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
         return _factory(prefix, rest)
-    if (path.suffix and not colon) or os.sep in model:
-        raise InputError(f"no such model file: {model}; check the path, or name a model of a zoo")
+    if (path.suffix and not colon) or "/" in model or os.sep in model:
+        raise InputError(f"no such model file: {model}; check the path, or give the name of a zoo model")
     return model
 
 
 def _factory(module: str, name: str) -> Any:
+    """Return the model that the function `name` of `module` creates."""
     try:
-        made = getattr(importlib.import_module(module), name)()
+        return getattr(importlib.import_module(module), name)()
     except ModuleNotFoundError as error:
-        raise InputError(f"no module {error.name!r} for {module}:{name}; install it, or run in its folder") from error
+        raise InputError(
+            f"cannot import {module}: no module {error.name!r}; install it, or run in its folder"
+        ) from error
     except AttributeError as error:
-        raise InputError(f"{module}:{name} cannot be called: {error}; name a function of {module}") from error
+        raise InputError(f"cannot call {module}:{name}: {error}; give a function of {module}") from error
     except (Exception, SystemExit) as error:
-        raise ModelError(f"{module}:{name}() failed: {first_line(error)}; mend the factory") from error
-    return made
+        raise ModelError(f"{module}:{name}() failed: {first_line(error)}; correct the factory") from error
 
 
 def _size(size: Any) -> tuple[int, int] | None:
-    """(height, width) as two whole numbers. Raises InputError."""
+    """Return (height, width) as two integers. Raises InputError."""
     if size is None:
         return None
     try:
@@ -138,9 +153,10 @@ def _size(size: Any) -> tuple[int, int] | None:
     except (TypeError, ValueError):
         height = width = 0
     if not 0 < height <= LARGEST or not 0 < width <= LARGEST:
-        raise InputError(f"size is {size}; give (height, width) in pixels, each from 1 to {LARGEST}")
+        raise InputError(f"cannot use size={size!r}; give (height, width) in pixels, each from 1 to {LARGEST}")
     return height, width
 
 
 def by(size: Sequence[int] | None) -> str:
+    """Return a size for a message: `224×224`, or `any size` for None."""
     return "×".join(map(str, size)) if size else "any size"

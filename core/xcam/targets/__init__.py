@@ -17,8 +17,8 @@ from xcam.targets.classes import (
     softmax,
 )
 from xcam.targets.outputs import Detection, Element, Segmentation, Similarity
+from xcam.targets.parsing import class_index, several, target
 from xcam.targets.protocol import Target
-from xcam.targets.words import class_index, several, target
 
 __all__ = [
     "ClassScore",

@@ -232,6 +232,6 @@ class Numbers(Suite):
             g = reference.gradient(network, x, name, v)[0]
             cam = np.maximum(np.einsum("c,chw->hw", g.mean(axis=(1, 2)), a), 0)
             if cam.max() > 0:
-                e = xcam.explain(model, image, self.layer(name), target=index)
+                e = xcam.explain(model, image, layer=self.layer(name), target=index)
                 expected = xcam.methods.maps.resize(cam / cam.max(), network.input[1:])
                 close(e.heatmap, expected, 1e-3, f"heatmap of class {index}")

@@ -216,14 +216,14 @@ def test_a_layer_that_leads_nowhere_says_so() -> None:
 
 
 def test_the_demo_network_looks_where_it_looks_in_onnx() -> None:
-    picture = demo.pictures()[0]
-    e, f = (xcam.explain(xcam.load("demo", name), picture, "conv5") for name in ("jax", "onnx"))
+    picture = demo.image_paths()[0]
+    e, f = (xcam.explain(xcam.load("demo", name), picture, layer="conv5") for name in ("jax", "onnx"))
     assert (e.backend, e.label, e.cam.shape) == ("jax", f.label, f.cam.shape)
     np.testing.assert_allclose(e.outputs, f.outputs, atol=1e-4 * np.abs(f.outputs).max())
     np.testing.assert_allclose(e.heatmap, f.heatmap, atol=1e-3)
     # By the second derivative here, by differences there: the same where the tail has no kinks.
     how = {"method": "shapleycam", "score": "probability"}
-    e, f = (xcam.explain(xcam.load("demo", name), picture, "conv5", **how) for name in ("jax", "onnx"))
+    e, f = (xcam.explain(xcam.load("demo", name), picture, layer="conv5", **how) for name in ("jax", "onnx"))
     assert e.heatmap.std() > 0.01
     np.testing.assert_allclose(e.heatmap, f.heatmap, atol=1e-3)
 

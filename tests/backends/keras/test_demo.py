@@ -16,8 +16,8 @@ def model() -> xcam.Model:
 
 
 def test_the_shipped_pictures_are_recognised_and_lit_on_their_shape(model: xcam.Model) -> None:
-    assert len(demo.pictures()) >= 6
-    for path in demo.pictures():
+    assert len(demo.image_paths()) >= 6
+    for path in demo.image_paths():
         e = xcam.explain(model, path)
         assert e.label == path.stem.split("-")[-1]
         assert e.scores[e.index] > 0.5

@@ -57,7 +57,7 @@ def jobs(folder: Path) -> Iterator[dict[str, Future[subprocess.CompletedProcess[
     for name in engine.ENGINES:
         wanted[f"values {name}"] = ["tests/helpers/engine_values.py", str(folder / f"{name}.npz")]
     for name in OTHERS:
-        told = ["--json", "-o", str(folder / f"{name}.png"), str(demo.pictures()[0])]
+        told = ["--json", "-o", str(folder / f"{name}.png"), str(demo.image_paths()[0])]
         wanted[f"command {name}"] = ["-m", "xcam_cli", "-m", str(folder / "demo.keras"), "--preprocess", "tf", *told]
         wanted[f"demo {name}"] = ["-m", "xcam_cli", "demo", "-b", "keras", "-o", str(folder / f"demo-{name}.png")]
         wanted[f"export {name}"] = [
@@ -129,7 +129,7 @@ def test_the_command(name: str, jobs: Jobs, folder: Path) -> None:
     done = jobs[f"command {name}"].result()
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    expected = xcam.explain(xcam.load("demo", "keras"), demo.pictures()[0])
+    expected = xcam.explain(xcam.load("demo", "keras"), demo.image_paths()[0])
     assert (found["index"], found["layer"], found["backend"]) == (expected.index, expected.layer, "keras")
     np.testing.assert_allclose(found["score"], expected.score, rtol=1e-4)
     np.testing.assert_allclose(found["heatmap_max"], expected.heatmap.max(), atol=1e-3)

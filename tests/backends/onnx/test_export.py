@@ -97,7 +97,9 @@ def pooled(**options: Any) -> onnx.ModelProto:
 
 def test_all_methods_where_xcam_is_not(tmp_path: Path) -> None:
     model = pooled()
-    paths = [xcam.export(model, tmp_path / f"{i}.onnx", "conv2", method) for i, method in enumerate(METHODS)]
+    paths = [
+        xcam.export(model, tmp_path / f"{i}.onnx", layer="conv2", heatmap=method) for i, method in enumerate(METHODS)
+    ]
     for method, found in zip(METHODS, alone(paths, {"x": X}), strict=True):
         value = small.by_hand(X)["r1"]
         w = small.arrays()
@@ -114,7 +116,7 @@ def test_all_methods_where_xcam_is_not(tmp_path: Path) -> None:
 
 
 def test_the_class_that_is_asked_for(tmp_path: Path) -> None:
-    path = xcam.export(small.build(), tmp_path / "e.onnx", "relu1")
+    path = xcam.export(small.build(), tmp_path / "e.onnx", layer="relu1")
     top = small.by_hand(X)["y"].argmax(1)
     for index, classes in (([2, 0, 4], [2, 0, 4]), ([-1, 3, -1], [top[0], 3, top[2]]), ([-1] * 3, top), (None, top)):
         feeds = {"x": X} if index is None else {"x": X, "xcam/class_index": np.array(index, np.int64)}
@@ -130,7 +132,7 @@ def declared(values: Any) -> list[tuple[str, str]]:
 def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     made = small.build()
     made.metadata_props.add(key="their.own", value="kept")
-    path = xcam.export(made, tmp_path / "e.onnx", "relu2", "gradcam")
+    path = xcam.export(made, tmp_path / "e.onnx", layer="relu2", heatmap="gradcam")
     onnx.checker.check_model(path, full_check=True)
     assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]
     written = onnx.load(path)
@@ -154,12 +156,12 @@ def test_what_is_read_back(tmp_path: Path) -> None:
     labels = ["one", "zwei", "trois", "τέσσερα", "五"]
     how = preprocessing.Preprocessing("own", 0.5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "BGR")
     model = xcam.load(pooled(), labels=labels, preprocess=how)
-    path = xcam.export(model, tmp_path / "e.onnx", "conv1", "gradcam")
+    path = xcam.export(model, tmp_path / "e.onnx", layer="conv1", heatmap="gradcam")
     again = xcam.load(path)
     assert list(again.labels) == labels
     assert again.input.preprocessing == how
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
-    found, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, "conv1")
+    found, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, layer="conv1")
     assert (found.layer, found.label) == ("conv1", expected.label)
     agree(found.cam, expected.cam)
     agree(again.predict(X), model.predict(X))
@@ -190,7 +192,7 @@ def test_the_demo_network_of_every_framework(tmp_path: Path, backend: str, metho
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 16, 17, 18, 21])
 def test_operators_of_every_age(tmp_path: Path, opset: int) -> None:
-    path = xcam.export(small.build(opset=opset), tmp_path / "e.onnx", "relu1", "gradcam")
+    path = xcam.export(small.build(opset=opset), tmp_path / "e.onnx", layer="relu1", heatmap="gradcam")
     found = run(path, {"x": X})
     top = small.by_hand(X)["y"].argmax(1)
     a, g = small.by_hand(X)["r1"], small.gradient(X, "r1", top)
@@ -204,7 +206,7 @@ def test_a_file_of_the_first_kind(tmp_path: Path) -> None:
     made.ir_version = 3
     made.graph.name = ""
     made.graph.input.extend(helper.make_tensor_value_info(t.name, 1, t.dims) for t in made.graph.initializer)
-    found = run(xcam.export(made, tmp_path / "e.onnx", "relu1", "gradcam"), {"x": X})
+    found = run(xcam.export(made, tmp_path / "e.onnx", layer="relu1", heatmap="gradcam"), {"x": X})
     agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
 
 
@@ -212,7 +214,9 @@ def test_channels_last_an_open_size_and_a_softmax(tmp_path: Path) -> None:
     steps = small.inserted(0, [helper.make_node("Transpose", ["x"], ["xt"], "turn", perm=[0, 3, 1, 2])])
     steps[-1].output[0] = "z"
     steps.append(helper.make_node("Softmax", ["z"], ["y"], "end", axis=1))
-    path = xcam.export(small.build(steps, shape=("N", "H", "W", 3)), tmp_path / "e.onnx", "relu1", "hirescam")
+    path = xcam.export(
+        small.build(steps, shape=("N", "H", "W", 3)), tmp_path / "e.onnx", layer="relu1", heatmap="hirescam"
+    )
     for h, w in ((8, 8), (6, 11)):
         x = np.random.default_rng(h).normal(size=(2, 3, h, w)).astype(np.float32)
         found = run(path, {"x": x.transpose(0, 2, 3, 1)})
@@ -227,14 +231,16 @@ def test_channels_last_an_open_size_and_a_softmax(tmp_path: Path) -> None:
 def test_a_layer_that_is_channels_last(tmp_path: Path) -> None:
     there = helper.make_node("Transpose", ["r1"], ["t"], "last", perm=[0, 2, 3, 1])
     back = helper.make_node("Transpose", ["t"], ["u"], "first", perm=[0, 3, 1, 2])
-    path = xcam.export(small.build(small.inserted(2, [there, back])), tmp_path / "e.onnx", "last", "gradcam")
+    path = xcam.export(
+        small.build(small.inserted(2, [there, back])), tmp_path / "e.onnx", layer="last", heatmap="gradcam"
+    )
     found = run(path, {"x": X})
     agree(found["xcam/activations"], small.by_hand(X)["r1"])
     agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
 
 
 def test_a_fixed_batch(tmp_path: Path) -> None:
-    path = xcam.export(small.build(shape=(1, 3, 8, 8)), tmp_path / "e.onnx", "relu1", "gradcam")
+    path = xcam.export(small.build(shape=(1, 3, 8, 8)), tmp_path / "e.onnx", layer="relu1", heatmap="gradcam")
     found = run(path, {"x": X[:1], "xcam/class_index": np.array([4])})
     agree(found["xcam/gradients"], small.gradient(X[:1], "r1", [4]))
     assert found["xcam/heatmap"].shape == (1, 8, 8)
@@ -242,12 +248,12 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
 
 def test_several_outputs_and_half_precision(tmp_path: Path) -> None:
     steps = [*small.nodes(), helper.make_node("Tanh", ["r1"], ["t"])]
-    path = xcam.export(small.build(steps, outputs=["y", "t"]), tmp_path / "e.onnx", "relu1")
+    path = xcam.export(small.build(steps, outputs=["y", "t"]), tmp_path / "e.onnx", layer="relu1")
     found = run(path, {"x": X})
     assert list(found) == ["y", "t", *OWN]
     agree(found["t"], np.tanh(small.by_hand(X)["r1"]))
     agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
-    half = xcam.export(small.build(kind=TensorProto.FLOAT16), tmp_path / "h.onnx", "relu1", "gradcam")
+    half = xcam.export(small.build(kind=TensorProto.FLOAT16), tmp_path / "h.onnx", layer="relu1", heatmap="gradcam")
     found = run(half, {"x": X.astype(np.float16)})
     assert (found["y"].dtype, found["xcam/gradients"].dtype) == (np.float16, np.float32)
     agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)), 1e-2)
@@ -259,7 +265,7 @@ def test_a_map_that_is_zero_stays_zero(tmp_path: Path) -> None:
         if tensor.name == "b1":
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(16, -1e6, np.float32), "b1"))
     for i, method in enumerate(METHODS):
-        found = run(xcam.export(made, tmp_path / f"{i}.onnx", "relu1", method), {"x": X})
+        found = run(xcam.export(made, tmp_path / f"{i}.onnx", layer="relu1", heatmap=method), {"x": X})
         assert not found["xcam/activations"].any()
         assert not found["xcam/heatmap"].any()
 
@@ -271,10 +277,10 @@ def test_a_large_model_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: 
     onnx.save(small.build(), source / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=100)
     (source / "w.bin").rename(source / "real.bin")
     (source / "w.bin").symlink_to("real.bin")  # onnx's own reader refuses links
-    inside = xcam.export(source / "m.onnx", target / "a.onnx", "relu1")
+    inside = xcam.export(source / "m.onnx", target / "a.onnx", layer="relu1")
     assert [p.name for p in target.iterdir()] == ["a.onnx"]
     monkeypatch.setattr(export, "LIMIT", 5000)
-    beside = xcam.export(source / "m.onnx", target / "b.onnx", "relu1")
+    beside = xcam.export(source / "m.onnx", target / "b.onnx", layer="relu1")
     assert sorted(p.name for p in target.iterdir()) == ["a.onnx", "b.onnx", "b.onnx.data"]
     for path in (inside, beside):
         agree(run(path, {"x": X})["xcam/gradients"], small.gradient(X, "r1", small.by_hand(X)["y"].argmax(1)))
@@ -299,7 +305,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (ModelError, "does not pass onnx.checker") if failure == "checker" else (InputError, "No space left")
     )
     with pytest.raises(error, match=words):
-        xcam.export(small.build(), earlier, "relu1", "gradcam")
+        xcam.export(small.build(), earlier, layer="relu1", heatmap="gradcam")
     assert earlier.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [earlier]
 
@@ -314,23 +320,23 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     labelled = xcam.load(small.build(), labels=["a", "b"])
     for source, layer, method, words in [
         (small.build(), None, "eigencam", "cannot work out 'eigencam'; known: gradcam,"),
-        (small.build(), "nope", "gradcam", "no layer 'nope'"),
-        (small.build(), "fc", "gradcam", "'fc' has no space"),
+        (small.build(), "nope", "gradcam", "unknown layer 'nope'"),
+        (small.build(), "fc", "gradcam", "'fc': it has no spatial axes"),
         (small.build([*deep, flat], more=[np.array([2, 3])]), "relu1", None, "a class needs .batch, classes."),
         (own, "relu1", "gradcam", "com.microsoft:QuickGelu"),
         (labelled, "relu1", "gradcam", "there are 2 class names for the 5 classes of small"),
     ]:
         with pytest.raises((InputError, ModelError), match=words):
-            xcam.export(source, path, layer, method)
+            xcam.export(source, path, layer=layer, heatmap=method)
         assert not list(tmp_path.iterdir())
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     for name, words in [
-        ("e.bin", "is no name for an ONNX file; end it in .onnx"),
-        ("a\0.onnx", "is no name for an ONNX file"),
-        ("none/e.onnx", "there is no folder"),
+        ("e.bin", "not the name of an ONNX file; give one that ends in .onnx"),
+        ("a\0.onnx", "not the name of an ONNX file"),
+        ("none/e.onnx", "none does not exist; create it first"),
         ("folder.onnx", "it is a folder"),
         (f"{'x' * 300}.onnx", "File name too long; choose another name"),
     ]:
@@ -346,7 +352,7 @@ def test_a_file_is_not_explained_twice_and_not_overwritten_by_itself(tmp_path: P
     before = source.read_bytes()
     (tmp_path / "link.onnx").symlink_to(source)
     for same in (source, tmp_path / "link.onnx"):
-        with pytest.raises(InputError, match="is the model itself, and would be overwritten"):
+        with pytest.raises(InputError, match="it is the model itself"):
             xcam.export(source, same)
     assert source.read_bytes() == before
     xcam.export(source, path)

@@ -347,7 +347,7 @@ def test_options_that_do_not_apply() -> None:
         ({"threads": 10**12}, "threads is 1000000000000; give"),
         ({"device": "quantum"}, "no device 'quantum' here"),
         ({"device": "cpu:x"}, "no device 'cpu:x' here"),
-        ({"size": (9, 9)}, "takes pictures of 8×8"),
+        ({"size": (9, 9)}, "takes images of 8×8"),
     ]:
         with pytest.raises(InputError, match=words):
             xcam.load(small.build(), "onnx", **options)

@@ -147,12 +147,12 @@ def test_layers_that_the_metadata_names_all_of_them() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nope", "no layer 'nope' in small; known: conv1"),
-        ("x", "no layer 'x'"),
-        ("w1", "no layer 'w1'"),
-        ("", "no layer ''"),
-        ("\0" * 3, "no layer"),
-        ("fc", "has no space"),
+        ("nope", "unknown layer 'nope' in small; known: conv1"),
+        ("x", "unknown layer 'x'"),
+        ("w1", "unknown layer 'w1'"),
+        ("", "unknown layer ''"),
+        ("\0" * 3, "unknown layer"),
+        ("fc", "it has no spatial axes"),
     ],
 )
 def test_names_that_are_none(name: str, words: str) -> None:
@@ -162,7 +162,7 @@ def test_names_that_are_none(name: str, words: str) -> None:
 
 def test_a_value_that_leads_nowhere() -> None:
     model = opened([*small.nodes(), helper.make_node("Neg", ["r1"], ["dead"], "dead")])
-    with pytest.raises(InputError, match="'dead' leads to no output"):
+    with pytest.raises(InputError, match=r"layer 'dead': no output of .* depends on it"):
         xcam.models.layers.find(model, "dead")
     traced(model, "relu1", "r1")
 
@@ -400,7 +400,7 @@ def test_the_number_of_threads_reaches_the_runtime(monkeypatch: pytest.MonkeyPat
     assert set(seen) == {1}
     assert opened(threads=3).threads == 3
     assert opened().threads is None
-    with pytest.raises(InputError, match="'keras' has no threads of each model's own"):
+    with pytest.raises(InputError, match="'keras' has no threads for each model"):
         xcam.load("demo", "keras", threads=1)
 
 

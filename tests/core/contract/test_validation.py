@@ -543,9 +543,7 @@ def test_a_model_whose_input_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> N
             super().__setattr__(name, value)
 
     monkeypatch.setattr(fake.FakeBackend, "load", lambda *_, **__: Fixed())
-    with pytest.raises(
-        ContractError, match=r"\(xcam-fake 0\.3\): its model does not let `input` and `labels` be set"
-    ):
+    with pytest.raises(ContractError, match=r"\(xcam-fake 0\.3\): `input` and `labels` of its model cannot be set"):
         xcam.load(object(), "fake")
 
 

@@ -238,15 +238,15 @@ def hold(out: str, ready: Any, go: Any) -> None:
 
     with Output(out).held():
         ready.set()
-        go.wait(60)
+        go.wait()  # until it is killed
 
 
 def test_two_runs_on_one_output(folder: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     ready, go = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(str(tmp_path / "out"), ready, go))
+    other = context.Process(target=hold, args=(str(tmp_path / "out"), ready, go), daemon=True)
     other.start()
-    assert ready.wait(60)
+    assert ready.wait(300)
     with pytest.raises(xcam.InputError, match=r"another run is writing to .*; wait until it is done"):
         xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out")
     other.kill()  # a killed run lets go

@@ -105,7 +105,7 @@ def test_overlays_are_no_pictures_of_the_set(
 
 
 def test_a_wrong_word_does_not_bind_the_next_run(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(xcam.InputError, match="no layer 'typo'"):
+    with pytest.raises(xcam.InputError, match="unknown layer 'typo'"):
         xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out", layer="typo")
     assert xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out").failed == 0
 

@@ -66,7 +66,7 @@ def test_batch_and_evaluate_give_the_same_numbers(tmp_path: Path) -> None:
     found = rows(tmp_path / "out")
     for name in PLACES:
         np.testing.assert_allclose([row[name] for row in found], told[name], atol=1e-6)
-    by_hand = xcam.explain(Small(), tmp_path / "0.png", "features", "cat").heatmap
+    by_hand = xcam.explain(Small(), tmp_path / "0.png", layer="features", target="cat").heatmap
     assert found[0]["energy"] == pytest.approx(by_hand[20:23, 150:155].sum() / by_hand.sum(), abs=1e-7)
     assert 0 < found[0]["energy"] < 0.001
 
@@ -182,7 +182,7 @@ def test_masks_of_every_kind(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / name), mask)
     table = csv(tmp_path / "t.csv", "path,mask", *(f"of-{name}.png,{name}" for name in kinds))
     xcam.batch(Small(), table, tmp_path / "out", measures=["energy"], layer="features", target="cat")
-    by_hand = xcam.explain(Small(), image[..., ::-1].copy(), "features", "cat").heatmap
+    by_hand = xcam.explain(Small(), image[..., ::-1].copy(), layer="features", target="cat").heatmap
     expected = by_hand[half].sum() / by_hand.sum()
     assert 0.9 < expected < 1
     assert [row["energy"] for row in rows(tmp_path / "out")] == pytest.approx([expected] * 3, abs=1e-6)

@@ -241,7 +241,7 @@ def test_a_target_other_than_a_class_is_measured_by_its_value() -> None:
         ({"seed": 0.5}, "cannot use seed=0.5"),
         ({"measures": {"road": {"noise": -1.0}}}, "cannot use noise=-1"),
         ({"stages": 0}, "cannot use stages=0"),
-        ({"layer": "nowhere"}, "no layer 'nowhere'"),
+        ({"layer": "nowhere"}, "unknown layer 'nowhere'"),
         ({"measures": ["randomization"]}, "the randomisation test shuffles weights, which backend 'fake' cannot do"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import xcam
 from fake import FakeModel
 from quadratic import Quadratic
-from xcam import ContractError, InputError, ModelError, Preprocessing, XcamWarning, ZeroHeatmapWarning
+from xcam import ContractError, InputError, ModelError, OptionError, Preprocessing, XcamWarning, ZeroHeatmapWarning
 
 rng = np.random.default_rng(3)
 IMAGES = [rng.integers(0, 256, (4, 6, 3), dtype=np.uint8) for _ in range(3)]
@@ -139,9 +139,9 @@ def test_a_zero_map_is_said_to_be_zero_and_why(model: FakeModel) -> None:
 
 
 def test_the_random_method_asks_for_no_gradient(model: FakeModel) -> None:
-    a, b = (xcam.explain(model, IMAGES[0], target=t, method="random", seed=1) for t in (0, 1))
+    a, b = (xcam.explain(model, IMAGES[0], target=t, method="random", method_options={"seed": 1}) for t in (0, 1))
     np.testing.assert_array_equal(a.cam, b.cam)
-    assert np.any(a.cam != xcam.explain(model, IMAGES[0], method="random", seed=2).cam)
+    assert np.any(a.cam != xcam.explain(model, IMAGES[0], method="random", method_options={"seed": 2}).cam)
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,20 @@ def test_nan_is_said_not_drawn(model: FakeModel) -> None:
 
 
 def test_unknown_layers_methods_and_options(model: FakeModel) -> None:
-    with pytest.raises(InputError, match=r"no layer 'feature' in fake; known: features, loose, pool"):
+    with pytest.raises(InputError, match=r"unknown layer 'feature' in fake; known: features, loose, pool"):
         xcam.explain(model, IMAGES[0], layer="feature")
-    with pytest.raises(InputError, match="layer 'scores' has no space: its shape is 2"):
+    with pytest.raises(InputError, match="layer 'scores': it has no spatial axes"):
         xcam.explain(model, IMAGES[0], layer="scores")
-    with pytest.raises(InputError, match="layer 'loose' leads to no output"):
+    with pytest.raises(InputError, match=r"layer 'loose': no output of .* depends on it"):
         xcam.explain(model, IMAGES[0], layer="loose")
     with pytest.raises(InputError, match="unknown method 'gradcamm'"):
         xcam.explain(model, IMAGES[0], method="gradcamm")
     with pytest.raises(InputError, match="method 'gradcam' has no option 'seed'; its options: eigen_smooth"):
-        xcam.explain(model, IMAGES[0], seed=1)
+        xcam.explain(model, IMAGES[0], method_options={"seed": 1})
+    with pytest.raises(OptionError, match=r"explain\(\) has no option 'lyer'; nearest: layer$"):
+        xcam.explain(model, IMAGES[0], lyer="features")  # type: ignore[call-overload]
+    with pytest.raises(OptionError, match=r"options of a method are given as method_options={'seed': ...}"):
+        xcam.explain(model, IMAGES[0], method="random", seed=1)  # type: ignore[call-overload]
     with pytest.raises(InputError, match="no class 2: the model has 2 classes, 0 to 1"):
         xcam.explain(model, IMAGES[0], target=2)
     with pytest.raises(InputError, match="no class 'bird'"):
@@ -242,7 +246,7 @@ def test_what_is_no_image(model: FakeModel, image: Any) -> None:
 
 
 def test_words_of_the_wrong_type(model: FakeModel) -> None:
-    with pytest.raises(InputError, match="no layer 3 in fake"):
+    with pytest.raises(InputError, match="unknown layer 3 in fake"):
         xcam.explain(model, IMAGES[0], layer=3)  # type: ignore[call-overload]
     assert xcam.explain(model, IMAGES[0], layer=model.layers[0]).layer == "features"  # type: ignore[call-overload]
     for aim in (xcam.ClassScore(1.5), xcam.ClassScore("cat"), xcam.ClassScore(0, "nonsense"), xcam.ClassScore, 1.5):  # type: ignore[arg-type]
@@ -293,7 +297,7 @@ def test_classes_have_probabilities_too(model: FakeModel) -> None:
 
 def test_layers_pictures_and_targets_give_lists_in_that_shape(model: FakeModel) -> None:
     model.trace, trace = lambda x, layer, cotangents=None: trace(x, "features", cotangents), model.trace  # type: ignore[method-assign]
-    found = xcam.explain(model, IMAGES, ["features", "pool"], [["top2", 0], 1, (None,)], fuse="max")
+    found = xcam.explain(model, IMAGES, layer=["features", "pool"], target=[["top2", 0], 1, (None,)], fuse="max")
     assert [[e.index for e in row] if isinstance(row, list) else row.index for row in found][1] == 1
     assert [len(row) if isinstance(row, list) else 0 for row in found] == [3, 0, 1]
     assert {e.layer for e in found[0]} == {"features max pool"}
@@ -304,13 +308,13 @@ def test_layers_pictures_and_targets_give_lists_in_that_shape(model: FakeModel) 
 def test_layers_that_make_no_sense_are_found_before_the_work(model: FakeModel) -> None:
     for layer, more, words in (
         (["features", "features"], {}, "layer 'features' is given twice"),
-        (["features", "nowhere"], {}, "no layer 'nowhere'"),
+        (["features", "nowhere"], {}, "unknown layer 'nowhere'"),
         (["features", "pool"], {"fuse": "sum"}, "no fusion 'sum'"),
         ([], {}, "an empty list of layers"),
         (None, {"augment": "no"}, "augment is 'no'; give True or False"),
     ):
         with pytest.raises(InputError, match=words):
-            xcam.explain(model, IMAGES[0], layer, **more)  # type: ignore[call-overload]
+            xcam.explain(model, IMAGES[0], layer=layer, **more)  # type: ignore[call-overload]
     assert model.calls == []
 
 
@@ -377,7 +381,7 @@ def test_one_output_for_each_picture(model: FakeModel) -> None:
 def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
     model = Quadratic()
     model.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("unit", scale=1 / 255))
-    plain = xcam.explain(model, IMAGES[0], target=1, method="smoothgradcam++", n=2)
+    plain = xcam.explain(model, IMAGES[0], target=1, method="smoothgradcam++", method_options={"n": 2})
     outputs, gradient = model.outputs, model.gradient
     model.outputs = lambda a: {"first": outputs(a)[:, :1], "all": outputs(a)}  # type: ignore[method-assign]
     model.gradient = lambda a, v: gradient(a, v["all"])  # type: ignore[method-assign]
@@ -389,5 +393,5 @@ def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
         def cotangent(self, said: Any) -> Any:
             return {"all": np.eye(2)[[1] * len(said["all"])]}
 
-    found = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", n=2)
+    found = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", method_options={"n": 2})
     np.testing.assert_allclose(found.cam, plain.cam, rtol=1e-5)

@@ -30,7 +30,7 @@ def test_tiles_are_the_overlays() -> None:
 def test_a_large_image_is_shrunk_before_it_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[Any] = []
     drawn = Explanation.overlay
-    monkeypatch.setattr(Explanation, "overlay", lambda e, **k: shapes.append(e.image.shape) or drawn(e, **k))
+    monkeypatch.setattr(Explanation, "overlay", lambda e, *a: shapes.append(e.image.shape) or drawn(e, *a))
     ramp = np.linspace(0, 255, 4800).astype(np.uint8)[None, :, None].repeat(2400, 0).repeat(3, 2)
     large = made(image=ramp)
     sheet = xcam.grid([large])

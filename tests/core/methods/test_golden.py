@@ -62,7 +62,12 @@ def explain(case: str, number: int, method: str, **options: object) -> np.ndarra
     """The raw maps [2, 8, 12] of the two pictures, each for its class of target set `number`."""
     stored = load(case)
     found = xcam.explain(
-        opened(case), list(stored["pictures"]), "layer", stored["targets"][number].tolist(), method=method, **options
+        opened(case),
+        list(stored["pictures"]),
+        layer="layer",
+        target=stored["targets"][number].tolist(),
+        method=method,
+        method_options=options,
     )
     return np.stack([e.cam for e in found])
 

@@ -1,7 +1,7 @@
-"""The embedded default: a small trained network, in one framework-neutral file, and pictures to try it on.
+"""The demo: a small trained network in a framework-neutral file, and example images.
 
-Six shapes on cluttered, textured backgrounds. It is also the project's ground truth: `scenes` can draw pictures with
-two shapes, and says where each one is. Every backend builds `network()` with its own framework's layers.
+The network classifies six shapes on cluttered, textured backgrounds. Every backend builds `network()` with its
+framework's layers. `scenes` draws images with any number of shapes and their masks, the ground truth of the tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEIGHTS = "network.npz"
 
 @dataclass(frozen=True)
 class Conv:
-    """A square convolution of stride 1, padded to keep its size, with bias, then ReLU."""
+    """A convolution with a square kernel, stride 1, zero padding that keeps the size, and bias, then ReLU."""
 
     name: str
     filters: int
@@ -31,14 +31,14 @@ class Conv:
 
 @dataclass(frozen=True)
 class Pool:
-    """2×2 maximum, stride 2."""
+    """2×2 max pooling with stride 2."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over space."""
+    """Global average pooling."""
 
     name: str
 
@@ -67,18 +67,21 @@ STEPS: tuple[Conv | Pool | Mean | Dense, ...] = (
 
 @dataclass(frozen=True)
 class Network:
-    """The architecture, and for each layer that has them (kernel [out, in, *space], bias [out])."""
+    """Architecture and weights of the demo network."""
 
     steps: tuple[Conv | Pool | Mean | Dense, ...]
+    """The layers in execution order."""
     weights: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+    """By layer name: kernel [out, in, kernel, kernel] of a convolution or [out, in] of a dense layer, and bias [out]."""
     size: tuple[int, int] = (128, 128)
+    """(height, width) of the input in pixels."""
     labels: tuple[str, ...] = CLASSES
     preprocessing: Preprocessing = PRESETS["tf"]
 
 
 @cache
 def network() -> Network:
-    """The trained network."""
+    """Return the trained network; it is read once."""
     with resources.files("xcam.models.demo").joinpath(WEIGHTS).open("rb") as file, np.load(file) as arrays:
         names = [step.name for step in STEPS if isinstance(step, Conv | Dense)]
         weights = {
@@ -88,7 +91,7 @@ def network() -> Network:
     return Network(STEPS, weights)
 
 
-def pictures() -> list[Path]:
-    """The generated pictures that are shipped, sorted by name."""
-    folder = Path(str(resources.files("xcam.models.demo").joinpath("pictures")))
+def image_paths() -> list[Path]:
+    """Return the paths of the shipped images, sorted by name."""
+    folder = Path(str(resources.files("xcam.models.demo").joinpath("images")))
     return sorted(folder.glob("*.png"))

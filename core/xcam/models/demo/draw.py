@@ -1,4 +1,4 @@
-"""Draw the shipped pictures again: `python -m xcam.models.demo.draw FOLDER`. The same pictures each time."""
+"""Draw the demo images again, identical each time: `python -m xcam.models.demo.draw FOLDER`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 256
 
 
 def main(folder: Path) -> None:
-    """One picture for each class: `1-disc.png` … `6-ring.png`."""
+    """Write one image for each class: `1-disc.png` … `6-ring.png`."""
     rng = np.random.default_rng(SEED)
     for label, name in enumerate(CLASSES):
         writing.write(folder / f"{label + 1}-{name}.png", scene(rng, [label], SIZE).image)

@@ -1,6 +1,6 @@
-"""Drawing scenes: shapes on cluttered, textured backgrounds, with the truth about where each one is.
+"""Random scenes: shapes on cluttered, textured backgrounds, with a mask of each shape.
 
-NumPy and cv2 alone; the same generator state gives the same scene.
+The same state of the random generator gives the same scene.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from xcam.images import opencv
 from xcam.images.reading import Image
 
 CLASSES = ("disc", "square", "triangle", "star", "cross", "ring")
-FINER = 3
-"""Scenes are drawn this many times larger, then averaged down."""
+SUPERSAMPLING = 3
+"""The factor by which scenes are drawn larger; area averaging then shrinks them."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,35 @@ class Shape:
     label: int
     """Index into CLASSES."""
     mask: npt.NDArray[np.bool_]
-    """[H, W], true within its outline (a ring's hole included)."""
+    """bool [H, W], true within the outline (the hole of a ring included)."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it."""
+    """An image with its shapes."""
 
     image: Image
+    """uint8 [H, W, 3]."""
     shapes: tuple[Shape, ...]
+    """In the order in which they were requested."""
 
 
 def scene(rng: np.random.Generator, labels: Sequence[int], size: int = 128) -> Scene:
-    """Draw the shapes of `labels`, apart from each other, on a picture of size × size pixels."""
+    """Draw shapes that do not overlap.
+
+    Args:
+        rng: The source of randomness.
+        labels: Indices into CLASSES, one for each shape.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        The scene.
+    """
     cv2 = opencv.load()
-    big = size * FINER
+    big = size * SUPERSAMPLING
     image = _clutter(rng, _texture(rng, big))
     shapes = []
-    for label, (x, y, radius) in zip(labels, _places(rng, len(labels), big), strict=True):
+    for label, (x, y, radius) in zip(labels, _circles(rng, len(labels), big), strict=True):
         outline = _outline(rng, label, x, y, radius)
         mask = np.zeros((big, big), np.uint8)
         cv2.fillPoly(mask, [outline], 255)
@@ -58,8 +69,8 @@ def scene(rng: np.random.Generator, labels: Sequence[int], size: int = 128) -> S
     return Scene(np.clip(small + noise, 0, 255).astype(np.uint8), tuple(shapes))
 
 
-def _places(rng: np.random.Generator, count: int, size: int) -> list[tuple[float, float, float]]:
-    """Centres and radii of `count` circles that neither touch each other nor leave the picture."""
+def _circles(rng: np.random.Generator, count: int, size: int) -> list[tuple[float, float, float]]:
+    """Return (x, y, radius) of `count` circles that neither touch each other nor leave the image."""
     while True:
         radii = rng.uniform(0.12, 0.2, count) * size
         centres = [rng.uniform(r, size - r, 2) for r in radii]
@@ -71,7 +82,7 @@ def _places(rng: np.random.Generator, count: int, size: int) -> list[tuple[float
 
 
 def _outline(rng: np.random.Generator, label: int, x: float, y: float, radius: float) -> npt.NDArray[np.int32]:
-    """The corners of a shape within a circle, turned at random, int32 [K, 2]."""
+    """Return the corners of a shape within a circle, turned at random, int32 [K, 2]."""
     turn = rng.uniform(0, 2 * np.pi)
     match CLASSES[label]:
         case "disc" | "ring":
@@ -82,7 +93,7 @@ def _outline(rng: np.random.Generator, label: int, x: float, y: float, radius: f
             polar = [(1.0, 2 * np.pi / 3 * k) for k in range(3)]
         case "star":
             polar = [(1.0 if k % 2 == 0 else 0.42, np.pi / 5 * k) for k in range(10)]
-        case _:  # cross: three corners at each quarter
+        case _:  # cross: three corners in each quarter turn
             arm = np.arctan2(0.3, 1.0)
             inner = 0.3 * np.sqrt(2)
             polar = [
@@ -99,7 +110,7 @@ def _outline(rng: np.random.Generator, label: int, x: float, y: float, radius: f
 
 
 def _texture(rng: np.random.Generator, size: int) -> Image:
-    """Coloured noise at several scales around a random base colour."""
+    """Return coloured noise at several scales around a random base colour, uint8 [size, size, 3]."""
     cv2 = opencv.load()
     image = np.full((size, size, 3), rng.uniform(50, 205, 3), np.float32)
     for cells in (3, 8, 24, 64):
@@ -110,7 +121,7 @@ def _texture(rng: np.random.Generator, size: int) -> Image:
 
 
 def _clutter(rng: np.random.Generator, image: Image) -> Image:
-    """Strokes, open arcs, bars and specks that are none of the classes."""
+    """Draw strokes, open arcs, bars and specks, which belong to no class, into the image."""
     cv2 = opencv.load()
     size = image.shape[0]
     for _ in range(rng.integers(6, 16)):
@@ -136,7 +147,7 @@ def _clutter(rng: np.random.Generator, image: Image) -> Image:
 
 
 def _fill(rng: np.random.Generator, image: Image, paint: npt.NDArray[np.uint8]) -> Image:
-    """Paint where `paint` is set, in a textured colour that stands out from what is there."""
+    """Fill the pixels where `paint` is not 0 with a textured colour that contrasts with the background."""
     inside = paint > 0
     base = image[inside].mean(axis=0)
     texture = _texture(rng, image.shape[0]).astype(np.float32)
