@@ -2,19 +2,22 @@
 #   make demo    explain a picture with the embedded network
 #   make test    lint, types, import rules, tests
 #   make quick   the same without the slow tests
+#   make core    tests of the core, the command and the ONNX backend, in an environment without a framework
+#   make fix     format, and repair what the linter can repair
 #   make bench   the figures of the README
 #   make docs    the documentation, in build/docs
 #   make wheel   build the wheel and try it in an empty environment
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -q --constraint constraints.txt
+INSTALL := -m pip --disable-pip-version-check install -q --constraint constraints.txt
+PIP := $(BIN)/python $(INSTALL)
 
 # opencv-python needs libGL, which a bare server lacks; the headless build is the same without windows. It is put over
 # the other with --no-deps and as the last step, so that a second install finds everything in place.
-CV2 := $(BIN)/python -c "import cv2" 2>/dev/null || $(PIP) --no-deps opencv-python-headless
+cv2 = $(1) -c "import cv2" 2>/dev/null || $(1) $(INSTALL) --no-deps opencv-python-headless
 
-.PHONY: demo test quick lint bench docs linkcheck wheel clean
+.PHONY: demo test quick core lint fix bench docs linkcheck wheel clean
 
 demo: .venv/.demo
 	@$(BIN)/xcam demo
@@ -27,6 +30,15 @@ test: lint .venv/.test
 
 quick: lint
 	$(PYTEST) -m "not slow"
+
+# As in .github/workflows/ci.yml, where no make is needed.
+core: .venv-core/.test
+	.venv-core/bin/python -m pytest -q -rfE -n 2 --dist loadfile --without-frameworks -m "not slow and not frameworks" \
+		tests/core tests/cli tests/backends/onnx
+
+fix: .venv/.test
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 lint: .venv/.test
 	$(BIN)/ruff format --check
@@ -49,8 +61,8 @@ wheel: .venv/.test
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --wheel --outdir dist
 	$(PYTHON) -m venv build/wheel
-	build/wheel/bin/python -m pip --disable-pip-version-check install -q --constraint constraints.txt dist/*.whl
-	build/wheel/bin/python -c "import cv2" 2>/dev/null || build/wheel/bin/python -m pip --disable-pip-version-check install -q --constraint constraints.txt --no-deps opencv-python-headless
+	build/wheel/bin/python $(INSTALL) dist/*.whl
+	$(call cv2,build/wheel/bin/python)
 	cd build/wheel && bin/python ../../tests/wheel_smoke.py
 
 .venv/bin/python:
@@ -59,15 +71,22 @@ wheel: .venv/.test
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing what the demo needs into .venv (once) …"
 	$(PIP) -e ".[onnx]"
-	$(CV2)
+	$(call cv2,$(BIN)/python)
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[all,ray,docs,dev]"
 	# For one test, and out of the way: beside a CPU build of torch it cannot be imported as it stands.
 	$(PIP) --no-deps --upgrade --target .venv/torchvision torchvision
-	$(CV2)
+	$(call cv2,$(BIN)/python)
+	@touch $@
+
+# --no-compile: compiling every module takes longer than the tests, which import few of them.
+.venv-core/.test: pyproject.toml constraints.txt
+	test -x .venv-core/bin/python || $(PYTHON) -m venv .venv-core
+	.venv-core/bin/python $(INSTALL) --no-compile -e ".[onnx,report,batch,test]"
+	$(call cv2,.venv-core/bin/python)
 	@touch $@
 
 clean:
-	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-core dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

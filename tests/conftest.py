@@ -13,6 +13,8 @@ from xcam.images import writing
 from xcam.models import demo
 from xcam.models.demo.scenes import scene
 
+pytest_plugins = ["without_frameworks"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Leave the seeds to `pytest_runtest_setup`: pytest-randomly draws the order of the tests, not their values."""

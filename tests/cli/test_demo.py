@@ -34,6 +34,7 @@ def refusing(*refused: str) -> Callable[..., object]:
     return open_model
 
 
+@pytest.mark.frameworks
 def test_a_backend_without_the_demo_is_left_out(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
+@pytest.mark.frameworks
 @pytest.mark.usefixtures("models")
 def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., Result], picture: Path) -> None:
     result = run("-m", "models_of_the_command:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
@@ -60,6 +61,7 @@ def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., R
     )
 
 
+@pytest.mark.frameworks
 @pytest.mark.usefixtures("models")
 def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result], picture: Path) -> None:
     left = run("-m", "models_of_the_command:leave", picture)
@@ -72,6 +74,7 @@ def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result]
     assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
 
 
+@pytest.mark.frameworks
 @pytest.mark.usefixtures("models")
 @pytest.mark.parametrize("command", [[], ["batch", "-o", "out"], ["evaluate", "--measure", "deletion"]])
 def test_a_warning_is_told_once_for_all_pictures(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
+import pytest
 
 import onnx_networks
 from xcam.testing import Conformance, Network
@@ -21,16 +22,19 @@ class TestOnnx(Conformance):
         return native.SerializeToString(deterministic=True)
 
 
+@pytest.mark.slow
 class TestOldOperators(TestOnnx):
     def build(self, network: Network) -> onnx.ModelProto:
         return onnx_networks.build(network, opset=11)
 
 
+@pytest.mark.slow
 class TestNewestOperators(TestOnnx):
     def build(self, network: Network) -> onnx.ModelProto:
         return onnx_networks.build(network, opset=24)
 
 
+@pytest.mark.slow
 class TestFixedBatch(TestOnnx):
     """A batch of one is fed one by one."""
 
@@ -38,6 +42,7 @@ class TestFixedBatch(TestOnnx):
         return onnx_networks.build(network, batch=1)
 
 
+@pytest.mark.slow
 class TestChannelsLast(TestOnnx):
     def build(self, network: Network) -> onnx.ModelProto:
         return onnx_networks.build(network, nhwc=True)

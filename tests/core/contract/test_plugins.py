@@ -147,6 +147,7 @@ def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.choose("x", "kears")
 
 
+@pytest.mark.frameworks
 def test_the_backends_in_the_box_are_found() -> None:
     assert xcam.list_backends()["keras"].state == "available"
     assert xcam.list_backends()["keras"].distribution == "xcam-explain"

@@ -730,6 +730,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made", "network", "words"), WRONG, ids=lambda v: getattr(v, "__name__", None))
 def test_a_wrong_backend_is_told_what_is_wrong(made: Any, network: str, words: str) -> None:
     found = failures(made, NETWORKS[network])
