@@ -1,4 +1,4 @@
-"""The `xcam` command: words in, calls of the public API, words out. Imports no framework."""
+"""The `xcam` command: parses options, calls the public API, prints the result. Imports no framework."""
 
 from xcam_cli.app import main
 

@@ -1,5 +1,6 @@
-"""`python -m xcam_cli`."""
+"""Run the command as `python -m xcam_cli`."""
 
 from xcam_cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,10 @@
-"""The group of commands, and what happens when one fails: a line on standard error, never a traceback."""
+"""The command group and the one-line error messages."""
 
 from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 from click_default_group import DefaultGroup
@@ -18,8 +18,8 @@ from xcam_cli.export import export
 from xcam_cli.lists import backends, layers, methods
 
 
-def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
+def _version(context: click.Context, _: click.Parameter, requested: bool) -> None:
+    if requested and not context.resilient_parsing:
         from importlib.metadata import version
 
         click.echo(f"xcam {version('xcam-explain')}")
@@ -36,10 +36,10 @@ def app() -> None:
     \b
     xcam --backend keras image.jpg      VGG16 with ImageNet weights; writes image.cam.jpg
     xcam -m model.keras image.jpg       a model of your own
-    xcam demo                           a small network that comes with xcam
+    xcam demo                           the small network in the package
 
-    `xcam explain` is the default command: `xcam explain --help` lists its options. `--debug` anywhere shows the whole
-    story of an error.
+    `xcam explain` is the default command: `xcam explain --help` lists its options. `--debug` anywhere shows the
+    traceback of an error.
     """
 
 
@@ -48,13 +48,18 @@ for command in (explain, demo, compare, batch, evaluate, export, layers, methods
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command. Exit status 0, or 2 for bad usage or input; --debug shows the whole story of an error."""
+    """Run the command and exit: status 0, or 2 for bad usage or input.
+
+    Args:
+        arguments: the command line without the program's name; default: `sys.argv[1:]`. With `--debug` an error is
+            raised with its traceback.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show must not fail
     try:
         sys.exit(app.main(arguments, prog_name="xcam", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -70,17 +75,17 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error)
 
 
-def _fail(error: Exception) -> Any:
+def _fail(error: Exception) -> NoReturn:
+    """Print an error as one line and exit with status 2."""
     from xcam.errors import XcamError
 
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        text = f"out of memory ({text or 'no more to be had'}); give fewer pictures, a smaller --size, or a smaller model"
+        text = f"out of memory ({text or 'no details'}); give fewer images, a smaller --size, or a smaller model"
     elif isinstance(error, OSError) and not isinstance(error, XcamError):
-        text = (
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}; check disk, folder and name"
-        )
+        file = f": {error.filename}" if error.filename else ""
+        text = f"{error.strerror or error}{file}; check the disk, the folder and the file name"
     elif not isinstance(error, XcamError | ImportError):
-        text = f"{type(error).__name__}: {text}; this should not happen: please report it with what --debug shows"
+        text = f"{type(error).__name__}: {text}; this is a bug: please report it with the output of --debug"
     click.echo(f"xcam: {text}", err=True)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""`xcam demo`: a generated picture, and the small network that comes with xcam, through every backend."""
+"""`xcam demo`: the network in the package explains a generated image, in every installed backend."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from xcam_cli.explain import drawing_options, run
-from xcam_cli.options import open_model, unheard
-from xcam_cli.plan import places_of, planned
+from xcam_cli.options import open_model, stdout_to_stderr
+from xcam_cli.plan import make_plan, output_paths
 
 
 @click.command()
@@ -20,7 +20,7 @@ from xcam_cli.plan import places_of, planned
 @drawing_options
 @click.option("-o", "--output", default="xcam-demo.png", show_default=True, metavar="OUT")
 def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: Any) -> None:
-    """Explain a generated picture with the small network that comes with xcam."""
+    """Explain a generated image with the small network in the package."""
     from xcam.contract.plugins import registry
     from xcam.errors import BackendError
     from xcam.models.demo import image_paths
@@ -28,57 +28,59 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
     plugins = registry().plugins
     names = [name for name, p in plugins.items() if p.state == "available"] if backend is None else [backend]
     if not names:
-        raise BackendError(
-            "no backend is installed: " + "; or ".join(p.remedy for p in plugins.values() if p.state == "missing")
-        )
-    rest = _opened(sorted(names, key=lambda name: name != "onnx"))  # the lightest first, where it is there
-    plan, _ = planned((), targets, None, options)
-    picture = image_paths()[0]
-    places = places_of((str(picture),), plan, output)
-    first = next(rest)
-    run(first, [picture], plan, places)
+        remedies = "; or ".join(p.remedy for p in plugins.values() if p.state == "missing")
+        raise BackendError(f"no backend is installed: {remedies}")
+    models = _demo_models(sorted(names, key=lambda name: name != "onnx"))  # the lightest first, where it is installed
+    plan, _ = make_plan((), targets, None, options)
+    image = image_paths()[0]
+    paths = output_paths((str(image),), plan, output)
+    first = next(models)
+    run(first, [image], plan, paths)
     if backend is None and not plan.as_json:
-        models = [first, *rest]
-        if len(models) > 1:
-            _all_backends(models, picture, Path(output).with_suffix(".html"))
+        others = list(models)
+        if others:
+            _compare([first, *others], image, Path(output).with_suffix(".html"))
 
 
-def _opened(names: list[str]) -> Iterator[Any]:
-    """The demo network in each backend that has it; not every plugin has, and one may be broken. The last error, where
-    none does."""
+def _demo_models(names: list[str]) -> Iterator[Any]:
+    """The demo network in each backend that has it: a plugin may have none, or be broken.
+
+    Raises:
+        XcamError: the error of the last backend, where no backend has the network.
+    """
     from xcam.errors import XcamError
 
-    found = 0
+    count = 0
     for name in names:
         try:
             model = open_model(name, "demo")
         except XcamError as error:
-            if name == names[-1] and not found:
+            if name == names[-1] and not count:
                 raise
             click.echo(f"xcam: {name} is left out: {error}", err=True)
         else:
-            found += 1
+            count += 1
             yield model
 
 
-def _all_backends(models: list[Any], picture: Path, page: Path) -> None:
-    """The same picture through every backend that is installed: do they agree?"""
+def _compare(models: list[Any], image: Path, page: Path) -> None:
+    """Compare the backends on one image and write the page."""
     import xcam
     from xcam.errors import BackendError
-    from xcam_cli.compare import say
+    from xcam_cli.compare import print_comparison
 
-    with warnings.catch_warnings(), unheard():
+    with warnings.catch_warnings(), stdout_to_stderr():
         warnings.simplefilter("ignore", xcam.XcamWarning)
         try:
-            found = xcam.compare(models, str(picture))
+            comparison = xcam.compare(models, str(image))
         except BackendError as error:
             click.echo(f"xcam: the backends are not compared: {error}", err=True)
             return
     click.echo()
-    say(found, None)
+    print_comparison(comparison, None)
     try:
-        found.save(page)
+        comparison.save(page)
     except BackendError as error:
-        click.echo(f"xcam: no page: {error}", err=True)
+        click.echo(f"xcam: cannot write the page: {error}", err=True)
     else:
         click.echo(f"wrote {page}")

@@ -1,61 +1,39 @@
-"""`xcam layers`, `xcam methods`, `xcam backends`: what there is."""
+"""`xcam layers`, `xcam methods`, `xcam backends`."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from xcam_cli.options import models_options, open_model, unheard
-
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-
-
-def table(headings: list[str], rows: list[list[str]]) -> None:
-    """A table on standard output; plain, one row on a line, where that is not a terminal."""
-    import sys
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    width = None if sys.stdout.isatty() else 10_000
-    grid = Table(*headings, box=box.SIMPLE, pad_edge=False, show_edge=False)
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
-    Console(width=width, soft_wrap=width is not None).print(grid)
-
-
-def emit(rows: list[dict[str, Any]]) -> None:
-    """One JSON document on standard output."""
-    click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+from xcam_cli.model_spec import ModelSpec
+from xcam_cli.options import models_options, open_model, stdout_to_stderr
+from xcam_cli.output import as_json, print_json, print_table
 
 
 @click.command()
 @as_json
 def backends(as_json: bool) -> None:
-    """List the backends: available, missing (and what installs them), or broken."""
+    """List the backends: available, missing (with the install command), or broken."""
     import xcam
 
-    with unheard():  # a plugin's own code runs here
+    with stdout_to_stderr():  # the code of plugins runs here
         rows = [[p.name, p.state, p.distribution, p.remedy] for p in xcam.list_backends().values()]
     if as_json:
-        emit([dict(zip(("name", "state", "from", "remedy"), row, strict=True)) for row in rows])
+        print_json([dict(zip(("name", "state", "from", "remedy"), row, strict=True)) for row in rows])
         return
-    table(["backend", "state", "from", "what to do"], rows)
+    print_table(["backend", "state", "from", "remedy"], rows)
 
 
 @click.command()
 @as_json
 def methods(as_json: bool) -> None:
-    """List the methods with what they need, their options and their source."""
+    """List the methods with their cost, options and sources."""
     import xcam
 
-    found = xcam.list_methods().values()
+    entries = xcam.list_methods().values()
     if as_json:
-        emit(
+        print_json(
             [
                 {
                     "name": m.name,
@@ -65,46 +43,46 @@ def methods(as_json: bool) -> None:
                     "options": dict(m.options),
                     "source": m.source,
                 }
-                for m in found
+                for m in entries
             ]
         )
         return
     rows = [
-        [m.name, m.summary, m.passes, ", ".join(f"{k}={v}" for k, v in m.options.items()), m.source] for m in found
+        [m.name, m.summary, m.passes, ", ".join(f"{k}={v}" for k, v in m.options.items()), m.source] for m in entries
     ]
-    table(["method", "map, before ReLU", "passes", "options", "source"], rows)
+    print_table(["method", "map, before ReLU", "passes", "options", "source"], rows)
 
 
 @click.command()
 @models_options
 @as_json
-@click.option("--all", "all_", is_flag=True, help="Values inside layers too.")
+@click.option("--all", "all_", is_flag=True, help="Include the values inside layers.")
 def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bool, **options: Any) -> None:
-    """List a model's layers in execution order; the default is marked. Of two models: which layer is which."""
+    """List the layers of a model in execution order, with the default; of two models, the layers that correspond."""
     from xcam.errors import ModelError
     from xcam.models.layers import find
 
     if len(models) > 1:
-        _side_by_side(backend, models, as_json, options)
+        _corresponding(backend, models, as_json, options)
         return
-    opened = open_model(backend, models[0] if models else None, **options)
-    with unheard():
-        found = [layer for layer in opened.layers if all_ or not layer.inner]
+    model = open_model(backend, models[0] if models else None, **options)
+    with stdout_to_stderr():
+        listed = [layer for layer in model.layers if all_ or not layer.inner]
         try:
-            chosen = find(opened, None).name
+            default = find(model, None).name
         except ModelError:
-            chosen = None
+            default = None
     if as_json:
-        emit(
+        print_json(
             [
                 {
                     "name": layer.name,
                     "kind": layer.kind,
                     "shape": layer.shape,
                     "has_space": layer.has_space,
-                    "default": layer.name == chosen,
+                    "default": layer.name == default,
                 }
-                for layer in found
+                for layer in listed
             ]
         )
         return
@@ -113,23 +91,23 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
             layer.name,
             layer.kind,
             "×".join("?" if n is None else str(n) for n in layer.shape),
-            "default" if layer.name == chosen else "" if layer.has_space else "no space",
+            "default" if layer.name == default else "" if layer.has_space else "no space",
         ]
-        for layer in found
+        for layer in listed
     ]
-    table(["layer", "kind", "shape (channels first)", ""], rows)
+    print_table(["layer", "kind", "shape (channels first)", ""], rows)
 
 
-def _side_by_side(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
-    """The layers of two models that hold the same, found from their values on noise."""
+def _corresponding(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:
+    """Print the layers of two models that compute the same values on noise."""
     from xcam.comparison.compare import corresponding
-    from xcam_cli.compare import Spec
 
-    specs = [Spec.read(word) for word in models]
+    specs = [ModelSpec.parse(text) for text in models]
     opened = [open_model(spec.backend or backend, spec.model, **options) for spec in specs]
-    with unheard():
-        found = corresponding(opened)
+    with stdout_to_stderr():
+        pairs = corresponding(opened)
     if as_json:
-        emit([{"first": a, "second": b, "error": error} for a, b, error in found])
+        print_json([{"first": first, "second": second, "error": error} for first, second, error in pairs])
         return
-    table([f"{m.name} ({m.backend})" for m in opened] + ["error"], [[a, b, f"{error:.1e}"] for a, b, error in found])
+    headings = [f"{model.name} ({model.backend})" for model in opened]
+    print_table([*headings, "error"], [[first, second, f"{error:.1e}"] for first, second, error in pairs])

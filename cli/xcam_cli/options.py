@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how warnings and foreign output are handled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in new ve
     name = "HxW"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """`224x320` or `224` → (224, 320) or (224, 224)."""
+        """Convert `224x320` or `224` to (224, 320) or (224, 224)."""
         if isinstance(value, tuple):
             return value
         height, x, width = str(value).lower().partition("x")
@@ -28,7 +28,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in new ve
         except ValueError:
             size = (0, 0)
         if min(size) < 1 or max(size) > 16384:
-            self.fail(f"{value!r} is no size; give HEIGHTxWIDTH, as in 224x224", param, ctx)
+            self.fail(f"{value!r} is not a size; give HEIGHTxWIDTH, as in 224x224", param, ctx)
         return size
 
 
@@ -38,50 +38,54 @@ _MODEL = (
         "-m",
         "--model",
         metavar="MODEL",
-        help="A file, a zoo name (vgg16), package.module:factory, demo, or onnx:demo. Default: the backend's own.",
+        help="A file, a zoo name (vgg16), package.module:factory, demo, or onnx:demo. Default: that of the backend.",
     ),
     click.option("--weights", metavar="FILE|imagenet|none", help="For zoo names; none: random. Default: imagenet."),
     click.option("--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD."),
-    click.option("--size", type=Size(), help="The input's size, where the model takes any."),
-    click.option("--labels", metavar="FILE", help="Class names, one on each line, or JSON."),
+    click.option("--size", type=Size(), help="The size of the input, for a model that takes any."),
+    click.option("--labels", metavar="FILE", help="Class labels, one per line, or JSON."),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),
     click.option(
         "--layout",
         type=click.Choice(["channels_first", "channels_last", "tokens"]),
-        help="How the model keeps its values, where it cannot be seen.",
+        help="The layout of the model's activations, where it cannot be detected.",
     ),
 )
 
 
 score_option = click.option(
-    "--score", type=click.Choice(["logit", "probability", "log-probability"]), default="logit", show_default=True
+    "--score",
+    type=click.Choice(["logit", "probability", "log-probability"]),
+    default="logit",
+    show_default=True,
+    help="The value that is differentiated.",
 )
 
 
 def model_options(command: F) -> F:
-    """The options that say which model, and how it is opened."""
+    """Add the options that name a model and control how it is loaded."""
     for option in reversed(_MODEL):
         command = option(command)
     return command
 
 
 def models_options(command: F) -> F:
-    """The same, where more than one model can be named: `models`."""
+    """Add the same options, with `--model` for one or more models (`models`)."""
     several = click.option("-m", "--model", "models", multiple=True, metavar="MODEL", help="Twice: side by side.")
     for option in (*reversed(_MODEL[2:]), several, _MODEL[0]):
         command = option(command)
     return command
 
 
-def unheard() -> contextlib.AbstractContextManager[Any]:
-    """What a model or its framework prints goes to standard error: standard output is for the answer."""
+def stdout_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    """Redirect the prints of models and frameworks: standard output is for the result."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 @contextlib.contextmanager
-def heard(before: Collection[str] = ()) -> Iterator[list[str]]:
-    """The texts of xcam's own warnings meanwhile, each once, for `tell`; not those of `before`."""
+def collected_warnings(before: Collection[str] = ()) -> Iterator[list[str]]:
+    """Collect the texts of xcam's own warnings, each once, for `print_warnings`; those in `before` are left out."""
     from xcam.errors import XcamWarning
 
     texts: list[str] = []
@@ -92,32 +96,36 @@ def heard(before: Collection[str] = ()) -> Iterator[list[str]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", XcamWarning)
-        warnings.showwarning = keep  # type: ignore[assignment]  # it does not care where
+        warnings.showwarning = keep  # type: ignore[assignment]  # file and line are not needed
         yield texts
 
 
-def tell(warned: Iterable[str]) -> None:
-    """Each warning as a line on standard error."""
-    for text in warned:
+def print_warnings(texts: Iterable[str]) -> None:
+    """Print each warning as one line on standard error."""
+    for text in texts:
         click.echo(f"xcam: warning: {' '.join(text.split())}", err=True)
 
 
 def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
-    """xcam.load, with the backend's own model when none is named."""
+    """Load a model; without a name, the backend's default model."""
     import xcam
 
-    backend, model = own_model(backend, model)
-    with unheard():
-        return xcam.load(model, backend, **options)
+    backend, model = default_model(backend, model)
+    with stdout_to_stderr():
+        return xcam.load(model, backend=backend, **options)
 
 
-def own_model(backend: str | None, model: str | None) -> tuple[str | None, str]:
-    """The backend's own model when none is named. Raises InputError."""
+def default_model(backend: str | None, model: str | None) -> tuple[str | None, str]:
+    """Complete backend and model: without a model, the backend's default one.
+
+    Raises:
+        InputError: neither is given and no backend has a default, or the backend has none.
+    """
     from xcam.contract.plugins import registry
     from xcam.errors import InputError
 
     if "" not in sys.path:
-        sys.path.insert(0, "")  # so that `-m my_models:build` finds what lies here
+        sys.path.insert(0, "")  # so that `-m my_models:build` imports from the current folder
     if model is None:
         plugins = registry().plugins
         if backend is None:
@@ -126,11 +134,11 @@ def own_model(backend: str | None, model: str | None) -> tuple[str | None, str]:
             ]
             if not ready:
                 raise InputError(
-                    "no model: name one with -m (-m demo is built in), or install a backend: `xcam backends` says how"
+                    "no model is given; name one with -m (-m demo is built in), or install a backend: see `xcam backends`"
                 )
             backend = ready[0]
         spec = plugins[backend].spec if backend in plugins else None
         if spec and not spec.default_model:
-            raise InputError(f"backend {backend!r} has no model of its own: name one with -m (-m demo is built in)")
+            raise InputError(f"backend {backend!r} has no default model; name one with -m (-m demo is built in)")
         model = spec.default_model if spec and spec.default_model else "demo"
     return backend, model

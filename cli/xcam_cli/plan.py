@@ -1,4 +1,4 @@
-"""What the words of `xcam explain` ask for: methods, layers and classes, how they are drawn, and where they go."""
+"""The plan of `xcam explain`: methods, layers and targets, how they are drawn, and the output paths."""
 
 from __future__ import annotations
 
@@ -11,44 +11,49 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made of each picture."""
+    """The explanations of each image, and how they are drawn."""
 
     layers: tuple[str, ...]
     targets: tuple[str, ...]
     fuse: str | None
     methods: tuple[str, ...]
-    how: dict[str, Any]
+    options: dict[str, Any]
     """Options of `xcam.explain`."""
     drawing: dict[str, Any]
     as_json: bool
-    together: bool
-    """One picture holds all that is made of an image."""
+    as_grid: bool
+    """One output file holds all explanations of an image, side by side."""
 
     @property
-    def wanted(self) -> list[str] | None:
+    def target_list(self) -> list[str] | None:
+        """The targets, or None for the top class."""
         return list(self.targets) or None
 
     @property
-    def places(self) -> list[Any]:
-        """The layers that are explained one by one; or all, as one list, to be fused."""
+    def layer_groups(self) -> list[Any]:
+        """One entry for each call of `explain`: a layer, or the list of all layers where they are fused."""
         return [list(self.layers)] if self.fuse else list(self.layers) or [None]
 
 
-def planned(
+def make_plan(
     layers: tuple[str, ...], targets: tuple[str, ...], fuse: str | None, options: dict[str, Any]
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan, and the options of `xcam.load`. Raises InputError."""
+    """Make the plan from the command's options; the others, those of `xcam.load`, are returned next to it.
+
+    Raises:
+        InputError: options contradict each other, or a name is unknown.
+    """
     from xcam.errors import InputError
     from xcam.images.overlay import check_drawing
     from xcam.methods.registry import get
     from xcam.targets import several
 
     if fuse and len(layers) < 2:
-        raise InputError("--fuse joins the maps of several layers; give -l more than once")
-    for what, words in (("layer", layers), ("class", targets)):
-        for word in words:
-            if words.count(word) > 1:
-                raise InputError(f"{what} {word!r} is given twice; name each once")
+        raise InputError("--fuse needs two layers or more; repeat -l")
+    for kind, names in (("layer", layers), ("class", targets)):
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"{kind} {name!r} is given twice; name each once")
     methods = tuple(dict.fromkeys(options.pop("methods"))) or ("gradcam",)
     if "all" not in methods:
         for name in methods:
@@ -56,51 +61,60 @@ def planned(
     drawing = {name: options.pop(name) for name in ("colormap", "alpha", "blend", "style")}
     if options.pop("signed"):
         if drawing["style"] == "contour":
-            raise InputError("--signed is short for --style signed, and --style contour is another; leave one out")
+            raise InputError("--signed means --style signed, which contradicts --style contour; leave one out")
         drawing["style"] = "signed"
     if drawing["style"] == "signed" and (fuse or options["normalize"] != "max"):
         name = "--fuse" if fuse else "--normalize"
-        raise InputError(f"{name} is for maps without a sign; leave it out, or draw another style")
+        raise InputError(f"{name} does not apply to signed maps; leave it out, or choose another --style")
     check_drawing(**drawing)
-    how = {name: options.pop(name) for name in ("score", "normalize", "augment")}
-    how["method_options"] = settings_of(options.pop("settings"), methods)
+    explain_options = {name: options.pop(name) for name in ("score", "normalize", "augment")}
+    explain_options["method_options"] = parse_method_options(options.pop("settings"), methods)
     side_by_side = len(methods) > 1 or "all" in methods or (len(layers) > 1 and not fuse)
-    together = options.pop("grid") or side_by_side or any(several(word) for word in targets)
-    return Plan(layers, targets, fuse, methods, how, drawing, options.pop("as_json"), together), options
+    as_grid = options.pop("grid") or side_by_side or any(several(target) for target in targets)
+    plan = Plan(layers, targets, fuse, methods, explain_options, drawing, options.pop("as_json"), as_grid)
+    return plan, options
 
 
-def settings_of(words: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, Any]:
-    """`n=8` → {"n": 8}, of the type that the option's default has. Raises InputError."""
+def parse_method_options(texts: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, Any]:
+    """Parse `n=8` to {"n": 8}, with the type of the option's default.
+
+    Raises:
+        InputError: the option is unknown, given twice, or its value has another type; or several methods are named.
+    """
     from xcam.errors import InputError
     from xcam.methods.registry import get
 
-    if words and (len(methods) > 1 or "all" in methods):
-        raise InputError("options belong to one method; name one with --method")
-    found: dict[str, Any] = {}
-    for word in words:
-        name, sign, text = word.partition("=")
-        if not sign:
-            raise InputError(f"{word!r} is no option of a method; give NAME=VALUE, as in n=8")
+    if texts and (len(methods) > 1 or "all" in methods):
+        raise InputError("-O sets an option of one method; name one with --method")
+    parsed: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{text!r} is not an option of a method; give NAME=VALUE, as in n=8")
         method = get(methods[0])
         method.checked({name: method.options.get(name)})
-        if name in found:
+        if name in parsed:
             raise InputError(f"option {name!r} is given twice; give it once")
         kind = type(method.options[name])
-        read = _truth if kind is bool else kind if kind in (int, float) else str
+        parse = _parse_bool if kind is bool else kind if kind in (int, float) else str
         with contextlib.suppress(ValueError):
-            found[name] = read(text)
-        method.checked({name: found.get(name, text)})
-    return found
+            parsed[name] = parse(value)
+        method.checked({name: parsed.get(name, value)})
+    return parsed
 
 
-def _truth(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
         raise ValueError(text)
     return text.lower() in ("true", "yes", "1")
 
 
-def places_of(images: tuple[str, ...], plan: Plan, output: str | None) -> list[list[Path]]:
-    """Where each picture's maps go, one path for each target, or one for all. Checked before the work. Raises InputError."""
+def output_paths(images: tuple[str, ...], plan: Plan, output: str | None) -> list[list[Path]]:
+    """For each image the output paths: one for each target, or one for all. Checked before the work.
+
+    Raises:
+        InputError: an image is missing, a path cannot be written, or two explanations would have the same path.
+    """
     from xcam.contract.files import check_file
     from xcam.errors import InputError
     from xcam.images.writing import WRITABLE
@@ -108,34 +122,36 @@ def places_of(images: tuple[str, ...], plan: Plan, output: str | None) -> list[l
     for image in images:
         check_file(Path(image))
     targets = plan.targets
-    names = [_word(target) for target in targets] if len(targets) > 1 and not plan.together else [""]
+    suffixes = [_file_name(target) for target in targets] if len(targets) > 1 and not plan.as_grid else [""]
     folder = Path(output) if output and (os.path.isdir(output) or output.endswith("/")) else None
     file = Path(output) if output and folder is None else None
     if file and len(images) > 1:
-        raise InputError(f"{len(images)} pictures cannot all go to {file}; give -o a folder that exists")
+        raise InputError(f"{len(images)} images cannot all be written to {file}; give -o a folder that exists")
     if file and file.suffix.lower() not in (*WRITABLE, ".npz"):
-        raise InputError(f"cannot write {file}: its format is not known; use .jpg, .png or .npz")
-    if file and plan.together and file.suffix.lower() == ".npz":
-        raise InputError(f"{file} holds one map; give one method, layer and class, or draw a .jpg or .png")
-    places = []
+        raise InputError(f"cannot write {file}: unknown format {file.suffix!r}; use .jpg, .png or .npz")
+    if file and plan.as_grid and file.suffix.lower() == ".npz":
+        raise InputError(f"{file} holds one map; give one method, layer and class, or write a .jpg or .png")
+    rows = []
     for image in images:
         base = file or (folder or Path(image).parent) / f"{Path(image).stem}.cam.jpg"
-        places.append([base.with_name(f"{base.stem}.{name}{base.suffix}") if name else base for name in names])
-    flat = [place for row in places for place in row]
-    for place in flat:
-        if not os.path.isdir(place.parent):
+        rows.append([base.with_name(f"{base.stem}.{s}{base.suffix}") if s else base for s in suffixes])
+    paths = [path for row in rows for path in row]
+    for path in paths:
+        if not os.path.isdir(path.parent):
             raise InputError(
-                f"cannot write {place}: there is no folder {place.parent}; make it first, or choose another -o"
+                f"cannot write {path}: folder {path.parent} does not exist; create it, or choose another -o"
             )
-    real = [Path(os.path.realpath(place)) for place in flat]
-    for place in real:
-        if real.count(place) > 1:
-            raise InputError(f"two maps would go to {place}; explain those pictures one by one, each with its own -o")
-        if place in [Path(os.path.realpath(image)) for image in images]:
-            raise InputError(f"{place} is a picture to explain, and would be overwritten; choose another -o")
-    return places
+    real_paths = [Path(os.path.realpath(path)) for path in paths]
+    for path in real_paths:
+        if real_paths.count(path) > 1:
+            raise InputError(
+                f"two maps would be written to {path}; explain the images separately, each with its own -o"
+            )
+        if path in [Path(os.path.realpath(image)) for image in images]:
+            raise InputError(f"{path} is an image to explain and would be overwritten; choose another -o")
+    return rows
 
 
-def _word(target: str) -> str:
-    """A target as a part of a file name."""
+def _file_name(target: str) -> str:
+    """Turn a target into a part of a file name."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in target)

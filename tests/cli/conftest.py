@@ -1,4 +1,4 @@
-"""Typing commands."""
+"""Fixtures for tests of the command."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from xcam_cli import main
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    """`xcam WORDS…`, in this process, in an empty folder."""
+    """Run `xcam ARGUMENTS…` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: object) -> Result:
+    def command(*arguments: object) -> Result:
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in words])
+            main([str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         return Result(int(stop.value.code or 0), out, err)
 
@@ -29,5 +29,5 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     return Path(shutil.copy(demo.image_paths()[0], tmp_path / "scene.png"))

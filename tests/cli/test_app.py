@@ -1,4 +1,4 @@
-"""What holds for every command: help is quick, errors are short, and Ctrl-C leaves nothing behind."""
+"""All commands: quick help, one-line errors, and no partial files after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from typed import Result
 
 
-def test_debug_shows_the_whole_story(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "xcam_cli", "absent.png", "-b", "keras", "-m", "demo"]
-    plain = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "xcam_cli", "absent.png", "-b", "keras", "-m", "demo"]
+    plain = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr == "xcam: cannot read absent.png: no such file; check the path\n"
-    deep = subprocess.run([*words, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    deep = subprocess.run([*arguments, "--debug"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Traceback" in deep.stderr
 
 
@@ -36,20 +36,20 @@ finally:
     assert result.stdout.splitlines()[-1].split() == ["click", "click_default_group", "xcam_cli"]
 
 
-def test_ctrl_c_leaves_no_half_written_file(
-    run: Callable[..., Result], picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_leaves_no_partial_file(
+    run: Callable[..., Result], image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = picture.with_name("scene.cam.jpg")
-    place.write_bytes(b"old")
+    path = image.with_name("scene.cam.jpg")
+    path.write_bytes(b"old")
     before = sorted(tmp_path.iterdir())
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for where in ("xcam.contract.files.os.replace", "xcam.images.reading.read"):
+    for name in ("xcam.contract.files.os.replace", "xcam.images.reading.read"):
         with monkeypatch.context() as patch:
-            patch.setattr(where, stop)
-            result = run("-b", "onnx", "-m", "demo", picture)
+            patch.setattr(name, stop)
+            result = run("-b", "onnx", "-m", "demo", image)
         assert (result.status, result.out, result.err.strip()) == (130, "", "xcam: stopped")
         assert sorted(tmp_path.iterdir()) == before
-        assert place.read_bytes() == b"old"
+        assert path.read_bytes() == b"old"

@@ -1,4 +1,4 @@
-"""`xcam compare`, as it is typed."""
+"""`xcam compare` on the command line."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-PICTURE = str(demo.image_paths()[1])
+IMAGE = str(demo.image_paths()[1])
 
 
 def test_three_frameworks_are_identical(run: Callable[..., Any]) -> None:
-    words = ["-m", "onnx:demo", "-m", "torch:demo", "-m", "keras:demo", "--require", "identical", PICTURE, "--json"]
-    result = run("compare", *words)
+    arguments = ["-m", "onnx:demo", "-m", "torch:demo", "-m", "keras:demo", "--require", "identical", IMAGE, "--json"]
+    result = run("compare", *arguments)
     assert result.status == 0
-    said = json.loads(result.out)
-    assert said["verdict"] == "identical"
-    assert [model["layer"] for model in said["models"]] == ["conv5"] * 3
-    assert all(pair["pearson"] > 0.9999 for pair in said["images"][0]["pairs"])
-    assert [d["layer"] for d in said["divergences"]] == [None, None]
+    document = json.loads(result.out)
+    assert document["verdict"] == "identical"
+    assert [model["layer"] for model in document["models"]] == ["conv5"] * 3
+    assert all(pair["pearson"] > 0.9999 for pair in document["images"][0]["pairs"])
+    assert [d["layer"] for d in document["divergences"]] == [None, None]
 
 
-def test_a_planted_fault_has_status_1_and_a_name(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
-    words = ["-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", "--require", "equivalent", PICTURE]
-    result = run("compare", *words, "--report", "r.html")
+def test_a_planted_fault_is_located_with_status_1(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
+    arguments = ["-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", "--require", "equivalent", IMAGE]
+    result = run("compare", *arguments, "--report", "r.html")
     assert result.status == 1
     assert "spoilt (onnx) begins to differ from demo (onnx) at conv4" in result.out
     assert "likely cause: each channel scaled and shifted" in result.out
     assert "demo (onnx) and spoilt (onnx): different" in result.out
     assert "conv4" in (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert run("compare", "-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", PICTURE).status == 0, (
+    assert run("compare", "-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", IMAGE).status == 0, (
         "nothing required"
     )
 
 
 def test_classes_in_another_order(run: Callable[..., Any], tmp_path: Path) -> None:
-    """A mistake where nobody says so; the same where the labels do. --labels is for the model that brings none."""
+    """A divergence without labels; identical with labels. --labels applies to the model without its own."""
     from xcam_onnx.demo import build
 
     order, model = [5, 3, 4, 0, 1, 2], build()
@@ -66,66 +66,66 @@ def test_classes_in_another_order(run: Callable[..., Any], tmp_path: Path) -> No
         if tensor.name.startswith("scores"):  # [classes, channels], [classes]
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[order], tensor.name))
     onnx.save(model, tmp_path / "other.onnx")
-    words = ["-m", "onnx:demo", "-m", "other.onnx", "--preprocess", "tf", "--align", PICTURE]
-    result = run("compare", *words, "--require", "equivalent")
+    arguments = ["-m", "onnx:demo", "-m", "other.onnx", "--preprocess", "tf", "--align", IMAGE]
+    result = run("compare", *arguments, "--require", "equivalent")
     assert result.status == 1
     assert "begins to differ from demo (onnx) at scores" in result.out
     assert "likely cause: its values stand in another order" in result.out
     labels = demo.network().labels
     (tmp_path / "labels.txt").write_text("\n".join(labels[k] for k in order))
-    result = run("compare", *words, "--require", "identical", "--labels", "labels.txt")
+    result = run("compare", *arguments, "--require", "identical", "--labels", "labels.txt")
     assert result.status == 0, result.out
     assert "begins to differ" not in result.out
     assert f"{labels[1]} (1)" in result.out
     assert f"{labels[1]} (4)" in result.out
 
 
-def test_a_file_of_models(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
+def test_configuration_with_models(run: Callable[..., Any], spoilt: Path, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(
         f'require = "identical"\nlayer = "conv5"\n\n[[models]]\nmodel = "demo"\nbackend = "onnx"\n\n'
         f'[[models]]\nmodel = "{spoilt}"\npreprocess = "tf"\nlayer = "conv4"\n'
     )
-    result = run("compare", "--config", "c.toml", PICTURE, "--json", "--no-align")
+    result = run("compare", "--config", "c.toml", IMAGE, "--json", "--no-align")
     assert result.status == 1
     assert [model["layer"] for model in json.loads(result.out)["models"]] == ["conv5", "conv4"]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('images = "a.png"', "images in c.toml is 'a.png'; give a list"),
         ("models = 3", "models in c.toml is 3; give a list"),
-        ('size = "large"', "'large' is no size"),
+        ('size = "large"', "'large' is not a size"),
         ('require = "same"', "'same' is not one of 'identical', 'equivalent'"),
         ('align = "perhaps"', "'perhaps' is not a valid boolean"),
-        ("colour = 1", "c.toml has an entry 'colour'; known: align"),
-        ('[[models]]\nlayer = "conv5"', "give model, and if need be backend, labels, layer"),
+        ("colour = 1", "c.toml has an unknown entry 'colour'; use align"),
+        ('[[models]]\nlayer = "conv5"', "give model, and optionally backend, labels, layer"),
     ],
 )
-def test_a_file_that_is_wrong(run: Callable[..., Any], tmp_path: Path, text: str, said: str) -> None:
+def test_bad_configuration(run: Callable[..., Any], tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.toml").write_text(text)
-    result = run("compare", "--config", "c.toml", "-m", "onnx:demo", "-m", "torch:demo", PICTURE)
+    result = run("compare", "--config", "c.toml", "-m", "onnx:demo", "-m", "torch:demo", IMAGE)
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert said in result.err
+    assert message in result.err
 
 
 @pytest.mark.parametrize("size", ['"128x128"', "128", "[128, 128]"])
 def test_a_size_in_the_file(run: Callable[..., Any], tmp_path: Path, size: str) -> None:
     (tmp_path / "c.toml").write_text(f"size = {size}\nalign = false")
-    words = ["--config", "c.toml", "-m", "onnx:demo", "-m", "torch:demo@conv5", "-l", "conv5", PICTURE]
-    assert run("compare", *words, "--require", "identical").status == 0
+    arguments = ["--config", "c.toml", "-m", "onnx:demo", "-m", "torch:demo@conv5", "-l", "conv5", IMAGE]
+    assert run("compare", *arguments, "--require", "identical").status == 0
 
 
-def test_folders_patterns_and_pictures_that_fail(run: Callable[..., Any], tmp_path: Path) -> None:
-    for k, picture in enumerate(demo.image_paths()[:3]):
-        (tmp_path / f"{k}.png").write_bytes(picture.read_bytes())
+def test_folders_patterns_and_unreadable_images(run: Callable[..., Any], tmp_path: Path) -> None:
+    for k, path in enumerate(demo.image_paths()[:3]):
+        (tmp_path / f"{k}.png").write_bytes(path.read_bytes())
     (tmp_path / "bad.png").write_bytes(b"no picture")
     models = ["-m", "onnx:demo", "-m", "torch:demo", "-l", "conv5", "--json"]
     result = run("compare", *models, "[0-2].png")
     assert (result.status, len(json.loads(result.out)["images"])) == (0, 3)
     result = run("compare", *models, str(tmp_path))
-    said = json.loads(result.out)
-    assert (result.status, len(said["images"]), len(said["failed"])) == (2, 3, 1)
+    document = json.loads(result.out)
+    assert (result.status, len(document["images"]), len(document["failed"])) == (2, 3, 1)
     assert "bad.png is not a picture that can be read" in result.err
 
 
@@ -136,22 +136,22 @@ def test_layers_side_by_side(run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
-        (["-m", "onnx:demo", PICTURE], "there is nothing to compare one model with"),
-        (["-m", "onnx:demo", "-m", "torch:demo"], "no picture is named"),
-        (["-m", "onnx:demo", "-m", "torch:demo", "none-*.png"], "no file is called none-*.png"),
-        (["-m", "onnx:demo", "-m", "torch:demo@conv9", PICTURE], "unknown layer 'conv9' in demo"),
+        (["-m", "onnx:demo", IMAGE], "there is nothing to compare one model with"),
+        (["-m", "onnx:demo", "-m", "torch:demo"], "no image is given"),
+        (["-m", "onnx:demo", "-m", "torch:demo", "none-*.png"], "no file matches none-*.png"),
+        (["-m", "onnx:demo", "-m", "torch:demo@conv9", IMAGE], "unknown layer 'conv9' in demo"),
         (
             ["-m", "onnx:demo", "-m", "torch:demo", "nothing.png"],
             "no picture can be compared: cannot read nothing.png",
         ),
-        (["-m", "onnx:demo", "-m", "torch:demo", PICTURE, "--report", "r.pdf"], "r.pdf"),
-        (["--config", "none.toml", PICTURE], "cannot read none.toml"),
+        (["-m", "onnx:demo", "-m", "torch:demo", IMAGE, "--report", "r.pdf"], "r.pdf"),
+        (["--config", "none.toml", IMAGE], "cannot read none.toml"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
-    result = run("compare", *words)
+def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], arguments: list[str], message: str) -> None:
+    result = run("compare", *arguments)
     assert result.status == 2
-    assert said in result.err
+    assert message in result.err
     assert result.err.count("\n") == 1

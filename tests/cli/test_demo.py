@@ -1,4 +1,4 @@
-"""`xcam demo`, as it is typed."""
+"""`xcam demo` on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xcam.images import reading
 from xcam.models import demo
 
 
-def test_demo_writes_a_picture_on_which_the_shape_is_lit(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_demo_writes_an_overlay(run: Callable[..., Result], tmp_path: Path) -> None:
     result = run("demo", "-b", "keras")
     assert result.status == 0, result.err
     name = demo.image_paths()[0].stem.split("-")[-1]
@@ -28,7 +28,7 @@ def refusing(*refused: str) -> Callable[..., object]:
 
     def open_model(backend: str, model: str) -> object:
         if backend in refused:
-            raise InputError(f"{model} is no Graph; give one")
+            raise InputError(f"{model} is not a Graph; give one")
         return opened(backend, model)
 
     return open_model
@@ -38,18 +38,18 @@ def refusing(*refused: str) -> Callable[..., object]:
 def test_a_backend_without_the_demo_is_left_out(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every plugin is asked, and not every one has the network: the others are compared."""
+    """A plugin without the demo network is left out; the others are compared."""
     monkeypatch.setattr(xcam_cli.demo, "open_model", refusing("onnx"))
     result = run("demo")
     assert result.status == 0, result.err
-    assert "xcam: onnx is left out: demo is no Graph; give one" in result.err
+    assert "xcam: onnx is left out: demo is not a Graph; give one" in result.err
     assert "demo (keras) and demo (torch): identical" in result.out
     assert "identical" in (tmp_path / "xcam-demo.html").read_text(encoding="utf-8")
 
 
-def test_none_has_it(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_backend_has_the_demo(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xcam_cli.demo, "open_model", refusing("onnx", "keras", "torch"))
     result = run("demo")
     assert (result.status, result.out) == (2, "")
-    assert result.err.endswith("xcam: demo is no Graph; give one\n")
+    assert result.err.endswith("xcam: demo is not a Graph; give one\n")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`xcam evaluate`, as it is typed."""
+"""`xcam evaluate` on the command line."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def scenes(tmp_path: Path) -> Path:
 
 
 def test_methods_by_measures_the_best_first(run: Callable[..., Any], scenes: Path, tmp_path: Path) -> None:
-    words = ["-b", "onnx", "-m", "demo", "--method", "eigencam", "--method", "gradcam"]
-    words += ["--measure", "energy", "--measure", "complexity"]
-    result = run("evaluate", *words, "--table", scenes / "boxes.csv", "--report", "trust.html")
+    arguments = ["-b", "onnx", "-m", "demo", "--method", "eigencam", "--method", "gradcam"]
+    arguments += ["--measure", "energy", "--measure", "complexity"]
+    result = run("evaluate", *arguments, "--table", scenes / "boxes.csv", "--report", "trust.html")
     assert result.status == 0, result.err
     head, *_ = result.out.splitlines()
     assert head.split() == ["measure", "better", "gradcam", "eigencam", "random"]
@@ -51,60 +51,62 @@ def test_methods_by_measures_the_best_first(run: Callable[..., Any], scenes: Pat
     assert "gradcam is best" in (tmp_path / "trust.html").read_text(encoding="utf-8")
 
 
-def test_the_table_says_what_is_explained_and_where(run: Callable[..., Any], scenes: Path) -> None:
-    words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
-    by_table = json.loads(run("evaluate", *words, "--table", scenes / "boxes.csv").out)
+def test_the_table_gives_class_and_location(run: Callable[..., Any], scenes: Path) -> None:
+    arguments = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
+    by_table = json.loads(run("evaluate", *arguments, "--table", scenes / "boxes.csv").out)
     wanted = [CLASSES[scene.shapes[0].label] for scene in scenes_with_two(10)]
-    assert [picture["target"] for picture in by_table["images"]] == wanted
+    assert [row["target"] for row in by_table["images"]] == wanted
     assert by_table["table"][0]["mean"] > 0.5
     by_name = json.loads(
-        run("evaluate", *words, "--table", scenes / "boxes.csv", scenes / "2.png", scenes / "0.png").out
+        run("evaluate", *arguments, "--table", scenes / "boxes.csv", scenes / "2.png", scenes / "0.png").out
     )
     assert [p["values"] for p in by_name["images"]] == [by_table["images"][k]["values"] for k in (2, 0)]
     other = CLASSES[scenes_with_two(1)[0].shapes[1].label]
-    by_hand = json.loads(run("evaluate", *words, "-t", other, "--table", scenes / "boxes.csv", scenes / "0.png").out)
+    by_hand = json.loads(
+        run("evaluate", *arguments, "-t", other, "--table", scenes / "boxes.csv", scenes / "0.png").out
+    )
     assert by_hand["images"][0]["target"] == other
     assert by_hand["table"][0]["mean"] < 0.2, "the box is that of the other shape"
 
 
-def test_masks_and_pictures_that_the_table_does_not_name(run: Callable[..., Any], scenes: Path) -> None:
+def test_masks_and_images_without_a_row(run: Callable[..., Any], scenes: Path) -> None:
     mask = np.zeros((128, 128, 3), np.uint8)
     mask[:, :64] = 255
     writing.write(scenes / "left.png", mask)
     (scenes / "masks.csv").write_text("image,mask\n1.png,left.png\n", encoding="utf-8")
-    words = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
-    said = json.loads(
-        run("evaluate", *words, "--table", scenes / "masks.csv", scenes / "0.png", scenes / "1.png").out
+    arguments = ["-b", "onnx", "-m", "demo", "--no-floor", "--measure", "energy", "--json"]
+    document = json.loads(
+        run("evaluate", *arguments, "--table", scenes / "masks.csv", scenes / "0.png", scenes / "1.png").out
     )
-    values = [picture["values"]["gradcam"]["energy"] for picture in said["images"]]
+    values = [row["values"]["gradcam"]["energy"] for row in document["images"]]
     assert values[0] is None
     assert 0 <= values[1] <= 1
-    assert said["table"][0]["n"] == 1
+    assert document["table"][0]["n"] == 1
 
 
 def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> None:
-    words = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.image_paths()[0]]
-    assert [r["method"] for r in json.loads(run("evaluate", *words).out)["ranking"]].count("random") == 1
-    alone = json.loads(run("evaluate", *words, "--no-floor").out)
+    arguments = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.image_paths()[0]]
+    assert [r["method"] for r in json.loads(run("evaluate", *arguments).out)["ranking"]].count("random") == 1
+    alone = json.loads(run("evaluate", *arguments, "--no-floor").out)
     assert [r["method"] for r in alone["ranking"]] == ["gradcam"]
 
 
 def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
-    said = json.loads(
+    document = json.loads(
         run(
             "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.image_paths()[0]
         ).out
     )
-    names = [measure["name"] for measure in said["measures"]]
+    names = [measure["name"] for measure in document["measures"]]
     assert {"deletion", "road-morf", "randomization"} <= set(names)
-    assert "energy" not in names, "nobody said where the object is"
+    assert "energy" not in names, "without annotations"
     listed = run("evaluate", "--list")
     assert (listed.status, listed.err) == (0, "")
     assert all(name in listed.out for name in [*names, "energy"])
 
 
-def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_an_unreadable_image_is_reported_with_status_2(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     result = run("evaluate", "-b", "onnx", "-m", "demo", *QUICK, "bad.png", demo.image_paths()[0])
     assert result.status == 2
     assert "gradcam: mean rank" in result.out
@@ -113,118 +115,134 @@ def test_a_picture_that_fails_is_told_and_the_status_is_2(run: Callable[..., Any
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ("", "t.csv has no column 'path'; its columns: none; name the pictures in a column path"),
         ("name,x0\na.png,1\n", "t.csv has no column 'path'; its columns: name, x0"),
         ("path,x0,y0,x1\n0.png,1,1,2\n", "t.csv has the columns x0, y0, x1; a box needs x0, y0, x1, y1"),
         (
             "path,class\n0.png,disc\n",
-            "t.csv does not say where the objects are; it needs columns x0, y0, x1, y1, or mask",
+            "t.csv has neither boxes nor masks; give it the columns x0, y0, x1, y1, or mask",
         ),
         ("path,x0,y0,x1,y1\n", "t.csv has no rows"),
         ("path,x0,y0,x1,y1\n,1,1,2,2\n", "row 1 of t.csv names no picture"),
         ("path,x0,y0,x1,y1\n0.png,1,one,2,2\n", "the box in row 1 of t.csv is 1, one, 2, 2; give four numbers"),
         ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "not within the image's 128×128 pixels"),
-        ("path,x0,y0,x1,y1\nother.png,1,1,2,2\n", "t.csv says nothing of 0.png; its paths start at its own folder"),
+        (
+            "path,x0,y0,x1,y1\nother.png,1,1,2,2\n",
+            "t.csv has no row for 0.png; write paths relative to the table's own folder",
+        ),
         ("path,mask\n0.png,none.png\n", "cannot read none.png: no such file"),
-        ("path,class,x0,y0,x1,y1\n0.png,-1,1,1,2,2\n", "the class of 0.png: no class -1; give an index from 0 on"),
+        (
+            "path,class,x0,y0,x1,y1\n0.png,-1,1,1,2,2\n",
+            "the class of 0.png: class -1 is negative; give an index from 0",
+        ),
         ("path,class,x0,y0,x1,y1\n0.png,disc-ring,1,1,2,2\n", "the class of 0.png: no class 'disc-ring'"),
         ("path,class,x0,y0,x1,y1\n0.png,disc,1,1,2,2\n0.png,ring,1,1,2,2\n", "two classes, disc and ring"),
     ],
 )
 def test_a_bad_table_is_one_line_and_status_2(
-    run: Callable[..., Any], tmp_path: Path, scenes: Path, table: str, said: str
+    run: Callable[..., Any], tmp_path: Path, scenes: Path, table: str, message: str
 ) -> None:
     (tmp_path / "t.csv").write_text(table, encoding="utf-8")
     (tmp_path / "0.png").write_bytes((scenes / "0.png").read_bytes())
     result = run("evaluate", "-b", "onnx", "-m", "demo", "--measure", "energy", "--table", "t.csv", "0.png")
     assert result.status == 2
-    assert said in result.err
+    assert message in result.err
     assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
-        ([], "no picture is named"),
+        ([], "no image is given"),
         (["nothing.png"], "no image could be evaluated: cannot read nothing.png"),
-        (["--method", "gradcan", "PICTURE"], "unknown method 'gradcan'; nearest: gradcam"),
-        (["--measure", "rode", "PICTURE"], "unknown measure 'rode'"),
-        (["--measure", "energy", "PICTURE"], "give boxes= or masks= (--table)"),
-        (["--report", "r.pdf", "PICTURE"], "r.pdf is no name for a report"),
-        (["--table", "none.csv", "PICTURE"], "cannot read none.csv"),
-        (["--level", "95", "PICTURE"], "95"),
-        (["-t", "top2", "PICTURE"], "several targets for one image"),
-        (["-l", "conv9", "PICTURE"], "unknown layer 'conv9'"),
-        (["--measure", "all", "--measure", "rode", "PICTURE"], "unknown measure 'rode'"),
-        (["--method", "all", "--method", "gradcan", "PICTURE"], "unknown method 'gradcan'"),
-        (["--report", "none/trust.html", "PICTURE"], "xcam: cannot write none/trust.html: there is no folder none"),
+        (["--method", "gradcan", "IMAGE"], "unknown method 'gradcan'; nearest: gradcam"),
+        (["--measure", "rode", "IMAGE"], "unknown measure 'rode'"),
+        (["--measure", "energy", "IMAGE"], "give boxes= or masks= (--table)"),
+        (["--report", "r.pdf", "IMAGE"], "r.pdf is no name for a report"),
+        (["--table", "none.csv", "IMAGE"], "cannot read none.csv"),
+        (["--level", "95", "IMAGE"], "95"),
+        (["-t", "top2", "IMAGE"], "several targets for one image"),
+        (["-l", "conv9", "IMAGE"], "unknown layer 'conv9'"),
+        (["--measure", "all", "--measure", "rode", "IMAGE"], "unknown measure 'rode'"),
+        (["--method", "all", "--method", "gradcan", "IMAGE"], "unknown method 'gradcan'"),
+        (["--report", "none/trust.html", "IMAGE"], "xcam: cannot write none/trust.html: there is no folder none"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], words: list[str], said: str) -> None:
-    given = [str(demo.image_paths()[0]) if word == "PICTURE" else word for word in words]
-    result = run("evaluate", "-b", "onnx", "-m", "demo", *given)
+def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], arguments: list[str], message: str) -> None:
+    arguments = [str(demo.image_paths()[0]) if name == "IMAGE" else name for name in arguments]
+    result = run("evaluate", "-b", "onnx", "-m", "demo", *arguments)
     assert result.status == 2
-    assert said in result.err
+    assert message in result.err
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [[], ["--json"]])
-def test_what_was_measured_is_told_though_the_page_cannot_be_written(
-    words: list[str], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_measures_are_printed_although_the_page_cannot_be_written(
+    arguments: list[str], run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", full)
-    asked = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *words, demo.image_paths()[0]]
-    result = run("evaluate", *asked)
+    command = ["-b", "onnx", "-m", "demo", *QUICK, "--report", "r.html", *arguments, demo.image_paths()[0]]
+    result = run("evaluate", *command)
     assert result.status == 2
     assert "r.html: No space left on device; free space there" in result.err
     assert result.err.count("\n") == 1
-    if words:
+    if arguments:
         assert len(json.loads(result.out)["measures"]) == 2
     else:
         assert "gradcam: mean rank" in result.out
     assert "wrote" not in result.out
 
 
-def test_a_page_that_cannot_be_written_is_told_before_the_work(
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "old.html").touch()
     os.mkfifo(tmp_path / "pipe.html")
-    monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name not in ("closed", "old.html"))
-    for place, said in {
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in ("closed", "old.html"))
+    for path, message in {
         "closed/r.html": "closed is write-protected; choose another place",
         "old.html": "it is write-protected, or no ordinary file; choose another name",
         "pipe.html": "it is write-protected, or no ordinary file; choose another name",
     }.items():
-        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", place, demo.image_paths()[0])
+        result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", path, demo.image_paths()[0])
         assert (result.status, result.out) == (2, "")
-        assert result.err.startswith(f"xcam: cannot write {place}: ")
-        assert result.err.endswith(f"{said}\n")
+        assert result.err.startswith(f"xcam: cannot write {path}: ")
+        assert result.err.endswith(f"{message}\n")
 
 
 def test_several_classes_are_for_explain(run: Callable[..., Any]) -> None:
     result = run("evaluate", "-b", "onnx", "-m", "demo", "-t", "disc", "-t", "ring", demo.image_paths()[0])
     assert result.status == 2
-    assert "one class is evaluated on all pictures, not 2" in result.err
+    assert "one class is evaluated on all images, not 2" in result.err
 
 
-def test_on_how_many_pictures_a_number_rests(run: Callable[..., Any], scenes: Path) -> None:
+def test_the_number_of_images_behind_a_mean_is_printed(run: Callable[..., Any], scenes: Path) -> None:
     (scenes / "one.csv").write_text("path,x0,y0,x1,y1\n0.png,1,1,90,90\n", encoding="utf-8")
-    words = ["-b", "onnx", "-m", "demo", "--measure", "energy", "--table", scenes / "one.csv"]
-    said = run("evaluate", *words, "--report", "one.html", scenes / "0.png", scenes / "1.png").out
-    line = next(line for line in said.splitlines() if line.startswith("energy"))
+    arguments = ["-b", "onnx", "-m", "demo", "--measure", "energy", "--table", scenes / "one.csv"]
+    output = run("evaluate", *arguments, "--report", "one.html", scenes / "0.png", scenes / "1.png").out
+    line = next(line for line in output.splitlines() if line.startswith("energy"))
     assert line.count("(of 1)") == 2
     assert "1 of 2 images" in Path("one.html").read_text(encoding="utf-8")
 
 
-def test_where_no_measure_ranks_no_rank_is_invented(run: Callable[..., Any]) -> None:
-    words = ["-b", "onnx", "-m", "demo", "--measure", "complexity", "--report", "none.html", demo.image_paths()[0]]
-    result = run("evaluate", *words)
-    assert "gradcam: no rank, because no measure that ranks has a value" in result.out
+def test_no_rank_without_a_ranking_measure(run: Callable[..., Any]) -> None:
+    arguments = [
+        "-b",
+        "onnx",
+        "-m",
+        "demo",
+        "--measure",
+        "complexity",
+        "--report",
+        "none.html",
+        demo.image_paths()[0],
+    ]
+    result = run("evaluate", *arguments)
+    assert "gradcam: not ranked, because no ranking measure has a value" in result.out
     assert "nan" not in result.out + Path("none.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`xcam explain`, as it is typed: words in, a picture and words out; one line when something is wrong."""
+"""`xcam explain` on the command line: images, JSON, and one line for an error."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ from xcam.images import reading, writing
 from xcam.models import demo
 
 
-def test_json_is_one_document_and_names_class_score_layer_output(run: Callable[..., Result], picture: Path) -> None:
-    result = run("-b", "keras", "-m", "demo", "-l", "conv4", picture, "--json", "--score", "probability")
+def test_json_is_one_document_and_names_class_score_layer_output(run: Callable[..., Result], image: Path) -> None:
+    result = run("-b", "keras", "-m", "demo", "-l", "conv4", image, "--json", "--score", "probability")
     assert (result.status, result.err) == (0, "")
-    said = json.loads(result.out)
-    assert said["layer"] == "conv4"
-    assert said["class"] == demo.CLASSES[said["index"]]
-    assert said["score"] == pytest.approx(said["probability"], abs=1e-6)
-    assert said["top"][0]["class"] == said["class"]
-    assert Path(said["output"]).name == "scene.cam.jpg"
-    assert Path(said["output"]).is_file()
+    document = json.loads(result.out)
+    assert document["layer"] == "conv4"
+    assert document["class"] == demo.CLASSES[document["index"]]
+    assert document["score"] == pytest.approx(document["probability"], abs=1e-6)
+    assert document["top"][0]["class"] == document["class"]
+    assert Path(document["output"]).name == "scene.cam.jpg"
+    assert Path(document["output"]).is_file()
 
 
-def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
-    words = ["-b", "keras", "-m", "demo", "-t", "ring", "--method", "layercam", "--normalize", "minmax"]
-    words += ["--colormap", "viridis", "--alpha", "0.3", "--blend", "add", "-l", "conv4"]
-    assert run(*words, "-o", "a.png", picture).status == 0
+def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
+    arguments = ["-b", "keras", "-m", "demo", "-t", "ring", "--method", "layercam", "--normalize", "minmax"]
+    arguments += ["--colormap", "viridis", "--alpha", "0.3", "--blend", "add", "-l", "conv4"]
+    assert run(*arguments, "-o", "a.png", image).status == 0
     e = xcam.explain(
-        xcam.load("demo", "keras"), picture, layer="conv4", target="ring", method="layercam", normalize="minmax"
+        xcam.load("demo", "keras"), image, layer="conv4", target="ring", method="layercam", normalize="minmax"
     )
     np.testing.assert_array_equal(reading.read(tmp_path / "a.png"), e.overlay(0.3, "viridis", "add"))
-    assert run(*words, "-o", "a.npz", picture).status == 0
+    assert run(*arguments, "-o", "a.npz", image).status == 0
     with np.load(tmp_path / "a.npz") as arrays:
         np.testing.assert_allclose(arrays["cam"], e.cam, atol=1e-6)
 
 
-def test_several_classes_and_several_pictures(run: Callable[..., Result], tmp_path: Path) -> None:
+def test_several_classes_and_images(run: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     result = run("-m", "demo", "-b", "keras", "-t", "disc", "-t", "1", "-o", "out", "--json", *demo.image_paths()[:3])
     assert result.status == 0, result.err
-    said = json.loads(result.out)
-    assert [row["index"] for row in said] == [0, 1] * 3
+    document = json.loads(result.out)
+    assert [row["index"] for row in document] == [0, 1] * 3
     assert len(list((tmp_path / "out").iterdir())) == 6
-    assert all(Path(row["output"]).is_file() for row in said)
+    assert all(Path(row["output"]).is_file() for row in document)
 
 
-def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_picture(
-    run: Callable[..., Result], picture: Path
+def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
+    run: Callable[..., Result], image: Path
 ) -> None:
-    place = picture.with_name("scene.cam.jpg")
-    place.write_bytes(b"old")
-    assert run("-m", "demo", "-b", "keras", picture).status == 0
-    assert reading.read(place).shape == reading.read(picture).shape
+    path = image.with_name("scene.cam.jpg")
+    path.write_bytes(b"old")
+    assert run("-m", "demo", "-b", "keras", image).status == 0
+    assert reading.read(path).shape == reading.read(image).shape
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["absent.png"], "cannot read absent.png: no such file"),
         (["."], ". is a directory; give a picture in it"),
@@ -77,15 +77,15 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["-m", "text.keras", "scene.png"], "cannot load text.keras"),
         (["-m", "absent.keras", "scene.png"], "no such model file: absent.keras"),
         (["-m", "resnet-fifty", "scene.png"], "keras.applications has no 'resnet-fifty'"),
-        (["-o", "none/a.png", "scene.png"], "there is no folder none"),
-        (["-o", "a.gif", "scene.png"], "its format is not known; use .jpg, .png or .npz"),
+        (["-o", "none/a.png", "scene.png"], "folder none does not exist"),
+        (["-o", "a.gif", "scene.png"], "unknown format '.gif'; use .jpg, .png or .npz"),
         (["-o", "scene.png", "scene.png"], "would be overwritten; choose another -o"),
-        (["-o", "a.png", "scene.png", "scene.png"], "2 pictures cannot all go to a.png"),
-        (["scene.png", "scene.png"], "two maps would go to"),
+        (["-o", "a.png", "scene.png", "scene.png"], "2 images cannot all be written to a.png"),
+        (["scene.png", "scene.png"], "two maps would be written to"),
         (["--method", "gradcan", "scene.png"], "unknown method 'gradcan'; nearest: gradcam"),
         (["--colormap", "jett", "scene.png"], "no colormap 'jett'; nearest: jet"),
         (["--preprocess", "cafe", "scene.png"], "no preprocessing 'cafe'; known: caffe"),
-        (["--size", "10y", "scene.png"], "'10y' is no size; give HEIGHTxWIDTH"),
+        (["--size", "10y", "scene.png"], "'10y' is not a size; give HEIGHTxWIDTH"),
         (["--size", "64x64", "scene.png"], "demo takes images of 128×128, not 64×64"),
         (["--labels", "absent.txt", "scene.png"], "cannot read absent.txt: no such file"),
         (["--device", "tpu", "scene.png"], "no device 'tpu' here"),
@@ -99,13 +99,16 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
         (["-t", "disc-ring", "--score", "probability", "scene.png"], "score 'probability' is that of one class"),
         (["-t", "0", "-t", "0", "scene.png"], "class '0' is given twice"),
         (["-l", "conv5", "-l", "conv5", "scene.png"], "layer 'conv5' is given twice"),
-        (["--fuse", "mean", "scene.png"], "--fuse joins the maps of several layers"),
+        (["--fuse", "mean", "scene.png"], "--fuse needs two layers or more"),
         (
             ["--fuse", "mean", "--signed", "-l", "conv4", "-l", "conv5", "scene.png"],
-            "--fuse is for maps without a sign",
+            "--fuse does not apply to signed maps",
         ),
-        (["--signed", "--style", "contour", "scene.png"], "--style contour is another; leave one out"),
-        (["--signed", "--normalize", "none", "scene.png"], "--normalize is for maps without a sign"),
+        (
+            ["--signed", "--style", "contour", "scene.png"],
+            "--style signed, which contradicts --style contour; leave one out",
+        ),
+        (["--signed", "--normalize", "none", "scene.png"], "--normalize does not apply to signed maps"),
         (["--style", "contour", "--alpha", "0.3", "scene.png"], "alpha has no effect on style 'contour'"),
         (["--method", "iscam", "-O", "n=2.5", "scene.png"], "n='2.5' of method 'iscam' is invalid; give an integer"),
         (["--method", "iscam", "-O", "n=2", "-O", "n=3", "scene.png"], "option 'n' is given twice"),
@@ -122,16 +125,16 @@ def test_an_existing_output_is_replaced_and_the_default_stands_beside_the_pictur
     ],
 )
 def test_bad_input_is_one_line_and_status_2_and_writes_nothing(
-    run: Callable[..., Result], picture: Path, tmp_path: Path, words: list[str], message: str
+    run: Callable[..., Result], image: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "text.keras").write_text("no model")
-    (tmp_path / "cut.jpg").write_bytes(cv2.imencode(".jpg", reading.read(picture))[1].tobytes()[:3000])
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "text.keras").write_text("not a model")
+    (tmp_path / "cut.jpg").write_bytes(cv2.imencode(".jpg", reading.read(image))[1].tobytes()[:3000])
     (tmp_path / "one.png").write_bytes(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
     before = sorted(tmp_path.iterdir())
-    backend = [] if "-b" in words else ["-b", "keras"]
-    model = [] if "-m" in words else ["-m", "demo"]
-    result = run(*backend, *model, *words)
+    backend = [] if "-b" in arguments else ["-b", "keras"]
+    model = [] if "-m" in arguments else ["-m", "demo"]
+    result = run(*backend, *model, *arguments)
     assert message in result.err
     assert result.status == 2
     assert result.out == ""
@@ -155,35 +158,35 @@ def test_a_zero_heatmap_is_written_with_a_warning(run: Callable[..., Result], tm
     np.testing.assert_allclose(reading.read(tmp_path / "black.cam.jpg")[4, 4], [0, 0, 64], atol=4)
 
 
-def test_what_was_written_before_a_failure_is_told(run: Callable[..., Result], picture: Path) -> None:
+def test_files_written_before_a_failure_are_reported(run: Callable[..., Result], image: Path) -> None:
     names = [f"{n}.png" for n in range(9)]
     for name in names:
-        shutil.copy(picture, picture.with_name(name))
-    picture.with_name("8.png").write_bytes(picture.read_bytes()[:500])
+        shutil.copy(image, image.with_name(name))
+    image.with_name("8.png").write_bytes(image.read_bytes()[:500])
     result = run("-m", "demo", "-b", "keras", "--json", *names)
     assert result.status == 2
     assert "8.png is not a picture" in result.err
     assert [Path(row["output"]).name for row in json.loads(result.out)] == [f"{n}.cam.jpg" for n in range(8)]
 
 
-def test_pipes_are_no_pictures_and_no_outputs(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+def test_pipes_are_refused(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert "pipe.png is no ordinary file; give a picture" in run("-m", "demo", "-b", "keras", "pipe.png").err
-    result = run("-m", "demo", "-b", "keras", "-o", "pipe.png", picture)
+    result = run("-m", "demo", "-b", "keras", "-o", "pipe.png", image)
     assert "it is write-protected, or no ordinary file" in result.err
     assert (tmp_path / "pipe.png").is_fifo()
 
 
-def test_a_difference_of_classes_is_told_with_its_value_and_the_chances(
-    run: Callable[..., Result], picture: Path
+def test_a_difference_of_classes_is_printed_with_its_value_and_the_probabilities(
+    run: Callable[..., Result], image: Path
 ) -> None:
-    words = ["-b", "onnx", "-m", "demo", picture]
-    one = json.loads(run(*words, "--json").out)
-    two = json.loads(run(*words, "--json", "-t", "disc-ring").out)
+    arguments = ["-b", "onnx", "-m", "demo", image]
+    one = json.loads(run(*arguments, "--json").out)
+    two = json.loads(run(*arguments, "--json", "-t", "disc-ring").out)
     assert (two["class"], two["index"], two["probability"]) == ("disc-ring", None, None)
     assert two["top"] == one["top"]
     assert 0 < two["top"][0]["probability"] <= 1
-    shown = run(*words, "-t", "disc-ring").out
+    shown = run(*arguments, "-t", "disc-ring").out
     assert f"→ {two['score']:7.4g}  disc-ring" in shown
     assert f"{one['probability']:7.2%}  {one['class']}" in shown
-    assert f"{two['score']:7.4g}  disc-ring: gradcam" in run(*words, "-t", "disc-ring", "--grid").out
+    assert f"{two['score']:7.4g}  disc-ring: gradcam" in run(*arguments, "-t", "disc-ring", "--grid").out

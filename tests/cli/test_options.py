@@ -1,4 +1,4 @@
-"""The options that several commands share: which model, and how it is opened."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.frameworks
 @pytest.mark.usefixtures("models")
-def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., Result], picture: Path) -> None:
-    result = run("-m", "models_of_the_command:Loud", "--size", "16", "--preprocess", "unit", "--json", picture)
+def test_prints_of_a_model_do_not_reach_standard_output(run: Callable[..., Result], image: Path) -> None:
+    result = run("-m", "models_of_the_command:Loud", "--size", "16", "--preprocess", "unit", "--json", image)
     assert json.loads(result.out)["index"] in (0, 1)
     assert "hello from the model" in result.err
     assert (
@@ -63,12 +63,12 @@ def test_what_a_model_prints_does_not_reach_standard_output(run: Callable[..., R
 
 @pytest.mark.frameworks
 @pytest.mark.usefixtures("models")
-def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result], picture: Path) -> None:
-    left = run("-m", "models_of_the_command:leave", picture)
+def test_a_factory_that_exits_and_a_model_that_fails(run: Callable[..., Result], image: Path) -> None:
+    left = run("-m", "models_of_the_command:leave", image)
     assert (left.status, left.err.count("\n")) == (2, 1)
     assert "models_of_the_command:leave() failed: SystemExit" in left.err
     for name in "abc":
-        shutil.copy(picture, picture.with_name(f"{name}.png"))
+        shutil.copy(image, image.with_name(f"{name}.png"))
     failed = run("-m", "models_of_the_command:One", "--size", "16", "--preprocess", "unit", "a.png", "b.png", "c.png")
     assert failed.status == 2
     assert "One fails on a batch of 3: ValueError: three is too many; check that it runs" in failed.err
@@ -77,50 +77,50 @@ def test_a_factory_that_leaves_and_a_model_that_fails(run: Callable[..., Result]
 @pytest.mark.frameworks
 @pytest.mark.usefixtures("models")
 @pytest.mark.parametrize("command", [[], ["batch", "-o", "out"], ["evaluate", "--measure", "deletion"]])
-def test_a_warning_is_told_once_for_all_pictures(
-    run: Callable[..., Result], picture: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_warning_is_printed_once_for_all_images(
+    run: Callable[..., Result], image: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xcam.explanation.explain.BATCH", 1)
     for name in "ab":
-        shutil.copy(picture, picture.with_name(f"{name}.png"))
+        shutil.copy(image, image.with_name(f"{name}.png"))
     result = run(*command, "-m", "models_of_the_command:Loud", "--size", "16", "a.png", "b.png")
     assert result.status == 0
     assert result.err.count("does not say how pictures are to be scaled") == 1
 
 
-def test_class_names_must_fit(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+def test_class_labels_must_fit(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("a\n\nc\nd\ne\nf\n")
-    words = ["-m", "demo", "-b", "keras", "--json", "-t", "2", picture]
-    assert json.loads(run(*words, "--labels", "names.txt").out)["class"] == "c"
+    arguments = ["-m", "demo", "-b", "keras", "--json", "-t", "2", image]
+    assert json.loads(run(*arguments, "--labels", "names.txt").out)["class"] == "c"
     for content, message in {
         "a\nb": "there are 2 class names for the 6 classes",
         "": "no class labels in few.txt",
     }.items():
         (tmp_path / "few.txt").write_text(content)
-        result = run(*words, "--labels", "few.txt")
+        result = run(*arguments, "--labels", "few.txt")
         assert (result.status, result.out) == (2, "")
         assert message in result.err
     (tmp_path / "names.json").write_text('{"0": ["n1", "a"], "1": "b", "2": "see", "3": "d", "4": "e", "5": "f"}')
-    assert json.loads(run(*words, "--labels", "names.json").out)["class"] == "see"
+    assert json.loads(run(*arguments, "--labels", "names.json").out)["class"] == "see"
     for content in ('"abc"', "{}", "[" * 100_000, "[1]"):
         (tmp_path / "odd.json").write_text(content)
-        result = run(*words, "--labels", "odd.json")
+        result = run(*arguments, "--labels", "odd.json")
         assert result.status == (0 if content == "[1]" else 2) or "class names" in result.err
         assert "Traceback" not in result.err
 
 
-def test_no_model_is_loaded_for_a_picture_that_is_not_there(run: Callable[..., Result]) -> None:
+def test_no_model_is_loaded_for_a_missing_image(run: Callable[..., Result]) -> None:
     result = run("-b", "keras", "absent.jpg")  # VGG16 would be downloaded
     assert result.err == "xcam: cannot read absent.jpg: no such file; check the path\n"
 
 
-def test_the_backend_may_stand_ahead_of_the_model(run: Callable[..., Result], picture: Path, tmp_path: Path) -> None:
+def test_the_backend_may_prefix_the_model(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
     for backend in ("onnx", "torch"):
-        assert json.loads(run("-m", f"{backend}:demo", "--json", picture).out)["backend"] == backend
-    found = run("-m", "onnx:absent", picture)
-    assert (found.status, found.err.count("\n")) == (2, 1)
-    assert "ONNX Runtime has no model 'absent'" in found.err
+        assert json.loads(run("-m", f"{backend}:demo", "--json", image).out)["backend"] == backend
+    result = run("-m", "onnx:absent", image)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "ONNX Runtime has no model 'absent'" in result.err
     odd = tmp_path / "onnx:odd.onnx"
     shutil.copy(xcam.export("onnx:demo", tmp_path / "plain.onnx"), odd)
-    assert json.loads(run("-m", str(odd), "--json", picture).out)["backend"] == "onnx"
-    assert json.loads(run("-m", odd.name, "--json", picture).out)["backend"] == "onnx"
+    assert json.loads(run("-m", str(odd), "--json", image).out)["backend"] == "onnx"
+    assert json.loads(run("-m", odd.name, "--json", image).out)["backend"] == "onnx"

@@ -54,8 +54,8 @@ PENDING: tuple[str, ...] = (
     ),
     *(".github/", ".ci/"),
 )
-# Lists the words themselves.
-EXEMPT = {"tests/docs/test_language.py"}
+# List the words themselves.
+EXEMPT = {"tests/docs/test_language.py", "CONTRIBUTING.md"}
 
 # Regular expressions for a paragraph in one line (case is ignored), with the remedy.
 PHRASES = {

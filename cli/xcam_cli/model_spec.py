@@ -1,0 +1,48 @@
+"""One model among several on the command line or in a configuration file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from xcam_cli.options import open_model
+
+
+@dataclass
+class ModelSpec:
+    """A model and the options that belong to it alone."""
+
+    model: str
+    backend: str | None = None
+    layer: str | None = None
+    preprocess: str | None = None
+    weights: str | None = None
+    labels: str | None = None
+
+    def open(self, labels: str | None, **options: Any) -> Any:
+        """Load the model; `labels` is for a model without class labels of its own."""
+        from xcam.models.labels import load
+
+        model = open_model(
+            self.backend,
+            self.model,
+            preprocess=self.preprocess,
+            weights=self.weights,
+            labels=self.labels,
+            **options,
+        )
+        if model.labels is None:
+            model.labels = load(labels)
+        return model
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Parse `onnx:vgg.onnx@features.29`: a known backend before the first colon, a layer after the last @."""
+        from xcam.models.load import split_backend
+
+        backend, text = split_backend(text)
+        model, separator, layer = text.rpartition("@")
+        if not separator or os.path.exists(text):
+            model, layer = text, ""
+        return cls(model, backend, layer or None)
