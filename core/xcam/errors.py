@@ -1,4 +1,4 @@
-"""What can go wrong, in words a user can act on. Every message says what was wrong, with the value, and the remedy."""
+"""Errors and warnings. A message is one line: what is wrong, with the value, then the remedy."""
 
 from __future__ import annotations
 
@@ -13,51 +13,60 @@ R = TypeVar("R")
 
 
 class XcamError(Exception):
-    """Base of every error that xcam raises on purpose. Its text is one line: cause, then remedy."""
+    """Base class of all errors that xcam raises on purpose."""
 
 
 class InputError(XcamError, ValueError):
-    """The picture, layer, class, option or file that was given cannot be used."""
+    """An image, layer, class, option or file cannot be used."""
 
 
 class OptionError(InputError, TypeError):
-    """The call has an argument that the function does not take."""
+    """A call has an argument that the function does not take."""
 
 
 class ModelError(XcamError, RuntimeError):
-    """The model itself cannot be read or explained."""
+    """A model cannot be opened, run or explained."""
 
 
 class BackendError(XcamError, RuntimeError):
-    """No backend, or not this one, can do the work: it is missing, broken, or lacks a capability."""
+    """A backend is missing or broken, or lacks a capability."""
 
 
 class ContractError(BackendError):
-    """A backend broke a promise of the contract; the message names the backend."""
+    """A backend violates the contract; the message names the backend."""
 
 
 class XcamWarning(UserWarning):
-    """Something the user should know about a result that is nevertheless returned."""
+    """A result is returned, with a limitation that the user should know."""
 
 
 class ZeroHeatmapWarning(XcamWarning):
-    """The heatmap is zero everywhere."""
+    """A heatmap is zero everywhere."""
 
 
 def first_line(error: BaseException) -> str:
-    """An error's kind and the first line of its text, short enough for a message."""
+    """Return the error's class and the first line of its text, at most 300 characters, for a message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def nearest(word: object, known: Iterable[str], n: int = 3) -> str:
-    """A clause for an error message: the names in `known` that come closest to `word`."""
-    word, names = str(word), list(dict.fromkeys(known))
+def nearest(name: object, known: Iterable[str], n: int = 3) -> str:
+    """Return a clause for a message about an unknown name.
+
+    Args:
+        name: The unknown name.
+        known: The names that exist.
+        n: How many names to list; where there are at most twice as many, all are listed.
+
+    Returns:
+        `nearest: …` with the most similar names, `known: …`, `for example: …`, or `there are none`.
+    """
+    text, names = str(name), list(dict.fromkeys(known))
     if len(names) <= 2 * n:
         return f"known: {', '.join(names)}" if names else "there are none"
-    found = difflib.get_close_matches(word, names, n=n, cutoff=0.5)
-    found = found or difflib.get_close_matches(word.rpartition("/")[2], names, n=n, cutoff=0.3)
-    return f"nearest: {', '.join(found)}" if found else f"for example: {', '.join(names[-n:])}"
+    matches = difflib.get_close_matches(text, names, n=n, cutoff=0.5)
+    matches = matches or difflib.get_close_matches(text.rpartition("/")[2], names, n=n, cutoff=0.3)
+    return f"nearest: {', '.join(matches)}" if matches else f"for example: {', '.join(names[-n:])}"
 
 
 def keywords_checked(

@@ -1,4 +1,4 @@
-"""How far a long calculation has come: told to whoever listens, and to nobody by default."""
+"""Progress of long calculations, reported to a listener; without a listener nothing is reported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Listener = Callable[[str, int, int], None]
-"""What is being done, how many steps are done, and of how many."""
+"""Called with the name of the activity, the number of steps done, and the total number of steps."""
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Tell `listener` of every step taken within."""
+    """Report every step within the `with` block to `listener`."""
     token = _listener.set(listener)
     try:
         yield
@@ -24,17 +24,26 @@ def listening(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def steps(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items one by one; each that is done is told."""
-    return counted(items, what, len(items))
+def steps(items: Sequence[T], activity: str) -> Iterator[T]:
+    """Yield the items, and report each step."""
+    return counted(items, activity, len(items))
 
 
-def counted(items: Iterable[T], what: str, count: int) -> Iterator[T]:
-    """The same for items that come one after the other, `count` of them, or fewer where some fail."""
+def counted(items: Iterable[T], activity: str, count: int) -> Iterator[T]:
+    """Yield the items, and report each step.
+
+    Args:
+        items: The items, which may come one at a time.
+        activity: The name of the activity, for example "masked images".
+        count: The number of items; fewer may come.
+
+    Yields:
+        The items.
+    """
     listener = _listener.get()
     for done, item in enumerate(items):
         if listener:
-            listener(what, done, count)
+            listener(activity, done, count)
         yield item
     if listener:
-        listener(what, count, count)
+        listener(activity, count, count)

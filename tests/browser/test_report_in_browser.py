@@ -68,7 +68,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
             Divergence((0, 1), calm, None),
         ),
         (name or "net (torch) resizes pictures with another filter: bicubic, not bilinear.",),
-        ((name or "broken.jpg", name or "broken.jpg is not a picture that can be read"),),
+        ((name or "broken.jpg", name or "cannot read broken.jpg: empty, truncated, or not an image"),),
     )
 
 

@@ -126,7 +126,7 @@ def test_folders_patterns_and_unreadable_images(run: Callable[..., Any], tmp_pat
     result = run("compare", *models, str(tmp_path))
     document = json.loads(result.out)
     assert (result.status, len(document["images"]), len(document["failed"])) == (2, 3, 1)
-    assert "bad.png is not a picture that can be read" in result.err
+    assert "bad.png: empty, truncated, or not an image" in result.err
 
 
 def test_layers_side_by_side(run: Callable[..., Any]) -> None:

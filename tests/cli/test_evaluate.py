@@ -111,7 +111,7 @@ def test_an_unreadable_image_is_reported_with_status_2(run: Callable[..., Any], 
     assert result.status == 2
     assert "gradcam: mean rank" in result.out
     assert result.err.count("\n") == 1
-    assert "bad.png is not a picture" in result.err
+    assert "bad.png: empty, truncated, or not an image" in result.err
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,10 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
     ("arguments", "message"),
     [
         (["absent.png"], "cannot read absent.png: no such file"),
-        (["."], ". is a directory; give a picture in it"),
-        (["text.jpg"], "text.jpg is not a picture that can be read"),
-        (["cut.jpg"], "cut.jpg is not a picture that can be read"),
-        (["one.png"], "one.png is 1×1 pixels: too small"),
+        (["."], ".: it is a directory; give an image in it"),
+        (["text.jpg"], "text.jpg: empty, truncated, or not an image"),
+        (["cut.jpg"], "cut.jpg: empty, truncated, or not an image"),
+        (["one.png"], "one.png: 1×1 pixels are too few"),
         (["-l", "conv9", "scene.png"], "unknown layer 'conv9' in demo; nearest: conv"),
         (["-l", "scores", "scene.png"], "layer 'scores': it has no spatial axes"),
         (["-t", "hexagon", "scene.png"], "no class 'hexagon'; known: disc"),
@@ -83,7 +83,7 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
         (["-o", "a.png", "scene.png", "scene.png"], "2 images cannot all be written to a.png"),
         (["scene.png", "scene.png"], "two maps would be written to"),
         (["--method", "gradcan", "scene.png"], "unknown method 'gradcan'; nearest: gradcam"),
-        (["--colormap", "jett", "scene.png"], "no colormap 'jett'; nearest: jet"),
+        (["--colormap", "jett", "scene.png"], "unknown colormap 'jett'; nearest: jet"),
         (["--preprocess", "cafe", "scene.png"], "no preprocessing 'cafe'; known: caffe"),
         (["--size", "10y", "scene.png"], "'10y' is not a size; give HEIGHTxWIDTH"),
         (["--size", "64x64", "scene.png"], "demo takes images of 128×128, not 64×64"),
@@ -165,15 +165,15 @@ def test_files_written_before_a_failure_are_reported(run: Callable[..., Result],
     image.with_name("8.png").write_bytes(image.read_bytes()[:500])
     result = run("-m", "demo", "-b", "keras", "--json", *names)
     assert result.status == 2
-    assert "8.png is not a picture" in result.err
+    assert "8.png: empty, truncated, or not an image" in result.err
     assert [Path(row["output"]).name for row in json.loads(result.out)] == [f"{n}.cam.jpg" for n in range(8)]
 
 
 def test_pipes_are_refused(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    assert "pipe.png is no ordinary file; give a picture" in run("-m", "demo", "-b", "keras", "pipe.png").err
+    assert "pipe.png: it is not a regular file; give an image" in run("-m", "demo", "-b", "keras", "pipe.png").err
     result = run("-m", "demo", "-b", "keras", "-o", "pipe.png", image)
-    assert "it is write-protected, or no ordinary file" in result.err
+    assert "it is write-protected, or not a regular file" in result.err
     assert (tmp_path / "pipe.png").is_fifo()
 
 

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from xcam.errors import InputError, OptionError, keywords_checked
+from xcam.errors import InputError, OptionError, first_line, keywords_checked, nearest
 
 
 @keywords_checked(lambda: {"centred", "k"})
@@ -53,3 +53,18 @@ def test_the_signature_is_kept() -> None:
     assert resize.__name__ == "resize"
     assert resize.__doc__ == "Resize."
     assert list(inspect.signature(resize).parameters)[:3] == ["image", "size", "colormap"]
+
+
+def test_the_nearest_names() -> None:
+    names = [f"block{k}/conv" for k in range(5)] + ["scores", "pool", "pool"]
+    assert nearest("scors", names) == "nearest: scores"
+    assert nearest("xyz/conv", names).startswith("nearest: block")
+    assert nearest("42", names) == "for example: block4/conv, scores, pool"
+    assert nearest("a", ["b", "c", "b"]) == "known: b, c"
+    assert nearest("a", []) == "there are none"
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\n  one \ntwo")) == "ValueError: one"
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("x" * 999)) == "ValueError: " + "x" * 300

@@ -36,8 +36,13 @@ CHECKED = (
 )
 # Not reworded yet: a folder (ends with /), a file, or a pattern within one folder. Remove an entry when it is done.
 PENDING: tuple[str, ...] = (
-    *("core/xcam/*", "core/xcam/contract/", "core/xcam/images/", "core/xcam/targets/"),
-    *("core/xcam/methods/", "core/xcam/explanation/", "core/xcam/comparison/"),
+    *(
+        "core/xcam/contract/",
+        "core/xcam/targets/",
+        "core/xcam/methods/",
+        "core/xcam/explanation/",
+        "core/xcam/comparison/",
+    ),
     *("core/xcam/dataset/", "core/xcam/report/", "core/xcam/testing/"),
     *("backends/xcam_keras/", "backends/xcam_torch/", "backends/xcam_onnx/", "cli/xcam_cli/"),
     *("tests/*", "tests/across/", "tests/backends/", "tests/browser/", "tests/cli/", "tests/core/", "tests/docs/"),

@@ -1,1 +1,1 @@
-"""Reading, writing, preprocessing and drawing on images."""
+"""Images: reading, writing, resizing, drawing, and the batches that models take."""

@@ -1,4 +1,4 @@
-"""From RGB images to the batch that a model takes."""
+"""Conversion of images to the batch that a model takes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,34 @@ from xcam.images.resizing import resize
 
 
 def batch(
-    images: Sequence[npt.NDArray[np.uint8]], spec: InputSpec, size: tuple[int, int], how: Preprocessing
+    images: Sequence[npt.NDArray[np.uint8]], spec: InputSpec, size: tuple[int, int], preprocessing: Preprocessing
 ) -> npt.NDArray[Any]:
-    """RGB pictures → the batch that a model with `spec` takes, [N, H, W, C] or [N, C, H, W]."""
+    """Return images as a model's input.
+
+    Args:
+        images: N images, RGB uint8 [height, width, 3] of any size.
+        spec: The model's input. Images are converted to grey for a model with one channel.
+        size: (H, W) in pixels, to which the images are resized.
+        preprocessing: Scaling, means and channel order.
+
+    Returns:
+        [N, H, W, C] or [N, C, H, W] of `spec.dtype`.
+
+    Raises:
+        InputError: The model does not take one or three channels, or the preprocessing has another number of channels.
+    """
     cv2 = opencv.load()
-    small: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
+    resized: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
     if spec.channels == 1:
-        if len(how.mean) > 1 or len(how.std) > 1:
+        if len(preprocessing.mean) > 1 or len(preprocessing.std) > 1:
             raise InputError(
-                f"preprocessing {how.name!r} is for three channels, and the model takes one; use unit, raw, tf, or "
-                "MEAN/STD with one number each"
+                f"preprocessing {preprocessing.name!r} is for three channels, and the model takes one; use unit, raw, tf, "
+                "or MEAN/STD with one number each"
             )
-        small = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None] for image in small]
+        resized = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None] for image in resized]
     elif spec.channels != 3:
-        raise InputError(
-            f"the model takes {spec.channels} channels, a picture has 3; call model.trace with your own array"
-        )
-    x = np.stack(small)
-    if spec.layout == "channels_first":  # moved as bytes: an eighth of the time that floats take
-        return how(np.ascontiguousarray(np.moveaxis(x, -1, 1)), axis=1).astype(spec.dtype, copy=False)
-    return how(x).astype(spec.dtype, copy=False)
+        raise InputError(f"the model takes {spec.channels} channels, an image has 3; call model.trace with an array")
+    x = np.stack(resized)
+    if spec.layout == "channels_first":  # bytes are moved in an eighth of the time of floats
+        return preprocessing(np.ascontiguousarray(np.moveaxis(x, -1, 1)), axis=1).astype(spec.dtype, copy=False)
+    return preprocessing(x).astype(spec.dtype, copy=False)

@@ -1,4 +1,4 @@
-"""OpenCV, imported when it is first used; where it cannot be, the error names the remedy."""
+"""OpenCV, imported at first use."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 
 
 def load() -> Any:
-    """The module cv2. Raises ImportError: on a bare server the shared libraries that it links to are often missing."""
+    """Return the module cv2.
+
+    Raises:
+        ImportError: OpenCV cannot be imported: on servers the shared libraries that it links to are often missing.
+    """
     try:
         import cv2
     except ImportError as error:
         raise ImportError(
-            f"OpenCV cannot be loaded: {error}; on a machine without a screen put its headless build over it: "
+            f"OpenCV cannot be loaded: {error}; on a machine without a display install its headless build over it: "
             "pip install --no-deps opencv-python-headless"
         ) from error
     return cv2
@@ -27,7 +31,7 @@ _level = 0
 
 @contextlib.contextmanager
 def silenced(cv2: Any) -> Iterator[None]:
-    """OpenCV logs nothing meanwhile. Its level is one for all threads: the last to leave puts it back."""
+    """Silence OpenCV's log. The log level is global: the last thread to leave restores it."""
     global _users, _level
     with _silence:
         if not _users:

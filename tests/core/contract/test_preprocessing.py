@@ -1,14 +1,12 @@
-"""Presets by their published numbers; layouts; sizes."""
+"""Preprocessing: presets by their published numbers, and user-defined values."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from xcam import InputError, InputSpec, Preprocessing
-from xcam.contract.preprocessing import PRESETS, preprocessing, preset
-from xcam.images.batches import batch
-from xcam.images.resizing import resize
+from xcam import InputError, Preprocessing
+from xcam.contract.preprocessing import preprocessing, preset
 
 PIXEL = np.array([[[255, 128, 0]]], np.uint8)
 
@@ -35,34 +33,6 @@ def test_presets(name: str, expected: list[float]) -> None:
 def test_what_is_no_preprocessing(word: str) -> None:
     with pytest.raises(InputError, match="no preprocessing"):
         preprocessing(word)
-
-
-def test_batch_layouts_and_grey() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
-    last = batch([image, image], InputSpec((4, 3), layout="channels_last"), (4, 3), PRESETS["raw"])
-    first = batch([image, image], InputSpec((4, 3), layout="channels_first"), (4, 3), PRESETS["raw"])
-    assert last.shape == (2, 4, 3, 3)
-    assert first.shape == (2, 3, 4, 3)
-    np.testing.assert_array_equal(np.moveaxis(first, 1, -1), last)
-    # 2×2 areas are averaged
-    np.testing.assert_allclose(last[0, 0, 0], image[:2, :2].astype(float).mean(axis=(0, 1)), atol=0.51)
-    grey = batch([image], InputSpec((8, 6), channels=1, layout="channels_last"), (8, 6), PRESETS["raw"])
-    assert grey.shape == (1, 8, 6, 1)
-    assert batch([image], InputSpec((4, 3), dtype="uint8"), (4, 3), PRESETS["raw"]).dtype == np.uint8
-    with pytest.raises(InputError, match="takes 5 channels"):
-        batch([image], InputSpec((4, 3), channels=5), (4, 3), PRESETS["raw"])
-
-
-def test_same_size_is_not_touched() -> None:
-    image = np.zeros((3, 4, 3), np.uint8)
-    assert resize(image, (3, 4)) is image
-
-
-def test_a_large_picture_is_averaged_over_areas() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (640, 480, 3), dtype=np.uint8)
-    areas = image.reshape(20, 32, 15, 32, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(resize(image, (20, 15)), areas, atol=1.01)  # in two steps, rounded twice
-    np.testing.assert_allclose(resize(image, (20, 15)).mean(), image.mean(), atol=0.2)
 
 
 def test_a_callable_of_ones_own() -> None:

@@ -223,7 +223,7 @@ def test_a_damaged_table_of_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("a.tar", "a shard"), ("t.csv", "a table"), ("t.parquet", "a table")])
 def test_a_pipe_is_not_waited_for(name: str, kind: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with pytest.raises(xcam.InputError, match=rf"{name} is no ordinary file; give {kind}"):
+    with pytest.raises(xcam.InputError, match=rf"{name}: it is not a regular file; give {kind}"):
         listing([str(tmp_path / name)])
 
 

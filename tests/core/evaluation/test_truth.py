@@ -111,9 +111,12 @@ def test_a_box_is_added_to_a_mask_and_the_given_mask_is_unchanged() -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.where(ONE, 1, np.nan), "the mask of p.png holds NaN; give numbers, 0 where the object is not"),
-        (np.where(ONE, "cat", ""), "the mask of p.png holds <U3 values; give numbers"),
-        (np.where(ONE, 1, None), "the mask of p.png holds object values"),
+        (
+            np.where(ONE, 1, np.nan),
+            "cannot use the mask of p.png: it contains NaN; give numbers, 0 outside the object",
+        ),
+        (np.where(ONE, "cat", ""), "cannot use the mask of p.png: it contains <U3 values; give numbers"),
+        (np.where(ONE, 1, None), "cannot use the mask of p.png: it contains object values"),
         ([[1, 2, 3], [1]], "cannot read the mask of p.png as an array: ValueError: "),
         (np.ones((3, 2)), "the mask of p.png is 2×3, the image 6×4; give a mask of the image's size"),
         (np.ones(24), "the mask of p.png is [24], the image 6×4"),

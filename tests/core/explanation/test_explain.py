@@ -241,7 +241,7 @@ def test_no_warning_without_a_cause(model: FakeModel) -> None:
 
 @pytest.mark.parametrize("image", [None, 3, b"x", [IMAGES[0]], IMAGES[0].astype(float), object()])
 def test_what_is_no_image(model: FakeModel, image: Any) -> None:
-    with pytest.raises(InputError, match="expected a path, or RGB as uint8"):
+    with pytest.raises(InputError, match="give a path, or RGB as uint8"):
         xcam.explain(model, [image] if isinstance(image, list) else image)
 
 
