@@ -3,9 +3,10 @@
 What it cannot see from outside, and a backend's own tests must: that nothing before the layer is differentiated.
 """
 
+from xcam.testing.abilities import Abilities
 from xcam.testing.numbers import Numbers
 from xcam.testing.side_effects import Manners
 
 
-class Conformance(Numbers, Manners):
+class Conformance(Numbers, Manners, Abilities):
     """Subclass it, and say how a network is built in your framework. pytest does the rest."""
