@@ -1,4 +1,4 @@
-"""From a file, a name or a live object to a torch module behind the contract."""
+"""Load a file, a name or a live object as a torch module behind the contract."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from xcam.contract import Layout
+from xcam.contract import InputSpec, Layout
+from xcam.contract.messages import own_weights, unknown_device
 from xcam.errors import InputError, ModelError
-from xcam.models import demo as network
+from xcam.models import demo as core_demo
 from xcam_torch import demo, files, zoo
 from xcam_torch.model import TorchModel
 
@@ -28,53 +29,70 @@ class TorchBackend:
         layout: Layout | None = None,
         weights: str | None = None,
     ) -> TorchModel:
-        """A `.pt2` file, `torchvision:…`, `timm:…`, `hf:…`, `demo`, or a live torch.nn.Module."""
-        where = device_named(device)
-        facts: dict[str, Any] = {}
+        """Load a `.pt2` file, `torchvision:…`, `timm:…`, `hf:…`, `demo`, or a live torch.nn.Module."""
+        target = find_device(device)
+        facts: dict[str, Any]
+        module: nn.Module
         if source == "demo":
             if weights is not None:
-                raise InputError("the demo network brings its own weights; leave weights out")
-            made = network.network()
-            module: nn.Module = demo.build()
+                raise own_weights("the demo network", weights)
+            network = core_demo.network()
+            module = demo.build()
             facts = {
                 "name": "demo",
-                "size": made.size,
+                "size": network.size,
                 "fixed": True,
-                "labels": made.labels,
-                "preprocessing": made.preprocessing,
+                "labels": network.labels,
+                "preprocessing": network.preprocessing,
             }
         elif isinstance(source, str):
             module, facts = zoo.build(source, weights)
         elif isinstance(source, Path):
             module, facts = files.read(source, weights)
         else:
-            module, facts = live(source, where, weights)
-        if where is not None:
-            module = module.to(where)
-        return TorchModel(module, layout=layout, **({"size": size} | facts))
+            module, facts = live(source, target, weights)
+        if target is not None:
+            module = module.to(target)
+        spec = InputSpec(
+            facts.get("size", size),
+            channels=input_channels(module),
+            preprocessing=facts.get("preprocessing"),
+            fixed=facts.get("fixed", False),
+        )
+        others = {key: facts[key] for key in ("labels", "notes", "batch") if key in facts}
+        return TorchModel(module, facts["name"], spec, layout=layout, **others)
 
 
-def live(source: Any, where: torch.device | None, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """A live object: wrappers taken off; copied before weights or a device would change the user's own."""
+def live(source: Any, device: torch.device | None, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the module of a live object, wrappers removed, and what is known of it.
+
+    It is copied before weights or a device would change the caller's own module.
+    """
     if isinstance(source, torch.export.ExportedProgram):
         return files.unflattened(source, "the exported program")
     if isinstance(source, torch.jit.ScriptModule):
-        raise ModelError(files.TORCHSCRIPT)
+        raise ModelError(f"cannot explain the module: {files.TORCHSCRIPT}")
     name = type(source).__name__
     while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(source, "_orig_mod"):
         source = source.module if hasattr(source, "module") else source._orig_mod
         name = type(source).__name__
-    moves = where is not None and any(p.device != where for p in source.parameters())
+    moves = device is not None and any(p.device != device for p in source.parameters())
     if weights not in (None, "none") or moves or any(p.is_inference() for p in source.parameters()):
-        with torch.inference_mode(False):  # weights made under inference mode cannot be differentiated through
+        with torch.inference_mode(False):  # weights created in inference mode cannot be differentiated through
             source = copy.deepcopy(source)
     if weights not in (None, "none"):
         files.fill(source, Path(str(weights)))
     return source, {"name": name, **zoo.known(source)}
 
 
-def device_named(name: str | None) -> torch.device | None:
-    """A device that is there. Raises InputError."""
+def input_channels(module: nn.Module) -> int:
+    """Return the number of channels that the first convolution takes; 3 where there is none."""
+    channels = (getattr(part, "in_channels", None) for part in module.modules())
+    return next((n for n in channels if isinstance(n, int)), 3)
+
+
+def find_device(name: str | None) -> torch.device | None:
+    """Return an available device by its name. Raises InputError."""
     if name is None:
         return None
     try:
@@ -83,7 +101,7 @@ def device_named(name: str | None) -> torch.device | None:
     except Exception as error:
         known = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         known += ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(f"no device {name!r} here; torch sees: {', '.join(known)}") from error
+        raise unknown_device(name, "torch", known) from error
     if device.type == "meta":
-        raise InputError("the device 'meta' computes nothing; use cpu")
+        raise InputError("cannot run on the device 'meta': it computes no values; use cpu")
     return device if device.index is not None or device.type != "cuda" else torch.device("cuda", 0)

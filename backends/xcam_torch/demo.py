@@ -11,7 +11,7 @@ from xcam.models import demo
 
 
 def build() -> nn.Module:
-    """The trained demo network. A convolution and its ReLU make one part, named as the network names it."""
+    """Return the trained demo network. A convolution and its ReLU are one part, with the name of the step."""
     network = demo.network()
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     channels = 3

@@ -1,9 +1,9 @@
-"""A module written to an ONNX file, by torch's own exporter."""
+"""Export of a module to an ONNX file, by torch's own exporter."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import importlib.util
 import logging
 import os
 import re
@@ -17,80 +17,75 @@ import torch
 from torch import Tensor, nn
 
 from xcam.contract.files import whole_or_not
-from xcam.errors import BackendError, ModelError, first_line
-from xcam_torch.guard import undisturbed
-from xcam_torch.model import where
+from xcam.contract.messages import first_run, require
+from xcam.errors import ModelError, first_line
+from xcam_torch.guard import device_and_dtype, undisturbed
 from xcam_torch.outputs import tensors
-from xcam_torch.tail import _capturing as capturing
+from xcam_torch.tail import CAPTURING
 
 INPUT = "input"
 BATCH = "batch"
-"""What the ONNX model calls its input, and the size of the batch."""
+"""Names in the ONNX model: of its input, and of the size of the batch."""
 
 
 def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int = 3) -> None:
     """Write `module`, in evaluation mode, as an ONNX model of one input [batch, channels, *size].
 
     The batch is of any size where the module can be captured so, else of one. Outputs are the float tensors that the
-    module returns, by key; a lone one is `output`. Weights of more than 1.5 GB lie beside the file, in `<name>.data`.
-    The file appears when it is complete. Raises BackendError without onnxscript, ModelError where the module cannot
-    be exported, InputError where the file cannot be written.
+    module returns, by key; a single one is named `output`. Weights of more than 1.5 GB are stored next to the file, in
+    `<name>.data`. The file appears when it is complete.
+
+    Raises:
+        BackendError: onnx or onnxscript is not installed.
+        ModelError: the module cannot be exported.
+        InputError: the file cannot be written.
     """
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise BackendError(f"torch exports to ONNX with {package}, which is not installed: pip install {package}")
+    require(["onnx", "onnxscript"], "export a torch module to ONNX")
     module = getattr(module, "_orig_mod", module)
     name = type(module).__name__
-    with capturing, _quiet():
+    with CAPTURING, _quiet():
         twin = _twin(module, name)
         with undisturbed(twin):
-            example = torch.zeros(2, channels, *size, dtype=where(twin)[1])
-            names = _named(twin, example, name)
+            example = torch.zeros(2, channels, *size, dtype=device_and_dtype(twin)[1])
+            names = _return_tuple(twin, example, name)
             try:
                 program = _exported(twin, example, {0: torch.export.Dim.DYNAMIC})
-            except Exception:  # of many kinds: whatever stands in the way of a batch of any size
+            except Exception:  # whatever prevents a batch of any size
                 try:
                     program = _exported(twin, example[:1], None)
                 except Exception as error:
                     raise ModelError(
-                        f"torch cannot export {name} to ONNX: {_reason(error)}; change that part of its forward, "
+                        f"cannot export {name} to ONNX: {_cause(error)}; change that part of its forward, "
                         "or export a module that leaves it out"
                     ) from error
         _rename(program.model.graph, names)
         with whole_or_not(path) as file:
-            program.save(file, external_data=False)  # torch sees to the limit of 2 GB
+            program.save(file, external_data=False)  # torch itself respects protobuf's limit of 2 GB
 
 
 def _twin(module: nn.Module, name: str) -> nn.Module:
-    """A copy on the CPU that shares what already lies there. (The exporter puts fakes in the place of parameters.)"""
+    """Return a copy on the CPU that shares the weights which are there: the exporter replaces parameters by fakes."""
     with torch.no_grad():
         shared: dict[int, Any] = {
             id(value): nn.Parameter(value.detach().cpu(), value.requires_grad) for value in module.parameters()
         }
-        for part in module.modules():  # what weight_norm computes cannot be copied, and is computed again
-            kept = (value for value in vars(part).values() if isinstance(value, Tensor))
-            shared |= {id(value): value.detach().cpu() for value in kept}
+        for part in module.modules():  # weights that weight_norm computes cannot be copied, and are computed again
+            computed = (value for value in vars(part).values() if isinstance(value, Tensor))
+            shared |= {id(value): value.detach().cpu() for value in computed}
         try:
             return copy.deepcopy(module, shared).cpu()
         except Exception as error:
             raise ModelError(
-                f"{name} cannot be copied: {first_line(error)}; export a module that copy.deepcopy can copy"
+                f"cannot export {name} to ONNX: it cannot be copied ({first_line(error)}); export a module that "
+                "copy.deepcopy can copy"
             ) from error
 
 
-def _named(twin: nn.Module, example: Tensor, name: str) -> list[str]:
-    """The names of the outputs; from here on, `twin` returns these, as a tuple."""
+def _return_tuple(twin: nn.Module, example: Tensor, name: str) -> list[str]:
+    """Let `twin` return its float outputs as a tuple, and return their names."""
     forward = twin.forward
-    try:
+    with first_run(name, example.shape[1:]):
         names = list(tensors(forward(example), name))
-    except ModelError:
-        raise
-    except Exception as error:
-        shape = "×".join(map(str, example.shape[1:]))
-        raise ModelError(
-            f"{name} fails on pictures of {shape}: {first_line(error)}; check size and channels, and that it takes "
-            "one tensor"
-        ) from error
 
     def outputs(x: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensors(forward(x), name).values())
@@ -100,7 +95,7 @@ def _named(twin: nn.Module, example: Tensor, name: str) -> list[str]:
 
 
 def _exported(twin: nn.Module, example: Tensor, sizes: dict[int, Any] | None) -> Any:
-    """torch's ONNXProgram."""
+    """Return torch's ONNXProgram."""
     shapes = None if sizes is None else (sizes,)
     program: Any = torch.onnx.export(twin, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False)
     if sizes is not None:
@@ -109,8 +104,8 @@ def _exported(twin: nn.Module, example: Tensor, sizes: dict[int, Any] | None) ->
 
 
 def _rename(graph: Any, names: list[str]) -> None:
-    """Call the input and the outputs what they are to be called."""
-    source = INPUT if INPUT not in names else f"{INPUT}_picture"
+    """Name the input and the outputs."""
+    source = INPUT if INPUT not in names else f"{INPUT}_image"
     taken = {source, *names}
     for value in [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]:
         if value.name in taken:
@@ -119,8 +114,8 @@ def _rename(graph: Any, names: list[str]) -> None:
         value.name = name
 
 
-def _reason(error: BaseException) -> str:
-    """The exporter's own cause, without colours, in one line."""
+def _cause(error: BaseException) -> str:
+    """Return the exporter's original error, without colours, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
@@ -128,13 +123,16 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's warnings, log and prints (of graphs that it gave up), which a user could not act on, are dropped."""
+    """Drop the exporter's warnings, log and prints (of graphs that it gave up), which no user could act on."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with contextlib.ExitStack() as stack:
+            null = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-            with redirect_stderr(nowhere):
-                yield
+            stack.enter_context(redirect_stdout(null))
+            stack.enter_context(redirect_stderr(null))
+            yield
     finally:
         logging.disable(before)

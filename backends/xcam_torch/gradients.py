@@ -1,4 +1,4 @@
-"""For each cotangent of the outputs the gradient at the layer, and its products with the Hessian, by torch.autograd.grad."""
+"""Gradients at a layer for each cotangent of the outputs, and Hessian-vector products, by torch.autograd.grad."""
 
 from __future__ import annotations
 
@@ -9,58 +9,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xcam.contract import Outputs
-from xcam.errors import ModelError
+from xcam.contract import Array
+from xcam.contract.recorded import NoGradient
 
 
-def asked(outputs: Mapping[str, Tensor], cotangent: Outputs) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs that a cotangent asks about and that can be differentiated, with its values as tensors."""
-    given = cotangent if isinstance(cotangent, Mapping) else {next(iter(outputs)): cotangent}
+def differentiable(
+    outputs: Mapping[str, Tensor], cotangent: Mapping[str, Array]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the outputs at which a cotangent is not zero and that can be differentiated, and its tensors."""
     pairs = [
-        (output, torch.as_tensor(np.asarray(given[key]), device=output.device).to(output.dtype))
+        (output, torch.as_tensor(np.asarray(cotangent[key]), device=output.device).to(output.dtype))
         for key, output in outputs.items()
-        if output.requires_grad and np.any(given[key])
+        if output.requires_grad and np.any(cotangent[key])
     ]
     return [output for output, _ in pairs], [v for _, v in pairs]
 
 
 def vjp(
-    outputs: Mapping[str, Tensor], leaves: list[Tensor], cotangents: Sequence[Outputs], layer: str, name: str
+    outputs: Mapping[str, Tensor], leaves: list[Tensor], cotangents: Sequence[Mapping[str, Array]]
 ) -> Iterator[list[Tensor]]:
-    """For each cotangent the gradient at every leaf. Several are batched where torch can. Raises ModelError."""
+    """Yield for each cotangent the gradient at every leaf; cotangents are batched where torch can. Raises NoGradient."""
     if not any(output.requires_grad for output in outputs.values()):
-        raise ModelError(
-            f"no output of {name} depends on layer {layer!r} (or the model turns gradients off behind it); "
-            "choose another layer"
-        )
-    wanted = [asked(outputs, cotangent) for cotangent in cotangents]
-    same = (
-        len(wanted) > 1
-        and all([id(o) for o in a[0]] == [id(o) for o in wanted[0][0]] for a in wanted)
-        and wanted[0][0]
-    )
-    if same:
-        stacked = [torch.stack(vs) for vs in zip(*(a[1] for a in wanted), strict=True)]
-        together = None
-        with contextlib.suppress(RuntimeError):  # an operation that cannot be batched: one by one, below
-            together = torch.autograd.grad(
-                wanted[0][0], leaves, stacked, retain_graph=True, is_grads_batched=True, allow_unused=True
+        raise NoGradient
+    pairs = [differentiable(outputs, cotangent) for cotangent in cotangents]
+    targets = pairs[0][0]
+    if len(pairs) > 1 and targets and all(list(map(id, others)) == list(map(id, targets)) for others, _ in pairs):
+        stacked = [torch.stack(vs) for vs in zip(*(v for _, v in pairs), strict=True)]
+        batched = None
+        with contextlib.suppress(RuntimeError):  # an operation without a batching rule: one by one, below
+            batched = torch.autograd.grad(
+                targets, leaves, stacked, retain_graph=True, is_grads_batched=True, allow_unused=True
             )
-        if together is not None:
-            filled = _filled(together, leaves, layer, name, len(wanted))
-            yield from ([g[m] for g in filled] for m in range(len(wanted)))
+        if batched is not None:
+            gradients = _filled(batched, leaves, len(pairs))
+            yield from ([g[m] for g in gradients] for m in range(len(pairs)))
             return
-    for targets, v in wanted:
+    for targets, v in pairs:
         if targets:
-            found = torch.autograd.grad(targets, leaves, v, retain_graph=True, allow_unused=True)
-            yield _filled(found, leaves, layer, name)
+            yield _filled(torch.autograd.grad(targets, leaves, v, retain_graph=True, allow_unused=True), leaves)
         else:  # a cotangent that is zero everywhere
             yield [torch.zeros_like(leaf) for leaf in leaves]
 
 
-def hvp(outputs: Mapping[str, Tensor], leaf: Tensor, cotangent: Outputs, vector: Tensor) -> Tensor:
-    """∂²⟨v, outputs⟩/∂leaf² times `vector`, by double backward. The cotangent v counts as a constant."""
-    targets, v = asked(outputs, cotangent)
+def hvp(outputs: Mapping[str, Tensor], leaf: Tensor, cotangent: Mapping[str, Array], vector: Tensor) -> Tensor:
+    """Return ∂²⟨v, outputs⟩/∂leaf² times `vector`, by double backward. The cotangent v is a constant."""
+    targets, v = differentiable(outputs, cotangent)
     (gradient,) = torch.autograd.grad(targets, [leaf], v, create_graph=True, allow_unused=True)
     product = None
     if gradient is not None and gradient.requires_grad:
@@ -68,14 +61,11 @@ def hvp(outputs: Mapping[str, Tensor], leaf: Tensor, cotangent: Outputs, vector:
     return torch.zeros_like(leaf) if product is None else product
 
 
-def _filled(
-    found: Sequence[Tensor | None], leaves: list[Tensor], layer: str, name: str, batch: int | None = None
-) -> list[Tensor]:
-    if all(g is None for g in found):
-        raise ModelError(
-            f"what is explained does not depend on layer {layer!r} of {name}; choose another layer or another output"
-        )
+def _filled(gradients: Sequence[Tensor | None], leaves: list[Tensor], batch: int | None = None) -> list[Tensor]:
+    """Return the gradients with zeros where a leaf has none. Raises NoGradient where no leaf has one."""
+    if all(g is None for g in gradients):
+        raise NoGradient
     return [
         g if g is not None else leaf.new_zeros((batch, *leaf.shape) if batch else leaf.shape)
-        for g, leaf in zip(found, leaves, strict=True)
+        for g, leaf in zip(gradients, leaves, strict=True)
     ]

@@ -1,8 +1,9 @@
-"""Running a user's module without leaving a trace: modes, hooks and gradient state are as before, whatever happens."""
+"""Run a user's module and leave it unchanged: modes, hooks and gradient state are restored, after an exception too."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,63 +13,71 @@ from typing import Any
 import torch
 from torch import nn
 
+from xcam.contract.graphs import reachable
+from xcam.contract.messages import out_of_memory
+
 Hook = Callable[[nn.Module, Any], Any]
-"""(module, value) → what stands in for the value, or None."""
+"""(module, value) → the value that replaces it, or None."""
 
 
 @dataclass
-class _Held:
-    count: int
+class _Mode:
+    threads: int
     training: bool
 
 
-_held: weakref.WeakKeyDictionary[nn.Module, _Held] = weakref.WeakKeyDictionary()
+_modes: weakref.WeakKeyDictionary[nn.Module, _Mode] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
-_eager = 0
+_eager_threads = 0
 _stance: Any = None
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
-    """Every module once. (Module.modules() does the same ten times slower, and each call of a model asks.)"""
-    found = {model: None}
-    for module in (queue := [model]):  # grows while it is walked
-        for part in module._modules.values():
-            if part is not None and part not in found:
-                found[part] = None
-                queue.append(part)
-    return queue
+    """Return every module once.
+
+    Module.modules() does the same ten times slower, and each call of a model needs it.
+    """
+    return list(reachable([model], lambda module: [m for m in module._modules.values() if m is not None]))
+
+
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the type of a module's first float parameter or buffer."""
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
 
 
 @contextlib.contextmanager
 def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Every module in evaluation mode. The last of several threads to leave restores each module's own mode."""
-    mine = []
+    """Set every module to evaluation mode. The last of several threads to leave restores each module's own mode."""
+    changed = []
     with _lock:
         for module in modules:
-            if module.training or module in _held:
-                held = _held.setdefault(module, _Held(0, module.training))
-                held.count += 1
+            if module.training or module in _modes:
+                mode = _modes.setdefault(module, _Mode(0, module.training))
+                mode.threads += 1
                 module.training = False
-                mine.append(module)
+                changed.append(module)
     try:
         yield
     finally:
         with _lock:
-            for module in mine:
-                held = _held[module]
-                held.count -= 1
-                if not held.count:
-                    module.training = held.training
-                    del _held[module]
+            for module in changed:
+                mode = _modes[module]
+                mode.threads -= 1
+                if not mode.threads:
+                    module.training = mode.training
+                    del _modes[module]
 
 
 @contextlib.contextmanager
 def hooked(
     modules: Iterable[nn.Module], after: Hook, before: Callable[[nn.Module], None] | None = None
 ) -> Iterator[None]:
-    """Call `after` behind the forward of each of `modules`, `before` ahead of it, in this thread alone.
+    """Call `after` at the end of the forward of each of `modules`, `before` at its start, in this thread alone.
 
-    (torch's global hooks would leave the modules alone altogether, but fire twice where a part is compiled.)
+    (torch's global hooks would not touch the modules, but run twice where a part is compiled.)
     """
     thread = threading.get_ident()
 
@@ -89,25 +98,25 @@ def hooked(
 
 @contextlib.contextmanager
 def _eagerly() -> Iterator[None]:
-    """Compiled parts run eagerly. The stance is one for all threads: the last to leave puts it back."""
-    global _eager, _stance
+    """Run compiled parts eagerly. torch has one stance for all threads: the last to leave restores it."""
+    global _eager_threads, _stance
     with _lock:
-        if not _eager:
+        if not _eager_threads:
             _stance = torch.compiler.set_stance("force_eager")
             _stance.__enter__()
-        _eager += 1
+        _eager_threads += 1
     try:
         yield
     finally:
         with _lock:
-            _eager -= 1
-            if not _eager:
+            _eager_threads -= 1
+            if not _eager_threads:
                 _stance.__exit__(None, None, None)
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, out of the caller's inference mode, compiled parts run eagerly."""
+    """Evaluation mode, no gradients, outside the caller's inference mode, compiled parts run eagerly."""
     modules = modules_of(model)
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -120,13 +129,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(model: nn.Module) -> Iterator[None]:
-    """`undisturbed`; and memory that runs out is a MemoryError, for all backends alike."""
-    try:
-        with undisturbed(model):
-            yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error).splitlines()[0]) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise MemoryError(str(error).splitlines()[0]) from error
-        raise
+    """`undisturbed`, with exhausted memory as a MemoryError."""
+    with out_of_memory(torch.OutOfMemoryError, signs=["can't allocate memory"]), undisturbed(model):
+        yield

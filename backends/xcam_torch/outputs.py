@@ -1,4 +1,4 @@
-"""What a module returns, as tensors by name; and the softmax or sigmoid at its end, taken off."""
+"""The outputs of a module as tensors by name, and the softmax or sigmoid at their end."""
 
 from __future__ import annotations
 
@@ -9,63 +9,66 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from xcam.contract import Outputs
+from xcam.contract import Array
+from xcam.contract.outputs import cut_activation
 from xcam.errors import ModelError
 
-ENDS = {"softmax": "softmax", "_softmax": "softmax", "sigmoid": "sigmoid", "special_expit": "sigmoid"}
-SEEN_THROUGH = ("to", "float", "double", "contiguous")
-"""Functions that change how values are kept, not what they are."""
+OUTPUT_ACTIVATIONS = {"softmax": "softmax", "_softmax": "softmax", "sigmoid": "sigmoid", "special_expit": "sigmoid"}
+STORAGE_ONLY = ("to", "float", "double", "contiguous")
+"""Functions that only change how a value is stored."""
 
 
 def parts(value: Any) -> dict[str, Any]:
-    """What a forward pass returned, by name: `output` for one thing alone, else places or keys."""
+    """Return the parts of a returned value by name: keys, fields or positions; `output` for a single value."""
     if isinstance(value, Mapping):
         return {str(key): part for key, part in value.items()}
     if hasattr(value, "_asdict"):
         return dict(value._asdict())
     if isinstance(value, tuple | list):
-        return {str(place): part for place, part in enumerate(value)}
+        return {str(position): part for position, part in enumerate(value)}
     return {"output": value}
 
 
-def logits_first(found: dict[str, Any]) -> dict[str, Any]:
-    """The same, with `logits` ahead of the others: the output that is explained when none is named."""
-    return {"logits": found["logits"], **found} if "logits" in found else found
+def logits_first(outputs: dict[str, Any]) -> dict[str, Any]:
+    """Return the outputs with `logits` first: the output that is explained when the caller names none."""
+    return {"logits": outputs["logits"], **outputs} if "logits" in outputs else outputs
 
 
 def tensors(value: Any, name: str = "the model") -> dict[str, Tensor]:
-    """The float tensors that a forward pass returned, by name; `logits` first where there is one.
+    """Return the float tensors of a returned value by name; `logits` first where there is one.
 
-    Parts of a tuple are called by their place, parts of a dict or a Hugging Face output by their key. Raises ModelError
-    when there is none.
+    Parts of a tuple are named by their position, parts of a dict or of a Hugging Face output by their key.
+
+    Raises:
+        ModelError: none of them is a float tensor.
     """
-    found = parts(value)
-    floats = {key: part for key, part in found.items() if isinstance(part, Tensor) and part.is_floating_point()}
+    named = parts(value)
+    floats = {key: part for key, part in named.items() if isinstance(part, Tensor) and part.is_floating_point()}
     if not floats:
-        kinds = ", ".join(str(p.dtype).removeprefix("torch.") for p in found.values() if isinstance(p, Tensor))
+        kinds = ", ".join(str(p.dtype).removeprefix("torch.") for p in named.values() if isinstance(p, Tensor))
         raise ModelError(
-            f"{name} returns {f'tensors of {kinds}' if kinds else type(value).__name__}, and a score needs a float "
-            "tensor; wrap it in a module that returns its class scores"
+            f"cannot explain {name}: it returns {f'tensors of {kinds}' if kinds else type(value).__name__}, and a score "
+            "needs a float tensor; wrap it in a module that returns its class scores"
         )
     return logits_first(floats)
 
 
 def first_float(value: Any) -> Tensor | None:
-    """The tensor that stands for a layer's value: itself, or the first float tensor in a tuple, list or dict."""
+    """Return the tensor that is taken as a layer's value: itself, or the first float tensor in a tuple, list or dict."""
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else None
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((found for part in parts if (found := first_float(part)) is not None), None)
+    return next((tensor for part in parts if (tensor := first_float(part)) is not None), None)
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """`value` with `new` where `old` stood."""
+    """Return `value` with `new` in place of `old`."""
     if value is old:
         return new
     if isinstance(value, Mapping):
-        changed = type(value)(value)  # type: ignore[call-arg]
+        changed: Any = type(value)(value)  # type: ignore[call-arg]
         for key, part in value.items():
-            changed[key] = replaced(part, old, new)  # type: ignore[index]
+            changed[key] = replaced(part, old, new)
         return changed
     if isinstance(value, tuple | list):
         parts = [replaced(part, old, new) for part in value]
@@ -74,36 +77,29 @@ def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
 
 
 class EndActivation(TorchFunctionMode):
-    """Notes the input of every softmax and sigmoid of this thread, to find the one whose output is the model's."""
+    """Record the input of every softmax and sigmoid of this thread, to find those that compute the model's outputs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: list[tuple[Tensor, Tensor, str | None]] = []
+        self._producers: dict[int, tuple[str | None, Tensor]] = {}
+        self._values: list[Tensor] = []  # alive, so that no other tensor gets its id
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "").split(".")[0]
-        if (name in ENDS or name in SEEN_THROUGH) and args and isinstance(args[0], Tensor):
-            self._seen.append((value, args[0], ENDS.get(name)))
+        if (name in OUTPUT_ACTIVATIONS or name in STORAGE_ONLY) and args and isinstance(args[0], Tensor):
+            source = args[0]
+            if value is not source and source.is_floating_point():
+                self._producers[id(value)] = OUTPUT_ACTIVATIONS.get(name), source
+                self._values.append(value)
         return value
 
     def logits(self, output: Tensor) -> tuple[Tensor, str | None]:
-        """The tensor under the output's softmax or sigmoid and its name, or the output itself and None."""
-        look = output
-        for value, given, kind in reversed(self._seen):
-            if value is look and given.is_floating_point():
-                if kind:
-                    return given, kind
-                look = given
-        return output, None
+        """Return the tensor under the output's softmax or sigmoid and its name, or the output itself and None."""
+        return cut_activation(output, lambda tensor: self._producers.get(id(tensor)))
 
 
-def float32(tensor: Tensor) -> Any:
-    """float32 NumPy, on the CPU, in memory of its own."""
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
-
-
-def arrays(outputs: Mapping[str, Tensor]) -> Outputs:
-    """As the contract has them: one array, or a mapping where there are several."""
-    made = {name: float32(tensor) for name, tensor in outputs.items()}
-    return made if len(made) > 1 else next(iter(made.values()))
+def float32(tensor: Tensor) -> Array:
+    """Return a tensor as float32 NumPy on the CPU, in memory of its own."""
+    array: Array = tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
+    return array

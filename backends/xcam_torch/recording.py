@@ -1,205 +1,161 @@
-"""Looking through a module once: every call in execution order, its shape, its layout, and whether the output needs it.
-
-One forward and one backward pass over noise, in evaluation mode. Its hooks are gone afterwards.
-"""
+"""A module's layers for one input shape, and forward passes that are opened at one of them."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xcam.contract import Layer, Layout
-from xcam_torch.guard import hooked, undisturbed
-from xcam_torch.outputs import EndActivation, first_float, tensors
-
-if TYPE_CHECKING:
-    from xcam_torch.tail import Tail
-
-CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool")
-"""Kinds (by a part of their name) whose values are channels first."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of one module during the forward pass."""
-
-    module: nn.Module
-    index: int
-    """Which of the module's calls, from 0."""
-    of: int
-    """How many calls there are."""
-    layer: Layer
+from xcam.contract import Array, Layer, Layout
+from xcam.contract.caches import BoundedCache
+from xcam.contract.rows import batch_slices
+from xcam_torch.calls import Call, record
+from xcam_torch.cut import Cut, Forward, not_called
+from xcam_torch.gradients import hvp, vjp
+from xcam_torch.guard import device_and_dtype, hooked, modules_of
+from xcam_torch.outputs import first_float, float32
+from xcam_torch.tail import Tail, verified
 
 
-@dataclass(frozen=True)
 class Recording:
-    """What one look through a module found."""
+    """See xcam.contract.recorded.Recording."""
 
-    calls: dict[str, Call]
-    activations: dict[str, str | None]
-    """What is cut off each output."""
-    tails: dict[str, Tail | None] = field(default_factory=dict)
-    """Captured tails by layer; None where one cannot be captured. They go when the recording goes."""
+    def __init__(
+        self, module: nn.Module, name: str, shape: Sequence[int], layout: Layout | None, batch: int | None
+    ) -> None:
+        """Record `module` for inputs [N, *shape].
 
+        Args:
+            module: the module.
+            name: its name, for messages.
+            shape: of an input, without the batch.
+            layout: of every layer, where the caller gives one.
+            batch: the batch size that the module is fixed to; None: any.
+        """
+        self._module, self._name, self._batch = module, name, batch
+        self._structure = self._modules()
+        noise = np.random.default_rng(0).normal(size=(batch or 2, *shape)).astype(np.float32)
+        self.calls, self.output_activations = record(module, self.tensor(noise), layout)
+        self.layers: Mapping[str, Layer] = {name: call.layer for name, call in self.calls.items()}
+        self._forward = Forward(module, name, self.output_activations)
+        self._tails: BoundedCache[str, Tail | None] = BoundedCache()
 
-@dataclass
-class _Seen:
-    start: int
-    name: str
-    module: nn.Module
-    index: int
-    value: Tensor
-    version: int
-    """Goes up with each write in place."""
+    @property
+    def current(self) -> bool:
+        """Whether the module still has the parts that were recorded."""
+        return self._structure == self._modules()
 
+    def predict(self, x: Array) -> Mapping[str, Array]:
+        """See xcam.contract.recorded.Recording."""
+        outputs = [self._forward(batch) for batch in self._batches(self.tensor(x))]
+        return {name: np.concatenate([float32(part[name]) for part in outputs]) for name in self.output_activations}
 
-def module_names(model: nn.Module) -> dict[nn.Module, str]:
-    """Each module's path. Wrappers that torch.compile and DataParallel put around a module leave no part in it."""
-    return {
-        module: ".".join(part for part in name.split(".") if part != "_orig_mod")
-        for name, module in model.named_modules()
-        if name and not hasattr(module, "_orig_mod")
-    }
+    def values(self, x: Array, layers: Sequence[str]) -> list[Array]:
+        """See xcam.contract.recorded.Recording."""
+        calls = [self.calls[name] for name in layers]
+        values: list[list[Array]] = [[] for _ in calls]
+        count: dict[nn.Module, int] = {}
 
+        def after(module: nn.Module, value: Any) -> None:
+            index = count[module] = count.get(module, -1) + 1
+            for call, batches in zip(calls, values, strict=True):
+                if call.module is module and call.index == index:
+                    tensor = first_float(value)
+                    assert tensor is not None
+                    batches.append(float32(tensor))  # a copy: a later operation may overwrite it
 
-def record(model: nn.Module, x: Tensor, override: Layout | None = None) -> Recording:
-    """Run `model` on `x` once and note its calls. `override` is the layout of every layer, when the user says so."""
-    names = module_names(model)
-    starts = itertools.count()
-    open_calls: list[int] = []
-    seen: list[_Seen] = []
-    count: dict[nn.Module, int] = {}
-    end = EndActivation()
+        with hooked({call.module for call in calls}, after):
+            for batch in self._batches(self.tensor(x)):
+                count.clear()
+                self._module(batch)
+        for call, batches in zip(calls, values, strict=True):
+            if not batches:
+                raise not_called(call, 0)
+        return [np.concatenate(batches) for batches in values]
 
-    def before(module: nn.Module) -> None:
-        open_calls.append(next(starts))
+    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+        """See xcam.contract.recorded.Recording."""
+        return self.cut(self.tensor(x), self.calls[layer])
 
-    def after(module: nn.Module, value: Any) -> None:
-        start = open_calls.pop()
-        tensor = first_float(value)
-        if tensor is not None:
-            version = 0 if tensor.is_inference() else tensor._version  # made in inference mode, it counts none
-            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor, version))
-        count[module] = count.get(module, 0) + 1
+    def cut(self, x: Tensor, call: Call, replacement: Tensor | None = None) -> ForwardPass:
+        """Run the whole module, opened at a call, with a replacement of the layer's value where one is given."""
+        batches = self._batches(x)
+        replacements = [None] * len(batches) if replacement is None else self._batches(replacement)
+        cuts = [self._forward.cut(batch, call, value) for batch, value in zip(batches, replacements, strict=True)]
+        return ForwardPass(self, call, x, cuts)
 
-    with undisturbed(model), torch.enable_grad(), hooked(names, after, before):
-        source = x.detach().requires_grad_()
-        with end:
-            said = tensors(model(source.clone()))
-        ends = {name: end.logits(output) for name, output in said.items()}
-    with undisturbed(model), torch.enable_grad():  # without the hooks: checkpoints call their modules again
-        gradients = _gradients([logits for logits, _ in ends.values()], [call.value for call in seen])
-    final = {id(t) for t in said.values()} | {id(logits) for logits, _ in ends.values()}
-    reach = {id(call): _reaches(g, call.value, x) for call, g in zip(seen, gradients, strict=True)}
-    ordered = _ordered(seen)
-    layouts = _layouts(ordered, x, override)
-    calls = {}
-    for call, layout in zip(ordered, layouts, strict=True):
-        last = call.index == count[call.module] - 1
-        name = call.name if last else f"{call.name}#{call.index}"
-        shape = list(call.value.shape[1:])
-        layer = Layer(
-            name=name,
-            kind=type(call.module).__name__,
-            shape=tuple([shape[-1], *shape[:-1]] if layout != "channels_first" and shape else shape),
-            layout=layout,
-            is_output=id(call.value) in final,
-            folds_batch=call.value.ndim > 2 and len(call.value) != len(x),
-            reaches_output=reach[id(call)],
-        )
-        calls[name] = Call(call.module, call.index, count[call.module], layer)
-    return Recording(calls, {name: kind for name, (_, kind) in ends.items()})
+    def tail(self, x: Tensor, call: Call) -> Tail | None:
+        """Return the captured tail behind a call; None where the module cannot be captured."""
 
+        def capture() -> Tail | None:
+            return None if self._batch else verified(self._forward, x, call)
 
-def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
-    """Calls in the order in which they ended; but a container that hands on its last part's value stands before it.
+        return self._tails.get(call.layer.name, capture, valid=lambda tail: tail is None or tail.fits(self._module))
 
-    (Not where it wrote to the value in place first: `F.relu(norm(conv(x)), inplace=True)`.)
-    """
-    order: list[int] = []
-    for end, call in enumerate(seen):
-        same = [i for i in range(end) if seen[i].value is call.value and seen[i].version == call.version]
-        parts = [i for i in same if seen[i].start > call.start]
-        if not parts:
-            order.append(end)
-            continue
-        last = max(parts, key=lambda i: seen[i].start)  # the innermost of those that ended last
-        around = [i for i in parts if i >= last]  # it, and the containers between it and this one
-        order.insert(min(order.index(i) for i in around), end)
-    return [seen[i] for i in order]
+    def tensor(self, x: Array) -> Tensor:
+        """Return an array as a tensor of the module's device and type."""
+        device, dtype = device_and_dtype(self._module)
+        with torch.inference_mode(False):  # a tensor created in inference mode could not be differentiated
+            return torch.tensor(np.ascontiguousarray(x), device=device).to(dtype)
+
+    def _batches(self, x: Tensor) -> list[Tensor]:
+        return [x[rows] for rows in batch_slices(len(x), self._batch, self._name)]
+
+    def _modules(self) -> tuple[int, ...]:
+        return tuple(map(id, modules_of(self._module)))
 
 
-def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """The gradient of a fixed random mixture of the outputs at each value, None where there is no path."""
-    generator = torch.Generator().manual_seed(0)
-    score = sum(
-        (output.float() * torch.rand(output.shape, generator=generator).to(output.device)).sum()
-        for output in outputs
-        if output.requires_grad
-    )
-    wanted = [value for value in values if value.requires_grad]
-    if not isinstance(score, Tensor) or not wanted:
-        return [None] * len(values)
-    try:
-        found = iter(torch.autograd.grad(score, wanted, allow_unused=True))
-    except RuntimeError:  # reentrant checkpoints refuse to be asked for inner gradients: take all for reaching
-        return [torch.ones(()) for _ in values]
-    return [next(found) if value.requires_grad else None for value in values]
+class ForwardPass:
+    """See xcam.contract.recorded.ForwardPass."""
+
+    def __init__(self, recording: Recording, call: Call, x: Tensor, cuts: Sequence[Cut]) -> None:
+        self._recording, self._call, self._x = recording, call, x
+        self._leaves = [cut.leaf for cut in cuts]
+        with torch.enable_grad():
+            self._outputs = {
+                name: torch.cat([cut.outputs[name] for cut in cuts]) if len(cuts) > 1 else output
+                for name, output in cuts[0].outputs.items()
+            }
+        self._bypass: tuple[Tail, list[Tensor]] | None = None
+        """The tail that was used last, and the values that pass the layer by."""
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """See xcam.contract.recorded.ForwardPass."""
+        return {name: float32(output) for name, output in self._outputs.items()}
+
+    @property
+    def value(self) -> Array:
+        """See xcam.contract.recorded.ForwardPass."""
+        return _concatenated(self._leaves)
+
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+        """See xcam.contract.recorded.ForwardPass."""
+        return map(_concatenated, vjp(self._outputs, self._leaves, cotangents))
+
+    def hvp(self, cotangent: Mapping[str, Array], vector: Array) -> Array:
+        """Return ∂²⟨v, outputs⟩/∂value² times `vector`, in the layer's own layout."""
+        vectors = torch.split(self._recording.tensor(vector), [len(leaf) for leaf in self._leaves])
+        pairs = zip(self._leaves, vectors, strict=True)
+        return _concatenated([hvp(self._outputs, leaf, cotangent, part) for leaf, part in pairs])
+
+    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+        """Run the captured tail where there is one, else the whole module."""
+        recording, replacement = self._recording, self._recording.tensor(value)
+        pick = torch.as_tensor(rows, device=self._x.device)
+        tail = recording.tail(self._x, self._call)
+        if tail is None:
+            return recording.cut(self._x[pick], self._call, replacement)
+        if self._bypass is None or self._bypass[0] is not tail:
+            self._bypass = tail, tail.bypass(self._x)
+        leaf = replacement.requires_grad_(differentiate)  # not copied: the tail writes nothing in place
+        with torch.set_grad_enabled(differentiate):
+            outputs = tail(leaf, tail.rows(self._bypass[1], self._x, pick))
+        return ForwardPass(recording, self._call, self._x[pick], [Cut(leaf, outputs)])
 
 
-def _reaches(gradient: Tensor | None, value: Tensor, x: Tensor) -> bool:
-    """Whether the outputs depend on the value; of tokens, whether they depend on most of them.
-
-    Behind the last attention of a vision transformer only the class token does: a map there would be blank.
-    """
-    if not value.requires_grad:
-        return True  # made where the model turns gradients off: what follows may turn them on again
-    if gradient is None:
-        return False
-    if gradient.ndim == 3 and x.ndim == 4 and value.shape[1] > 1 and gradient.any():
-        return bool((gradient != 0).any(dim=2).float().mean() > 0.5)
-    return True  # also where the gradient is zero altogether: a head of zeros, as some libraries start with
-
-
-def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list[Layout]:
-    """How each call keeps its value.
-
-    Rank 3 in a model of pictures: tokens [N, T, C]. Rank 4: a module that says it decides (convolutions keep channels
-    first; Linear and LayerNorm, which work on the last axis, keep them last); others follow the nearest earlier value of
-    the same shape that was decided, else the axes whose ratio is the picture's.
-    """
-    found: list[Layout] = []
-    decided: dict[torch.Size, Layout] = {}
-    for call in calls:
-        shape = call.value.shape
-        layout: Layout = "channels_first"
-        if override is not None and len(shape) == (3 if override == "tokens" else max(3, len(shape))):
-            layout = override
-        elif len(shape) == 3 and x.ndim == 4:
-            layout = "tokens"
-        elif len(shape) == 4 and x.ndim == 4:
-            own = _own_layout(call.module, shape)
-            if own:
-                decided[shape] = own
-            layout = own or decided.get(shape) or _by_ratio(shape, x)
-        found.append(layout)
-    return found
-
-
-def _own_layout(module: nn.Module, shape: torch.Size) -> Layout | None:
-    kind = type(module).__name__
-    if isinstance(module, nn.Linear | nn.LayerNorm) and kind != "LayerNorm2d":
-        return "channels_last"
-    return "channels_first" if any(word in kind for word in CHANNELS_FIRST) else None
-
-
-def _by_ratio(shape: torch.Size, x: Tensor) -> Layout:
-    height, width = x.shape[2:]
-    first = abs(shape[2] * width - shape[3] * height) / max(shape[2] * width, 1)
-    last = abs(shape[1] * width - shape[2] * height) / max(shape[1] * width, 1)
-    return "channels_last" if last < first else "channels_first"
+def _concatenated(tensors: Sequence[Tensor]) -> Array:
+    return float32(tensors[0]) if len(tensors) == 1 else np.concatenate([float32(tensor) for tensor in tensors])

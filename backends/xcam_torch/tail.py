@@ -1,7 +1,7 @@
-"""What follows a layer, as a graph of its own: captured by torch.export, cut at the layer, run with any batch.
+"""The tail behind a layer, as a graph of its own: captured by torch.export, cut at the layer, run with any batch.
 
-Only the tail is run again for each variant of the layer's value; what passes the layer by (skip connections) is
-computed once and handed in. Models that torch.export cannot capture have no tail, and are run whole.
+Only the tail runs again for each variant of the layer's value; the bypass values (skip connections) are computed once.
+Modules that torch.export cannot capture have no tail, and are run whole.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from xcam.contract.graphs import reachable
+from xcam.contract.layouts import shape_from_channels_first
+from xcam.contract.outputs import cut_activation
+from xcam_torch.calls import Call, module_names
+from xcam_torch.cut import Forward
 from xcam_torch.guard import running
-from xcam_torch.opening import cut_open
-from xcam_torch.outputs import ENDS, logits_first, parts
-from xcam_torch.recording import Call, Recording, module_names
+from xcam_torch.outputs import OUTPUT_ACTIVATIONS, logits_first, parts
 
-SEEN_THROUGH = ("_to_copy", "clone", "alias")
-"""Operations that change how values are kept, not what they are."""
+STORAGE_ONLY = ("_to_copy", "clone", "alias")
+"""Operations that only change how a value is stored."""
 
-_capturing = threading.Lock()
+CAPTURING = threading.Lock()
 """torch.export keeps state for the whole process: two captures at once break each other."""
 
 
@@ -33,82 +36,87 @@ class Tail:
     def __init__(
         self, module: nn.Module, graph: fx.GraphModule, cut: fx.Node, outputs: Mapping[str, fx.Node]
     ) -> None:
+        """Split a captured graph at the node `cut`; `outputs` are the output nodes by name."""
         x = next(node for node in graph.graph.nodes if node.op == "placeholder")
-        frontier = _frontier(graph, x, cut, outputs.values())
+        bypass = _bypass(graph, x, cut, outputs.values())
         self._pointers = _pointers(module)
         self._names = list(outputs)
-        self._head = _extract(graph, [x], frontier) if frontier else None
-        self._tail = _extract(graph, [cut, *frontier], outputs.values())
+        self._head = _extract(graph, [x], bypass) if bypass else None
+        self._tail = _extract(graph, [cut, *bypass], outputs.values())
         batch = _shape(x)[0]
         self._row_by_row = all(
             len(_shape(node)) > 0
             and str(_shape(node)[0]) == str(batch)
             and all(isinstance(n, int) for n in _shape(node)[1:])
-            for node in frontier
+            for node in bypass
         )
 
     def fits(self, module: nn.Module) -> bool:
-        """Whether the module still holds the parameters that were captured: not moved, not exchanged."""
+        """Return whether the module still holds the parameters that were captured: neither moved nor replaced."""
         return self._pointers == _pointers(module)
 
-    def frontier(self, x: Tensor) -> list[Tensor]:
-        """The values that pass the layer by, for the batch `x`."""
+    def bypass(self, x: Tensor) -> list[Tensor]:
+        """Return the values that pass the layer by, for the batch `x`."""
         return list(self._head(x)) if self._head else []
 
-    def rows(self, frontier: list[Tensor], x: Tensor, pick: Tensor) -> list[Tensor]:
-        """The frontier for chosen rows of `x`: taken from it, or made anew where it is not one row for each picture."""
-        return [t[pick] for t in frontier] if self._row_by_row else self.frontier(x[pick])
+    def rows(self, bypass: list[Tensor], x: Tensor, pick: Tensor) -> list[Tensor]:
+        """Return the bypass values for chosen rows of `x`: computed again where they do not have one row per image."""
+        return [t[pick] for t in bypass] if self._row_by_row else self.bypass(x[pick])
 
-    def __call__(self, value: Tensor, frontier: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The outputs (logits where an end was seen) for a value of the layer."""
-        return dict(zip(self._names, self._tail(value, *frontier), strict=True))
+    def __call__(self, value: Tensor, bypass: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the outputs, as logits where an activation is cut off, for a value of the layer."""
+        return dict(zip(self._names, self._tail(value, *bypass), strict=True))
 
 
-def verified(module: nn.Module, x: Tensor, call: Call, recording: Recording, name: str) -> Tail | None:
-    """A captured tail that agrees with the whole model, with changed values put in, for chosen rows of two pictures.
+def verified(forward: Forward, x: Tensor, call: Call) -> Tail | None:
+    """Return a captured tail that agrees with the whole module, for changed values and chosen rows of two images.
 
-    None where the model cannot be captured, or the tail says something else.
+    None where the module cannot be captured, or the tail gives other outputs.
     """
-    with running(module):
-        tail = capture(module, x[:1], call, module_names(module)[call.module], recording.activations)
+    with running(forward.module):
+        tail = capture(forward, x[:1], call)
         if tail is None:
             return None
         try:
             two = torch.cat([x[:1], x[:1].flip(-1) * 0.5])
             pick = torch.as_tensor([1, 0, 1], device=x.device)
-            plain = cut_open(module, two[pick], call, recording, name)
+            plain = forward.cut(two[pick], call)
             generator = torch.Generator().manual_seed(0)
             noise = 2 * torch.rand(plain.leaf.shape, generator=generator).to(plain.leaf)
             changed = (plain.leaf.detach() * noise).contiguous()
-            expected = cut_open(module, two[pick], call, recording, name, changed).outputs
-            found = tail(changed, tail.rows(tail.frontier(two), two, pick))
-            return tail if _same(found, expected, plain.outputs) else None
+            expected = forward.cut(two[pick], call, changed).outputs
+            outputs = tail(changed, tail.rows(tail.bypass(two), two, pick))
+            return tail if _same(outputs, expected, plain.outputs) else None
         except Exception:
             return None
 
 
-def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
-    """Equal where the changed value moved the outputs: to a hundredth of how far it moved them, or to rounding."""
+def _same(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
+    """Return whether outputs agree: to a hundredth of how far the changed value moved them, or to rounding."""
     for name, value in expected.items():
         moved, error, size = (
-            float(difference.detach().abs().max()) for difference in (value - plain[name], value - found[name], value)
+            float(difference.detach().abs().max())
+            for difference in (value - plain[name], value - outputs[name], value)
         )
         if error > max(1e-2 * moved, 1e-5 * size):
             return False
     return any(bool((value != plain[name]).any()) for name, value in expected.items())
 
 
-def capture(
-    module: nn.Module, x: Tensor, call: Call, path: str, activations: Mapping[str, str | None]
-) -> Tail | None:
-    """The tail behind `call` of the module at `path`; None where torch.export or the cut cannot be made.
+def capture(forward: Forward, x: Tensor, call: Call) -> Tail | None:
+    """Return the tail behind a call; None where torch.export fails or the layer is not found in its graph.
 
-    x: one picture [1, C, H, W]. activations: what is cut off each output, by its name.
+    Args:
+        forward: the module's forward pass.
+        x: one image [1, C, H, W].
+        call: the call of the layer.
     """
+    module = forward.module
+    path = module_names(module)[call.module]
     try:
-        with _capturing, warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own making, nothing a user could act on
-            # The exporter puts fakes in the place of parameters: in a copy that shares them, for other threads are running.
+        with CAPTURING, warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the exporter's own, which no user could act on
+            # The exporter replaces parameters by fakes: in a copy that shares them, as other threads are running.
             shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
             module = copy.deepcopy(module, shared)
             two = x.expand(2, *x.shape[1:]).contiguous()  # a batch of one would be taken for a constant
@@ -117,97 +125,84 @@ def capture(
             )
             # Without operations that write in place: their effect would pass the cut unseen.
             graph = program.run_decompositions({}).module(check_guards=False)
+        assert isinstance(graph, fx.GraphModule)
         cut = _cut(graph, call, path)
-        outputs = _outputs(graph, activations)
+        outputs = _outputs(graph, forward.output_activations)
         return Tail(module, graph, cut, outputs)
-    except Exception:  # whatever the exporter stumbles over: the model is run whole instead
+    except Exception:  # whatever the exporter cannot do: the module is run whole instead
         return None
 
 
 def _cut(graph: fx.GraphModule, call: Call, path: str) -> fx.Node:
-    """The node that makes the layer's value: the last of the layer's call that has its shape."""
-    shape = call.layer.shape
-    native = shape if call.layer.layout == "channels_first" else (*shape[1:], shape[0])
-    fit = [
-        n for n in graph.graph.nodes if (path, call.index) in _calls(n) and _is_float(n) and _shape(n)[1:] == native
+    """Return the node that computes the layer's value: the last of the layer's call that has its shape."""
+    shape = shape_from_channels_first(call.layer.shape, call.layer.layout)
+    nodes: list[fx.Node] = [
+        n for n in graph.graph.nodes if (path, call.index) in _calls(n) and _is_float(n) and _shape(n)[1:] == shape
     ]
-    return fit[-1]
+    return nodes[-1]
 
 
-def _outputs(graph: fx.GraphModule, activations: Mapping[str, str | None]) -> dict[str, fx.Node]:
-    """The output nodes by name, seen through the softmax or sigmoid that is cut off."""
-    said = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    named = logits_first(parts(pytree.tree_unflatten(list(said), graph._out_spec)))
+def _outputs(graph: fx.GraphModule, output_activations: Mapping[str, str | None]) -> dict[str, fx.Node]:
+    """Return the output nodes by name, or the logits under them where an activation is cut off."""
+    returned = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    assert graph._out_spec is not None
+    named = logits_first(parts(pytree.tree_unflatten(list(returned), graph._out_spec)))
     floats = {name: node for name, node in named.items() if isinstance(node, fx.Node) and _is_float(node)}
-    if list(floats) != list(activations):
-        raise ValueError(f"the captured outputs are {list(floats)}, the model's {list(activations)}")
-    return {name: _logits(node) if activations[name] else node for name, node in floats.items()}
+    if list(floats) != list(output_activations):
+        raise ValueError(f"the captured outputs are {list(floats)}, the module's {list(output_activations)}")
+    return {name: _logits(node) if output_activations[name] else node for name, node in floats.items()}
 
 
-def _logits(node: fx.Node) -> fx.Node:
-    while _operation(node) in SEEN_THROUGH:
-        node = node.all_input_nodes[0]
-    if _operation(node) not in ENDS:
-        raise ValueError(f"no softmax or sigmoid makes {node}")
-    return node.all_input_nodes[0]
+def _logits(output: fx.Node) -> fx.Node:
+    def producer(node: fx.Node) -> tuple[str | None, fx.Node] | None:
+        operation = _operation(node)
+        if operation not in STORAGE_ONLY and operation not in OUTPUT_ACTIVATIONS:
+            return None
+        return OUTPUT_ACTIVATIONS.get(operation), node.all_input_nodes[0]
+
+    logits, kind = cut_activation(output, producer)
+    if kind is None:
+        raise ValueError(f"no softmax or sigmoid computes {output}")
+    return logits
 
 
-def _frontier(graph: fx.GraphModule, x: fx.Node, cut: fx.Node, outputs: Iterable[fx.Node]) -> list[fx.Node]:
-    """The float values made from the input alone that the tail reads. Sizes are computed again from such values."""
-    behind, from_x = _following(cut), _following(x)
-    found: set[fx.Node] = set()
-    seen = {cut}
-    todo = list(outputs)
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in from_x and node not in behind and _is_float(node):
-            found.add(node)
-        else:
-            todo.extend(node.all_input_nodes)
-    return [node for node in graph.graph.nodes if node in found]
-
-
-def _following(start: fx.Node) -> set[fx.Node]:
-    """`start` and every node that is computed from it."""
-    seen = {start}
-    todo = [start]
-    while todo:
-        new = [user for user in todo.pop().users if user not in seen]
-        seen.update(new)
-        todo.extend(new)
-    return seen
+def _bypass(graph: fx.GraphModule, x: fx.Node, cut: fx.Node, outputs: Iterable[fx.Node]) -> list[fx.Node]:
+    """Return the float values computed from the input alone that the tail reads. Sizes are computed again from them."""
+    behind, from_x = reachable([cut], _users), reachable([x], _users)
+    passing = {node for node in from_x if node not in behind and _is_float(node)}
+    read = reachable(outputs, _inputs, stop=passing | {cut})
+    return [node for node in graph.graph.nodes if node in passing and node in read]
 
 
 def _extract(graph: fx.GraphModule, inputs: Sequence[fx.Node], outputs: Iterable[fx.Node]) -> fx.GraphModule:
-    """The part of a graph between `inputs` and `outputs`, as a module that takes and returns tensors."""
+    """Return the part of a graph between `inputs` and `outputs`, as a module that takes and returns tensors."""
     outputs = list(outputs)
-    needed: set[fx.Node] = set(inputs)
-    todo = list(outputs)
-    while todo:
-        node = todo.pop()
-        if node not in needed:
-            needed.add(node)
-            todo.extend(node.all_input_nodes)
-    made = fx.Graph()
-    copies = {node: made.placeholder(f"input_{i}") for i, node in enumerate(inputs)}
+    needed = reachable(outputs, _inputs, stop=set(inputs))
+    part = fx.Graph()
+    copies = {node: part.placeholder(f"input_{i}") for i, node in enumerate(inputs)}
     for node in graph.graph.nodes:
         if node in needed and node not in copies:
-            copies[node] = made.node_copy(node, copies.__getitem__)
-    made.output(tuple(copies[node] for node in outputs))
-    return fx.GraphModule(graph, made)
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(tuple(copies[node] for node in outputs))
+    return fx.GraphModule(graph, part)
+
+
+def _inputs(node: fx.Node) -> Sequence[fx.Node]:
+    return node.all_input_nodes
+
+
+def _users(node: fx.Node) -> Iterable[fx.Node]:
+    return node.users
 
 
 def _calls(node: fx.Node) -> set[tuple[str, int]]:
-    """The module calls that a node belongs to, as (path, which call)."""
-    found = set()
+    """Return the module calls that a node belongs to, as (path, index of the call)."""
+    calls = set()
     for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
         _, at, index = key.rpartition("@")
         clean = ".".join(part for part in path.split(".") if part != "_orig_mod")
-        found.add((clean, int(index) if at and index.isdigit() else 0))
-    return found
+        calls.add((clean, int(index) if at and index.isdigit() else 0))
+    return calls
 
 
 def _operation(node: fx.Node) -> str:

@@ -19,7 +19,6 @@ from torch import nn
 
 import xcam
 from xcam import BackendError, InputError, ModelError
-from xcam_torch import export
 from xcam_torch.export import to_onnx
 
 SIZE = (12, 10)
@@ -103,7 +102,7 @@ def test_outputs_by_key_for_any_batch(tmp_path: Path, returns: str, names: list[
     to_onnx(module, path, SIZE)
     onnx.checker.check_model(path, full_check=True)
     (given,) = onnx.load(path).graph.input
-    assert given.name == ("input_picture" if returns == "input" else "input")
+    assert given.name == ("input_image" if returns == "input" else "input")
     dims = given.type.tensor_type.shape.dim
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, *SIZE]
     for x in (X, X[:1]):
@@ -166,7 +165,7 @@ def test_half_precision(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected(Net()).numpy(), atol=1e-2)
 
 
-def test_weights_in_common_and_weights_that_are_computed(tmp_path: Path) -> None:
+def test_shared_and_computed_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1))
     shared = nn.Conv2d(3, 3, 3, padding=1)
@@ -177,7 +176,7 @@ def test_weights_in_common_and_weights_that_are_computed(tmp_path: Path) -> None
     assert len(names) == 2
 
 
-def test_a_module_that_takes_one_picture_only(tmp_path: Path) -> None:
+def test_a_module_that_takes_one_image_only(tmp_path: Path) -> None:
     class One(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -227,16 +226,20 @@ class Uncopied(Net):
 @pytest.mark.parametrize(
     ("module", "channels", "words"),
     [
-        (Branch(), 3, r"torch cannot export Branch to ONNX: .*; change that part of its forward"),
-        (Whole(), 3, r"Whole returns tensors of int64, and a score needs a float"),
+        (Branch(), 3, r"cannot export Branch to ONNX: .*; change that part of its forward"),
+        (Whole(), 3, r"cannot explain Whole: it returns tensors of int64, and a score needs a float"),
         (
             Two(),
             3,
-            r"Two fails on pictures of 3×12×10: TypeError: .*; check size and channels, and that it takes one",
+            r"cannot run Two on an input of shape \[3, 12, 10\]: TypeError: .*; check size and channels",
         ),
-        (Raising(), 3, r"ValueError: first line; check size"),
-        (Net(), 4, r"Net fails on pictures of 4×12×10: RuntimeError: .*; check size and channels"),
-        (Uncopied(), 3, r"Uncopied cannot be copied: TypeError: no copies; export a module that"),
+        (Raising(), 3, r"cannot run Raising .*: ValueError: first line second line; check size"),
+        (Net(), 4, r"cannot run Net on an input of shape \[4, 12, 10\]: RuntimeError: .*; check size and channels"),
+        (
+            Uncopied(),
+            3,
+            r"cannot export Uncopied to ONNX: it cannot be copied \(TypeError: no copies\); export a module that",
+        ),
     ],
 )
 def test_modules_that_cannot_be_written(
@@ -267,9 +270,7 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_onnxscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name)
-    )
-    with pytest.raises(BackendError, match="onnxscript, which is not installed: pip install onnxscript"):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    with pytest.raises(BackendError, match="to ONNX: onnxscript is not installed; pip install onnxscript"):
         to_onnx(Net(), tmp_path / "net.onnx", SIZE)

@@ -83,7 +83,7 @@ def test_weights_that_do_not_fit(factory: str, tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
     with pytest.raises(ModelError, match="do not fit Small: Missing key"):
         xcam.load(factory, weights=str(tmp_path / "w.pt"))
-    with pytest.raises(InputError, match="no such weights file"):
+    with pytest.raises(InputError, match=r"cannot read weights from .*: it does not exist"):
         xcam.load(factory, weights=str(tmp_path / "absent.pt"))
 
 
@@ -98,7 +98,7 @@ def test_pickles_that_bring_code_are_refused_and_not_run(tmp_path: Path, monkeyp
     torch.save(Evil(), "evil.pt")
     torch.save(Small(), "whole.pt")
     for name in ("evil.pkl.pt", "evil.pt", "whole.pt"):
-        with pytest.raises(ModelError, match="is refused: it is a pickle of more than weights"):
+        with pytest.raises(ModelError, match="it is a pickle of more than weights"):
             xcam.load(name)
     assert not Path("evil-was-here").exists()
 
@@ -107,9 +107,9 @@ def test_pickles_that_bring_code_are_refused_and_not_run(tmp_path: Path, monkeyp
 def test_torchscript_is_refused_with_the_reason(tmp_path: Path) -> None:
     scripted = torch.jit.trace(Small().eval(), torch.from_numpy(X))
     torch.jit.save(scripted, tmp_path / "script.pt")
-    with pytest.raises(ModelError, match="TorchScript models cannot be explained: the format is deprecated"):
+    with pytest.raises(ModelError, match=r"cannot load .*script\.pt: it is a TorchScript model, a deprecated format"):
         xcam.load(tmp_path / "script.pt")
-    with pytest.raises(ModelError, match="TorchScript models cannot be explained"):
+    with pytest.raises(ModelError, match="cannot explain the module: it is a TorchScript model"):
         xcam.load(scripted)
 
 
@@ -148,7 +148,7 @@ def test_files_that_are_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err == ""
     assert logging.root.manager.disable == level  # the user's logging goes on
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match=r"is no file that torch loads; give a \.pt2 file"):
+    with pytest.raises(InputError, match=r"torch does not load such files; give a \.pt2 file"):
         xcam.load(tmp_path / "a.txt", backend="torch")
 
 
@@ -159,9 +159,7 @@ def test_zoos_that_are_not_installed_say_what_installs_them(word: str) -> None:
 
 
 def test_a_name_without_a_scheme() -> None:
-    with pytest.raises(
-        InputError, match="torch knows no model 'resnet50'; give torchvision:NAME, timm:NAME, hf:NAME"
-    ):
+    with pytest.raises(InputError, match="unknown torch model 'resnet50'; give torchvision:NAME, timm:NAME, hf:NAME"):
         xcam.load("resnet50", backend="torch")
 
 
