@@ -167,13 +167,14 @@ def _methods(names: tuple[str, ...], model: Any) -> list[str]:
 def _measures(names: tuple[str, ...], model: Any, located: bool) -> list[str] | None:
     """The measures that were named; for `all`, those whose inputs are available. Raises InputError."""
     import xcam
+    from xcam.contract.abilities import Randomizable, supports
     from xcam.evaluation.registry import get
 
     for name in {*names} - {"all"}:
         get(name)
     if "all" not in names:
         return list(dict.fromkeys(names)) or None
-    available = {"masks": located, "shuffled": hasattr(model, "with_shuffled_weights")}
+    available = {"masks": located, "shuffled": supports(model, Randomizable)}
     return [name for name, m in xcam.list_measures().items() if all(available.get(need, True) for need in m.inputs)]
 
 

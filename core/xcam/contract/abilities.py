@@ -1,4 +1,4 @@
-"""Optional abilities of a model, as protocols: what a backend may offer beyond `Model`.
+"""Optional abilities of a model, as protocols: members that a backend may add to those of `Model`.
 
 A backend implements an ability by having its members; it inherits from nothing. The core asks with `supports`:
 
@@ -116,9 +116,9 @@ def supports(model: object, ability: Callable[..., T]) -> TypeGuard[T]:
     """
     if ability is SupportsHvp and "hvp" not in getattr(model, "capabilities", ()):
         return False
-    own = vars(ability)
+    attributes = vars(ability)
     return all(
-        callable(getattr(model, name, None)) if callable(own.get(name)) else has_member(model, name)
+        callable(getattr(model, name, None)) if callable(attributes.get(name)) else has_member(model, name)
         for name in members(ability)
     )
 

@@ -1,4 +1,4 @@
-"""A cache for what is expensive to make: recordings, captured graphs, compiled functions, sessions."""
+"""A cache for objects that are expensive to make: recordings, captured graphs, compiled functions, sessions."""
 
 from __future__ import annotations
 

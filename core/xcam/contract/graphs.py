@@ -14,7 +14,7 @@ def reachable(starts: Iterable[N], neighbours: Callable[[N], Iterable[N]], stop:
 
     Args:
         starts: nodes of a graph.
-        neighbours: the nodes one step further: inputs for ancestors, users for what is computed from a node.
+        neighbours: the nodes one step further: inputs for ancestors, users for the nodes computed from it.
         stop: nodes that are returned when they are met, but not walked through.
     """
     result: dict[N, None] = dict.fromkeys(starts)

@@ -1,4 +1,4 @@
-"""Errors and notes that every backend needs, in the same words."""
+"""Errors and notes that every backend needs, with the same texts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def first_run(
         raise
     except (Exception, SystemExit) as error:
         raise ModelError(
-            f"cannot run {model} on an input of shape {list(shape)}: {one_line(error, 300)}; {remedy}"
+            f"cannot run {model} on an input of shape {list(shape)}: {type(error).__name__}: "
+            f"{one_line(error, 300)}; {remedy}"
         ) from error
 
 

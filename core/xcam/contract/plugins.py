@@ -1,4 +1,4 @@
-"""Finding backends: pluggy, entry-point group `xcam`. The backends in the box are found exactly as a third party's is.
+"""Discovery of backends: pluggy, entry-point group `xcam`. xcam's own backends are found as those of third parties.
 
 An entry point names a light module with one hook implementation, `xcam_backend`. Only a spec's `target` imports the
 framework, and only when it is used.
@@ -32,7 +32,7 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """What a plugin says of its backend without importing its framework."""
+    """Description of a backend, available without importing its framework."""
 
     name: str
     requires: tuple[str, ...]
@@ -40,19 +40,19 @@ class BackendSpec:
     target: str
     """`package.module:Class` of the Backend."""
     extra: str | None = None
-    """The extra of xcam-explain that installs what is required; None for a third party's."""
+    """The extra of xcam-explain that installs `requires`; None for a third party's backend."""
     suffixes: tuple[str, ...] = ()
-    """Model files that it reads."""
+    """Suffixes of the model files that it reads, such as `.onnx`."""
     model_types: tuple[str, ...] = ()
     """Types of live models, each as `module.Class`; subclasses count."""
     schemes: tuple[str, ...] = ()
-    """Prefixes of model names that it knows: `hf` for `hf:microsoft/resnet-50`."""
+    """Prefixes of the model names that it loads: `hf` for `hf:microsoft/resnet-50`."""
     zoo: bool = False
-    """It knows models by bare names, such as `resnet50`."""
+    """Whether it loads models by bare names, such as `resnet50`."""
     default_model: str | None = None
-    """What it explains with when no model is named."""
+    """The model to use when the caller names none."""
     remedy: str | None = None
-    """What to do where a module is missing, when there is more to say than to install the extra."""
+    """The remedy for a missing module, where installing the extra is not it."""
 
 
 class Hooks:
@@ -60,7 +60,7 @@ class Hooks:
 
     @hookspec
     def xcam_backend(self) -> BackendSpec:
-        """Return what the plugin says of its backend."""
+        """Return the description of the plugin's backend."""
         raise NotImplementedError
 
 
@@ -69,14 +69,14 @@ State = Literal["available", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Plugin:
-    """A backend as it was found."""
+    """An installed plugin and its state."""
 
     name: str
     spec: BackendSpec | None
     distribution: str
     error: BaseException | None = field(default=None, repr=False)
     version: str = ""
-    """The distribution's."""
+    """Version of the distribution."""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ class Plugin:
 
     @property
     def remedy(self) -> str:
-        """One line: what to do to make it available; empty when it is."""
+        """The remedy in one line, or the error of a broken plugin; empty when it is available."""
         if self.error:
             return first_line(self.error)
         if not self.missing:
@@ -98,8 +98,8 @@ class Plugin:
         assert self.spec
         if self.spec.remedy:
             return self.spec.remedy
-        what = f'"xcam-explain[{self.spec.extra}]"' if self.spec.extra else " ".join(self.missing)
-        return f"pip install {what}"
+        packages = f'"xcam-explain[{self.spec.extra}]"' if self.spec.extra else " ".join(self.missing)
+        return f"pip install {packages}"
 
 
 def _installed(name: str) -> bool:
@@ -112,28 +112,29 @@ def _installed(name: str) -> bool:
 
 
 class Registry:
-    """The backends of one set of entry points. Tests make their own; `registry()` gives the installed one."""
+    """The backends of a set of entry points. `registry()` returns that of the installed ones."""
 
     def __init__(self, points: Iterable[EntryPoint]) -> None:
+        """Import the light module of each entry point."""
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(Hooks)
         self.plugins: dict[str, Plugin] = {}
         self._loaded: dict[str, Backend] = {}
-        found = [(point, self._find(point)) for point in points]
-        # The box's own keep their names, wherever they stand on sys.path; and a broken one takes no name away.
-        for point, plugin in sorted(found, key=lambda pair: (pair[1].distribution != OWN, pair[1].spec is None)):
+        plugins = [(point, self._find(point)) for point in points]
+        # xcam's own keep their names, whatever the order on sys.path; and a broken plugin takes no name from another.
+        for point, plugin in sorted(plugins, key=lambda pair: (pair[1].distribution != OWN, pair[1].spec is None)):
             if plugin.name in self.plugins:
                 other = self.plugins[plugin.name].distribution
                 clash = BackendError(
-                    f"{point.value} names the backend {plugin.name!r}, which {other} has named already; "
-                    "uninstall one of them"
+                    f"cannot register {point.value}: the name {plugin.name!r} is already used by {other}; uninstall one "
+                    "of them"
                 )
                 name = f"{plugin.name} ({point.value})"
                 plugin = replace(plugin, name=name, spec=None, error=plugin.error or clash)
             self.plugins[plugin.name] = plugin
 
     def _find(self, point: EntryPoint) -> Plugin:
-        """Load one light module, guarded: a plugin that fails must not take the others down."""
+        """Import a light module; a failure is kept in the Plugin, so that it does not affect the others."""
         distribution, version = (point.dist.name, point.dist.version) if point.dist else (point.value, "")
         try:
             module = point.load()
@@ -143,37 +144,40 @@ class Registry:
             if hook is None:
                 others = ", ".join(caller.name for caller in self.manager.get_hookcallers(module) or [])
                 raise BackendError(
-                    f"{point.value} implements no hook{others and f' that xcam knows, only {others}'}: "
-                    "mark a function xcam_backend with xcam.hookimpl"
+                    f"cannot use {point.value}: it has no hook xcam_backend{others and f', only {others}'}; mark a "
+                    "function xcam_backend with xcam.hookimpl"
                 )
             if hook.hookwrapper or hook.wrapper:
                 raise BackendError(
-                    f"xcam_backend of {point.value} is a wrapper around other hooks; mark it with xcam.hookimpl alone"
+                    f"cannot use {point.value}: its xcam_backend is a wrapper around other hooks; mark it with "
+                    "xcam.hookimpl, without options"
                 )
             spec = hook.function()
             if not isinstance(spec, BackendSpec):
-                raise BackendError(f"xcam_backend of {point.value} returned {type(spec).__name__}, not a BackendSpec")
+                raise BackendError(
+                    f"cannot use {point.value}: xcam_backend returned {type(spec).__name__}; return a BackendSpec"
+                )
             _check(spec, point.value)
             return Plugin(spec.name, spec, distribution, version=version)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # a panic of compiled code is no Exception
+        except BaseException as error:  # a panic of compiled code is not an Exception
             return Plugin(point.name, None, distribution, error, version)
 
     def load(self, name: str) -> Backend:
-        """The backend called `name`, its framework imported now. Raises BackendError, with the original chained."""
+        """Return the backend `name`, and import its framework. Raises BackendError, with the original error chained."""
         if name in self._loaded:
             return self._loaded[name]
         if name not in self.plugins:
-            raise BackendError(f"no backend {name!r}; {nearest(name, self.plugins)}; `xcam backends` lists them")
+            raise self._unknown(name)
         plugin = self.plugins[name]
         if plugin.state == "missing":
             raise BackendError(
-                f"backend {name!r} needs {', '.join(plugin.missing)}, not installed here: {plugin.remedy}"
+                f"cannot load backend {name!r}: {', '.join(plugin.missing)} is not installed; {plugin.remedy}"
             )
         try:
             if plugin.error or plugin.spec is None:
-                raise plugin.error or BackendError("it has no spec")
+                raise plugin.error or BackendError("it lacks a spec")
             module, _, attribute = plugin.spec.target.partition(":")
             backend: Backend = getattr(importlib.import_module(module), attribute)()
             _check_load(backend, plugin.spec.target)
@@ -182,74 +186,92 @@ class Registry:
         except BaseException as error:
             self.plugins[name] = Plugin(name, plugin.spec, plugin.distribution, error, plugin.version)
             raise BackendError(
-                f"backend {name!r} is installed but broken: {first_line(error)}; "
-                f"reinstall {plugin.distribution} and its framework, or pass --debug for the whole story"
+                f"cannot load backend {name!r}: it is installed but broken: {first_line(error)}; "
+                f"reinstall {plugin.distribution} and its framework, or pass --debug for the traceback"
             ) from error
         self._loaded[name] = backend
         return backend
 
     def choose(self, source: Any, name: str | None = None) -> str:
-        """Which backend reads `source` (a name, a path, a live model)? Raises BackendError when none or two do."""
+        """Return the name of the backend that loads a source.
+
+        Args:
+            source: a model's name, a path or a live model.
+            name: a backend that the caller names.
+
+        Raises:
+            BackendError: no backend loads it, or several do, or `name` is unknown.
+        """
         if name is not None:
             if name not in self.plugins:
-                raise BackendError(f"no backend {name!r}; {nearest(name, self.plugins)}; `xcam backends` lists them")
+                raise self._unknown(name)
             return name
         specs = [plugin.spec for plugin in self.plugins.values() if plugin.spec]
-        fit = [spec.name for spec in specs if _reads(spec, source)]
+        fit = [spec.name for spec in specs if _loads(spec, source)]
         if len(fit) > 1 and not isinstance(source, str | Path):
             # Where Keras runs on torch, a keras.Model is a torch.nn.Module too: the nearest ancestor decides.
             distance = {spec.name: _distance(spec, source) or 0 for spec in specs if spec.name in fit}
             fit = [name for name in fit if distance[name] == min(distance.values())]
-        if len(fit) > 1:  # one that is installed beats those that are not
+        if len(fit) > 1:  # an available one is preferred
             fit = [name for name in fit if self.plugins[name].state == "available"] or fit
         if len(fit) == 1:
             return fit[0]
-        what = repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__qualname__}"
+        model = repr(str(source)) if isinstance(source, str | Path) else f"a {type(source).__qualname__}"
         if fit:
-            raise BackendError(f"{what} can be read by {' and '.join(fit)}; say which with backend= (-b)")
+            raise BackendError(
+                f"cannot choose a backend for {model}: {' and '.join(fit)} load it; name one with backend= (-b)"
+            )
         known = sorted({suffix for spec in specs for suffix in spec.suffixes})
         raise BackendError(
-            f"no backend reads {what}; they read {', '.join(known)}; name one with backend= (-b): {', '.join(self.plugins)}"
+            f"cannot choose a backend for {model}: the suffixes of model files are {', '.join(known)}; name a backend "
+            f"with backend= (-b): {', '.join(self.plugins)}"
         )
+
+    def _unknown(self, name: str) -> BackendError:
+        return BackendError(f"unknown backend {name!r}; {nearest(name, self.plugins)}; `xcam backends` lists them")
 
 
 def _check(spec: BackendSpec, value: str) -> None:
-    """Words where words belong: `requires="jax"` would ask for the modules j, a and x. Raises BackendError."""
-    for part in ("requires", "suffixes", "model_types", "schemes"):
-        words = getattr(spec, part)
-        if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
-            raise BackendError(f"{part} of {value} is {words!r}; give a tuple of str: ({words!r},)")
+    """Check types: `requires="jax"` would mean the modules j, a and x. Raises BackendError."""
+    for field_name in ("requires", "suffixes", "model_types", "schemes"):
+        strings = getattr(spec, field_name)
+        if not isinstance(strings, tuple) or not all(isinstance(string, str) for string in strings):
+            raise _wrong(field_name, value, strings, f"a tuple of str: ({strings!r},)")
     for suffix in spec.suffixes:
         if not suffix.startswith(".") or len(suffix) == 1:
-            raise BackendError(f"suffixes of {value} has {suffix!r}; give a dot and what follows it, such as '.onnx'")
-    for part in ("extra", "default_model", "remedy"):
-        word = getattr(spec, part)
-        if not isinstance(word, str | None):
-            raise BackendError(f"{part} of {value} is {word!r}; give a str or None")
+            raise _wrong("suffixes", value, suffix, "suffixes that begin with a dot, such as '.onnx'")
+    for field_name in ("extra", "default_model", "remedy"):
+        string = getattr(spec, field_name)
+        if not isinstance(string, str | None):
+            raise _wrong(field_name, value, string, "a str or None")
     if not isinstance(spec.zoo, bool):
-        raise BackendError(f"zoo of {value} is {spec.zoo!r}; give True or False")
+        raise _wrong("zoo", value, spec.zoo, "True or False")
     if not isinstance(spec.name, str) or not spec.name:
-        raise BackendError(f"name of {value} is {spec.name!r}; give a word")
+        raise _wrong("name", value, spec.name, "a str that is not empty")
     module, _, attribute = str(spec.target).partition(":")
     if not module or not attribute:
-        raise BackendError(f"target of {value} is {spec.target!r}; give package.module:Class")
+        raise _wrong("target", value, spec.target, "package.module:Class")
+
+
+def _wrong(field_name: str, plugin: str, value: object, required: str) -> BackendError:
+    return BackendError(f"cannot use {plugin}: {field_name} of its BackendSpec is {value!r}; give {required}")
 
 
 def _check_load(backend: Any, target: str) -> None:
-    """What the core hands to `load`, it must take. Raises BackendError."""
+    """Check that `load` takes the arguments that the core gives. Raises BackendError."""
     load = getattr(backend, "load", None)
     if not callable(load):
-        raise BackendError(f"{target} has no method load(); see xcam.Backend")
+        raise BackendError(f"cannot use {target}: it lacks the method load(); see xcam.Backend")
     try:
         inspect.signature(load).bind(None, size=None, device=None, layout=None, weights=None)
     except TypeError as error:
         raise BackendError(
-            f"load() of {target} does not take what it is given: {error}; write "
+            f"cannot use {target}: load() does not take the arguments that it is given: {error}; write "
             "load(self, source, *, size=None, device=None, layout=None, weights=None)"
         ) from error
 
 
-def _reads(spec: BackendSpec, source: Any) -> bool:
+def _loads(spec: BackendSpec, source: Any) -> bool:
     if isinstance(source, Path):
         return source.name.lower().endswith(spec.suffixes) if spec.suffixes else False
     if isinstance(source, str):
@@ -259,23 +281,23 @@ def _reads(spec: BackendSpec, source: Any) -> bool:
 
 
 def _distance(spec: BackendSpec, source: Any) -> int | None:
-    """How many ancestors of the source's type stand before the first that the spec names; None: it names none."""
+    """Return the position of the first type that the spec names among the source's type and ancestors, or None."""
     names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(source).__mro__]
     return next((i for i, name in enumerate(names) if name in spec.model_types), None)
 
 
 @cache
 def registry() -> Registry:
-    """The backends that are installed."""
+    """Return the installed backends."""
     return Registry(entry_points(group=GROUP))
 
 
 def list_backends() -> Mapping[str, Plugin]:
-    """Every backend by name, whatever its state. Imports no framework."""
+    """Return every backend by name, whatever its state. Imports no framework."""
     return registry().plugins
 
 
 def described(name: str) -> str:
-    """`backend 'jax' (xcam-jax 0.1)`: who is to hear of what is wrong with it."""
+    """Return `backend 'jax' (xcam-jax 0.1)`: a backend with the distribution that an error is to be reported to."""
     plugin = registry().plugins.get(name)
     return f"backend {name!r}{f' ({plugin.distribution} {plugin.version})' if plugin and plugin.version else ''}"

@@ -1,7 +1,4 @@
-"""From an RGB picture to the batch that a model takes: resize, scale, shift, order of channels. Pure NumPy and cv2.
-
-It is done here, once, so that two frameworks are given the same numbers.
-"""
+"""Preprocessing: scale, shift and order of the channels, in NumPy, so that all frameworks receive the same numbers."""
 
 from __future__ import annotations
 
@@ -25,14 +22,19 @@ class Preprocessing:
     order: str = "RGB"
 
     def __call__(self, image: npt.NDArray[Any], axis: int = -1) -> npt.NDArray[np.float32]:
-        """RGB or grey values in 0…255, channels on `axis` → float32 of the same shape; `mean` and `std` are in `order`."""
+        """Return an image as float32 input of a model.
+
+        Args:
+            image: RGB or grey values in 0…255.
+            axis: the axis of its channels.
+        """
         if self.order == "BGR":
             image = np.flip(image, axis)
-        behind = [1] * (-axis - 1 if axis < 0 else image.ndim - axis - 1)
+        following = [1] * (-axis - 1 if axis < 0 else image.ndim - axis - 1)
         x = image.astype(np.float32)
         x *= np.float32(self.scale)
-        x -= np.asarray(self.mean, np.float32).reshape(-1, *behind)
-        x /= np.asarray(self.std, np.float32).reshape(-1, *behind)
+        x -= np.asarray(self.mean, np.float32).reshape(-1, *following)
+        x /= np.asarray(self.std, np.float32).reshape(-1, *following)
         return x
 
 
@@ -49,25 +51,29 @@ PRESETS = {
 }
 
 
-def preset(own: Preprocessing) -> Preprocessing:
-    """Return the preset that computes the same as `own`, to 1e-4, or `own` where there is none."""
+def preset(scaling: Preprocessing) -> Preprocessing:
+    """Return the preset that computes the same as `scaling`, to 1e-4, or `scaling` where there is none."""
 
     def same(other: Preprocessing) -> bool:
-        gain, other_gain = np.divide(own.scale, own.std), np.divide(other.scale, other.std)
-        offset, other_offset = np.divide(own.mean, own.std), np.divide(other.mean, other.std)
+        gain, other_gain = np.divide(scaling.scale, scaling.std), np.divide(other.scale, other.std)
+        offset, other_offset = np.divide(scaling.mean, scaling.std), np.divide(other.mean, other.std)
         return (
-            own.order == other.order
+            scaling.order == other.order
             and np.allclose(gain, other_gain, rtol=1e-4, atol=0)
             and np.allclose(offset, other_offset, rtol=0, atol=1e-4)
         )
 
-    return next(filter(same, PRESETS.values()), own)
+    return next(filter(same, PRESETS.values()), scaling)
 
 
 def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:
-    """A preset's name, or `MEAN/STD` on the 0…1 scale (`0.5,0.5,0.5/0.25,0.25,0.25`, or `0.5/0.5`).
+    """Return a preprocessing from a preset's name, or from `MEAN/STD` on the 0…1 scale.
 
-    Raises InputError for anything else.
+    Args:
+        value: `torch`, `0.5,0.5,0.5/0.25,0.25,0.25`, `0.5/0.5`, a Preprocessing, or None.
+
+    Raises:
+        InputError: the value is none of these.
     """
     if value is None or isinstance(value, Preprocessing):
         return value
@@ -89,5 +95,5 @@ def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:
         ):
             return Preprocessing(value, scale=1 / 255, mean=m, std=s)
     raise InputError(
-        f"no preprocessing {value!r}; {nearest(value, PRESETS)}; or MEAN/STD on the 0…1 scale, as in 0.5,0.5,0.5/0.2,0.2,0.2"
+        f"unknown preprocessing {value!r}; {nearest(value, PRESETS)}; or MEAN/STD on the 0…1 scale, as in 0.5,0.5,0.5/0.2,0.2,0.2"
     )

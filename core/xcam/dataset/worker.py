@@ -18,14 +18,15 @@ import numpy as np
 from xcam import progress
 from xcam.comparison.similarity import correlation
 from xcam.contract import Array, Layer, Model
+from xcam.contract.abilities import DisablesSpinning, supports
 from xcam.dataset import storage
 from xcam.dataset.inputs import CLASS, MASK
 from xcam.dataset.job import Job
 from xcam.dataset.output import Output, WriteError
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
+from xcam.evaluation.explained import ExplainedBatch, LazySequence, cams
 from xcam.evaluation.registry import Measure
 from xcam.evaluation.registry import get as get_measure
-from xcam.evaluation.explained import ExplainedBatch, LazySequence, cams
 from xcam.evaluation.truth import Rectangle, located, rectangles
 from xcam.explanation.context import require
 from xcam.explanation.explain import explain, input_size
@@ -66,8 +67,8 @@ class Worker:
     def __init__(self, model: Model, job: Job, output: Output, threads: int, proved: bool = False) -> None:
         """proved: the model has explained pictures before; then one that fails is no fault of the model's."""
         self.model, self.job, self.output = model, job, output
-        if callable(shared := getattr(model, "disable_spinning", None)):
-            shared()
+        if supports(model, DisablesSpinning):
+            model.disable_spinning()
         self.layer: Layer = layers.find(model, job.layer)
         self.method = get_method(job.method)
         require(model, self.method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xcam.contract import Layer, Model, validation
+from xcam.contract.abilities import NamesDefaultLayer, supports
 from xcam.contract.messages import unknown_layer
 from xcam.errors import InputError, ModelError
 
@@ -69,7 +70,8 @@ def find(model: Model, name: str | Layer | None) -> Layer:
             batch, or does not reach the output.
         ModelError: No name is given, and the model has no layer that can be explained.
     """
-    name = getattr(model, "default_layer", None) if name is None else name
+    if name is None and supports(model, NamesDefaultLayer):
+        name = model.default_layer
     if name is None:
         return default(model)
     name = name.name if isinstance(name, Layer) else name

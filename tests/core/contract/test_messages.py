@@ -58,7 +58,8 @@ def test_a_missing_package_is_named_with_its_remedy():
 def test_a_failing_first_run_is_a_model_error_with_its_cause(error):
     with (
         pytest.raises(
-            ModelError, match=r"cannot run net on an input of shape \[3, None\]: bad shape; check"
+            ModelError,
+            match=rf"cannot run net on an input of shape \[3, None\]: {type(error).__name__}: bad shape; check",
         ) as caught,
         messages.first_run("net", (3, None), "check size"),
     ):

@@ -36,7 +36,7 @@ def test_a_plugin_that_fails_takes_no_other_down() -> None:
     assert "no_such_module_at_all" in registry.plugins["bad"].remedy
     assert registry.plugins["fake"].state == "available"
     assert isinstance(registry.load("fake"), fake.FakeBackend)
-    with pytest.raises(BackendError, match="'bad' is installed but broken: ModuleNotFoundError") as caught:
+    with pytest.raises(BackendError, match="'bad': it is installed but broken: ModuleNotFoundError") as caught:
         registry.load("bad")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
@@ -46,7 +46,7 @@ def test_missing_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = registry.plugins["fake"]
     assert plugin.state == "missing"
     assert plugin.remedy == 'pip install "xcam-explain[torch]"'
-    with pytest.raises(BackendError, match=r'needs no_such_framework, not installed here: pip install "xcam-explain'):
+    with pytest.raises(BackendError, match=r'no_such_framework is not installed; pip install "xcam-explain'):
         registry.load("fake")
 
 
@@ -64,25 +64,39 @@ def test_a_name_taken_twice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.plugins["fake"].state == "available"
     twin = registry.plugins["fake (fake_twin)"]
     assert twin.state == "broken"
-    assert "has named already" in twin.remedy
+    assert "is already used by" in twin.remedy
 
 
 def test_a_module_without_the_hook_or_with_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = type(sys)("fake_empty")
     monkeypatch.setitem(sys.modules, "fake_empty", empty)
-    assert "implements no hook" in Registry([point("e", "fake_empty")]).plugins["e"].remedy
+    assert "it has no hook xcam_backend" in Registry([point("e", "fake_empty")]).plugins["e"].remedy
     empty.xcam_backend = hookimpl(lambda: "keras")
     empty.xcam_backend.__name__ = "xcam_backend"
-    assert "returned str, not a BackendSpec" in Registry([point("e", "fake_empty")]).plugins["e"].remedy
+    assert (
+        "xcam_backend returned str; return a BackendSpec" in Registry([point("e", "fake_empty")]).plugins["e"].remedy
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("xcam_backend", {}, "xcam_backend of fake_hook returned NoneType, not a BackendSpec"),
-        ("xcam_backends", {}, "fake_hook implements no hook that xcam knows, only xcam_backends: mark a function"),
-        ("xcam_backend", {"hookwrapper": True}, "xcam_backend of fake_hook is a wrapper around other hooks; mark"),
-        ("xcam_backend", {"wrapper": True}, "xcam_backend of fake_hook is a wrapper around other hooks; mark"),
+        ("xcam_backend", {}, "cannot use fake_hook: xcam_backend returned NoneType; return a BackendSpec"),
+        (
+            "xcam_backends",
+            {},
+            "cannot use fake_hook: it has no hook xcam_backend, only xcam_backends; mark a function",
+        ),
+        (
+            "xcam_backend",
+            {"hookwrapper": True},
+            "cannot use fake_hook: its xcam_backend is a wrapper around other hooks; mark",
+        ),
+        (
+            "xcam_backend",
+            {"wrapper": True},
+            "cannot use fake_hook: its xcam_backend is a wrapper around other hooks; mark",
+        ),
     ],
 )
 def test_a_hook_that_gives_nothing(monkeypatch: pytest.MonkeyPatch, name: str, options: Any, words: str) -> None:
@@ -137,13 +151,15 @@ def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.choose(Path("a.o")) == "other"
     assert registry.choose(fake.FakeModel()) == "other"
     assert registry.choose(Path("a.o"), "fake") == "fake"
-    with pytest.raises(BackendError, match="can be read by fake and other; say which"):
+    with pytest.raises(BackendError, match=r"for .*a\.fake.: fake and other load it; name one"):
         registry.choose(Path("a.fake"))
-    with pytest.raises(BackendError, match=r"no backend reads 'a\.h5'; they read \.fake, \.o"):
+    with pytest.raises(
+        BackendError, match=r"cannot choose a backend for 'a\.h5': the suffixes of model files are \.fake, \.o"
+    ):
         registry.choose(Path("a.h5"))
-    with pytest.raises(BackendError, match="no backend reads a int"):
+    with pytest.raises(BackendError, match="cannot choose a backend for a int"):
         registry.choose(3)
-    with pytest.raises(BackendError, match="no backend 'kears'"):
+    with pytest.raises(BackendError, match="unknown backend 'kears'"):
         registry.choose("x", "kears")
 
 

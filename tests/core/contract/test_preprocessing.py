@@ -31,7 +31,7 @@ def test_presets(name: str, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("word", ["caff", "1,2/3", "a/b", "0/0", "1/-1", "/", "nan/1"])
 def test_what_is_no_preprocessing(word: str) -> None:
-    with pytest.raises(InputError, match="no preprocessing"):
+    with pytest.raises(InputError, match="unknown preprocessing"):
         preprocessing(word)
 
 

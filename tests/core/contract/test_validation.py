@@ -18,6 +18,7 @@ from fake import FakeModel
 from quadratic import Quadratic
 from xcam import BackendError, ContractError, InputError, InputSpec, Layer, ModelError, Preprocessing, Trace
 from xcam.contract import plugins, validation
+from xcam.contract.model_validation import MEMBERS
 from xcam.contract.plugins import Registry, hookimpl
 
 IMAGE = np.random.default_rng(3).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -63,7 +64,7 @@ def says(words: str) -> Any:
     """A ContractError that names the plugin, says what is wrong, and to whom to report it."""
     return pytest.raises(
         ContractError,
-        match=rf"^{re.escape(WHO)} {words}; the contract asks for .*: report it to the plugin's authors$",
+        match=rf"^{re.escape(WHO)} {words}; the contract requires .*: report it to the plugin's authors$",
     )
 
 
@@ -84,7 +85,7 @@ SPOILS: list[tuple[Any, str]] = [
     (lambda t: (t.outputs, t.activations), r"trace\(\) returned a tuple"),
     (
         lambda t: replace(t, activations=Tensor(t.activations)),
-        "returned activations as a torch Tensor for 1 pictures",
+        "returned activations as a torch Tensor for 1 images",
     ),
     (
         lambda t: replace(t, activations=t.activations.astype(float)),
@@ -92,7 +93,7 @@ SPOILS: list[tuple[Any, str]] = [
     ),
     (
         lambda t: replace(t, activations=t.activations[0, 0]),
-        r"returned activations as float32 \(4, 6\) for 1 pictures",
+        r"returned activations as float32 \(4, 6\) for 1 images",
     ),
     (lambda t: replace(t, activations=t.activations[:0]), r"returned activations as float32 \(0, 3, 4, 6\) for 1 .*"),
     (
@@ -112,16 +113,16 @@ SPOILS: list[tuple[Any, str]] = [
         lambda t: moved(t, lambda a: a.reshape(1, 3, 24)),
         r"returned activations of layer 'features' as float32 \(1, 3, 24\), and lists it with the shape \(3, 4, 6\)",
     ),
-    (lambda t: moved(t, lambda a: a[0]), r"returned activations as float32 \(3, 4, 6\) for 1 pictures"),
+    (lambda t: moved(t, lambda a: a[0]), r"returned activations as float32 \(3, 4, 6\) for 1 images"),
     (
         lambda t: replace(t, activations=np.ma.masked_less(t.activations, 0)),
-        "returned activations as a numpy MaskedArray for 1 pictures",
+        "returned activations as a numpy MaskedArray for 1 images",
     ),
     (lambda t: replace(t, gradients=None), r"trace\(\) returned gradients as None"),
     (lambda t: replace(t, gradients=t.gradients[0]), r"trace\(\) returned gradients as float32 \(1, 3, 4, 6\)"),
     (lambda t: replace(t, gradients=[]), "returned 0 gradients for 1 cotangents"),
     (lambda t: replace(t, gradients=t.gradients * 2), "returned 2 gradients for 1 cotangents"),
-    (lambda t: replace(t, gradients=[None]), r"returned gradients\[0\] as None for 1 pictures"),
+    (lambda t: replace(t, gradients=[None]), r"returned gradients\[0\] as None for 1 images"),
     (
         lambda t: replace(t, gradients=[t.gradients[0][..., :5]]),
         r"returned gradients\[0\] as float32 \(1, 3, 4, 5\) .*",
@@ -175,7 +176,7 @@ def test_a_trace_of_three_pictures(model: FakeModel, spoil: Any, words: str) -> 
 
 def test_outputs_without_rows_where_no_seeds_look_at_them(model: FakeModel) -> None:
     model.spoil = lambda t: replace(t, outputs=t.outputs[0])
-    with pytest.raises(ModelError, match=r"fake gives an output of shape \(2,\) for 1 pictures"):
+    with pytest.raises(ModelError, match=r"cannot explain fake: an output has the shape \(2,\) for 1 images"):
         validation.trace(model, X[:1], model.layers[0])
 
 
@@ -212,7 +213,8 @@ def test_what_was_cut_off_the_one_output(model: FakeModel) -> None:
 def test_windows_that_are_folded_into_the_batch_are_the_layers_own(model: FakeModel) -> None:
     model.spoil = lambda t: replace(t, activations=np.concatenate([t.activations] * 3))
     with pytest.raises(
-        InputError, match="layer 'features' gives 3 values for 1 pictures: windows or frames are folded"
+        InputError,
+        match="cannot explain layer 'features': it has 3 values for 1 images, as windows or frames are folded",
     ):
         xcam.explain(model, IMAGE)
 
@@ -236,7 +238,7 @@ def test_predict(model: FakeModel) -> None:
     with says(r"predict\(\): returned outputs as a list"):
         validation.predict(model, X)
     model.spoil_outputs = lambda outputs: outputs[:1]
-    with pytest.raises(ModelError, match=r"fake gives an output of shape \(1, 2\) for 2 pictures"):
+    with pytest.raises(ModelError, match=r"cannot explain fake: an output has the shape \(1, 2\) for 2 images"):
         validation.predict(model, X)
     model.spoil_outputs = lambda outputs: np.array([None, "a"])
     with says(r"trace\(\): returned outputs as object \(2,\)"):
@@ -259,9 +261,9 @@ def test_activations_of_several_layers(model: FakeModel) -> None:
         (good | {"pool": X.astype(int)}, r"returned activations\(\) of 'pool' as int64 \(2, 3, 4, 6\)"),
         (
             good | {"features": X[:1]},
-            r"returned activations\(\) of 'features' as float32 \(1, 3, 4, 6\) for 2 pictures",
+            r"returned activations\(\) of 'features' as float32 \(1, 3, 4, 6\) for 2 images",
         ),
-        (good | {"features": X[0]}, r"returned activations\(\) of 'features' as float32 \(3, 4, 6\) for 2 pictures"),
+        (good | {"features": X[0]}, r"returned activations\(\) of 'features' as float32 \(3, 4, 6\) for 2 images"),
         *(
             (
                 good | {"features": spoilt},
@@ -419,7 +421,7 @@ def raising(error: BaseException) -> Any:
         ),
         (
             raising(NotImplementedError("not yet")),
-            "it declares 'resume', and has none: NotImplementedError: not yet",
+            "it declares 'resume', and does not implement it: NotImplementedError: not yet",
         ),
     ],
 )
@@ -435,7 +437,10 @@ def test_resume(spoil: Any, words: str) -> None:
         (lambda found: [], r"hvp\(\) returned a list for 1 vectors"),
         (lambda found: [found[0][:, :2]], r"returned hvp\(\)\[0\] as float32 \(1, 2, 4, 6\)"),
         (lambda found: [Tensor(found[0])], r"returned hvp\(\)\[0\] as a torch Tensor"),
-        (raising(NotImplementedError("not yet")), "it declares 'hvp', and has none: NotImplementedError: not yet"),
+        (
+            raising(NotImplementedError("not yet")),
+            "it declares 'hvp', and does not implement it: NotImplementedError: not yet",
+        ),
     ],
 )
 def test_hvp(spoil: Any, words: str) -> None:
@@ -462,7 +467,7 @@ def test_what_a_target_raises_is_not_the_backends() -> None:
 def without(part: str) -> Any:
     """A model that lacks a part."""
     made = Quadratic()
-    parts = {name: getattr(made, name) for name in validation.PARTS} | {"backend": "fake"}
+    parts = {name: getattr(made, name) for name in MEMBERS} | {"backend": "fake"}
     return SimpleNamespace(**{name: value for name, value in parts.items() if name != part})
 
 
@@ -481,8 +486,8 @@ OPENED: list[tuple[Any, str]] = [
     (lambda: without("resume"), r"load\(\) returned a types SimpleNamespace, which lacks resume"),
     (lambda: with_(capabilities={"gradients", "speed"}), r"its model's capabilities are \{.*\}"),
     (lambda: with_(capabilities="gradients"), "its model's capabilities are 'gradients'"),
-    (lambda: with_(capabilities=frozenset({"gradients", "hvp"})), "its model has no method hvp"),
-    (lambda: with_(resume=None), "its model has no method resume"),
+    (lambda: with_(capabilities=frozenset({"gradients", "hvp"})), "its model lacks the method hvp"),
+    (lambda: with_(resume=None), "its model lacks the method resume"),
     (lambda: with_(input=(4, 6)), "its model's input is a tuple"),
     (lambda: with_(input=InputSpec((4, 6), layout="NHWC")), "its model's input is InputSpec.*'NHWC'.*"),  # type: ignore[arg-type]
     (lambda: with_(input=InputSpec([4, 6])), r"its model's input is InputSpec\(size=\[4, 6\].*"),  # type: ignore[arg-type]
@@ -503,19 +508,19 @@ OPENED: list[tuple[Any, str]] = [
     (lambda: with_(name=None), "its model's name is None"),
     (
         lambda: with_(trace=lambda x: None),
-        r"its model's trace\(\) does not take what it is given: too many positional arguments",
+        r"its model's trace\(\) does not take the arguments that it is given: too many positional arguments",
     ),
     (
         lambda: with_(resume=lambda trace, activations: None),
-        r"its model's resume\(\) does not take what it is given: too many positional arguments",
+        r"its model's resume\(\) does not take the arguments that it is given: too many positional arguments",
     ),
     (
         lambda: with_(predict=lambda x, mode: None),
-        r"its model's predict\(\) does not take what it is given: missing a required argument: 'mode'",
+        r"its model's predict\(\) does not take the arguments that it is given: missing a required argument: 'mode'",
     ),
     (
         lambda: with_(hvp=lambda x: None, capabilities={"hvp"}),
-        r"its model's hvp\(\) does not take what it is given: too many positional arguments",
+        r"its model's hvp\(\) does not take the arguments that it is given: too many positional arguments",
     ),
     (
         lambda: type("Lazy", (Quadratic,), {"labels": property(raising(SystemExit(3))), "backend": "fake"})(),
@@ -586,17 +591,20 @@ def light(monkeypatch: pytest.MonkeyPatch, file: str, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"requires": "jax"}, "requires of fake_other is 'jax'; give a tuple of str: ('jax',)"),
-        ({"suffixes": ".npz"}, "suffixes of fake_other is '.npz'; give a tuple of str"),
-        ({"model_types": (int,)}, "model_types of fake_other is (<class 'int'>,)"),
-        ({"name": ""}, "name of fake_other is ''; give a word"),
-        ({"suffixes": ("npz",)}, "suffixes of fake_other has 'npz'; give a dot and what follows it"),
-        ({"suffixes": (".npz", ".")}, "suffixes of fake_other has '.'"),
-        ({"remedy": ["x"]}, "remedy of fake_other is ['x']; give a str or None"),
-        ({"extra": 3}, "extra of fake_other is 3; give a str or None"),
-        ({"default_model": 5}, "default_model of fake_other is 5; give a str or None"),
-        ({"zoo": "yes"}, "zoo of fake_other is 'yes'; give True or False"),
-        ({"target": "fake.FakeBackend"}, "target of fake_other is 'fake.FakeBackend'; give package.module:Class"),
+        ({"requires": "jax"}, "requires of its BackendSpec is 'jax'; give a tuple of str: ('jax',)"),
+        ({"suffixes": ".npz"}, "suffixes of its BackendSpec is '.npz'; give a tuple of str"),
+        ({"model_types": (int,)}, "model_types of its BackendSpec is (<class 'int'>,)"),
+        ({"name": ""}, "name of its BackendSpec is ''; give a str that is not empty"),
+        ({"suffixes": ("npz",)}, "suffixes of its BackendSpec is 'npz'; give suffixes that begin with a dot"),
+        ({"suffixes": (".npz", ".")}, "suffixes of its BackendSpec is '.'"),
+        ({"remedy": ["x"]}, "remedy of its BackendSpec is ['x']; give a str or None"),
+        ({"extra": 3}, "extra of its BackendSpec is 3; give a str or None"),
+        ({"default_model": 5}, "default_model of its BackendSpec is 5; give a str or None"),
+        ({"zoo": "yes"}, "zoo of its BackendSpec is 'yes'; give True or False"),
+        (
+            {"target": "fake.FakeBackend"},
+            "target of its BackendSpec is 'fake.FakeBackend'; give package.module:Class",
+        ),
     ],
 )
 def test_a_spec(monkeypatch: pytest.MonkeyPatch, changes: Any, words: str) -> None:
@@ -609,14 +617,14 @@ def test_a_spec(monkeypatch: pytest.MonkeyPatch, changes: Any, words: str) -> No
 @pytest.mark.parametrize(
     ("load", "words"),
     [
-        (None, "fake_target:Backend has no method load()"),
+        (None, "cannot use fake_target:Backend: it lacks the method load()"),
         (
             lambda self, source: None,
-            "load() of fake_target:Backend does not take what it is given: got an unexpected ",
+            "cannot use fake_target:Backend: load() does not take the arguments that it is given: got an unexpected ",
         ),
         (
             lambda self, source, size: None,
-            "does not take what it is given: got an unexpected keyword argument 'device'",
+            "does not take the arguments that it is given: got an unexpected keyword argument 'device'",
         ),
     ],
 )
@@ -657,7 +665,7 @@ def test_a_plugin_that_leaves_the_interpreter_takes_no_other_down(
     assert registry.plugins["leaving"].remedy == words
     assert registry.plugins["fake"].state == "available"
     module(monkeypatch, "fake_target", Backend=lambda: raising(error)(None))
-    with pytest.raises(BackendError, match=f"'late' is installed but broken: {words}; reinstall"):
+    with pytest.raises(BackendError, match=f"'late': it is installed but broken: {words}; reinstall"):
         registry.load("late")
 
 
@@ -679,7 +687,7 @@ def test_the_box_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
         assert registry.plugins["fake"].distribution == "xcam-explain"
         assert registry.plugins["fake"].state == "available"
         assert registry.plugins["fake (fake_third)"].remedy == (
-            "BackendError: fake_third names the backend 'fake', which xcam-explain has named already; "
+            "BackendError: cannot register fake_third: the name 'fake' is already used by xcam-explain; "
             "uninstall one of them"
         )
 

@@ -133,7 +133,7 @@ def test_a_folder_is_no_mask(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 9, 3), 99, np.uint8))
     (row,) = _batch(csv(tmp_path / "t.csv", "path,mask", "a.png,masks"), tmp_path / "out", ["energy"])
-    assert row["error"].endswith("masks is a directory; give a file in it")
+    assert row["error"].endswith("masks: it is a directory; give a file in it")
 
 
 @pytest.mark.parametrize("told", ["boxes", "mask", "nothing"])
