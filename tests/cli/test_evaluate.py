@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ground_truth import scenes_with_two
+from systems import named_pipes
 from xcam.images import writing
 from xcam.models import demo
 from xcam.models.demo import CLASSES
@@ -198,6 +199,7 @@ def test_measures_are_printed_although_the_page_cannot_be_written(
     assert "wrote" not in result.out
 
 
+@named_pipes
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import xcam
+from systems import named_pipes
 from typed import Result
 from xcam.images import reading, writing
 from xcam.models import demo
@@ -169,6 +170,7 @@ def test_files_written_before_a_failure_are_reported(run: Callable[..., Result],
     assert [Path(row["output"]).name for row in json.loads(result.out)] == [f"{n}.cam.jpg" for n in range(8)]
 
 
+@named_pipes
 def test_pipes_are_refused(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     assert "pipe.png: it is not a regular file; give an image" in run("-m", "demo", "-b", "keras", "pipe.png").err

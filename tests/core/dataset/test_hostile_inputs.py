@@ -17,6 +17,7 @@ import pytest
 
 import xcam
 from sets import write_set
+from systems import named_pipes, names_of_any_bytes
 from xcam.dataset import storage
 from xcam.dataset.inputs import listing
 from xcam.dataset.output import Output, WriteError
@@ -78,6 +79,7 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path: Path, monkeypatch: pyt
         list(storage.within(str(tmp_path)))
 
 
+@names_of_any_bytes
 def test_a_name_that_is_no_text(folder: Path, tmp_path: Path) -> None:
     picture = (folder / "00000.jpg").read_bytes()
     (tmp_path / "in").mkdir()
@@ -220,6 +222,7 @@ def test_a_damaged_table_of_pictures(tmp_path: Path) -> None:
         listing([str(table)])
 
 
+@named_pipes
 @pytest.mark.parametrize(("name", "kind"), [("a.tar", "a shard"), ("t.csv", "a table"), ("t.parquet", "a table")])
 def test_a_pipe_is_not_waited_for(name: str, kind: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)

@@ -18,9 +18,10 @@ import pytest
 
 import xcam
 from sets import write_set
+from systems import sigkill
 from xcam.dataset import cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, sigkill]
 COUNT, BROKEN, PART = 400, 12, 20
 
 KILLED = """
