@@ -54,10 +54,7 @@ PENDING: tuple[str, ...] = (
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "CITATION.cff",
-        "Makefile",
-        "pyproject.toml",
     ),
-    *(".github/", ".ci/"),
 )
 # List the words themselves.
 EXEMPT = {"tests/docs/test_language.py", "CONTRIBUTING.md"}
