@@ -118,7 +118,7 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
             ["--method", "gradcam", "-O", "n=3", "scene.png"],
             "method 'gradcam' has no option 'n'; its options: eigen_smooth",
         ),
-        (["--method", "random", "-O", "seed=-1", "scene.png"], "seed is -1; give 0 or more"),
+        (["--method", "random", "-O", "seed=-1", "scene.png"], "cannot use seed=-1; give 0 or more"),
         (
             ["--method", "scorecam", "-O", "max_channels=999", "scene.png"],
             "or a number up to 64, the layer's channels",
