@@ -73,8 +73,8 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
         (["one.png"], "one.png: 1×1 pixels are too few"),
         (["-l", "conv9", "scene.png"], "unknown layer 'conv9' in demo; nearest: conv"),
         (["-l", "scores", "scene.png"], "layer 'scores': it has no spatial axes"),
-        (["-t", "hexagon", "scene.png"], "no class 'hexagon'; known: disc"),
-        (["-t", "6", "scene.png"], "no class 6: the model has 6 classes, 0 to 5"),
+        (["-t", "hexagon", "scene.png"], "unknown class 'hexagon'; known: disc"),
+        (["-t", "6", "scene.png"], "unknown class 6: there are 6 classes; give 0 to 5"),
         (["-m", "text.keras", "scene.png"], "cannot load text.keras"),
         (["-m", "absent.keras", "scene.png"], "no such model file: absent.keras"),
         (["-m", "resnet-fifty", "scene.png"], "keras.applications has no 'resnet-fifty'"),
@@ -97,7 +97,7 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
         (["-t", "top7", "scene.png"], "the model has 6 classes; give top6 or less"),
         (["-t", "top99999999999", "scene.png"], "give top1 to top1000"),
         (["-t", "disc-disc", "scene.png"], "the difference of class 0 and itself is zero"),
-        (["-t", "disc-ring", "--score", "probability", "scene.png"], "score 'probability' is that of one class"),
+        (["-t", "disc-ring", "--score", "probability", "scene.png"], "cannot use score='probability' for"),
         (["-t", "0", "-t", "0", "scene.png"], "class '0' is given twice"),
         (["-l", "conv5", "-l", "conv5", "scene.png"], "layer 'conv5' is given twice"),
         (["--fuse", "mean", "scene.png"], "--fuse needs two layers or more"),
@@ -121,7 +121,7 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
         (["--method", "random", "-O", "seed=-1", "scene.png"], "cannot use seed=-1; give 0 or more"),
         (
             ["--method", "scorecam", "-O", "max_channels=999", "scene.png"],
-            "or a number up to 64, the layer's channels",
+            "or at most 64, the number of channels",
         ),
     ],
 )

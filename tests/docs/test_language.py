@@ -38,8 +38,6 @@ CHECKED = (
 PENDING: tuple[str, ...] = (
     *(
         "core/xcam/contract/",
-        "core/xcam/targets/",
-        "core/xcam/methods/",
         "core/xcam/explanation/",
         "core/xcam/comparison/",
     ),
