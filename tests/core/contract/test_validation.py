@@ -148,7 +148,7 @@ SPOILS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "words"), SPOILS)
+@pytest.mark.parametrize(("spoil", "message"), SPOILS)
 def test_a_trace(model: FakeModel, spoil: Any, message: str) -> None:
     model.spoil = spoil
     with reports(message):
@@ -532,7 +532,7 @@ OPENED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("opened", "words"), OPENED)
+@pytest.mark.parametrize(("opened", "message"), OPENED)
 def test_the_result_of_load(monkeypatch: pytest.MonkeyPatch, opened: Any, message: str) -> None:
     model_ = opened()
     monkeypatch.setattr(fake.FakeBackend, "load", lambda *_, **__: model_)
