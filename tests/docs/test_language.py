@@ -52,7 +52,7 @@ PENDING: tuple[str, ...] = (
         "tests/core/",
         "tests/docs/",
     ),
-    *("tests/golden/", "tests/helpers/"),
+    "tests/helpers/",
     *("docs/", "benchmarks/"),
     *(
         "README.md",

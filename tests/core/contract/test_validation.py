@@ -247,7 +247,7 @@ def test_predict(model: FakeModel) -> None:
 
 def test_a_model_that_exits_on_masked_images(model: FakeModel) -> None:
     model.predict = lambda x: raising(SystemExit(3))(x)  # type: ignore[method-assign]
-    with pytest.raises(ModelError, match=r"fake fails on a batch of 1 changed pictures .*: SystemExit: 3; choose"):
+    with pytest.raises(ModelError, match=r"fake fails on a batch of 1 changed .*: SystemExit: 3; choose"):
         xcam.explain(model, IMAGE, method="scorecam")
 
 

@@ -63,7 +63,7 @@ def explain(case: str, number: int, method: str, **options: object) -> np.ndarra
     stored = load(case)
     result = xcam.explain(
         opened(case),
-        list(stored["pictures"]),
+        list(stored["images"]),
         layer="layer",
         target=stored["targets"][number].tolist(),
         method=method,
@@ -214,7 +214,7 @@ def test_gradcampp_is_equation_19(case: str) -> None:
 @pytest.mark.parametrize("case", NETWORKS)
 def test_the_network_is_the_one_of_the_stored_values(case: str) -> None:
     stored = load(case)
-    x = np.ascontiguousarray(np.moveaxis(stored["pictures"], -1, 1)).astype(np.float32)
+    x = np.ascontiguousarray(np.moveaxis(stored["images"], -1, 1)).astype(np.float32)
     for number, classes in enumerate(stored["targets"]):
         trace = opened(case).trace(x, "layer", lambda y, classes=classes: [np.eye(5, dtype=np.float32)[classes]])
         assert worst(trace.outputs, stored["outputs"]) < 1e-4
@@ -272,7 +272,7 @@ def masked_scores(
     masks = scaled(masks) if before else masks
     masks = nn.functional.interpolate(masks, (20, 28), mode="bilinear", align_corners=aligned)
     masks = factor * (masks if before else scaled(masks)) * (not blank)
-    x = torch.tensor(stored["pictures"]).permute(0, 3, 1, 2).float()
+    x = torch.tensor(stored["images"]).permute(0, 3, 1, 2).float()
     classes = stored["targets"][number]
     return np.stack([module(x[n] * masks[n][:, None])[:, c].numpy() for n, c in enumerate(classes)]).astype(float)
 
