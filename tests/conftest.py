@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,12 @@ pytest_plugins = ["without_frameworks"]
 def pytest_configure(config: pytest.Config) -> None:
     """Leave the seeds to `pytest_runtest_setup`: pytest-randomly draws the order of the tests, not their values."""
     config.option.randomly_reset_seed = False
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the order also in quiet runs, which have no header: CI's failures are repeated with it."""
+    if config.get_verbosity() < 0 and (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"--randomly-seed={seed}")
 
 
 def pytest_runtest_setup() -> None:
