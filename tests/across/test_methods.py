@@ -20,7 +20,12 @@ NO_CLASS = ("random", "eigencam", "fem")
 LEAST = {"random": 0.0, "eigencam": 0.4, "fem": 0.0, "eigengradcam": 0.4, "sscam": 0.2}
 """fem marks where channels stand out, which is the rim of a shape; the main component of G·A can be what speaks for the
 other shape; and the paper's noise of twice the width of a mask drowns it, with 35 draws as with two."""
-CHEAP: dict[str, dict[str, Any]] = {"sscam": {"n": 2}, "iscam": {"n": 2}, "smoothgradcam++": {"n": 3}}
+CHEAP: dict[str, dict[str, Any]] = {
+    "scorecam": {"max_channels": 16},
+    "sscam": {"n": 2, "max_channels": 16},
+    "iscam": {"n": 2, "max_channels": 16},
+    "smoothgradcam++": {"n": 3},
+}
 
 
 @cache
