@@ -1,4 +1,4 @@
-"""The engine that Keras runs on, or will run on. Importing this module imports neither Keras nor an engine."""
+"""Which engine Keras runs on, or would run on. Imports neither Keras nor an engine before it is asked to."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from pathlib import Path
 from typing import Any
 
 ENGINES = ("tensorflow", "torch", "jax")
-"""Supported engines, by Keras' names, which are also the names of their modules."""
+"""What this backend runs on, in Keras' own words; each is the name of the module that must be installed, too."""
 
 
 def name() -> str:
-    """Return the engine of Keras if it is imported; else the one that it will choose: KERAS_BACKEND, keras.json, TensorFlow."""
-    keras: Any = sys.modules.get("keras")
+    """The engine of Keras, if it is imported; else the one that it will choose: KERAS_BACKEND, keras.json, TensorFlow."""
+    keras = sys.modules.get("keras")
     if hasattr(keras, "backend"):
-        return str(keras.backend.backend())
+        return keras.backend.backend()
     return os.environ.get("KERAS_BACKEND") or _configured() or "tensorflow"
 
 
 def _configured() -> str | None:
-    """Return the engine that keras.json names."""
+    """What keras.json says, which Keras reads before the environment."""
     home = os.path.expanduser("~")
     folder = os.environ.get("KERAS_HOME") or os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
     try:
-        backend: str | None = json.loads(Path(folder, "keras.json").expanduser().read_text()).get("backend")
-        return backend
+        return json.loads(Path(folder, "keras.json").expanduser().read_text()).get("backend")
     except (OSError, ValueError, AttributeError):
         return None
 
 
 def requires() -> tuple[str, ...]:
-    """Return the modules that must be installed; Keras alone where its engine is not supported."""
+    """The modules that must be installed. An engine that Keras may have and this backend has not asks for none here."""
     return ("keras", name()) if name() in ENGINES else ("keras",)
 
 
 def remedy() -> str | None:
-    """Return the remedy where a module of `requires` is missing; None: install the extra, which is Keras on TensorFlow."""
+    """What to do where a module of `requires` is missing; None: install the extra, which is Keras on TensorFlow."""
     wanted = name()
     missing = [module for module in requires() if not _installed(module)]
     others = [engine for engine in ENGINES if engine != wanted and _installed(engine)]
@@ -58,12 +57,12 @@ def _installed(module: str) -> bool:
 
 @cache
 def engine() -> Any:
-    """Return the module for the engine that Keras runs on: see xcam_keras.engines. Raises BackendError."""
+    """The module for the engine that Keras runs on: see xcam_keras.engines. Raises BackendError."""
     from xcam.errors import BackendError
 
     if name() not in ENGINES:
         raise BackendError(
-            f"cannot use Keras on {name()}: the supported engines are {', '.join(ENGINES)}; set KERAS_BACKEND to one of "
-            "them before Keras is imported"
+            f"Keras runs on {name()} here, and this backend on {', '.join(ENGINES)}; set KERAS_BACKEND to one of them "
+            "before Keras is imported"
         )
     return importlib.import_module(f"xcam_keras.engines.{name()}")

@@ -1,25 +1,21 @@
-"""A network to try the backend with: how red, green and blue is an image, and where?"""
-
-from typing import Any
+"""A network to try the backend with: how red, green and blue is a picture, and where?"""
 
 import numpy as np
 from xcam_numpy.graph import Graph, Node
 
 
-def build() -> Graph:
-    """Return the network."""
-
-    def colours(x: Any) -> Any:
+def build():
+    def colours(x):
         return np.maximum(x - x.mean(axis=1, keepdims=True), 0)
 
-    def colours_back(g: Any, x: Any) -> Any:
+    def colours_back(g, x):
         g = g * (colours(x) > 0)
         return [g - g.mean(axis=1, keepdims=True)]
 
-    def mean(x: Any) -> Any:
+    def mean(x):
         return x.mean(axis=(2, 3))
 
-    def mean_back(g: Any, x: Any) -> Any:
+    def mean_back(g, x):
         return [np.broadcast_to(g[:, :, None, None], x.shape) / (x.shape[2] * x.shape[3])]
 
     nodes = [

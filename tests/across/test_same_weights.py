@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import kinks
 import ported
 import xcam
-from xcam.models import demo
+from ground_truth import scenes_with_two
+from xcam.images import batches
 from xcam_keras.backend import keras
 
 
@@ -23,32 +25,43 @@ def error(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.fixture(params=["float32", "float64"])
 def precision(request: pytest.FixtureRequest) -> Iterator[str]:
-    """In float64 nothing is rounded differently enough to send a ReLU or a maximum another way."""
     keras.config.set_dtype_policy(request.param)
     yield request.param
     keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("build", "preset"), [(ported.vgg16, "caffe"), (ported.residual, "torch")])
-def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("build", "preset", "first"), [(ported.vgg16, "caffe", "features.15"), (ported.residual, "torch", "a.norm2")]
+)
+def test_keras_and_torch_agree(
+    build: Callable[[], Any], preset: str, first: str, precision: str, tmp_path: Path
+) -> None:
+    """In float32 at images where no ReLU and no maximum is near a tie: rounding would decide it (see `kinks`).
+
+    first: what the first of the three layers is called in a file, where batch norms are folded into convolutions.
+    """
     source, port, depths = build()
-    photos = [photo, *demo.image_paths()[:4]]
     port = port.to(getattr(torch, precision))
     size = source.input_shape[1:3]
     a = xcam.load(source, preprocess=preset)
     b = xcam.load(port, preprocess=preset, size=size)
     assert (a.output_activation, b.output_activation) == ("softmax", None)
-    x = np.random.default_rng(2).normal(size=(2, 3, *size)).astype(np.float32)
-    if preset == "caffe":
-        x *= 50
+    scenes = [scene.image for scene in scenes_with_two(48)]
+    x = batches.batch(scenes, b.input, size, b.input.preprocessing)
+    if precision == "float32":
+        b.to_onnx(tmp_path / "port.onnx")
+        rows, clearance = kinks.clearest(tmp_path / "port.onnx", first, x)
+        assert clearance > 4
+    else:
+        rows = np.arange(2)
+    scenes, x = [scenes[row] for row in rows], x[rows]
     last = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     print(f"\n{source.name} in {precision}: differences, Keras against torch, relative to the largest magnitude")
     for ours, theirs in depths:
         v = np.random.default_rng(3).normal(size=(2, source.output_shape[-1])).astype(np.float32)
         s, t = a.trace(last, ours, lambda _, v=v: [v]), b.trace(x, theirs, lambda _, v=v: [v])
-        pairs = list(zip(xcam.explain(a, photos, layer=ours), xcam.explain(b, photos, layer=theirs), strict=True))
-        apart = [float(np.abs(f.heatmap - e.heatmap).max()) for e, f in pairs]
+        pairs = list(zip(xcam.explain(a, scenes, layer=ours), xcam.explain(b, scenes, layer=theirs), strict=True))
         # Where a maximum is taken over zeros alone, each framework gives the gradient to another of them: both are right.
         alive = s.activations != 0
         row = {
@@ -56,26 +69,16 @@ def test_keras_and_torch_agree(build: Callable[[], Any], preset: str, photo: Pat
             "activations": error(t.activations, s.activations),
             "gradients": error(t.gradients[0] * alive, s.gradients[0] * alive),
             "pooled": error(xcam.methods.maps.pool(t.gradients[0]), xcam.methods.maps.pool(s.gradients[0])),
-            "heatmap": max(apart),
+            "heatmap": max(float(np.abs(f.heatmap - e.heatmap).max()) for e, f in pairs),
         }
         print(f"  {ours:14} {theirs:12}", "  ".join(f"{name} {value:.1e}" for name, value in row.items()))
         assert [f.index for _, f in pairs] == [e.index for e, _ in pairs]
         assert min(e.heatmap.std() for e, _ in pairs) > 0.01
         assert row["logits"] < 1e-4
         assert row["activations"] < 1e-4
-        wrong = np.abs(t.gradients[0] - s.gradients[0]) * alive > 1e-3 * np.abs(s.gradients[0]).max()
-        if precision == "float64" or source.name == "residual":
-            assert row["gradients"] < 1e-3
-            assert row["pooled"] < 1e-3
-            assert row["heatmap"] < 1e-3
-        else:
-            # A few of VGG16's million places are so near to a tie that rounding decides which of two a maximum takes:
-            # there the gradient goes another way, and all that lies before it with it. float64 shows that it is this.
-            assert wrong.mean() < 0.05
-            # Which places these are differs from processor to processor, and most pictures have none that counts.
-            assert row["pooled"] < 1e-2
-            assert np.median(apart) < 1e-3
-            assert row["heatmap"] < 3e-2
+        assert row["gradients"] < 1e-3
+        assert row["pooled"] < 1e-3
+        assert row["heatmap"] < 1e-3
 
 
 def test_the_demo_network_looks_at_the_same_place(demo_picture: Path) -> None:

@@ -1,4 +1,4 @@
-"""Helpers of the Keras tests that depend on the engine that Keras runs on."""
+"""What tests of the Keras backend say in the words of the engine that Keras runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENGINE = keras.backend.backend()
 
 
 def gradient(function: Callable[[Any], Any], at: np.ndarray) -> np.ndarray:
-    """Return the gradient of a function from an array to a number, in Keras' operations, by the engine alone."""
+    """Of a function from one array to a number, in Keras' operations: by the engine's own means, without xcam."""
     if ENGINE == "tensorflow":
         import tensorflow as tf
 
@@ -32,7 +32,7 @@ def gradient(function: Callable[[Any], Any], at: np.ndarray) -> np.ndarray:
 
 
 def out_of_memory(text: str) -> Exception:
-    """Return the engine's error for exhausted memory."""
+    """What the engine raises when memory runs out."""
     if ENGINE == "tensorflow":
         import tensorflow as tf
 

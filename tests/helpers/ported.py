@@ -14,9 +14,9 @@ L = keras.layers
 
 
 def vgg16() -> tuple[keras.Model, nn.Module, list[tuple[str, str]]]:
-    """VGG16 with random weights in both, and three layers by their names in each."""
+    """VGG16 for 64×64 pixels with random weights in both, and three layers by their names in each."""
     keras.utils.set_random_seed(5)
-    source = keras.applications.VGG16(weights=None)
+    source = keras.applications.VGG16(weights=None, input_shape=(64, 64, 3))
     head = source.get_layer("predictions")
     head.set_weights([w * 30 for w in head.get_weights()])  # so that the classes differ
     parts: list[nn.Module] = []
@@ -29,8 +29,8 @@ def vgg16() -> tuple[keras.Model, nn.Module, list[tuple[str, str]]]:
             parts.append(nn.MaxPool2d(2))
     dense = [source.get_layer(name) for name in ("fc1", "fc2", "predictions")]
     first = linear(dense[0])
-    with torch.no_grad():  # Keras flattens [7, 7, 512], torch [512, 7, 7]
-        weight = first.weight.reshape(4096, 7, 7, 512).permute(0, 3, 1, 2).reshape(4096, -1)
+    with torch.no_grad():  # Keras flattens [2, 2, 512], torch [512, 2, 2]
+        weight = first.weight.reshape(4096, 2, 2, 512).permute(0, 3, 1, 2).reshape(4096, -1)
         first.weight.copy_(weight)
     classifier = nn.Sequential(first, nn.ReLU(True), nn.Dropout(), linear(dense[1]), nn.ReLU(True), linear(dense[2]))
 

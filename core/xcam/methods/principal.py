@@ -1,4 +1,4 @@
-"""Principal components of the activations."""
+"""Methods that look for the direction in which activations vary most. They ask for no class."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from xcam.methods.registry import method
 
 @method("eigencam", source="Muhammad and Yeasin 2020", passes="1 forward")
 def eigencam(activations: Array, *, centred: bool = True) -> Array:
-    """First principal component of A, with channels as variables and positions as observations.
+    """The first principal component of A, its C channels as variables and its places as observations.
 
-    It does not depend on the target. With `centred`, the mean of each channel is subtracted first, as in
-    pytorch-grad-cam; the paper's code does not subtract it. For its sign see `xcam.methods.maps.principal`.
+    centred: each channel's mean is taken off first, as pytorch-grad-cam does; the paper's code leaves it on.
     """
     return principal(activations, centred)
 
 
 @method("eigengradcam", source="pytorch-grad-cam, EigenGradCAM")
 def eigengradcam(activations: Array, gradients: Array, *, centred: bool = True) -> Array:
-    """First principal component of G·A: Eigen-CAM for a target."""
+    """The first principal component of G·A: Eigen-CAM that asks for a class."""
     return principal(gradients * activations, centred)

@@ -1,4 +1,4 @@
-"""The protocol of targets."""
+"""What a target is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from xcam.contract import Array, Outputs
 
 @runtime_checkable
 class Target(Protocol):
-    """A differentiable function of a model's outputs, for each row of the batch."""
+    """A differentiable function of the outputs of one model, row by row."""
 
     def value(self, outputs: Outputs) -> Array:
-        """Return the values [N] for outputs [N, …]."""
+        """[N, …] outputs → [N] values."""
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """Return ∂value/∂outputs, shaped like `outputs`; in a mapping, outputs left out count as zero."""
+        """∂value/∂outputs, shaped like `outputs`."""

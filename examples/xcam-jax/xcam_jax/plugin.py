@@ -1,11 +1,10 @@
-"""The backend's entry point: read by xcam without importing JAX."""
+"""What xcam may know of this backend without importing JAX."""
 
 from xcam import BackendSpec, hookimpl
 
 
 @hookimpl
 def xcam_backend() -> BackendSpec:
-    """Return the description of this backend."""
     return BackendSpec(
         name="jax",
         requires=("jax",),

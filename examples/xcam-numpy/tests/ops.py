@@ -1,4 +1,4 @@
-"""The operators of the suite's networks for a Graph, each with its derivative."""
+"""The operators of the suite's networks for a Graph: each with its derivative, written down by hand."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ KINDS = {
 
 
 def graph(network: Network) -> Graph:
-    """Return the network as a user of this framework would write it."""
+    """The network as a user of this framework would write it."""
     return Graph(network.name, network.input, [node(step) for step in network.steps], network.outputs)
 
 
 def node(step: Step) -> Node:
-    """Return a step of the network."""
-    derivative = globals()[f"{step.op}_back"]
+    back = globals().get(f"{step.op}_back")
 
     def forward(*values: Any) -> Any:
         return OPS[step.op](*values, *step.weights)
 
     def backward(g: Any, *values: Any) -> Any:
-        gradients = derivative(g, *values, *step.weights)
-        return gradients if isinstance(gradients, tuple) else (gradients,)
+        found = back(g, *values, *step.weights)
+        return found if isinstance(found, tuple) else (found,)
 
     return Node(step.name, KINDS.get(step.op, step.op.capitalize()), step.inputs, forward, backward)
 
 
 def conv_back(g: Any, x: Any, kernel: Any, bias: Any) -> Any:
-    """A convolution with the kernel rotated, inputs and outputs exchanged."""
+    """A convolution with the kernel turned round, inputs and outputs exchanged."""
     return OPS["conv"](g, kernel[:, :, ::-1, ::-1].swapaxes(0, 1), np.zeros(kernel.shape[1], kernel.dtype))
 
 
@@ -85,9 +84,9 @@ def tokens_back(g: Any, x: Any, first: Any) -> Any:
 
 
 def first_back(g: Any, x: Any) -> Any:
-    gradient = np.zeros_like(x)
-    gradient[:, :, 0] = g
-    return gradient
+    found = np.zeros_like(x)
+    found[:, :, 0] = g
+    return found
 
 
 def norm_back(g: Any, x: Any, scale: Any, shift: Any) -> Any:

@@ -1,1 +1,1 @@
-"""An xcam backend that needs NumPy alone."""
+"""An xcam backend in NumPy alone."""

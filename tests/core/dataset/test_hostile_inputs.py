@@ -310,7 +310,7 @@ def test_pictures_without_a_class_are_rows_wherever_they_stand(folder: Path, tmp
     xcam.batch(**DEMO, inputs=table, out=tmp_path / "out", target="@class", batch=2, part=3)
     found = rows(tmp_path / "out")
     assert [row["target_index"] for row in found] == [None] * 9 + [3, 3, 3]
-    assert "unknown class 'zebra'" in found[1]["error"]
+    assert "no class 'zebra'" in found[1]["error"]
     assert "no class -1" in found[2]["error"]
     assert [row["correct"] for row in found[9:]] == [row["prediction_index"] == 3 for row in found[9:]]
     os.unlink(tmp_path / "out/table/part-00000.parquet")  # a run that goes on there
@@ -328,7 +328,7 @@ def test_a_class_is_right_however_it_is_spelled(folder: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
 def test_a_class_that_the_model_has_not_ends_the_run(batch: int, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(xcam.InputError, match=r"^unknown class 99: there are 6 classes"):
+    with pytest.raises(xcam.InputError, match=r"^no class 99: the model has 6 classes"):
         xcam.batch(**DEMO, inputs=str(folder), out=tmp_path / "out", target=99, batch=batch)
     assert not Output(str(tmp_path / "out")).done()
 

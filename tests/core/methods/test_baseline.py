@@ -1,4 +1,4 @@
-"""The baseline of random weights."""
+"""The baseline that a method has to beat."""
 
 from __future__ import annotations
 
