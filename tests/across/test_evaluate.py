@@ -49,6 +49,7 @@ MEASURES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_the_frameworks_agree(backend: str) -> None:
     first, other = evaluated("onnx"), evaluated(backend)
@@ -60,6 +61,7 @@ def test_the_frameworks_agree(backend: str) -> None:
     assert np.std([first.values[m]["energy"][0] for m in first.methods]) > 0.05
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_values_of_its_images_alone() -> None:
     scenes = scenes_with_two(3)
     measures = {"insertion": {"steps": 4}, "sensitivity": {"n": 2}, "road": {"noise": 0.0}}
@@ -109,6 +111,7 @@ def same(first: Any, second: Any) -> list[bool]:
     return [bool(np.array_equal(a, b)) for a, b in zip(first, second, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_shuffled_weights(backend: str) -> None:
     opened, layers = model(backend), ("conv1", "conv4", "conv5")

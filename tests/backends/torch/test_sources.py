@@ -172,6 +172,7 @@ HUGGING_FACE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HUGGING_FACE)
 def test_hugging_face_models(kind: str) -> None:
     import transformers
@@ -203,6 +204,7 @@ def test_hugging_face_models(kind: str) -> None:
     np.testing.assert_allclose(found, (up - down) / (2 * step), rtol=0.1, atol=2e-2 * np.abs(found).max())
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, photo: Path) -> None:
     import transformers
 

@@ -119,6 +119,7 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+@pytest.mark.slow
 def test_ten_pictures_of_three_models_weigh_less_than_two_megabytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     pairs = [(0, 1), (0, 2), (1, 2)]
