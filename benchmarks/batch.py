@@ -135,7 +135,7 @@ def main() -> None:
         before = psutil.Process().memory_info().rss
         start, spent = time.monotonic(), os.times()
         xcam.batch(
-            path, str(place / "photos"), place / "out", loading={"preprocess": "torch"}, layer=layer, batch=best,
+            path, str(place / "photos"), out=place / "out", load_options={"preprocess": "torch"}, layer=layer, batch=best,
             engine=given.engine,
         )  # fmt: skip
         wall = time.monotonic() - start

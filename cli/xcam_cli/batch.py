@@ -21,7 +21,7 @@ from xcam_cli.progress_bar import ProgressBar
 
 @click.command()
 @model_options
-@click.option("-o", "--output", required=True, metavar="OUT", help="A folder: OUT/table, OUT/pictures, OUT/run.json.")
+@click.option("-o", "--output", required=True, metavar="OUT", help="A folder: OUT/table, OUT/overlays, OUT/run.json.")
 @click.option("-l", "--layer", metavar="LAYER", help="Default: the last with space; see `xcam layers`.")
 @click.option(
     "-t",
@@ -36,7 +36,7 @@ from xcam_cli.progress_bar import ProgressBar
 @score_option
 @click.option("--measure", "measures", multiple=True, metavar="NAME", help="A column; see `xcam evaluate --list`.")
 @click.option("--maps/--no-maps", default=True, help="Keep the raw maps in the table.  [default: maps]")
-@click.option("--pictures", is_flag=True, help="Write overlays too.")
+@click.option("--overlays", is_flag=True, help="Write overlays too.")
 @click.option("--report", is_flag=True, help="Write OUT/report.html: suspicious results, sorted for review.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Images in one forward pass.")
 @click.option(
@@ -83,17 +83,19 @@ def batch(
         options["target"] = "@class"
     elif targets:
         options["target"] = list(targets)
-    options |= parse_method_options(settings, (options["method"],))
+    options["method_options"] = parse_method_options(settings, (options["method"],))
     with ProgressBar() as bar, progress.listening(bar.update), collected_warnings() as texts, stdout_to_stderr():
-        result = xcam.batch(model, inputs, output, backend, load_options, rivals=report, **options)
+        result = xcam.batch(
+            model, inputs, out=output, backend=backend, load_options=load_options, rivals=report, **options
+        )
         page = result.report() if report else None
     print_warnings(texts)
     if as_json:
-        document = {"pictures": result.pictures, "failed": result.failed, "table": result.table}
+        document = {"images": result.images, "failed": result.failed, "table": result.table}
         click.echo(json.dumps(document | ({"report": page} if page else {}), ensure_ascii=False))
         return
     failed = f", {result.failed} of which failed (column error)" if result.failed else ""
-    click.echo(f"{result.pictures} {'image' if result.pictures == 1 else 'images'}{failed}")
+    click.echo(f"{result.images} {'image' if result.images == 1 else 'images'}{failed}")
     click.echo(f"wrote {result.table}")
     if page:
         click.echo(f"wrote {page}")

@@ -40,10 +40,10 @@ def expand_images(names: list[str]) -> list[str]:
 
 def _check_local(path: str) -> None:
     """Raise InputError for a path that only fsspec can read."""
-    from xcam.dataset.storage import remote
+    from xcam.dataset.storage import is_remote
     from xcam.errors import InputError
 
-    if remote(path):
+    if is_remote(path):
         raise InputError(
             f"{path} is not a local file; copy it to this machine (only `xcam batch` reads remote files)"
         )

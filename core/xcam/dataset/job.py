@@ -1,4 +1,4 @@
-"""What is to be done with each picture, in plain values: it is written beside the output, and travels to other machines."""
+"""The request of a batch in plain values: it is recorded next to the output, and sent to other machines."""
 
 from __future__ import annotations
 
@@ -13,86 +13,93 @@ from pathlib import Path
 from typing import Any
 
 from xcam.contract import Model
+from xcam.contract.abilities import DisablesSpinning, supports
 from xcam.errors import InputError
 from xcam.models.load import load, split_backend
 from xcam.targets import Score
 
 WEIGHTS = re.compile(r"data|weights|\.bin$")
-"""Names, beginning as the model's does, of files that hold its weights: `model.onnx.data`."""
-WORDS = {
-    "inputs": "inputs are others (their paths, their order, or what a table says of them)",
-    "rivals": "one of the two is asked for a report (--report), and the other is not",
-    "pictures": "overlays are drawn in another way, or in one of the two alone (--pictures)",
+"""Names of files with weights, among those that begin with the model's name: `model.onnx.data`."""
+DIFFERENCES = {
+    "inputs": "the inputs differ (their paths, their order, or the contents of a table)",
+    "rivals": "only one of the two has a report (--report)",
+    "overlays": "overlays are drawn differently, or by only one of the two (--overlays)",
 }
-"""What two runs differ in, where values would say little."""
+"""Descriptions of differences between two runs, where the values are not informative."""
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How the model is opened: the arguments of `xcam.load`."""
+class ModelSource:
+    """The arguments of `xcam.load`."""
 
-    source: str
+    name: str
     backend: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def model(self) -> Model:
-        return load(self.source, self.backend, **self.options)
+    def load(self) -> Model:
+        """Load the model, for use next to threads that decode images. Raises InputError, ModelError, BackendError."""
+        model = load(self.name, self.backend, **self.options)
+        if supports(model, DisablesSpinning):
+            model.disable_spinning()
+        return model
 
     def facts(self) -> dict[str, Any]:
-        """What tells this model from another: for a file, its content."""
-        told = {name: value for name, value in self.options.items() if value is not None and name != "threads"}
+        """Return the facts that identify the model: for a file, its content."""
+        facts = {name: value for name, value in self.options.items() if value is not None and name != "threads"}
         for key in ("weights", "labels"):
-            if found := _content(told.get(key)):
-                told[f"{key}_sha256"] = found
-        backend, name = (self.backend, self.source) if self.backend else split_backend(self.source)
-        if (found := _content(name)) or (
-            found := _content(name.partition(":")[2])
-        ):  # a scheme ahead of it: hf:./folder
-            told["sha256"], name = found, Path(name).name
-        elif found := _content(_module(name)):
-            told["sha256"] = found
-        return {"model": name, "backend": backend, **{key: _plain(value) for key, value in told.items()}}
+            if sha256 := _content(facts.get(key)):
+                facts[f"{key}_sha256"] = sha256
+        backend, name = (self.backend, self.name) if self.backend else split_backend(self.name)
+        # The second form: a scheme precedes the path, as in hf:./folder.
+        if sha256 := _content(name) or _content(name.partition(":")[2]):
+            facts["sha256"], name = sha256, Path(name).name
+        elif sha256 := _content(_module(name)):
+            facts["sha256"] = sha256
+        return {"model": name, "backend": backend, **{key: _plain(value) for key, value in facts.items()}}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What becomes of each picture."""
+    """The request for each image."""
 
     layer: str | None = None
     targets: tuple[Any, ...] = ()
-    """As for `xcam.explain`; none: the top class."""
-    told_target: bool = False
-    """The class that the table or the shard names is explained."""
+    """As for `xcam.explain`; the top class where it is empty."""
+    class_target: bool = False
+    """Explain the class that the table or the shard gives for the image."""
     method: str = "gradcam"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    method_options: Mapping[str, Any] = field(default_factory=dict)
     score: Score = "logit"
     measures: tuple[str, ...] = ()
     maps: bool = True
-    """The table has the raw maps."""
+    """Store the raw maps in the table."""
     rivals: bool = False
-    """The map of the second best class is held against that of the best."""
-    pictures: Mapping[str, Any] | None = None
-    """How overlays are drawn: options of `Explanation.overlay`; None: not at all."""
+    """Compare the map of the second best class with that of the best."""
+    overlays: Mapping[str, Any] | None = None
+    """Options of `Explanation.overlay`; None: no overlays."""
     batch: int = 8
     part: int = 256
-    """Pictures in one part of the output, which is written whole or not at all."""
+    """Images in one part of the table, which is written whole or not at all."""
 
     def facts(self) -> dict[str, Any]:
+        """Return the request in plain values, for the record."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
-def _content(place: Any) -> str | None:
-    """The digest of a file and of the weights that are kept beside it, or of a folder; None for what is none, or cannot
-    be read: opening the model says why."""
-    if not place:
+def _content(path: Any) -> str | None:
+    """Return the digest of a file with its external weights, or of a folder.
+
+    None if it is neither, or cannot be read: loading the model reports the reason.
+    """
+    if not path:
         return None
     try:
-        path = Path(place)
-        around = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}*")
-        files = {p for p in around if p.is_file() and (path.is_dir() or WEIGHTS.search(p.name))}
+        path = Path(path)
+        candidates = path.rglob("*") if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}*")
+        files = {p for p in candidates if p.is_file() and (path.is_dir() or WEIGHTS.search(p.name))}
         digests = []
-        for each in sorted(files if path.is_dir() else files | {path}):
-            with open(each, "rb") as file:
+        for name in sorted(files if path.is_dir() else files | {path}):
+            with open(name, "rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     except (TypeError, ValueError, OSError):
         return None
@@ -102,7 +109,7 @@ def _content(place: Any) -> str | None:
 
 
 def _module(name: str) -> str | None:
-    """The file of `package.module:factory`."""
+    """Return the file of `package.module:factory`."""
     module, colon, _ = name.partition(":")
     try:
         spec = find_spec(module) if colon and module.replace(".", "").isidentifier() else None
@@ -112,25 +119,27 @@ def _module(name: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON gives it back. Raises InputError."""
+    """Return a value as JSON reads it back."""
     try:
         return json.loads(json.dumps(value))
     except TypeError as error:
-        raise InputError(f"{value!r} cannot be written down, and a batch must be; give words and numbers") from error
+        raise InputError(
+            f"cannot record {value!r}, as a batch has to: it is not a plain value; give text and numbers"
+        ) from error
 
 
 def digest(listing: Any) -> str:
-    """Of the names in a listing, and of what it says of them."""
-    found = hashlib.sha256()
+    """Return the digest of a listing, an Arrow table."""
+    sha256 = hashlib.sha256()
     for part in listing.to_batches(max_chunksize=10_000):
-        found.update(repr(part.to_pydict()).encode())
-    return found.hexdigest()
+        sha256.update(repr(part.to_pydict()).encode())
+    return sha256.hexdigest()
 
 
-def differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> Sequence[str]:
-    """What two runs differ in, in words."""
+def differences(request: Mapping[str, Any], earlier: Mapping[str, Any]) -> Sequence[str]:
+    """Return descriptions of the differences between two requests."""
     return [
-        WORDS.get(key) or f"{key} is {now.get(key)!r}, and was {then.get(key)!r}"
-        for key in sorted({*now, *then})
-        if now.get(key) != then.get(key)
+        DIFFERENCES.get(key) or f"{key} is {request.get(key)!r}, and was {earlier.get(key)!r}"
+        for key in sorted({*request, *earlier})
+        if request.get(key) != earlier.get(key)
     ]

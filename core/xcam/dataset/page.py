@@ -1,4 +1,4 @@
-"""The report on a batch: what looks wrong in a set of pictures, sorted in the order in which a person would act."""
+"""The report on a batch: images that look wrong, in the order in which they should be inspected."""
 
 from __future__ import annotations
 
@@ -27,159 +27,180 @@ from xcam.report.rendering import _environment, _rendered
 from xcam.report.thumbnails import Embedded
 
 SIDE = 192
-"""The longer side of a photo: four kinds of twelve must weigh less than 2 MB."""
+"""The longer side of a thumbnail: four kinds of twelve must weigh less than 2 MB."""
 HEAT = 96
-"""The sides of a heatmap: it is a few cells, interpolated."""
+"""The sides of a heatmap, which is interpolated from a few cells."""
 NAME = 44
-"""So many letters of a name are shown, its beginning and its end."""
+"""The number of characters of a name that are shown, its beginning and its end."""
 SHOWN = 24
-"""So many classes are shown with their average map."""
+"""The number of classes that are shown with their average map."""
 SHARD = re.compile(r"\.tar/", re.IGNORECASE)
 
 TITLES: dict[Kind, tuple[str, str, str]] = {
     "wrong": (
         "Wrong, with a confident map",
         "wrong with a confident map",
-        "The network names another class than the one that is told, and its map is not vague. See what it "
-        "points at: another object in the picture, a watermark, a background that goes with a class (a shortcut: "
+        "The predicted class differs from the given one, and the map is concentrated. Check which object the map "
+        "highlights: another object in the image, a watermark, a background that is typical of a class (a shortcut: "
         "Lapuschkin et al. 2019, “Unmasking Clever Hans predictors”), or the right object under a wrong label.",
     ),
     "edge": (
         "On the border or in a corner",
         "on the border or in a corner",
-        "Watermarks, dates, logos and frames lie there, and the zeros with which convolutions pad a picture are seen "
-        "there (Alsallakh et al. 2021, “Mind the Pad”). It is as it should be where the object itself lies there.",
+        "Watermarks, dates, logos and frames are there, and the zeros with which convolutions pad an image have their "
+        "effect there (Alsallakh et al. 2021, “Mind the Pad”). Such a map is right where the object itself is there.",
     ),
     "same": (
         "The same map for different classes",
         "with the same map for two classes",
-        "The best class and the second best have the same map: it shows where something is, not what speaks for this "
-        "class. Do not read it as a reason for the class. Try another layer, the method hirescam, or finercam, which "
-        "looks at what tells a class from its neighbours (Zhang et al. 2025).",
+        "The best class and the second best have the same map: it shows where an object is, but not the evidence for "
+        "this class. Do not read it as a reason for the class. Try another layer, the method hirescam, or finercam, which "
+        "highlights the differences between a class and its neighbours (Zhang et al. 2025).",
     ),
     "zero": (
         "All-zero maps",
         "all zero",
-        "Nothing at this layer speaks for the class by this method. It happens where the class was chosen for lack of "
-        "a better one. Where it happens often, check the preprocessing first, then try another layer or method.",
+        "By this method, nothing at this layer supports the class. It happens where all classes have low scores. Where it "
+        "happens often, check the preprocessing first, then try another layer or method.",
     ),
 }
 
 
 def page(output: Output) -> bytes:
-    """The page, complete in itself, from the table of a batch. Memory does not grow with the table.
+    """Return the report on the table of a batch, complete in itself. Memory does not grow with the table.
 
-    The pictures that are shown are read again; one that is gone is replaced by a grey ground. Raises BackendError where
-    Jinja2 is not installed, InputError where the table cannot be read.
+    Args:
+        output: The output of a batch. The images that are shown are read again; a missing one is replaced by a grey
+            rectangle.
+
+    Raises:
+        InputError: The table cannot be read.
+        BackendError: Jinja2 is not installed.
     """
     environment = _environment()
-    run = _run(output)
-    found = findings.collect(output.parts(), by_target=bool(run.get("targets")))
-    return _rendered(environment, "batch.html", content(found, run))
+    request = _request(output)
+    collected = findings.collect(output.parts(), by_target=bool(request.get("targets")))
+    return _rendered(environment, "batch.html", content(collected, request))
 
 
-def content(found: Findings, run: dict[str, Any]) -> dict[str, Any]:
-    """The content of batch.html."""
-    shown = list(dict.fromkeys(f.path for kind in KINDS for f in found.worst[kind].found))
-    photos = dict(zip(shown, _photos(shown), strict=True))
+def content(collected: Findings, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the values for batch.html.
+
+    Args:
+        collected: The findings in the table.
+        request: The record of the run; empty where it is unknown.
+    """
+    shown = list(dict.fromkeys(f.path for kind in KINDS for f in collected.worst[kind].findings))
+    thumbs = dict(zip(shown, _thumbnails(shown), strict=True))
     names = dict(zip(shown, _names(shown), strict=True))
-    classes = found.classes()
+    classes = collected.classes()
+    averages = [collected.everything, *classes[:SHOWN]] if collected.everything.count else []
     return {
-        "title": f"What looks wrong in {sentences.count(found.pictures, 'picture')}",
-        "run": [str(run[key]) for key in ("model", "method", "layer") if run.get(key)],
-        "sentences": _sentences(found),
-        "tally": [(kind, found.worst[kind].count, TITLES[kind][1]) for kind in KINDS if _looked(found, kind)],
-        "notes": _notes(found),
-        "histogram": _histogram(found),
-        "photos": [(f"photo-{k}", photos[path].shown, photos[path].gone == "") for k, path in enumerate(shown)],
+        "title": f"What looks wrong in {sentences.count(collected.images, 'image')}?",
+        "run": [str(request[key]) for key in ("model", "method", "layer") if request.get(key)],
+        "sentences": _sentences(collected),
+        "tally": [
+            (kind, collected.worst[kind].count, TITLES[kind][1]) for kind in KINDS if _is_covered(collected, kind)
+        ],
+        "notes": _notes(collected),
+        "histogram": _histogram(collected),
+        "thumbnails": [(f"image-{k}", thumbs[path].shown, not thumbs[path].error) for k, path in enumerate(shown)],
         "sections": [
             {
                 "kind": kind,
                 "title": TITLES[kind][0],
                 "text": TITLES[kind][2],
-                "count": found.worst[kind].count,
+                "count": collected.worst[kind].count,
                 "cards": [
-                    _card(f, kind, found, names[f.path], f"photo-{shown.index(f.path)}", photos[f.path])
-                    for f in found.worst[kind].found
+                    _card(f, kind, collected, names[f.path], f"image-{shown.index(f.path)}", thumbs[f.path])
+                    for f in collected.worst[kind].findings
                 ],
             }
             for kind in KINDS
-            if found.worst[kind].found
+            if collected.worst[kind].findings
         ],
-        "averages": [_average(a) for a in ([found.everything, *classes[:SHOWN]] if found.everything.count else [])],
+        "averages": [_average(a) for a in averages],
         "classes": len(classes),
-        "known": bool(found.told),
-        "by_target": found.by_target,
-        "others": found.others,
-        "failed": [(path, why.removeprefix(path).lstrip(": ")) for path, why in found.failures],
-        "failures": found.failed,
+        "labelled": bool(collected.labelled),
+        "by_target": collected.by_target,
+        "others": collected.others,
+        "failed": [(path, reason.removeprefix(path).lstrip(": ")) for path, reason in collected.failures],
+        "failures": collected.failed,
         "tiny": TINY,
         "heat": thumbnails.stops(thumbnails.HEAT),
     }
 
 
-def _run(output: Output) -> dict[str, Any]:
-    """What was asked for; empty where it is not known any more."""
+def _request(output: Output) -> dict[str, Any]:
+    """Return the record of the run; empty where it cannot be read any more."""
     with contextlib.suppress(XcamError, ValueError):
-        told = json.loads(storage.read(storage.joined(output.place, RUN)))
-        return told if isinstance(told, dict) else {}
+        request = json.loads(storage.read(storage.join(output.path, RUN)))
+        return request if isinstance(request, dict) else {}
     return {}
 
 
-def _looked(found: Findings, kind: Kind) -> bool:
-    """The table has what it takes to find this."""
-    return {"wrong": found.maps and bool(found.told), "edge": found.maps, "same": found.rivals, "zero": True}[kind]
+def _is_covered(collected: Findings, kind: Kind) -> bool:
+    """Return whether the table has the columns for this kind of finding."""
+    return {
+        "wrong": collected.maps and bool(collected.labelled),
+        "edge": collected.maps,
+        "same": collected.rivals,
+        "zero": True,
+    }[kind]
 
 
-def _sentences(found: Findings) -> list[str]:
-    """The answer in words, the most important first."""
-    if not found.pictures:
+def _sentences(collected: Findings) -> list[str]:
+    """Return the summary, the most important sentence first."""
+    if not collected.images:
         return ["The table is empty."]
-    out = []
-    if found.failed == found.pictures:
-        return [f"Not one could be explained: {sentences.count(found.failed, 'picture')} failed."]
-    if found.told:
-        out.append(
-            f"{sentences.share(found.right / found.told)} of the {sentences.count(found.told, 'picture')} whose class is told "
-            f"are named right; {found.told - found.right} wrong."
+    if collected.failed == collected.images:
+        return [f"None could be explained: {sentences.count(collected.failed, 'image')} failed."]
+    result = []
+    if collected.labelled:
+        result.append(
+            f"{sentences.share(collected.correct / collected.labelled)} of the "
+            f"{sentences.count(collected.labelled, 'image')} with a given class are classified correctly; "
+            f"{collected.labelled - collected.correct} wrongly."
         )
-    zero, edge = found.worst["zero"].count, found.worst["edge"].count
-    if found.drawn:
-        many = f"{edge} ({sentences.share(edge / found.drawn)})" if edge else "None"
-        out.append(
-            f"{many} of {sentences.count(found.drawn, 'map')} {'lie' if edge > 1 else 'lies'} mostly on the border or in a "
-            f"corner. On average {sentences.share(found.border / found.drawn)} of a map is on the border; of a map that is "
-            f"the same everywhere it would be {sentences.share(found.border_expected / found.drawn)}."
+    zero, edge = collected.worst["zero"].count, collected.worst["edge"].count
+    if collected.drawn:
+        many = f"{edge} ({sentences.share(edge / collected.drawn)})" if edge else "None"
+        result.append(
+            f"{many} of {sentences.count(collected.drawn, 'map')} {'are' if edge > 1 else 'is'} mostly on the border or in "
+            f"a corner. On average, {sentences.share(collected.border / collected.drawn)} of a map is on the border; of a "
+            f"uniform map it would be {sentences.share(collected.border_expected / collected.drawn)}."
         )
     if zero:
-        are = "is" if zero == 1 else "are"
-        out.append(
-            f"{zero} ({sentences.share(zero / found.explained)}) of {sentences.count(found.explained, 'map')} {are} all zero."
+        result.append(
+            f"{zero} ({sentences.share(zero / collected.explained)}) of {sentences.count(collected.explained, 'map')} "
+            f"{'is' if zero == 1 else 'are'} all zero."
         )
-    if found.failed:
-        out.append(f"{sentences.count(found.failed, 'picture')} failed.")
-    return out
+    if collected.failed:
+        result.append(f"{sentences.count(collected.failed, 'image')} failed.")
+    return result
 
 
-def _notes(found: Findings) -> list[str]:
-    """What could not be looked for, and why."""
-    out = []
-    if not found.maps:
-        out.append(
+def _notes(collected: Findings) -> list[str]:
+    """Return the checks that were left out, and why."""
+    result = []
+    if not collected.maps:
+        result.append(
             "The table has no maps (--no-maps): confident maps, maps on the border and average maps are left out."
         )
-    if not found.told:
-        out.append(
-            "No class is told: wrong predictions are left out. A table's column class, or a shard's .cls, tells it."
+    if not collected.labelled:
+        result.append(
+            "No class is given: wrong predictions are left out. Give it in a table's column class, or a shard's .cls."
         )
-    if not found.rivals:
-        out.append("Maps of the second best class were not computed: whether classes have the same map is left out.")
-    return out
+    if not collected.rivals:
+        result.append(
+            "Maps of the second best class were not computed: the comparison of the maps of two classes is left out."
+        )
+    return result
 
 
-def _histogram(found: Findings) -> list[dict[str, Any]]:
-    """Pictures by probability, the surest first; empty where there is no probability."""
-    counts = found.histogram
+def _histogram(collected: Findings) -> list[dict[str, Any]]:
+    """Return the number of images by probability, the highest first; empty without probabilities."""
+    counts = collected.histogram
     top = int(counts[:, 0].max())
     return [
         {
@@ -195,105 +216,105 @@ def _histogram(found: Findings) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A picture that was read again, or a ground in its place."""
+class Thumbnail:
+    """An image that was read again, or an empty rectangle."""
 
     shown: Embedded
-    gone: str = ""
-    """Why it is not there."""
+    error: str = ""
+    """Why the image could not be read."""
 
 
-def _photos(paths: Sequence[str]) -> list[Photo]:
-    places = _places(paths)
-    return [_photo(path, places.get(path, (path, None, None))) for path in paths]
+def _thumbnails(paths: Sequence[str]) -> list[Thumbnail]:
+    locations = _locations(paths)
+    return [_thumbnail(path, locations.get(path, (path, None, None))) for path in paths]
 
 
-def _photo(path: str, place: tuple[str, int | None, int | None]) -> Photo:
+def _thumbnail(path: str, location: tuple[str, int | None, int | None]) -> Thumbnail:
     try:
-        image: Image = decoded(storage.read(*place), path, SIDE)[0]
-        return Photo(thumbnails.photo(image, SIDE))
+        image: Image = decoded(storage.read(*location), path, SIDE)[0]
+        return Thumbnail(thumbnails.photo(image, SIDE))
     except (XcamError, MemoryError) as error:
-        return Photo(Embedded("", SIDE, SIDE), str(error).removeprefix(path).lstrip(": ") or type(error).__name__)
+        reason = str(error).removeprefix(path).lstrip(": ") or type(error).__name__
+        return Thumbnail(Embedded("", SIDE, SIDE), reason)
 
 
-def _places(paths: Iterable[str]) -> dict[str, tuple[str, int | None, int | None]]:
-    """Where the pictures are that lie in shards: file, offset, length. Each shard is gone through once."""
+def _locations(paths: Iterable[str]) -> dict[str, tuple[str, int | None, int | None]]:
+    """Return file, offset and length of the images in shards. Each shard is read once."""
     members: dict[str, set[str]] = {}
     for path in paths:
-        shards = (path[: found.start() + len(".tar")] for found in SHARD.finditer(path))
+        shards = (path[: match.start() + len(".tar")] for match in SHARD.finditer(path))
         with contextlib.suppress(XcamError):
             if shard := next((s for s in shards if storage.exists(s) and not storage.is_folder(s)), None):
                 members.setdefault(shard, set()).add(path)
-    out = {}
+    result = {}
     for shard, wanted in members.items():
         with contextlib.suppress(XcamError):
             for batch in listing([shard]).to_batches(max_chunksize=10_000):
                 for row in batch.select(["path", "file", "offset", "length"]).to_pylist():
                     if row["path"] in wanted:
-                        out[row["path"]] = (row["file"], row["offset"], row["length"])
-    return out
+                        result[row["path"]] = (row["file"], row["offset"], row["length"])
+    return result
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """File names; whole paths where two have the same name."""
-    often = Counter(path.rpartition("/")[2] for path in paths)
-    return [name if often[name := path.rpartition("/")[2]] == 1 and name else path for path in paths]
+    """Return file names; whole paths where two files have the same name."""
+    counts = Counter(map(storage.base_name, paths))
+    return [name if counts[name := storage.base_name(path)] == 1 and name else path for path in paths]
 
 
-def _card(f: Finding, kind: Kind, found: Findings, name: str, photo: str, shown: Photo) -> dict[str, Any]:
-    """One finding."""
-    told = None if f.told is None else found.named(f.told)
-    likely = f.probability is not None and 0 <= f.probability <= 1.0001
-    prediction = f.prediction or "no class"
-    why = _why(f, kind)
+def _card(f: Finding, kind: Kind, collected: Findings, name: str, image_id: str, thumb: Thumbnail) -> dict[str, Any]:
+    """Return the values of one finding."""
+    is_probability = f.probability is not None and 0 <= f.probability <= 1.0001
+    probability = ""
+    if f.probability is not None:
+        probability = (
+            sentences.share(min(f.probability, 1.0)) if is_probability else f"score {sentences.number(f.probability)}"
+        )
+    reason = _reason(f, kind)
     return {
         "name": sentences.shorter(name, NAME),
         "path": f.path,
-        "photo": photo,
-        "shown": shown.shown,
-        "gone": shown.gone,
+        "image": image_id,
+        "shown": thumb.shown,
+        "error": thumb.error,
         "uri": ""
         if f.cam is None or not f.cam.any()
         else thumbnails.heat(maps.resize(f.cam, (HEAT, HEAT)), side=HEAT),
-        "alt": f"{name}{f', map for {f.target}' if f.cam is not None else ''}: {why}",
-        "prediction": prediction,
-        "probability": ""
-        if f.probability is None
-        else sentences.share(min(f.probability, 1.0))
-        if likely
-        else f"score {sentences.number(f.probability)}",
-        "told": told,
+        "alt": f"{name}{f', map for {f.target}' if f.cam is not None else ''}: {reason}",
+        "prediction": f.prediction or "no class",
+        "probability": probability,
+        "label": None if f.label is None else collected.class_name(f.label),
         "target": f.target if f.target and f.target != f.prediction else "",
-        "why": why,
+        "reason": reason,
     }
 
 
-def _why(f: Finding, kind: Kind) -> str:
-    """One sentence: why this row is here."""
+def _reason(f: Finding, kind: Kind) -> str:
+    """Return one sentence on why this row is listed."""
     if kind == "wrong":
-        return f"Wrong, and {sentences.share(f.share)} of the map is in a fifth of the picture."
+        return f"Wrong, and {sentences.share(f.share)} of the map is in a fifth of the image."
     if kind == "edge":
-        where = "on the border" if f.where == "border" else f"in the {f.where} corner"
-        return f"{sentences.share(f.share)} of the map is {where}, which is {sentences.share(f.expected)} of the picture."
+        region = "on the border" if f.region == "border" else f"in the {f.region} corner"
+        return (
+            f"{sentences.share(f.share)} of the map is {region}, which is {sentences.share(f.expected)} of the image."
+        )
     if kind == "same":
-        return f"The maps for {f.target} and {f.rival} correlate with {sentences.likeness(f.correlation)}."
-    return f"Nothing in the picture speaks for {f.target} at this layer."
+        return f"The maps for {f.target} and {f.rival} have a correlation of {sentences.likeness(f.correlation)}."
+    return f"Nothing in the image supports {f.target} at this layer."
 
 
 def _average(a: Average) -> dict[str, Any]:
     cam = maps.normalize(a.cam[None], "max")[0]
-    name = a.name or "All pictures"
-    inside = "zero everywhere"
+    name = a.name or "All images"
+    summary = "zero everywhere"
     if cam.any():
         y, x = np.unravel_index(int(np.argmax(cam)), cam.shape)
-        inside = (
-            f"strongest {(x + 0.5) / cam.shape[1]:.0%} from the left, {(y + 0.5) / cam.shape[0]:.0%} from the top"
-        )
+        summary = f"maximum {(x + 0.5) / cam.shape[1]:.0%} from the left, {(y + 0.5) / cam.shape[0]:.0%} from the top"
     return {
         "name": name,
         "all": not a.name,
         "uri": thumbnails.heat(np.clip(maps.resize(cam, (HEAT, HEAT)), 0, 1), side=HEAT),
-        "alt": f"Average map of {name}: {inside}",
+        "alt": f"Average map of {name}: {summary}",
         "count": sentences.count(a.count, "map"),
-        "right": sentences.share(a.right / a.told) if a.told else "",
+        "correct": sentences.share(a.correct / a.labelled) if a.labelled else "",
     }

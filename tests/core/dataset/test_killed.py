@@ -41,7 +41,7 @@ def counted(*args, **options):
 setattr(owner, name, counted)
 main()
 """
-"""The command, killed at the given call of a function: MODULE NAME NUMBER WORDS…"""
+"""The command, killed at the given call of a function: MODULE NAME NUMBER ARGUMENTS…"""
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The table of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole")
-    result = xcam.batch("demo", str(folder), out, "onnx", part=PART)
-    assert (result.pictures, result.failed) == (COUNT, BROKEN)
+    result = xcam.batch("demo", str(folder), out=out, backend="onnx", part=PART)
+    assert (result.images, result.failed) == (COUNT, BROKEN)
     return parts(out / "table")
 
 
@@ -67,7 +67,7 @@ def parts(table: Path) -> dict[str, bytes]:
 def test_three_kills(folder: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     """While images are read, while a part is renamed to its final name, and between two batches."""
     table = tmp_path / "out/table"
-    words = ["batch", str(folder), "-b", "onnx", "-m", "demo", "-o", str(tmp_path / "out"), "--part", str(PART)]
+    arguments = ["batch", str(folder), "-b", "onnx", "-m", "demo", "-o", str(tmp_path / "out"), "--part", str(PART)]
     draw = random.Random(1)
     batches = PART // 8 + 1
     done: set[str] = set()
@@ -76,12 +76,12 @@ def test_three_kills(folder: Path, whole: dict[str, bytes], tmp_path: Path) -> N
         ("os", "replace", draw.randint(2, 4)),
         ("xcam.dataset.worker", "explain", draw.randint(2 * batches, 4 * batches)),
     ):
-        run = subprocess.run([sys.executable, "-c", KILLED, module, name, str(number), *words], check=False)
+        run = subprocess.run([sys.executable, "-c", KILLED, module, name, str(number), *arguments], check=False)
         assert run.returncode == -signal.SIGKILL, name
         before, done = done, set(parts(table))
         assert before < done < set(whole), name
         assert len(list(table.glob(".part-*"))) == (name == "replace"), "an unfinished part"
-    subprocess.run([sys.executable, "-m", "xcam_cli", *words], check=True)
+    subprocess.run([sys.executable, "-m", "xcam_cli", *arguments], check=True)
     assert parts(table) == whole
     assert not list(table.glob(".part-*"))
 
@@ -101,8 +101,8 @@ def test_a_killed_worker_of_ray_costs_nothing_but_time(
             return super().__call__(part)
 
     monkeypatch.setattr(cluster, "Explainer", Mortal)
-    result = xcam.batch("demo", str(folder), tmp_path / "out", "onnx", part=PART, engine="ray")
+    result = xcam.batch("demo", str(folder), out=tmp_path / "out", backend="onnx", part=PART, engine="ray")
     assert int(killed.read_text()) != os.getpid()
-    assert (result.pictures, result.failed) == (COUNT, BROKEN)
+    assert (result.images, result.failed) == (COUNT, BROKEN)
     assert parts(tmp_path / "out/table") == whole
     assert pq.read_table(tmp_path / "out/table").num_rows == COUNT
