@@ -1,9 +1,9 @@
 # Each target works on a machine that has python3 (3.11 or newer) with venv, and make.
-#   make demo    explain a picture with the embedded network
+#   make demo    explain an image with the embedded network
 #   make test    lint, types, import rules, tests
 #   make quick   the same without the slow tests
 #   make core    tests of the core, the command and the ONNX backend, in an environment without a framework
-#   make fix     format, and repair what the linter can repair
+#   make fix     format, and apply the fixes of the linter
 #   make bench   the figures of the README
 #   make docs    the documentation, in build/docs
 #   make wheel   build the wheel and try it in an empty environment
@@ -22,7 +22,7 @@ cv2 = $(1) -c "import cv2" 2>/dev/null || $(1) $(INSTALL) --no-deps opencv-pytho
 demo: .venv/.demo
 	@$(BIN)/xcam demo
 
-# Two processes, each a file at a time: half the time on two cores, and what a module sets up is made once.
+# Two processes, each a file at a time: half the time on two cores, and the fixtures of a module are set up once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: lint .venv/.test
@@ -69,14 +69,14 @@ wheel: .venv/.test
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
-	@echo "Installing what the demo needs into .venv (once) …"
+	@echo "Installing the requirements of the demo into .venv (once) …"
 	$(PIP) -e ".[onnx]"
 	$(call cv2,$(BIN)/python)
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[all,ray,docs,dev]"
-	# For one test, and out of the way: beside a CPU build of torch it cannot be imported as it stands.
+	# For one test, and in a folder of its own: together with a CPU build of torch it cannot be imported as it is.
 	$(PIP) --no-deps --upgrade --target .venv/torchvision torchvision
 	$(call cv2,$(BIN)/python)
 	@touch $@

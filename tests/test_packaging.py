@@ -1,4 +1,4 @@
-"""The wheel holds every package and data file, and nothing else; nobody is told to install another's project."""
+"""The wheel holds every package and data file, and nothing else; no message names the project of others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("wheel")
-    words = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, ROOT]
-    subprocess.run(words, check=True, capture_output=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
     return zipfile.ZipFile(next(folder.glob("xcam_explain-*.whl"))).namelist()
 
 
@@ -26,10 +26,10 @@ def test_the_wheel_holds_all_that_is_tracked_in_the_packages(wheel: list[str]) -
         ["git", "ls-files", "core", "backends", "cli"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()
     expected = {path.split("/", 1)[1] for path in tracked}
-    found = {name for name in wheel if ".dist-info/" not in name}
-    assert expected <= found
-    assert {name.split("/")[0] for name in found} == {"xcam", "xcam_cli", "xcam_keras", "xcam_torch", "xcam_onnx"}
-    assert {"xcam/py.typed", "xcam/models/demo/network.npz", "xcam/models/data/imagenet.txt"} <= found
+    packaged = {name for name in wheel if ".dist-info/" not in name}
+    assert expected <= packaged
+    assert {name.split("/")[0] for name in packaged} == {"xcam", "xcam_cli", "xcam_keras", "xcam_torch", "xcam_onnx"}
+    assert {"xcam/py.typed", "xcam/models/demo/network.npz", "xcam/models/data/imagenet.txt"} <= packaged
 
 
 def test_no_message_says_pip_install_xcam() -> None:

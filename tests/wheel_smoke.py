@@ -9,9 +9,9 @@ import xcam
 from xcam.models import demo
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [Path(sys.executable).with_name("xcam"), *words], capture_output=True, text=True, check=False
+        [Path(sys.executable).with_name("xcam"), *arguments], capture_output=True, text=True, check=False
     )
 
 
@@ -19,9 +19,9 @@ assert "site-packages" in xcam.__file__, xcam.__file__
 assert len(demo.image_paths()) >= 3
 assert demo.network().labels[0] == "disc"
 assert run("--help").returncode == 0
-found = {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
-assert found["keras"]["state"] == "missing", found
-assert found["keras"]["remedy"] == 'pip install "xcam-explain[keras]"', found
+plugins = {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
+assert plugins["keras"]["state"] == "missing", plugins
+assert plugins["keras"]["remedy"] == 'pip install "xcam-explain[keras]"', plugins
 failed = run("-b", "keras", str(demo.image_paths()[0]))
 assert failed.returncode == 2, failed
 assert "xcam-explain[keras]" in failed.stderr, failed.stderr

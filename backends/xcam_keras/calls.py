@@ -1,4 +1,4 @@
-"""What a forward pass of a Keras model calls, in order: the same for every engine."""
+"""The layer calls of a forward pass, in execution order: the same for every engine."""
 
 from __future__ import annotations
 
@@ -11,26 +11,39 @@ from typing import Any
 
 import keras
 
+from xcam.contract.graphs import call_names
+from xcam.contract.layouts import shape_to_channels_first
+from xcam.contract.types import Layer, Layout
 from xcam.errors import ModelError
+
+Key = tuple[str, int]
+"""A call's path of layer names, and its index among the calls of that path."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One call of one layer, noted when it ended."""
+class Call:
+    """One call of one layer, recorded when it ended."""
 
     start: int
-    """Its place in the order in which calls began; a container begins before its parts and ends after them."""
+    """Its rank in the order in which calls began; a container begins before its parts and ends after them."""
     name: str
-    """The names of the layers that it is in, and its own, joined by `/`."""
+    """The names of the layers that contain it, and its own, joined by `/`."""
     index: int
-    """Which of the calls of this name, from 0."""
+    """Its index among the calls of this name."""
     layer: keras.layers.Layer
     value: Any
-    """What the call returned; from `named`, its first float tensor."""
+    """The return value; from `named`, its first float tensor."""
+
+    @property
+    def key(self) -> Key:
+        """Identifies the call in every pass of the same model."""
+        return self.name, self.index
 
 
-Skip = Callable[[str, int], Any]
-"""Name and index of a call that is about to begin → what it is taken to return, or None: it is called."""
+Note = Callable[[Call], Any]
+"""A call that has ended → the value that replaces its return value."""
+Skip = Callable[[Key], Any]
+"""A call that is about to begin → its return value, or None to make the call."""
 
 _patching = threading.Lock()
 _watching = 0
@@ -39,19 +52,21 @@ _local = threading.local()
 
 
 @contextmanager
-def watching(note: Callable[[Seen], Any], skip: Skip | None = None) -> Iterator[None]:
-    """Give every layer call of this thread to `note`, but for the outermost; what it returns takes the value's place.
+def watching(note: Note, skip: Skip | None = None) -> Iterator[None]:
+    """Pass every layer call of this thread, except the outermost, to `note`.
 
-    skip: spares calls that need not be made; `note` hears nothing of what is within them.
+    Keras has no hook for this: while any thread watches, `Layer.__call__` is replaced by a method that forwards the calls
+    of all other threads.
 
-    Keras has no hook for this: as long as some thread watches, the method of the class is another one, which hands the
-    calls of all other threads on.
+    Args:
+        note: called when a call has ended.
+        skip: called when a call is about to begin. Calls inside a skipped one are not noted.
     """
     global _watching, _original
     with _patching:
         if not _watching:
             _original = keras.layers.Layer.__call__
-            keras.layers.Layer.__call__ = _noting
+            keras.layers.Layer.__call__ = _watched_call
         _watching += 1
     before = getattr(_local, "watch", None)
     _local.watch = _Watch(note, skip)
@@ -66,14 +81,14 @@ def watching(note: Callable[[Seen], Any], skip: Skip | None = None) -> Iterator[
 
 
 class _Watch:
-    def __init__(self, note: Callable[[Seen], Any], skip: Skip | None) -> None:
+    def __init__(self, note: Note, skip: Skip | None) -> None:
         self.note, self.skip = note, skip
         self.path: list[str] = []
         self.starts = itertools.count()
         self.count: dict[str, int] = {}
 
 
-def _noting(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+def _watched_call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
     watch: _Watch | None = getattr(_local, "watch", None)
     if watch is None:
         return _original(layer, *args, **kwargs)
@@ -82,61 +97,108 @@ def _noting(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
     start = next(watch.starts)
     index = watch.count[name] = watch.count.get(name, -1) + 1
     try:
-        value = watch.skip(name, index) if watch.skip and name else None
+        value = watch.skip((name, index)) if watch.skip and name else None
         if value is None:
             value = _original(layer, *args, **kwargs)
     finally:
         watch.path.pop()
-    return watch.note(Seen(start, name, index, layer, value)) if name else value
+    return watch.note(Call(start, name, index, layer, value)) if name else value
 
 
-def named(calls: Sequence[Seen], tensor: Callable[[Any], bool], key: Callable[[Any], Any] = id) -> dict[str, Seen]:
-    """Calls by name, in execution order, each with its first tensor that `tensor` takes; those without one are left out.
+def first(value: Any, is_float: Callable[[Any], bool]) -> Any:
+    """Return the first float tensor in a layer's return value, or None."""
+    return next((t for t in keras.tree.flatten(value) if is_float(t)), None)
 
-    Of several calls of one layer the last has the plain name, the others a number. A container whose value is a part's
-    value (a backbone) stands before that part; `key` says whether two tensors are the same.
+
+def named(calls: Sequence[Call], is_float: Callable[[Any], bool]) -> dict[str, Call]:
+    """Return calls by layer name, in execution order, each with its first float tensor; calls without one are left out.
+
+    A container whose value is a part's value (a backbone) comes before that part.
     """
-    inside = []
-    for call in calls:
-        value = next((t for t in keras.tree.flatten(call.value) if tensor(t)), None)
-        if value is not None:
-            inside.append(replace(call, value=value))
-    total: dict[str, int] = {}
-    for call in inside:
-        total[call.name] = total.get(call.name, 0) + 1
-    count: dict[str, int] = {}
-    ordered: list[tuple[str, Seen]] = []
-    for call in inside:
-        k = count[call.name] = count.get(call.name, -1) + 1
-        name = call.name if k == total[call.name] - 1 else f"{call.name}#{k}"
-        same = (
-            i for i, (_, part) in enumerate(ordered) if part.start > call.start and key(part.value) == key(call.value)
-        )
+    floats = [replace(call, value=first(call.value, is_float)) for call in calls]
+    floats = [call for call in floats if call.value is not None]
+    ordered: list[tuple[str, Call]] = []
+    for name, call in zip(call_names([call.name for call in floats]), floats, strict=True):
+        same = (i for i, (_, c) in enumerate(ordered) if c.start > call.start and c.value is call.value)
         ordered.insert(next(same, len(ordered)), (name, call))
     return dict(ordered)
 
 
-def outputs(model: keras.Model, structured: Any, is_float: Callable[[Any], bool]) -> dict[str, Any]:
-    """The float outputs by name, of what the model returned. Raises ModelError when there is none."""
+def described(
+    name: str,
+    layer: keras.layers.Layer,
+    shape: Sequence[int | None],
+    layout: Layout,
+    image: bool,
+    *,
+    is_output: bool,
+    reaches_output: bool,
+    folds_batch: bool = False,
+) -> Layer:
+    """Return the contract's description of a layer.
+
+    Args:
+        name: the name of the call.
+        layer: the Keras layer.
+        shape: shape of its value in Keras, without the batch.
+        layout: layout of layers that do not declare their own.
+        image: whether the model's input is an image (2 spatial axes), in which values of two axes are tokens.
+        is_output: see xcam.contract.Layer.
+        reaches_output: see xcam.contract.Layer.
+        folds_batch: see xcam.contract.Layer.
+    """
+    declared = getattr(layer, "data_format", None)
+    if len(shape) == 2 and image:
+        layout = "tokens"
+    elif declared in ("channels_first", "channels_last"):
+        layout = declared
+    return Layer(
+        name=name,
+        kind=type(layer).__name__,
+        shape=shape_to_channels_first(shape, layout),
+        layout=layout,
+        is_output=is_output,
+        reaches_output=reaches_output,
+        folds_batch=folds_batch,
+    )
+
+
+def all_outputs(model: keras.Model, structured: Any) -> dict[str, Any]:
+    """Return the model's outputs by name: Keras' names, or `output_0`, `output_1`, … where it has none.
+
+    Args:
+        model: the model.
+        structured: its return value.
+    """
     flat = keras.tree.flatten(structured)
-    if isinstance(structured, Mapping):
-        declared = _declared(model)
+    names = list(getattr(model, "output_names", None) or [])
+    if isinstance(structured, Mapping) and len(structured) == len(flat):
+        declared = _declared_outputs(model)
         if isinstance(declared, Mapping) and set(declared) == set(structured):
             structured = {name: structured[name] for name in declared}  # on torch Keras sorts them
-        names = [str(name) for name in structured] if len(flat) == len(structured) else []
-        flat = [structured[name] for name in structured] if names else flat
-    else:
-        names = list(getattr(model, "output_names", None) or [])
-    if len(names) != len(flat):
+        names, flat = [str(name) for name in structured], list(structured.values())
+    if not len(names) == len(flat) == len(set(names)):
         names = [f"output_{i}" for i in range(len(flat))]
-    found = {name: tensor for name, tensor in zip(names, flat, strict=True) if is_float(tensor)}
-    if not found:
-        raise ModelError(f"{model.name} has no float output, and a score needs one; wrap it in a model that has")
-    return found
+    return dict(zip(names, flat, strict=True))
 
 
-def _declared(model: keras.Model) -> Any:
-    """The outputs that the model was made with; None for a subclassed one."""
+def float_outputs(model: keras.Model, structured: Any, is_float: Callable[[Any], bool]) -> dict[str, Any]:
+    """Return the float tensors of `all_outputs`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    result = {name: tensor for name, tensor in all_outputs(model, structured).items() if is_float(tensor)}
+    if not result:
+        raise ModelError(
+            f"cannot explain {model.name}: a score is a float, and the model has no float output; wrap it in a model "
+            "that returns its class scores"
+        )
+    return result
+
+
+def _declared_outputs(model: keras.Model) -> Any:
+    """Return the outputs that the model was built with; None for a subclassed one."""
     try:
         return model.output
     except (AttributeError, ValueError):

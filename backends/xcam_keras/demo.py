@@ -6,12 +6,12 @@ from typing import Any
 
 import keras
 
-from xcam.errors import InputError
+from xcam.contract.messages import own_weights
 from xcam.models import demo
 
 
 def layers(network: demo.Network) -> keras.Sequential:
-    """The network's architecture, with Keras' own random weights."""
+    """Return the network's architecture, with Keras' random weights."""
     height, width = network.size
     model = keras.Sequential(name="demo")
     model.add(keras.Input((height, width, 3)))
@@ -31,12 +31,21 @@ def layers(network: demo.Network) -> keras.Sequential:
 def build(
     source: str = "demo", *, size: tuple[int, int] | None = None, weights: str | None = None
 ) -> tuple[keras.Model, dict[str, Any]]:
-    """The trained demo network and what is known of it."""
+    """Return the trained demo network, and its preprocessing and labels.
+
+    Args:
+        source: its name.
+        size: not used: the network has one size.
+        weights: must be None.
+
+    Raises:
+        InputError: weights are given.
+    """
     network = demo.network()
     if weights is not None:
-        raise InputError("the demo network brings its own weights; leave weights out")
+        raise own_weights("the demo network", weights)
     model = layers(network)
     for name, (kernel, bias) in network.weights.items():
-        # The file keeps kernels as [out, in, *space]: Keras wants [*space, in, out].
+        # The file has kernels as [out, in, *space], Keras as [*space, in, out].
         model.get_layer(name).set_weights([kernel.transpose(*range(2, kernel.ndim), 1, 0), bias])
     return model, {"preprocessing": network.preprocessing, "labels": network.labels}

@@ -1,4 +1,4 @@
-"""Which engine Keras runs on, or would run on. Imports neither Keras nor an engine before it is asked to."""
+"""The engine that Keras runs on, or will run on. Importing this module imports neither Keras nor an engine."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from pathlib import Path
 from typing import Any
 
 ENGINES = ("tensorflow", "torch", "jax")
-"""What this backend runs on, in Keras' own words; each is the name of the module that must be installed, too."""
+"""Supported engines, by Keras' names, which are also the names of their modules."""
 
 
 def name() -> str:
-    """The engine of Keras, if it is imported; else the one that it will choose: KERAS_BACKEND, keras.json, TensorFlow."""
-    keras = sys.modules.get("keras")
+    """Return the engine of Keras if it is imported; else the one that it will choose: KERAS_BACKEND, keras.json, TensorFlow."""
+    keras: Any = sys.modules.get("keras")
     if hasattr(keras, "backend"):
-        return keras.backend.backend()
+        return str(keras.backend.backend())
     return os.environ.get("KERAS_BACKEND") or _configured() or "tensorflow"
 
 
 def _configured() -> str | None:
-    """What keras.json says, which Keras reads before the environment."""
+    """Return the engine that keras.json names."""
     home = os.path.expanduser("~")
     folder = os.environ.get("KERAS_HOME") or os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
     try:
-        return json.loads(Path(folder, "keras.json").expanduser().read_text()).get("backend")
+        backend: str | None = json.loads(Path(folder, "keras.json").expanduser().read_text()).get("backend")
+        return backend
     except (OSError, ValueError, AttributeError):
         return None
 
 
 def requires() -> tuple[str, ...]:
-    """The modules that must be installed. An engine that Keras may have and this backend has not asks for none here."""
+    """Return the modules that must be installed; Keras alone where its engine is not supported."""
     return ("keras", name()) if name() in ENGINES else ("keras",)
 
 
 def remedy() -> str | None:
-    """What to do where a module of `requires` is missing; None: install the extra, which is Keras on TensorFlow."""
+    """Return the remedy where a module of `requires` is missing; None: install the extra, which is Keras on TensorFlow."""
     wanted = name()
     missing = [module for module in requires() if not _installed(module)]
     others = [engine for engine in ENGINES if engine != wanted and _installed(engine)]
@@ -57,12 +58,12 @@ def _installed(module: str) -> bool:
 
 @cache
 def engine() -> Any:
-    """The module for the engine that Keras runs on: see xcam_keras.engines. Raises BackendError."""
+    """Return the module for the engine that Keras runs on: see xcam_keras.engines. Raises BackendError."""
     from xcam.errors import BackendError
 
     if name() not in ENGINES:
         raise BackendError(
-            f"Keras runs on {name()} here, and this backend on {', '.join(ENGINES)}; set KERAS_BACKEND to one of them "
-            "before Keras is imported"
+            f"cannot use Keras on {name()}: the supported engines are {', '.join(ENGINES)}; set KERAS_BACKEND to one of "
+            "them before Keras is imported"
         )
     return importlib.import_module(f"xcam_keras.engines.{name()}")

@@ -1,4 +1,4 @@
-"""What xcam may know of this backend without importing Keras."""
+"""The plugin entry point of this backend. It does not import Keras."""
 
 from xcam.contract.plugins import BackendSpec, hookimpl
 from xcam_keras import engine
@@ -6,6 +6,7 @@ from xcam_keras import engine
 
 @hookimpl
 def xcam_backend() -> BackendSpec:
+    """Describe the Keras backend."""
     return BackendSpec(
         name="keras",
         requires=engine.requires(),

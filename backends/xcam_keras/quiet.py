@@ -1,4 +1,4 @@
-"""TensorFlow talks on standard error while it is imported; here it does not, and the user's environment stays as it was."""
+"""Suppression of the messages that TensorFlow writes to standard error while it is imported."""
 
 import contextlib
 import os
@@ -7,32 +7,35 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-_CHATTER = re.compile(rb"WARNING: All log messages|[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IW] |To enable the following")
+_LOG_LINE = re.compile(
+    rb"WARNING: All log messages|[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d .*: [IW] |To enable the following"
+)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what is written to file descriptor 2; afterwards let through what is not TensorFlow's chatter.
+    """Capture file descriptor 2; afterwards write out all lines except TensorFlow's log messages.
 
-    TF_CPP_MIN_LOG_LEVEL alone does not silence the lines that come before its logging is set up.
+    TF_CPP_MIN_LOG_LEVEL alone does not suppress the lines that are written before TensorFlow has set up its logging.
+    The environment is restored.
     """
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
-        with tempfile.TemporaryFile() as held:
-            os.dup2(held.fileno(), 2)
+        with tempfile.TemporaryFile() as captured:
+            os.dup2(captured.fileno(), 2)
             try:
                 yield
             finally:
                 sys.stderr.flush()
-                os.dup2(kept, 2)
-                held.seek(0)
-                for line in held:
-                    if not _CHATTER.match(line):
+                os.dup2(stderr, 2)
+                captured.seek(0)
+                for line in captured:
+                    if not _LOG_LINE.match(line):
                         os.write(2, line)
     finally:
-        os.close(kept)
+        os.close(stderr)
         if level is None:
             del os.environ["TF_CPP_MIN_LOG_LEVEL"]

@@ -1,48 +1,51 @@
-"""Train the demo network: `python -m xcam_keras.train_demo OUT.npz`. Seeded; some ten minutes on two cores.
+"""Train the demo network: `python -m xcam_keras.train_demo OUT.npz`. Seeded; about ten minutes on two cores.
 
-The network is the project's ground truth, so it is taught where each shape is, and not only which: its last step is
-linear, so each class has a score at each place, whose mean is the class's score. The means are trained on the classes,
-the places on the outlines. A map that points elsewhere is then the method's mistake. Batch normalisation is used for
-training alone, and folded into the kernels before they are saved.
+The network is the project's ground truth, so it learns the location of each shape in addition to its class: its last
+step is linear, so each class has a score at each position, and their mean is the class's score. The means are trained on
+the classes, the scores at positions on the outlines. A map with its peak elsewhere is then a fault of the method. Batch
+normalisation is used for training only, and folded into the kernels before they are saved.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
+from xcam.contract.types import Array
 from xcam.models import demo
 from xcam.models.demo import scenes
+from xcam.models.demo.scenes import CLASSES
 
 SEED = 2026
 SCENES = 8000
 EPOCHS = 16
 BATCH = 64
 SHARPNESS = 8.0
-"""How much weaker than the class scores the scores at places are pushed: a shape fills a tenth of the picture."""
+"""Divisor of the scores at positions in the loss: a shape covers a tenth of the image."""
 
 
-def draw(seed: int, count: int, shapes: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` scenes with 1 … `shapes` shapes of different classes: pictures in 0…255, outlines [N, 16, 16, K]."""
+def draw(seed: int, count: int, shapes: int) -> tuple[Array, Array]:
+    """Return `count` scenes with 1 … `shapes` shapes of different classes: images in 0…255, outlines [N, 16, 16, K]."""
     rng = np.random.default_rng(seed)
-    pictures = np.empty((count, 128, 128, 3), np.uint8)
-    outlines = np.zeros((count, 16, 16, len(demo.CLASSES)), np.float32)
+    images = np.empty((count, 128, 128, 3), np.uint8)
+    outlines = np.zeros((count, 16, 16, len(CLASSES)), np.float32)
     for n in range(count):
-        labels = rng.permutation(len(demo.CLASSES))[: rng.integers(1, shapes + 1)]
-        made = scenes.scene(rng, labels.tolist())
-        pictures[n] = made.image
-        for shape in made.shapes:
+        labels = rng.permutation(len(CLASSES))[: rng.integers(1, shapes + 1)]
+        scene = scenes.scene(rng, labels.tolist())
+        images[n] = scene.image
+        for shape in scene.shapes:
             outlines[n, ..., shape.label] = shape.mask.reshape(16, 8, 16, 8).mean(axis=(1, 3)) > 0.5
-    return pictures, outlines
+    return images, outlines
 
 
-class Turned(keras.utils.PyDataset):
-    """Batches, each turned and mirrored at random: eight scenes out of one."""
+class Augmented(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches, each rotated and mirrored at random: eight versions of each scene."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+    def __init__(self, x: Array, y: Array) -> None:
         super().__init__()
         self.x, self.y, self.rng = x, y, np.random.default_rng(SEED)
         self.on_epoch_end()
@@ -50,7 +53,7 @@ class Turned(keras.utils.PyDataset):
     def __len__(self) -> int:
         return len(self.x) // BATCH
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Array, Array]:
         rows = self.order[index * BATCH : (index + 1) * BATCH]
         turns, mirror = int(self.rng.integers(4)), bool(self.rng.integers(2))
         pair = [np.rot90(part[rows], turns, axes=(1, 2)) for part in (self.x, self.y)]
@@ -58,31 +61,32 @@ class Turned(keras.utils.PyDataset):
         return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
     def on_epoch_end(self) -> None:
+        """Shuffle the scenes."""
         self.order = self.rng.permutation(len(self.x))
 
 
 def shares(outlines: keras.KerasTensor) -> keras.KerasTensor:
-    """Equal shares for the classes that are in the picture, [N, K]."""
+    """Return equal shares for the classes that are in the image, [N, K]."""
     present = keras.ops.max(outlines, axis=(1, 2))
     return present / keras.ops.maximum(keras.ops.sum(present, axis=-1, keepdims=True), 1)
 
 
-def loss(outlines: keras.KerasTensor, places: keras.KerasTensor) -> keras.KerasTensor:
-    """Cross-entropy of the class scores, and weighted binary cross-entropy of the scores at places."""
-    scores = keras.ops.mean(places, axis=(1, 2))
-    which = keras.ops.categorical_crossentropy(shares(outlines), scores, from_logits=True)
-    where = keras.ops.binary_crossentropy(outlines, places / SHARPNESS, from_logits=True)
-    return which + 4 * keras.ops.mean(where * (1 + 5 * outlines), axis=(1, 2, 3))
+def loss(outlines: keras.KerasTensor, scores: keras.KerasTensor) -> keras.KerasTensor:
+    """Return the cross-entropy of the class scores plus the weighted binary cross-entropy of the scores at positions."""
+    class_scores = keras.ops.mean(scores, axis=(1, 2))
+    by_class = keras.ops.categorical_crossentropy(shares(outlines), class_scores, from_logits=True)
+    by_position = keras.ops.binary_crossentropy(outlines, scores / SHARPNESS, from_logits=True)
+    return by_class + 4 * keras.ops.mean(by_position * (1 + 5 * outlines), axis=(1, 2, 3))
 
 
-def right(outlines: keras.KerasTensor, places: keras.KerasTensor) -> keras.KerasTensor:
-    """The class with the highest score is in the picture."""
-    best = keras.ops.argmax(keras.ops.mean(places, axis=(1, 2)), axis=-1)
+def right(outlines: keras.KerasTensor, scores: keras.KerasTensor) -> keras.KerasTensor:
+    """Return 1 where the class with the highest score is in the image, else 0."""
+    best = keras.ops.argmax(keras.ops.mean(scores, axis=(1, 2)), axis=-1)
     return keras.ops.sum(keras.ops.one_hot(best, 6) * keras.ops.max(outlines, axis=(1, 2)), axis=-1)
 
 
 def trainable() -> keras.Sequential:
-    """The demo network with batch normalisation, up to the class scores at places: their mean is the class score."""
+    """Return the demo network with batch normalisation, up to the class scores at positions."""
     model = keras.Sequential([keras.Input((128, 128, 3)), keras.layers.Rescaling(1 / 127.5, -1)])
     for step in demo.STEPS:
         match step:
@@ -97,9 +101,9 @@ def trainable() -> keras.Sequential:
     return model
 
 
-def folded(model: keras.Sequential) -> dict[str, np.ndarray]:
-    """Kernels [out, in, *space] and biases with batch normalisation folded in, as float16."""
-    arrays = {}
+def folded(model: keras.Sequential) -> dict[str, Array]:
+    """Return kernels [out, in, *space] and biases with batch normalisation folded in, as float16."""
+    arrays: dict[str, Array] = {}
     for step in demo.STEPS:
         if not isinstance(step, demo.Conv | demo.Dense):
             continue
@@ -116,16 +120,17 @@ def folded(model: keras.Sequential) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Draw, train, fold, save."""
+    """Draw the scenes, train the network, fold and save its weights."""
     keras.utils.set_random_seed(SEED)
-    data = Turned(*draw(SEED, SCENES, shapes=2))
+    data = Augmented(*draw(SEED, SCENES, shapes=2))
     model = trainable()
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, EPOCHS * len(data), warmup_target=4e-3, warmup_steps=len(data) // 2
     )
     model.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=1e-3), loss=loss, metrics=[right])
     model.fit(data, epochs=EPOCHS, validation_data=draw(SEED + 1, 500, shapes=1), verbose=2)
-    np.savez_compressed(Path(sys.argv[1]), **folded(model))
+    arrays: dict[str, Any] = folded(model)
+    np.savez_compressed(Path(sys.argv[1]), **arrays)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from pathlib import Path
 from torch import nn
 
 from xcam.contract import DEFAULT_SIZE, Array, Capability, Cotangents, InputSpec, Layout
-from xcam.contract.layouts import from_channels_first, joined
-from xcam.contract.outputs import ask, one_or_mapping
 from xcam.contract.recorded import RecordedModel
 from xcam.errors import nearest
 from xcam_torch import export, shuffling
@@ -51,17 +49,7 @@ class TorchModel(RecordedModel[Recording]):
 
     def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """See xcam.contract.abilities.SupportsHvp. By double backward."""
-        recording = self._recording(x)
-        known = self._layer(recording, layer)
-        with self._running_at(known):
-            forward_pass = recording.forward(x, known.name, differentiate=True)
-            outputs = forward_pass.outputs
-        named = ask(cotangents, one_or_mapping(outputs), outputs)
-        with self._running_at(known):
-            return [
-                joined([forward_pass.hvp(v, from_channels_first(vector, known.layout))], known.layout)
-                for v, vector in zip(named, vectors, strict=True)
-            ]
+        return self._hvp(x, layer, cotangents, vectors)
 
     def to_onnx(self, path: Path) -> None:
         """See xcam.contract.abilities.ExportsOnnx."""

@@ -136,11 +136,12 @@ class ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
         return map(_concatenated, vjp(self._outputs, self._leaves, cotangents))
 
-    def hvp(self, cotangent: Mapping[str, Array], vector: Array) -> Array:
-        """Return ∂²⟨v, outputs⟩/∂value² times `vector`, in the layer's own layout."""
-        vectors = torch.split(self._recording.tensor(vector), [len(leaf) for leaf in self._leaves])
-        pairs = zip(self._leaves, vectors, strict=True)
-        return _concatenated([hvp(self._outputs, leaf, cotangent, part) for leaf, part in pairs])
+    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
+        """See xcam.contract.recorded.SecondOrderPass."""
+        for cotangent, vector in zip(cotangents, vectors, strict=True):
+            parts = torch.split(self._recording.tensor(vector), [len(leaf) for leaf in self._leaves])
+            pairs = zip(self._leaves, parts, strict=True)
+            yield _concatenated([hvp(self._outputs, leaf, cotangent, part) for leaf, part in pairs])
 
     def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
         """Run the captured tail where there is one, else the whole module."""

@@ -1,21 +1,25 @@
-"""A network to try the backend with: how red, green and blue is a picture, and where?"""
+"""A network to try the backend with: how red, green and blue is an image, and where?"""
+
+from typing import Any
 
 import numpy as np
 from xcam_numpy.graph import Graph, Node
 
 
-def build():
-    def colours(x):
+def build() -> Graph:
+    """Return the network."""
+
+    def colours(x: Any) -> Any:
         return np.maximum(x - x.mean(axis=1, keepdims=True), 0)
 
-    def colours_back(g, x):
+    def colours_back(g: Any, x: Any) -> Any:
         g = g * (colours(x) > 0)
         return [g - g.mean(axis=1, keepdims=True)]
 
-    def mean(x):
+    def mean(x: Any) -> Any:
         return x.mean(axis=(2, 3))
 
-    def mean_back(g, x):
+    def mean_back(g: Any, x: Any) -> Any:
         return [np.broadcast_to(g[:, :, None, None], x.shape) / (x.shape[2] * x.shape[3])]
 
     nodes = [

@@ -138,7 +138,7 @@ def test_an_unreadable_image_is_reported_with_status_2(run: Callable[..., Any], 
             "path,class,x0,y0,x1,y1\n0.png,-1,1,1,2,2\n",
             "the class of 0.png: class -1 is negative; give an index from 0",
         ),
-        ("path,class,x0,y0,x1,y1\n0.png,disc-ring,1,1,2,2\n", "the class of 0.png: no class 'disc-ring'"),
+        ("path,class,x0,y0,x1,y1\n0.png,disc-ring,1,1,2,2\n", "the class of 0.png: unknown class 'disc-ring'"),
         ("path,class,x0,y0,x1,y1\n0.png,disc,1,1,2,2\n0.png,ring,1,1,2,2\n", "two classes, disc and ring"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What stands at the project's root, or is read by the site that hosts it: complete, and of one mind with the code."""
+"""Files at the project's root and issue forms: complete, and consistent with the code."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _yaml(path: Path) -> Any:
 
 
 def test_the_citation_names_this_version_and_licence() -> None:
-    found = _yaml(ROOT / "CITATION.cff")
-    assert {"cff-version", "message", "title", "authors"} <= set(found)
-    assert str(found["version"]) == xcam.__version__
-    assert found["license"] == "MIT"
+    content = _yaml(ROOT / "CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= set(content)
+    assert str(content["version"]) == xcam.__version__
+    assert content["license"] == "MIT"
     assert "MIT License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
@@ -42,9 +42,9 @@ def test_the_changelog_has_this_version_and_the_form_of_keep_a_changelog() -> No
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.name)
 def test_an_issue_form_is_one(form: Path) -> None:
     """The parts that GitHub asks for: without one of them it shows no form at all."""
-    found = _yaml(form)
-    assert {"name", "description", "body"} <= set(found)
-    fields = [part for part in found["body"] if part["type"] != "markdown"]
+    content = _yaml(form)
+    assert {"name", "description", "body"} <= set(content)
+    fields = [part for part in content["body"] if part["type"] != "markdown"]
     assert fields
     assert all(part["attributes"]["label"] for part in fields)
     ids = [part["id"] for part in fields]

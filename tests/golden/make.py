@@ -1,9 +1,9 @@
-"""Ask other people's code for its maps on networks and pictures of our own, and keep the numbers: see README.md.
+"""Compute maps with other packages, for small networks and generated images; see README.md.
 
-    python make.py torch     writes pooled.npz, signed.npz, smooth.npz, small.npz and large.npz from nothing
+    python make.py torch     creates pooled.npz, signed.npz, smooth.npz, small.npz and large.npz
     python make.py keras     adds tf-keras-vis to pooled.npz and smooth.npz
 
-No line here comes from the peers: they are called, and what their own functions return is written down.
+No code is copied: the packages are called, and the values that their functions return are stored.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 HERE = Path(__file__).parent
 CASES = ("pooled", "signed", "smooth", "small", "large")
 SCALES = {"small": 1e-4, "large": 100.0}
-"""`smooth` with its last Linear times this: other gradients and nothing else, so that only Grad-CAM++ is asked."""
+"""The factor of the last Linear of `smooth`: it changes the gradients only, so only Grad-CAM++ is computed."""
 TARGETS = {"pooled": ((1, 3), (4, 0))}
-"""For a case, sets of targets: a set has one class for each of the two pictures. The others have the first set."""
+"""Sets of targets for a case: a set has a class for each of the two images. Other cases have the first set."""
 Numbers = dict[str, np.ndarray]
 _declared: list[Any] = []
 
 
-def pictures() -> np.ndarray:
-    """Two pictures, uint8 [2, 20, 28, 3]: waves and noise, from a seed."""
+def images() -> np.ndarray:
+    """Return two images, uint8 [2, 20, 28, 3]: waves and noise, from a seed."""
     rng = np.random.default_rng(7)
     y, x = np.mgrid[:20, :28]
     waves = [
@@ -42,24 +42,24 @@ def pictures() -> np.ndarray:
 
 
 def batch() -> np.ndarray:
-    """The pictures as the networks take them: float32 [2, 3, 20, 28], 0…255."""
-    return np.ascontiguousarray(np.moveaxis(pictures(), -1, 1)).astype(np.float32)
+    """Return the images as the networks take them: float32 [2, 3, 20, 28], 0…255."""
+    return np.ascontiguousarray(np.moveaxis(images(), -1, 1)).astype(np.float32)
 
 
 def weights(case: str) -> Numbers:
-    """Weights from a seed, scaled so that the values at the layer are about one and its gradients about a tenth."""
+    """Return weights from a seed, scaled so that the layer's values are about 1 and its gradients about 0.1."""
     seed = "smooth" if case in SCALES else case
     rng = np.random.default_rng(CASES.index(seed))
     first, second = (8, 12) if case == "pooled" else (6, 8)
     w1 = rng.normal(0, 1 / 180, (first, 3, 3, 3))
-    found = {
+    result = {
         "conv1.weight": w1,
         "conv1.bias": -128 * w1.sum((1, 2, 3)) + rng.normal(0, 0.2, first),
         "conv2.weight": rng.normal(0, 1.5 / np.sqrt(9 * first), (second, first, 3, 3)),
         "conv2.bias": rng.normal(0, 0.2, second),
     }
     if case != "pooled":
-        found |= {
+        result |= {
             "conv3.weight": rng.normal(0, 1.5 / np.sqrt(9 * second), (6, second, 3, 3)),
             "conv3.bias": rng.normal(0, 0.2, 6),
             "fc1.weight": rng.normal(0, 2 / np.sqrt(90), (8, 90)),
@@ -67,12 +67,12 @@ def weights(case: str) -> Numbers:
         }
     units = second if case == "pooled" else 8
     scale = SCALES.get(case, 1.0)
-    found |= {"fc2.weight": rng.normal(0, scale, (5, units)), "fc2.bias": rng.normal(0, 0.3 * scale, 5)}
-    return {name: array.astype(np.float32) for name, array in found.items()}
+    result |= {"fc2.weight": rng.normal(0, scale, (5, units)), "fc2.bias": rng.normal(0, 0.3 * scale, 5)}
+    return {name: array.astype(np.float32) for name, array in result.items()}
 
 
 def recorder(log: list[float], index: int) -> Callable[[Any], Any]:
-    """A target: the score of a class of one picture's outputs, which is also written into a log."""
+    """Return a target: the score of a class in one image's outputs, which is also appended to a log."""
 
     def target(output: Any) -> Any:
         log.append(output[index].item())
@@ -82,11 +82,11 @@ def recorder(log: list[float], index: int) -> Callable[[Any], Any]:
 
 
 def pytorch_grad_cam(case: str, classes: tuple[int, ...]) -> Numbers:
-    """Maps before ReLU and resizing: what `get_cam_image` returns inside a call of theirs; weights likewise."""
+    """Return the values of `get_cam_image` within a call (maps before ReLU and resizing), and the weights."""
     import torch
     from networks import build
 
-    if not _declared:  # beside a CPU build of torch, torchvision misses two operators that nothing here calls
+    if not _declared:  # torchvision expects two operators that a CPU build of torch lacks; nothing here calls them
         _declared.append(torch.library.Library("torchvision", "DEF"))
         _declared[0].define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared[0].define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -106,7 +106,7 @@ def pytorch_grad_cam(case: str, classes: tuple[int, ...]) -> Numbers:
         "scorecam": peer.ScoreCAM,
         "ablationcam": peer.AblationCAM,
     }
-    found: Numbers = {}
+    result: Numbers = {}
     for name, method in methods.items():
         if case in SCALES and name not in ("gradcam", "gradcam++"):
             continue
@@ -115,28 +115,28 @@ def pytorch_grad_cam(case: str, classes: tuple[int, ...]) -> Numbers:
         image, weigh = cam.get_cam_image, cam.get_cam_weights
         kept: dict[str, Any] = {}
 
-        def spied(*given: Any, key: str, call: Any, kept: dict[str, Any] = kept) -> Any:
-            kept[key] = call(*given)
+        def spied(*arguments: Any, key: str, call: Any, kept: dict[str, Any] = kept) -> Any:
+            kept[key] = call(*arguments)
             return kept[key]
 
-        cam.get_cam_image = lambda *given, call=image: spied(*given, key="map", call=call)
-        cam.get_cam_weights = lambda *given, call=weigh: spied(*given, key="weights", call=call)
+        cam.get_cam_image = lambda *arguments, call=image: spied(*arguments, key="map", call=call)
+        cam.get_cam_weights = lambda *arguments, call=weigh: spied(*arguments, key="weights", call=call)
         log: list[float] = []
         cam(torch.tensor(batch()), [recorder(log, index) for index in classes])
-        found[name] = numpy(kept["map"])
+        result[name] = numpy(kept["map"])
         if name in ("shapleycam", "scorecam", "ablationcam"):
-            found[f"{name}/weights"] = numpy(kept["weights"])
+            result[f"{name}/weights"] = numpy(kept["weights"])
         if name in ("scorecam", "ablationcam"):
-            found[f"{name}/scores"] = np.float32(log[-kept["weights"].size :]).reshape(kept["weights"].shape)
-        if name == "gradcam":  # what its hooks saw: the activations and gradients that all peers share
-            found["/activations"] = numpy(cam.activations_and_grads.activations[0])
-            found["/gradients"] = numpy(cam.activations_and_grads.gradients[0])
-            found["/outputs"] = numpy(cam.outputs)
-    return found
+            result[f"{name}/scores"] = np.float32(log[-kept["weights"].size :]).reshape(kept["weights"].shape)
+        if name == "gradcam":  # activations and gradients from its hooks, the same for all packages
+            result["/activations"] = numpy(cam.activations_and_grads.activations[0])
+            result["/gradients"] = numpy(cam.activations_and_grads.gradients[0])
+            result["/outputs"] = numpy(cam.outputs)
+    return result
 
 
 def torch_cam(case: str, classes: tuple[int, ...]) -> Numbers:
-    """Maps before ReLU and normalisation: both are switched off. SSCAM draws noise without a seed and is left out."""
+    """Return maps without ReLU and normalisation. SSCAM has noise without a seed, and is left out."""
     import torch
     import torchcam.methods as peer
     from networks import build
@@ -149,7 +149,7 @@ def torch_cam(case: str, classes: tuple[int, ...]) -> Numbers:
         "scorecam": peer.ScoreCAM,
         "iscam": peer.ISCAM,
     }
-    found: Numbers = {}
+    result: Numbers = {}
     for name, method in methods.items():
         if case in SCALES and name != "gradcam++":
             continue
@@ -162,27 +162,27 @@ def torch_cam(case: str, classes: tuple[int, ...]) -> Numbers:
                 cams = extractor(list(classes), outputs, normalized=False)
             else:
                 cams = extractor(normalized=False, targets=[recorder(log, index) for index in classes])
-            found[name] = numpy(cams[0])
-            if name == "scorecam":  # the scores of the pictures themselves come first
-                found["scorecam/scores"] = np.float32(log[2:]).reshape(2, -1)
-    return found
+            result[name] = numpy(cams[0])
+            if name == "scorecam":  # the first scores are those of the images themselves
+                result["scorecam/scores"] = np.float32(log[2:]).reshape(2, -1)
+    return result
 
 
 def captum(case: str, classes: tuple[int, ...]) -> Numbers:
-    """LayerGradCam without its ReLU."""
+    """Return LayerGradCam without its ReLU."""
     import torch
     from captum.attr import LayerGradCam
     from networks import build
 
     module = build(case, weights(case))
-    found = LayerGradCam(module, module.layer).attribute(
+    result = LayerGradCam(module, module.layer).attribute(
         torch.tensor(batch()), torch.tensor(classes), relu_attributions=False
     )
-    return {"gradcam": numpy(found)[:, 0]}
+    return {"gradcam": numpy(result)[:, 0]}
 
 
 def tf_keras_vis(case: str, classes: tuple[int, ...]) -> Numbers:
-    """Maps before ReLU, at the layer's size, on a Keras twin. Its own ReLU on the gradients is left on."""
+    """Return maps before ReLU, at the layer's size, of the network in Keras. The ReLU of the gradients stays."""
     import tensorflow as tf
     from tf_keras_vis.gradcam import Gradcam
     from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
@@ -208,8 +208,8 @@ def tf_keras_vis(case: str, classes: tuple[int, ...]) -> Numbers:
     }
 
 
-def twin(case: str, given: Mapping[str, np.ndarray]) -> Any:
-    """The same network in Keras, channels last: `pooled` or `smooth`."""
+def twin(case: str, parameters: Mapping[str, np.ndarray]) -> Any:
+    """Return the network in Keras, channels last: `pooled` or `smooth`."""
     from keras import Input, Sequential, layers
 
     wide = case == "pooled"
@@ -235,19 +235,20 @@ def twin(case: str, given: Mapping[str, np.ndarray]) -> Any:
     )
     for layer in module.layers:
         if layer.weights:
-            kernel = given[f"{layer.name}.weight"]
+            kernel = parameters[f"{layer.name}.weight"]
             kernel = kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T
-            layer.set_weights([kernel, given[f"{layer.name}.bias"]])
+            layer.set_weights([kernel, parameters[f"{layer.name}.bias"]])
     return module
 
 
 def numpy(value: Any) -> np.ndarray:
-    """float32, as the peers compute."""
+    """Return float32, in which the packages compute."""
     value = value.detach() if hasattr(value, "detach") else value
     return np.asarray(value, np.float32)
 
 
 def from_torch() -> None:
+    """Create the files."""
     import torch
     from networks import build
 
@@ -260,7 +261,7 @@ def from_torch() -> None:
     for case in CASES:
         kept: Numbers = {}
         if case not in SCALES:
-            kept = {f"weights/{name}": array for name, array in weights(case).items()} | {"pictures": pictures()}
+            kept = {f"weights/{name}": array for name, array in weights(case).items()} | {"images": images()}
         sets = TARGETS.get(case, TARGETS["pooled"][:1])
         kept["targets"] = np.array(sets)
         kept["versions"] = np.array([f"{name} {version(package)}" for name, package in names.items()])
@@ -273,7 +274,7 @@ def from_torch() -> None:
                         kept[f"gradients/{number}"] = array
                     elif key.startswith("/"):  # the same for every set
                         kept[key[1:]] = array
-                    elif number == 0 or not key.startswith(("eigencam", "fem")):  # these know no target
+                    elif number == 0 or not key.startswith(("eigencam", "fem")):  # independent of the target
                         kept[f"{number}/{peer}/{key}"] = array
         again = build(case, weights(case))(torch.tensor(batch()))
         assert np.array_equal(numpy(again), kept["outputs"])
@@ -281,6 +282,7 @@ def from_torch() -> None:
 
 
 def from_keras() -> None:
+    """Add the values of tf-keras-vis."""
     for case in ("pooled", "smooth"):
         with np.load(HERE / f"{case}.npz") as stored:
             kept = {key: stored[key] for key in stored if "tf-keras-vis" not in key}
@@ -291,8 +293,8 @@ def from_keras() -> None:
                 else:
                     kept[f"{number}/tf-keras-vis/{key}"] = array
         others = [text for text in kept["versions"] if not str(text).startswith(("tf-", "tensorflow", "keras"))]
-        own = [f"{name} {version(name)}" for name in ("tf-keras-vis", "tensorflow", "keras")]
-        kept["versions"] = np.array([*others, *own])
+        added = [f"{name} {version(name)}" for name in ("tf-keras-vis", "tensorflow", "keras")]
+        kept["versions"] = np.array([*others, *added])
         np.savez_compressed(HERE / f"{case}.npz", **kept)
 
 

@@ -1,7 +1,7 @@
-"""The small networks behind the golden values: built by `make.py`, which asks the peers, and by the tests.
+"""The small networks of the golden values, for `make.py` and the tests.
 
-`layer` is the layer that is explained, 8×12 places of a picture of 20×28 pixels. Imports torch alone, so that it runs
-in the peers' environment, where there is no xcam.
+`layer` is the explained layer, of 8×12 positions for an image of 20×28 pixels. The module imports torch only, so that
+it runs in the environment of the other packages, without xcam.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import nn
 
 
 def build(case: str, weights: Mapping[str, Any]) -> nn.Module:
-    """The network of a case, in evaluation mode, with the weights that are stored for it.
+    """Return the network of a case with its stored weights, in evaluation mode.
 
-    pooled: values ≥ 0, then global average pooling and one Linear: the gradient is the same at every place.
+    pooled: values ≥ 0, then global average pooling and one Linear: the gradient is the same at all positions.
     signed: values of both signs (Tanh), then a head with kinks (ReLU).
     smooth: values ≥ 0, then a head that is smooth (Softplus, Tanh) and has a second derivative.
     small, large: `smooth` with a last Linear 1e-4 and 100 times as large, and with it every gradient.

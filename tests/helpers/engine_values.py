@@ -1,6 +1,7 @@
-"""`python engine_values.py OUT.npz`: what three networks of the same weights say, on the engine that Keras runs on.
+"""`python engine_values.py OUT.npz`: values of three networks with fixed weights, on the engine that Keras runs on.
 
-For each: activations, logits and gradients at one layer, Grad-CAM's heatmap at the default one. And which of the backend's engines were imported.
+For each: activations, logits and gradients at one layer, Grad-CAM's heatmap at the default one. Prints the engines of the
+backend that were imported.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CLASSES = 10
 
 
 def mobile() -> keras.Model:
-    """A small MobileNetV2 whose weights are drawn from their names, the same on every engine."""
+    """Return a small MobileNetV2 whose weights are seeded by their names, the same on every engine."""
     model = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=CLASSES)
     for variable in model.variables:
         rng = np.random.default_rng(zlib.crc32(variable.path.encode()))
@@ -38,15 +39,15 @@ def mobile() -> keras.Model:
 
 
 def main() -> None:
-    """Run the three networks, write their values."""
-    found: dict[str, np.ndarray] = {}
+    """Run the three networks and write their values."""
+    values: dict[str, np.ndarray] = {}
     models = {
         "demo": (xcam.load("demo", "keras"), "conv5"),
         "residual": (xcam.load(build(NETWORKS["residual"]), preprocess="unit"), "conv2"),
         "mobile": (xcam.load(mobile()), "block_12_add"),
     }
     for name, (model, layer) in models.items():
-        picture = xcam.images.reading.read(demo.image_paths()[1])
+        image = xcam.images.reading.read(demo.image_paths()[1])
         size = model.input.size
         x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
 
@@ -55,13 +56,13 @@ def main() -> None:
 
         trace = model.trace(x, layer, cotangents)
         again = model.resume(trace, trace.activations[[1, 0, 1]] / 2, [1, 0, 1], lambda z: [np.ones_like(z)])
-        found[f"{name} activations"] = trace.activations
-        found[f"{name} logits"] = trace.outputs
-        found[f"{name} gradients"] = trace.gradients[0]
-        found[f"{name} logits resumed"] = again.outputs
-        found[f"{name} gradients resumed"] = again.gradients[0]
-        found[f"{name} heatmap"] = xcam.explain(model, picture).heatmap
-    np.savez(Path(sys.argv[1]), **found)
+        values[f"{name} activations"] = trace.activations
+        values[f"{name} logits"] = trace.outputs
+        values[f"{name} gradients"] = trace.gradients[0]
+        values[f"{name} logits resumed"] = again.outputs
+        values[f"{name} gradients resumed"] = again.gradients[0]
+        values[f"{name} heatmap"] = xcam.explain(model, image).heatmap
+    np.savez(Path(sys.argv[1]), **values)
     engines = [name for name in ("tensorflow", "torch", "jax") if f"xcam_keras.engines.{name}" in sys.modules]
     print(json.dumps({"engine": keras.backend.backend(), "engines": engines}))
 

@@ -1,4 +1,4 @@
-"""What tests of the Keras backend say in the words of the engine that Keras runs on."""
+"""Helpers of the Keras tests that depend on the engine that Keras runs on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENGINE = keras.backend.backend()
 
 
 def gradient(function: Callable[[Any], Any], at: np.ndarray) -> np.ndarray:
-    """Of a function from one array to a number, in Keras' operations: by the engine's own means, without xcam."""
+    """Return the gradient of a function from an array to a number, in Keras' operations, by the engine alone."""
     if ENGINE == "tensorflow":
         import tensorflow as tf
 
@@ -32,7 +32,7 @@ def gradient(function: Callable[[Any], Any], at: np.ndarray) -> np.ndarray:
 
 
 def out_of_memory(text: str) -> Exception:
-    """What the engine raises when memory runs out."""
+    """Return the engine's error for exhausted memory."""
     if ENGINE == "tensorflow":
         import tensorflow as tf
 

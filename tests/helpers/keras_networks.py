@@ -20,9 +20,9 @@ class Tokens(L.Layer):
         self.first = self.add_weight(shape=(shape[-1],), name="first")
 
     def call(self, x: Any) -> Any:
-        places = keras.ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
+        positions = keras.ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3]))
         first = keras.ops.broadcast_to(self.first, (keras.ops.shape(x)[0], 1, x.shape[3]))
-        return keras.ops.concatenate([first, places], axis=1)
+        return keras.ops.concatenate([first, positions], axis=1)
 
 
 class Attend(L.Layer):
@@ -53,7 +53,7 @@ def layer(step: Step) -> L.Layer:
             return L.Dense(len(step.weights[1]), name=name)
         case "norm":
             return L.LayerNormalization(epsilon=1e-6, name=name)
-    made = {
+    kinds = {
         "pool": L.MaxPooling2D,
         "mean": L.GlobalAveragePooling2D,
         "add": L.Add,
@@ -63,24 +63,24 @@ def layer(step: Step) -> L.Layer:
         "attend": Attend,
         "first": First,
     }
-    return made[step.op](name=name)
+    return kinds[step.op](name=name)
 
 
 def apply(steps: Any, values: dict[str, Any]) -> None:
-    """Call each step's layer, give it its weights, keep its value."""
+    """Call each step's layer, set its weights and store its value in `values`."""
     for step in steps:
-        made = layer(step)
+        keras_layer = layer(step)
         sources = [values[name] for name in step.inputs]
-        values[step.name] = made(sources if len(sources) > 1 else sources[0])
+        values[step.name] = keras_layer(sources if len(sources) > 1 else sources[0])
         if step.op in ("conv", "dense"):
             kernel, bias = step.weights
-            made.set_weights([kernel.transpose(*range(2, kernel.ndim), 1, 0), bias])
+            keras_layer.set_weights([kernel.transpose(*range(2, kernel.ndim), 1, 0), bias])
         elif step.weights:
-            made.set_weights(list(step.weights))
+            keras_layer.set_weights(list(step.weights))
 
 
 def build(network: Network) -> keras.Model:
-    """The network as a functional model, models inside models where a name asks for one."""
+    """Return the network as a functional model, with nested models for names with a scope."""
     channels, *size = network.input
     values = {"x": L.Input((*size, channels))}
     inputs = values["x"]

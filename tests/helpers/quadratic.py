@@ -1,6 +1,6 @@
-"""A model whose every derivative is known: its layer is its input, of any number of spatial dimensions.
+"""A model with known derivatives. Its only layer is its input, with any number of spatial axes.
 
-m = mean over space of a; logits = m·W + (m·V)². With V = 0 it is linear.
+With m the mean of the input over space, the logits are m·W + (m·V)². With V = 0 the model is linear.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Quadratic:
         space = tuple(range(2, a.ndim))
         m = a.mean(axis=space).astype(np.float64)
         slope = cotangent @ self.w.T + (2 * cotangent * (m @ self.v)) @ self.v.T
-        places = np.prod(a.shape[2:])
-        return np.broadcast_to((slope / places).reshape(*slope.shape, *[1] * len(space)), a.shape).astype(np.float32)
+        positions = np.prod(a.shape[2:])
+        return np.broadcast_to((slope / positions).reshape(*slope.shape, *[1] * len(space)), a.shape).astype(
+            np.float32
+        )
 
     def trace(self, x: Any, layer: str, cotangents: Any = None) -> Trace:
         self.passes += len(x)
@@ -55,8 +57,8 @@ class Quadratic:
         rows_of(rows, len(trace.state), len(activations))
         self.tails += len(activations)
         outputs = self.outputs(activations)
-        found = [self.gradient(activations, v) for v in (cotangents(outputs) if cotangents else [])]
-        return Trace(outputs, activations, found, activations)
+        gradients = [self.gradient(activations, v) for v in (cotangents(outputs) if cotangents else [])]
+        return Trace(outputs, activations, gradients, activations)
 
     def activations(self, x: Any, layers: Any) -> Any:
         return dict.fromkeys(layers, x)

@@ -1,4 +1,4 @@
-"""Methods run on the model whose every derivative is known: see `quadratic`."""
+"""Maps of all methods for the model with known derivatives; see `quadratic`."""
 
 from __future__ import annotations
 

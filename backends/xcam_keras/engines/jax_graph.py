@@ -1,53 +1,55 @@
-"""A forward pass as a jaxpr, and the cuts that are made in it.
+"""A forward pass as a jaxpr, and the cuts in it.
 
-The weights are arguments, so that new ones compile nothing anew. A cut is three runs of the jaxpr's equations: from the
-input to the layer and to what passes the layer by; from there to the outputs; and the transpose of that (jax.vjp). Each
-is compiled by jax.jit. The model itself is never changed.
+The weights are arguments, so that new ones need no new compilation. A cut is three runs of the jaxpr's equations: from
+the input to the layer and the bypass values; from there to the outputs; and the transpose of that (jax.vjp). Each is
+compiled by jax.jit. The model itself is never changed.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 from jax.extend.core import DropVar, Jaxpr, JaxprEqn, Var, get_opaque_trace_state
 
-from xcam.contract import Array
+from xcam.contract.caches import BoundedCache
+from xcam.contract.graphs import reachable
+from xcam.contract.recorded import NoGradient
+from xcam.contract.types import Array
 from xcam_keras import calls
-from xcam_keras.engines import NoGradient
 
 INNER = ("jaxpr", "call_jaxpr")
-"""Where an equation that calls a function keeps it."""
+"""Parameters in which an equation that calls a function stores the function."""
 
 
 class Graph:
-    """The forward pass for one batch size: equations, and which variable of theirs is what."""
+    """The forward pass for one batch size: equations, and the variables of the input, the layers and the outputs."""
 
-    def __init__(self, model: keras.Model, shape: tuple[int | None, ...], dtype: str) -> None:
+    def __init__(self, model: keras.Model, shape: tuple[int, ...], dtype: str) -> None:
         variables = model.variables
         outputs: list[str] = []
         layers: dict[str, keras.layers.Layer] = {}
 
         def forward(weights: list[jax.Array], x: jax.Array) -> list[Any]:
-            here = get_opaque_trace_state()
-            seen: list[calls.Seen] = []
+            state = get_opaque_trace_state()
+            seen: list[calls.Call] = []
 
-            def note(call: calls.Seen) -> Any:
-                if get_opaque_trace_state() == here:  # not within a loop, whose values are not to be had outside
+            def note(call: calls.Call) -> Any:
+                if get_opaque_trace_state() == state:  # values within a loop do not exist outside of it
                     seen.append(call)
                 return call.value
 
             with keras.StatelessScope(list(zip(variables, weights, strict=True))), calls.watching(note):
                 value = model(x, training=False)
-            said = calls.outputs(model, value, _is_float)
+            tensors = calls.float_outputs(model, value, _is_float)
             named = calls.named(seen, lambda t: isinstance(t, jax.core.Tracer) and _is_float(t))
-            outputs.extend(said)
+            outputs.extend(tensors)
             layers.update((name, call.layer) for name, call in named.items())
-            return [*said.values(), *(call.value for call in named.values())]
+            return [*tensors.values(), *(call.value for call in named.values())]
 
         weights = [v.value for v in variables]
         closed = jax.make_jaxpr(forward)(weights, jax.ShapeDtypeStruct(shape, dtype))
@@ -57,60 +59,57 @@ class Graph:
         self.roots |= dict(zip(inputs, variables, strict=True))
         self.makers = _makers(jaxpr)
         ends = jaxpr.outvars[: len(outputs)]
-        cut_off = [_logits(self.makers, var) for var in ends]
-        self.outputs = [var for var, _ in cut_off]
-        self.activations = {name: kind for name, (_, kind) in zip(outputs, cut_off, strict=True)}
-        found = zip(layers, jaxpr.outvars[len(outputs) :], strict=True)
-        self.layers = {name: var for name, var in found if isinstance(var, Var)}
-        self.kinds = {name: layers[name] for name in self.layers}
+        logits = [_logits(self.makers, var) for var in ends]
+        self.outputs = [var for var, _ in logits]
+        self.output_activations = {name: kind for name, (_, kind) in zip(outputs, logits, strict=True)}
+        values = zip(layers, jaxpr.outvars[len(outputs) :], strict=True)
+        self.layers = {name: var for name, var in values if isinstance(var, Var)}
+        self.keras_layers = {name: layers[name] for name in self.layers}
         self.ends = {var for var in [*ends, *self.outputs] if isinstance(var, Var)}
         self.jaxpr = jaxpr
         self.reach = self.ancestors(self.outputs)
         self.from_x = self.following(self.x)
-        self._made: dict[Any, Any] = {}
-        self._lock = threading.RLock()
-
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once for `key`."""
-        with self._lock:
-            if key not in self._made:
-                self._made[key] = make()
-            return self._made[key]
+        self._cache: BoundedCache[Any, Any] = BoundedCache()
 
     def cut(self, name: str) -> Cut:
-        """The cut at a layer's output. Raises NoGradient."""
-        return self.once(("cut", self.layers[name]), lambda: Cut(self, self.layers[name]))
+        """Return the cut at a layer's output. Raises NoGradient where no output depends on it."""
+        layer = self.layers[name]
+        if layer not in self.reach:
+            raise NoGradient
+        cut: Cut = self._cache.get(("cut", layer), lambda: Cut(self, layer))
+        return cut
 
     def tensor(self, x: Array) -> jax.Array:
-        """The input, as the graph takes it."""
+        """Return the input as the graph takes it."""
         return jnp.asarray(x, self.x.aval.dtype)
 
-    def run(self, feeds: Sequence[Var], fetches: Sequence[Any]) -> Callable[..., list[jax.Array]]:
-        """A compiled function from the values of `feeds` to those of `fetches`."""
-        part = _Part(self, feeds, fetches)
-        compiled = jax.jit(part)
-        return lambda *values: compiled(part.weights(), list(values))
+    def named(self, outputs: Sequence[jax.Array]) -> dict[str, Array]:
+        """Return outputs by name."""
+        return dict(zip(self.output_activations, map(float32, outputs), strict=True))
+
+    def run(self, key: Any, feeds: Sequence[Var], fetches: Sequence[Any]) -> Callable[..., list[jax.Array]]:
+        """Return the compiled function from the values of `feeds` to those of `fetches`, compiled once for `key`."""
+
+        def compiled() -> Callable[..., list[jax.Array]]:
+            part = _Part(self, feeds, fetches)
+            function = jax.jit(part)
+            return lambda *values: function(part.weights(), list(values))
+
+        result: Callable[..., list[jax.Array]] = self._cache.get(("run", key), compiled)
+        return result
 
     def ancestors(self, ends: Iterable[Any], stop: Iterable[Var] = ()) -> set[Var]:
-        """What `ends` are computed from, and they themselves; not what only `stop` is computed from."""
-        seen: set[Var] = set()
-        stop = set(stop)
-        todo = [var for var in ends if isinstance(var, Var)]
-        while todo:
-            var = todo.pop()
-            if var not in seen:
-                seen.add(var)
-                if var in self.makers and var not in stop:
-                    todo.extend(v for v in self.makers[var].invars if isinstance(v, Var))
-        return seen
+        """Return the variables that `ends` are computed from, `ends` included; not those that only `stop` needs."""
+        starts = [var for var in ends if isinstance(var, Var)]
+        return set(reachable(starts, lambda var: _inputs(self.makers[var]) if var in self.makers else (), set(stop)))
 
     def following(self, start: Var) -> set[Var]:
-        """What is computed from `start`, and it itself."""
-        found = {start}
+        """Return the variables that are computed from `start`, and `start`."""
+        result = {start}
         for equation in self.jaxpr.eqns:
-            if any(isinstance(v, Var) and v in found for v in equation.invars):
-                found.update(equation.outvars)
-        return found
+            if not result.isdisjoint(_inputs(equation)):
+                result.update(equation.outvars)
+        return result
 
 
 class _Part:
@@ -119,16 +118,16 @@ class _Part:
     def __init__(self, graph: Graph, feeds: Sequence[Var], fetches: Sequence[Any]) -> None:
         needed = graph.ancestors(fetches, stop=feeds)
         self.roots = {var: root for var, root in graph.roots.items() if var in needed and var not in feeds}
-        made = needed - set(feeds)
+        computed = needed - set(feeds)
         self._jaxpr = graph.jaxpr.replace(
             constvars=[],
             invars=[*self.roots, *feeds],
             outvars=list(fetches),
-            eqns=[_without(e, feeds) for e in graph.jaxpr.eqns if any(var in made for var in e.outvars)],
+            eqns=[_without(e, feeds) for e in graph.jaxpr.eqns if not computed.isdisjoint(e.outvars)],
         )
 
     def weights(self) -> list[Any]:
-        """What the model's variables hold now."""
+        """Return the current values of the model's variables."""
         return [root.value if isinstance(root, keras.Variable) else root for root in self.roots.values()]
 
     def __call__(self, weights: Sequence[Any], values: Sequence[Any]) -> list[Any]:
@@ -136,59 +135,62 @@ class _Part:
 
 
 def _without(equation: JaxprEqn, feeds: Sequence[Var]) -> JaxprEqn:
-    """The equation, what it makes of `feeds` dropped: those are given."""
+    """Return the equation with its results among `feeds` dropped: their values are fed."""
     if not any(var in feeds for var in equation.outvars):
         return equation
-    return equation.replace(outvars=[DropVar(var.aval) if var in feeds else var for var in equation.outvars])
+    outvars = [DropVar(var.aval) if var in feeds else var for var in equation.outvars]
+    result: JaxprEqn = equation.replace(outvars=outvars)
+    return result
+
+
+def _inputs(equation: JaxprEqn) -> list[Var]:
+    return [v for v in equation.invars if isinstance(v, Var)]
 
 
 class Cut:
-    """A graph, cut open at one layer."""
+    """A graph, cut open at one layer.
+
+    Attributes:
+        layer: the layer's variable.
+        bypass: the variables that are computed from the input, but not from the layer, and that the tail reads.
+        backward: the compiled product of the tail's transpose and one cotangent for each output.
+    """
 
     def __init__(self, graph: Graph, layer: Var) -> None:
-        if layer not in graph.reach:
-            raise NoGradient
         behind = graph.following(layer)
         ahead = graph.from_x - behind
-        read = {
-            v for e in graph.jaxpr.eqns for v in e.invars if isinstance(v, Var) and behind.intersection(e.outvars)
-        }
-        needed = graph.ancestors(graph.outputs, stop=[layer, *ahead])
-        loose = {var for var in graph.outputs if isinstance(var, Var)}  # an output that the layer has no part in
+        read = {v for e in graph.jaxpr.eqns if not behind.isdisjoint(e.outvars) for v in _inputs(e)}
+        read |= {var for var in graph.outputs if isinstance(var, Var)}  # an output that the layer has no part in
+        bypass = ahead & read & graph.ancestors(graph.outputs, stop=[layer, *ahead])
         self.layer = layer
-        self.frontier = [
-            var for var in graph.from_x if var in ahead and var in needed and (var in read or var in loose)
-        ]
-        order = {var: i for i, var in enumerate([graph.x, *(v for e in graph.jaxpr.eqns for v in e.outvars)])}
-        self.frontier.sort(key=order.__getitem__)
-        self._head = _Part(graph, [graph.x], [layer, *self.frontier])
-        self._tail = _Part(graph, [layer, *self.frontier], graph.outputs)
-        self._x = graph.x
-        self._graph = graph
+        self.bypass = [v for v in [graph.x, *(v for e in graph.jaxpr.eqns for v in e.outvars)] if v in bypass]
+        self.graph = graph
+        self._head = _Part(graph, [graph.x], [layer, *self.bypass])
+        self._tail = _Part(graph, [layer, *self.bypass], graph.outputs)
         self._forward = jax.jit(self._run_forward, static_argnums=0)
         self._resume = jax.jit(self._run_tail, static_argnums=0)
-        self.backward = jax.jit(lambda back, v: back(v)[0])
+        self.backward = jax.jit(lambda transpose, v: transpose(v)[0])
 
     def forward(self, differentiate: bool, x: jax.Array) -> Any:
-        """From the input: outputs, the layer's value, what passes it by, and the transpose of the tail or None."""
+        """Run from the input; return outputs, the layer's value, bypass values, and the tail's transpose or None."""
         return self._forward(differentiate, self._head.weights(), self._tail.weights(), x)
 
-    def resume(self, differentiate: bool, value: jax.Array, frontier: Sequence[jax.Array]) -> Any:
-        """From the layer's value: outputs, and the transpose of the tail or None."""
-        return self._resume(differentiate, self._tail.weights(), value, list(frontier))
+    def resume(self, differentiate: bool, value: jax.Array, bypass: Sequence[jax.Array]) -> Any:
+        """Run from the layer's value; return outputs, and the tail's transpose or None."""
+        return self._resume(differentiate, self._tail.weights(), value, list(bypass))
 
-    def side(self, x: jax.Array) -> list[jax.Array]:
-        """What passes the layer by, from the input."""
-        return self._graph.once(("side", self.layer), lambda: self._graph.run([self._x], self.frontier))(x)
+    def head(self, x: jax.Array) -> list[jax.Array]:
+        """Return the bypass values for an input."""
+        return self.graph.run(("head", self.layer), [self.graph.x], self.bypass)(x)
 
     def _run_forward(self, differentiate: bool, head: list[Any], tail: list[Any], x: jax.Array) -> Any:
-        value, *frontier = self._head(head, [x])
-        outputs, back = self._run_tail(differentiate, tail, value, frontier)
-        return outputs, value, frontier, back
+        value, *bypass = self._head(head, [x])
+        outputs, transpose = self._run_tail(differentiate, tail, value, bypass)
+        return outputs, value, bypass, transpose
 
-    def _run_tail(self, differentiate: bool, weights: list[Any], value: jax.Array, frontier: list[Any]) -> Any:
+    def _run_tail(self, differentiate: bool, weights: list[Any], value: jax.Array, bypass: list[Any]) -> Any:
         def tail(a: jax.Array) -> list[jax.Array]:
-            return self._tail(weights, [a, *frontier])
+            return self._tail(weights, [a, *bypass])
 
         return jax.vjp(tail, value) if differentiate else (tail(value), None)
 
@@ -197,27 +199,27 @@ def _makers(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:
     return {var: equation for equation in jaxpr.eqns for var in equation.outvars}
 
 
-def _logits(makers: Mapping[Var, JaxprEqn], output: Any) -> tuple[Any, str | None]:
-    """What the softmax or sigmoid that makes the output is given, seen through casts between floats."""
+def _logits(makers: Mapping[Any, JaxprEqn], output: Any) -> tuple[Any, str | None]:
+    """Return the input of the softmax or sigmoid that makes the output, seen through casts between floats, and its name."""
     var = _uncast(makers, output)
     equation = makers.get(var) if isinstance(var, Var) else None
     if equation is None:
         return output, None
     if equation.primitive.name == "logistic":
         return equation.invars[0], "sigmoid"
-    given = _softmaxed(makers, equation)
-    if given is not None:
-        return given, "softmax"
+    softmax_input = _softmax_input(makers, equation)
+    if softmax_input is not None:
+        return softmax_input, "softmax"
     for inner in (equation.params[key] for key in INNER if key in equation.params):
         inner = getattr(inner, "jaxpr", inner)
-        found, kind = _logits(_makers(inner), inner.outvars[equation.outvars.index(var)])
-        if kind and found in inner.invars:
-            return equation.invars[inner.invars.index(found)], kind
+        logits, kind = _logits(_makers(inner), inner.outvars[equation.outvars.index(var)])
+        if kind and logits in inner.invars:
+            return equation.invars[inner.invars.index(logits)], kind
     return output, None
 
 
-def _softmaxed(makers: Mapping[Var, JaxprEqn], equation: JaxprEqn) -> Any:
-    """z, where the equation is the last of exp(z − max z) / Σ exp(z − max z); else None."""
+def _softmax_input(makers: Mapping[Any, JaxprEqn], equation: JaxprEqn) -> Any:
+    """Return z where the equation is the last of exp(z − max z) / Σ exp(z − max z); else None."""
     if equation.primitive.name != "div":
         return None
     above = _uncast(makers, equation.invars[0])
@@ -234,18 +236,18 @@ def _softmaxed(makers: Mapping[Var, JaxprEqn], equation: JaxprEqn) -> Any:
     return z if _made_by(makers, top, "reduce_max") and makers[top].invars[0] is z else power
 
 
-def _made_by(makers: Mapping[Var, JaxprEqn], var: Any, primitive: str) -> bool:
+def _made_by(makers: Mapping[Any, JaxprEqn], var: Any, primitive: str) -> bool:
     return isinstance(var, Var) and var in makers and makers[var].primitive.name == primitive
 
 
-def _through(makers: Mapping[Var, JaxprEqn], var: Any, primitives: Sequence[str]) -> Any:
-    """The variable behind equations of these kinds; of the maximum with a number, the other one."""
+def _through(makers: Mapping[Any, JaxprEqn], var: Any, primitives: Sequence[str]) -> Any:
+    """Return the variable behind equations of these kinds; of the maximum with a number, the other operand."""
     while isinstance(var, Var) and var in makers and makers[var].primitive.name in primitives:
-        var = next((v for v in makers[var].invars if isinstance(v, Var)), None)
+        var = next(iter(_inputs(makers[var])), None)
     return var
 
 
-def _uncast(makers: Mapping[Var, JaxprEqn], var: Any) -> Any:
+def _uncast(makers: Mapping[Any, JaxprEqn], var: Any) -> Any:
     while any(_made_by(makers, var, name) for name in ("convert_element_type", "copy")):
         if not _is_float(makers[var].invars[0].aval):
             break
@@ -255,3 +257,14 @@ def _uncast(makers: Mapping[Var, JaxprEqn], var: Any) -> Any:
 
 def _is_float(value: Any) -> bool:
     return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def shape_of(var: Var) -> tuple[int, ...]:
+    """Return the shape of a variable's value."""
+    aval: Any = var.aval
+    return tuple(aval.shape)
+
+
+def float32(tensor: jax.Array) -> Array:
+    """Return a float32 NumPy copy."""
+    return np.array(tensor, np.float32)

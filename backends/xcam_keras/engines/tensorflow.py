@@ -1,333 +1,255 @@
 """A Keras model on TensorFlow, traced once into a graph and cut there.
 
 The whole forward pass is recorded once for each input shape. Every cut is then made in that graph: the forward part
-hands out the few tensors that the backward part needs, the backward part takes them and a cotangent. So cotangents are
-made in plain Python between two compiled functions, nothing before the layer is differentiated, and the model itself
-is never changed. (A gradient tape with a callback inside one compiled function costs the same; this needs no callback,
-no call ids, and gives `resume` the very same pieces.)
+returns the few tensors that the backward part needs, the backward part takes them and a cotangent. So cotangents are
+computed in plain Python between two compiled functions, nothing before the layer is differentiated, and the model itself
+is never changed. (A gradient tape with a callback inside one compiled function takes as long; this needs no callback
+and no call ids, and `resume` uses the same parts.)
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from xcam.contract import Array
-from xcam.errors import InputError
+from xcam.contract.caches import BoundedCache
+from xcam.contract.graphs import reachable
+from xcam.contract.messages import out_of_memory
+from xcam.contract.outputs import cut_activation
+from xcam.contract.recorded import NoGradient
+from xcam.contract.types import Array, Layout
 from xcam_keras import calls
-from xcam_keras.engines import Call, NoGradient
+from xcam_keras.engines import standard_device
+from xcam_keras.engines.tensorflow_graph import TRACING, activation_of, ancestors, following, named, traced
 
-tf.config.list_logical_devices()  # the first use of the runtime talks: here it is held back
-
-TRACING = threading.RLock()
-"""Held while a model is recorded or a graph is added to: two threads tracing at once break each other."""
+tf.config.list_logical_devices()  # the first use of the runtime writes messages: here they are suppressed
 
 CONTROL_FLOW = ("While", "StatelessWhile", "If", "StatelessIf")
-ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+Run = Callable[..., Sequence[tf.Tensor]]
+"""A compiled function from tensors to tensors."""
 
 
 def device_name(device: str | None) -> str | None:
-    """`cpu`, `cuda`, `cuda:1`, `gpu:0` → TensorFlow's `/CPU:0`, `/GPU:1`. Raises InputError when it is not there."""
-    if device is None:
-        return None
-    kind, _, number = device.lower().partition(":")
-    kind = {"cuda": "GPU", "gpu": "GPU", "cpu": "CPU"}.get(kind, kind)
+    """Return TensorFlow's name of a device: `cpu` → `/CPU:0`, `cuda:1` → `/GPU:1`. Raises InputError."""
     known = [d.name.removeprefix("/physical_device:") for d in tf.config.list_physical_devices()]
-    if f"{kind}:{number or 0}" not in known:
-        raise InputError(f"no device {device!r} here; TensorFlow sees: {', '.join(known)}")
-    return f"/{kind}:{number or 0}"
+    aliases = {"cuda": "GPU", "gpu": "GPU", "cpu": "CPU"}
+    return None if device is None else f"/{standard_device(device, aliases, known, 'TensorFlow')}"
 
 
 @contextlib.contextmanager
 def running(device: str | None) -> Iterator[None]:
-    """On the device; memory that runs out is a MemoryError."""
-    try:
-        with tf.device(device):
-            yield
-    except tf.errors.ResourceExhaustedError as error:
-        raise MemoryError(str(error).splitlines()[0]) from error
+    """Run on the device; exhausted memory is a MemoryError."""
+    with out_of_memory(tf.errors.ResourceExhaustedError), tf.device(device):
+        yield
 
 
 class Recording:
-    """The forward pass of one model for one input shape, as a graph, and the cuts that were made in it."""
+    """See xcam.contract.recorded.Recording: the forward pass as a graph, and the cuts in it."""
 
-    def __init__(self, model: keras.Model, shape: Sequence[int | None], dtype: str) -> None:
+    current = True
+
+    def __init__(self, model: keras.Model, shape: Sequence[int | None], dtype: str, layout: Layout) -> None:
         with TRACING:
-            self.function, seen = record(model, tf.TensorSpec((None, *shape), dtype))
+            self.function, seen = traced(model, tf.TensorSpec((None, *shape), dtype))
             self.graph = self.function.graph
+            self.operations = self.graph.get_operations()
             self.x: tf.Tensor = self.function.inputs[0]
             structured = self.function.structured_outputs
-            said = calls.outputs(model, structured, lambda t: t.dtype.is_floating)
-            cut_off = {name: _logits(tensor) for name, tensor in said.items()}
-            self.outputs = {name: tensor for name, (tensor, _) in cut_off.items()}
-            self.activations = {name: activation for name, (_, activation) in cut_off.items()}
-            found = named(seen, self.graph)
-            self.tensors = {name: call.value for name, call in found.items()}
-            self._depends: dict[str, bool] = {}
-            self._made: dict[Any, Any] = {}
-            reach = self.reaches_output(self.tensors.values())
+            outputs = calls.float_outputs(model, structured, lambda t: t.dtype.is_floating)
+            logits = {name: cut_activation(tensor, activation_of) for name, tensor in outputs.items()}
+            self.outputs = {name: tensor for name, (tensor, _) in logits.items()}
+            self.output_activations = {name: activation for name, (_, activation) in logits.items()}
+            named_calls = named(seen, self.graph)
+            self.tensors = {name: call.value for name, call in named_calls.items()}
+            self.from_x = following(self.x.op, self.operations)
+            self._cache: BoundedCache[Any, Any] = BoundedCache()
+            reach = ancestors(self.outputs.values())
             ends = {t.name for t in [*self.outputs.values(), *tf.nest.flatten(structured)]}
-            self.calls = {
-                name: Call(
+            self.layers = {
+                name: calls.described(
+                    name,
                     call.layer,
-                    tuple(call.value.shape.as_list()[1:]),
+                    call.value.shape.as_list()[1:],
+                    layout,
+                    len(shape) == 3,
                     is_output=call.value.name in ends,
-                    reaches_output=call.value.name in reach,
+                    reaches_output=call.value.op.name in reach,
                 )
-                for name, call in found.items()
+                for name, call in named_calls.items()
             }
 
-    def predict(self, x: Array) -> list[Array]:
-        """See xcam_keras.engines.Recording."""
-        run = self.once("predict", lambda: self.run([self.x], list(self.outputs.values())))
-        return [_float32(t) for t in run(self.tensor(x))]
+    def predict(self, x: Array) -> dict[str, Array]:
+        """See xcam.contract.recorded.Recording."""
+        return self.named(self.run("predict", lambda: ([self.x], [*self.outputs.values()]))(self.tensor(x)))
 
     def values(self, x: Array, names: Sequence[str]) -> list[Array]:
-        """See xcam_keras.engines.Recording."""
-        run = self.once(("values", *names), lambda: self.run([self.x], [self.tensors[name] for name in names]))
-        return [_float32(t) for t in run(self.tensor(x))]
+        """See xcam.contract.recorded.Recording."""
+        run = self.run(("values", *names), lambda: ([self.x], [self.tensors[name] for name in names]))
+        return _float32(run(self.tensor(x)))
 
-    def open(self, x: Array, name: str, differentiate: bool = True) -> Opened:
-        """See xcam_keras.engines.Recording."""
-        layer = self.tensors[name]
-        cut = self.once(("cut", layer.ref()), lambda: Cut(self, layer))
-        found = list(cut.forward(self.tensor(x)))
-        outputs, value, inside, beside, frontier = _split(
-            found, len(self.outputs), 1, len(cut.inside), len(cut.beside), len(cut.frontier)
-        )
-        return Opened(cut, x, outputs, value[0], inside, beside, frontier)
+    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+        """See xcam.contract.recorded.Recording. The tensors for the backward pass are always computed."""
+        tensor = self.tensors[layer]
+        cut: Cut = self.once(("cut", tensor.ref()), lambda: Cut(self, tensor))
+        outputs, value, inside, bypass = _split(cut.forward(self.tensor(x)), len(self.outputs), 1, len(cut.inside))
+        return ForwardPass(cut, x, outputs, value[0], inside, bypass)
+
+    def named(self, outputs: Sequence[tf.Tensor]) -> dict[str, Array]:
+        """Return outputs by name."""
+        return dict(zip(self.outputs, _float32(outputs), strict=True))
 
     def tensor(self, x: Array) -> tf.Tensor:
-        """The input, as the graph takes it."""
+        """Return the input as the graph takes it."""
         return tf.constant(x, dtype=self.x.dtype)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once for `key`, by one thread at a time."""
-        if key not in self._made:
+        """Return the result of `make`, which is called once for `key`, by one thread at a time."""
+
+        def locked() -> Any:
             with TRACING:
-                if key not in self._made:
-                    self._made[key] = make()
-        return self._made[key]
+                return make()
 
-    def run(self, feeds: Sequence[tf.Tensor], fetches: Sequence[tf.Tensor]) -> Callable[..., Sequence[tf.Tensor]]:
-        """A compiled function from `feeds` to `fetches`, tensors of this graph."""
-        pruned = self.function.prune(list(feeds), list(fetches))
-        signature = [tf.TensorSpec(t.shape, t.dtype) for t in feeds]
-        # Called bare, a pruned function reads every variable of the whole model: 4 ms for MobileNetV2's 160.
-        function = tf.function(lambda *tensors: pruned(*tensors), input_signature=signature, autograph=False)
-        return function.get_concrete_function()
+        return self._cache.get(key, locked)
 
-    def depends_on_input(self, operation: tf.Operation) -> bool:
-        """Whether an operation's value can change with the model's input; if not, it is a weight or a constant."""
-        return _reached(operation, {self.x.op.name: True}, self._depends)
+    def run(self, key: Any, ends: Callable[[], tuple[Sequence[tf.Tensor], Sequence[tf.Tensor]]]) -> Run:
+        """Return the compiled function from feeds to fetches, tensors of this graph, compiled once for `key`."""
 
-    def reaches_output(self, tensors: Iterable[tf.Tensor]) -> set[str]:
-        """The names of those tensors that some output is computed from."""
-        ahead = {op.name for output in self.outputs.values() for op in ancestors(output.op)}
-        return {t.name for t in tensors if t.op.name in ahead}
+        def compiled() -> Run:
+            feeds, fetches = ends()
+            pruned = self.function.prune(list(feeds), list(fetches))
+            signature = [tf.TensorSpec(t.shape, t.dtype) for t in feeds]
+            # Called directly, a pruned function reads every variable of the whole model: 4 ms for MobileNetV2's 160.
+            function = tf.function(lambda *tensors: pruned(*tensors), input_signature=signature, autograph=False)
+            concrete: Run = function.get_concrete_function()
+            return concrete
+
+        result: Run = self.once(key, compiled)
+        return result
 
 
 class Cut:
-    """A recording, cut open at one layer."""
+    """A recording, cut open at one layer.
+
+    Attributes:
+        layer: the layer's tensor.
+        inside: the tensors of the tail that the backward pass needs.
+        bypass: the tensors from before the cut, except the layer's, that the tail or the backward pass needs.
+        forward: from the input to the outputs, the layer, `inside` and `bypass`.
+        backward: from one cotangent for each output, `inside` and `bypass` to the gradient at the layer.
+    """
 
     def __init__(self, recording: Recording, layer: tf.Tensor) -> None:
-        self.recording = recording
-        self.layer = layer
+        self.recording, self.layer = recording, layer
         outputs = list(recording.outputs.values())
-        known: dict[str, bool] = {layer.op.name: True}
-        tail: dict[str, bool] = {}
-        frontier = self._frontier(outputs, known, tail)
         existing = {op.name for op in recording.graph.get_operations()}
         with recording.graph.as_default():
             cotangents = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
             gradient = tf.gradients(outputs, [layer], grad_ys=cotangents)[0]
         if gradient is None:
             raise NoGradient
+        tail = following(layer.op, recording.operations)
         needed = self._needed(gradient, existing)
-        # What backward needs is made in the tail, or beside it: then the trace keeps it for `resume`.
-        self.inside = [t for t in needed if _reached(t.op, known, tail) or t is layer]
-        self.beside = [t for t in needed if not any(t is other for other in self.inside)]
-        self.frontier = frontier
-        self.forward = recording.run([recording.x], [*outputs, layer, *self.inside, *self.beside, *frontier])
-        self.backward = recording.run([*cotangents, *self.inside, *self.beside], [gradient])
-        self._outputs = outputs
+        self.inside = [t for t in needed if t is layer or t.op.name in tail]
+        outside = [t for t in needed if t is not layer and t.op.name not in tail]
+        self.bypass = list({t.name: t for t in [*outside, *self._bypass(tail)]}.values())
+        saved = [*self.inside, *self.bypass]
+        self.forward = self._run("forward", [recording.x], [*outputs, layer, *saved])
+        self.backward = self._run("backward", [*cotangents, *saved], [gradient])
 
-    def tail(self) -> Callable[..., Sequence[tf.Tensor]]:
-        """From the layer's value and the frontier to the outputs and what backward needs of the tail."""
-        return self.recording.once(
-            ("tail", self.layer.ref()),
-            lambda: self.recording.run([self.layer, *self.frontier], [*self._outputs, *self.inside]),
-        )
+    def tail(self) -> Run:
+        """From the layer's value and `bypass` to the outputs and `inside`."""
+        return self._run("tail", [self.layer, *self.bypass], [*self.recording.outputs.values(), *self.inside])
 
-    def side(self) -> Callable[..., Sequence[tf.Tensor]]:
-        """From the input to what the trace keeps for `resume`: `beside` and `frontier`."""
-        return self.recording.once(
-            ("side", self.layer.ref()),
-            lambda: self.recording.run([self.recording.x], [*self.beside, *self.frontier]),
-        )
+    def head(self) -> Run:
+        """From the input to `bypass`."""
+        return self._run("head", [self.recording.x], self.bypass)
 
-    def _frontier(
-        self, outputs: Sequence[tf.Tensor], known: Mapping[str, bool], tail: dict[str, bool]
-    ) -> list[tf.Tensor]:
-        """The tensors that pass the layer by: made from the input alone, read by what follows the layer.
+    def _run(self, part: str, feeds: Sequence[tf.Tensor], fetches: Sequence[tf.Tensor]) -> Run:
+        return self.recording.run((part, self.layer.ref()), lambda: (feeds, fetches))
+
+    def _bypass(self, tail: set[str]) -> list[tf.Tensor]:
+        """Return the tensors that the tail reads and that are computed from the input, but not from the layer.
 
         Integers (shapes of the batch) are computed again from the tensors they come from, because the batch that
         `resume` runs has another size.
         """
-        found: dict[str, tf.Tensor] = {}
-        seen: set[str] = {self.layer.op.name}
-        todo = [output.op for output in outputs]
-        while todo:
-            op = todo.pop()
-            if op.name in seen:
-                continue
-            seen.add(op.name)
-            for t in op.inputs:
-                if t is self.layer or not self.recording.depends_on_input(t.op):
-                    continue
-                if _reached(t.op, known, tail) or (not t.dtype.is_floating and t is not self.recording.x):
-                    todo.append(t.op)
-                else:
-                    found[t.name] = t
-        return list(found.values())
+
+        def reads(op: tf.Operation) -> list[tf.Tensor]:
+            return [t for t in op.inputs if t is not self.layer and t.op.name in self.recording.from_x]
+
+        def is_inside(t: tf.Tensor) -> bool:
+            return t.op.name in tail or not (t.dtype.is_floating or t is self.recording.x)
+
+        ends = [output.op for output in self.recording.outputs.values()]
+        operations = reachable(ends, lambda op: [t.op for t in reads(op) if is_inside(t)], stop=[self.layer.op])
+        operations.pop(self.layer.op, None)
+        return [t for op in operations for t in reads(op) if not is_inside(t)]
 
     def _needed(self, gradient: tf.Tensor, existing: set[str]) -> list[tf.Tensor]:
-        """The tensors of the forward pass that the backward operations read, weights and constants apart."""
-        found: dict[str, tf.Tensor] = {}
-        seen: set[str] = set()
-        todo = [gradient.op]
-        while todo:
-            op = todo.pop()
-            if op.name in seen or op.name in existing:
-                continue
-            seen.add(op.name)
-            for t in op.inputs:
-                if t.op.name not in existing:
-                    todo.append(t.op)
-                elif self.recording.depends_on_input(t.op):
-                    # Of a loop or a branch all outputs are handed over: pruning meets the others on its way.
-                    whole = t.op.outputs if t.op.type in CONTROL_FLOW else [t]
-                    found.update({other.name: other for other in whole})
-        return list(found.values())
+        """Return the tensors of the forward pass that the backward operations read, without weights and constants."""
+        known = existing & self.recording.from_x
+        backward = reachable([gradient.op], lambda op: [t.op for t in op.inputs if t.op.name not in existing])
+        read = [t for op in backward for t in op.inputs if t.op.name in known]
+        # Of a loop or a branch all outputs are passed: pruning meets the others on its way.
+        whole = [other for t in read for other in (t.op.outputs if t.op.type in CONTROL_FLOW else [t])]
+        return list({t.name: t for t in whole}.values())
 
 
-@dataclass(eq=False)
-class Opened:
-    """See xcam_keras.engines.Opened. What backward needs is at hand whether it is asked for or not."""
+class ForwardPass:
+    """See xcam.contract.recorded.ForwardPass."""
 
-    cut: Cut
-    x: Array
-    said: list[tf.Tensor]
-    layer: tf.Tensor
-    inside: list[tf.Tensor]
-    beside: list[tf.Tensor]
-    frontier: list[tf.Tensor]
-
-    @property
-    def outputs(self) -> list[Array]:
-        return [_float32(t) for t in self.said]
+    def __init__(
+        self,
+        cut: Cut,
+        x: Array,
+        outputs: Sequence[tf.Tensor],
+        layer: tf.Tensor,
+        inside: Sequence[tf.Tensor],
+        bypass: Sequence[tf.Tensor],
+    ) -> None:
+        self._cut, self._x, self._layer, self._inside, self._bypass = cut, x, layer, inside, bypass
+        self.outputs = cut.recording.named(outputs)
 
     @property
     def value(self) -> Array:
-        return _float32(self.layer)
+        """The layer's value."""
+        return _float32([self._layer])[0]
 
-    def gradient(self, cotangents: Sequence[Array]) -> Array:
-        """See xcam_keras.engines.Opened."""
-        v = [tf.cast(tf.constant(c), output.dtype) for c, output in zip(cotangents, self.said, strict=True)]
-        return _float32(self.cut.backward(*v, *self.inside, *self.beside)[0])
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+        """See xcam.contract.recorded.ForwardPass."""
+        for cotangent in cotangents:
+            tensors = self._cut.recording.outputs.items()
+            v = [tf.cast(tf.constant(cotangent[name]), tensor.dtype) for name, tensor in tensors]
+            yield _float32(self._cut.backward(*v, *self._inside, *self._bypass))[0]
 
-    def resumed(self, value: Array, rows: Sequence[int], differentiate: bool = True) -> Opened:
-        """See xcam_keras.engines.Opened."""
-        cut, x = self.cut, self.x[rows]
+    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+        """See xcam.contract.recorded.ForwardPass."""
+        cut, x = self._cut, self._x[rows]
         layer = tf.cast(tf.constant(value), cut.layer.dtype)
-        kept, symbols = [*self.beside, *self.frontier], [*cut.beside, *cut.frontier]
-        if all(_row_by_row(t, symbol, len(self.x)) for t, symbol in zip(kept, symbols, strict=True)):
-            kept = [tf.gather(t, tf.constant(rows)) for t in kept]
-        else:  # windows folded into the batch, or a value of the whole batch: made anew for these rows
-            kept = list(cut.side()(cut.recording.tensor(x)))
-        beside, frontier = _split(kept, len(cut.beside), len(cut.frontier))
-        outputs, inside = _split(list(cut.tail()(layer, *frontier)), len(self.said), len(cut.inside))
-        return Opened(cut, x, outputs, layer, inside, beside, frontier)
+        if all(_row_by_row(t, symbol, len(self._x)) for t, symbol in zip(self._bypass, cut.bypass, strict=True)):
+            bypass: Sequence[tf.Tensor] = [tf.gather(t, tf.constant(rows)) for t in self._bypass]
+        else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
+            bypass = cut.head()(cut.recording.tensor(x))
+        outputs, inside = _split(cut.tail()(layer, *bypass), len(self.outputs))
+        return ForwardPass(cut, x, outputs, layer, inside, bypass)
 
 
-def _split(tensors: list[tf.Tensor], *lengths: int) -> list[list[tf.Tensor]]:
+def _split(tensors: Sequence[tf.Tensor], *lengths: int) -> list[list[tf.Tensor]]:
+    """Return groups of the given lengths, and the rest."""
     rest = iter(tensors)
-    return [[next(rest) for _ in range(length)] for length in lengths]
+    return [*([next(rest) for _ in range(length)] for length in lengths), list(rest)]
 
 
 def _row_by_row(value: tf.Tensor, symbol: tf.Tensor, rows: int) -> bool:
-    """Whether a kept value has one row for each picture: its first axis is open in the graph, and as long as the batch."""
+    """Return whether a value has one row for each image: its first axis is open in the graph, and as long as the batch."""
     return bool(symbol.dtype.is_floating and symbol.shape.rank and symbol.shape[0] is None and value.shape[0] == rows)
 
 
-def _float32(tensor: tf.Tensor) -> Array:
-    if tensor.dtype.is_floating and tensor.dtype != tf.float32:
-        tensor = tf.cast(tensor, tf.float32)
-    return np.asarray(tensor.numpy())
-
-
-def record(model: Callable[..., Any], spec: tf.TensorSpec) -> tuple[Any, list[calls.Seen]]:
-    """Trace the model, or a function that calls it; with it every layer call of this thread."""
-    seen: list[calls.Seen] = []
-
-    def note(call: calls.Seen) -> Any:
-        seen.append(call)
-        return call.value
-
-    with calls.watching(note):
-        return tf.compat.v1.wrap_function(lambda x: model(x, training=False), [spec]), seen
-
-
-def named(seen: Sequence[calls.Seen], graph: tf.Graph) -> dict[str, calls.Seen]:
-    """The calls with a float tensor of this graph, by name: see xcam_keras.calls.named."""
-    return calls.named(
-        seen, lambda t: tf.is_tensor(t) and t.dtype.is_floating and t.graph is graph and t.shape.rank is not None
-    )
-
-
-def _logits(output: tf.Tensor) -> tuple[tf.Tensor, str | None]:
-    """The input of the Softmax or Sigmoid that makes the output, seen through identities and casts between floats."""
-    op = output.op
-    while op.type == "Identity" or (op.type == "Cast" and op.inputs[0].dtype.is_floating):
-        op = op.inputs[0].op
-    if op.type in ACTIVATIONS:
-        return op.inputs[0], ACTIVATIONS[op.type]
-    return output, None
-
-
-def ancestors(operation: tf.Operation) -> list[tf.Operation]:
-    """Every operation that the value is made from, and itself."""
-    seen = {operation.name: operation}
-    todo = [operation]
-    while todo:
-        for t in todo.pop().inputs:
-            if t.op.name not in seen:
-                seen[t.op.name] = t.op
-                todo.append(t.op)
-    return list(seen.values())
-
-
-def _reached(operation: tf.Operation, sources: Mapping[str, bool], memo: dict[str, bool]) -> bool:
-    """Whether a path leads from one of the `sources` to `operation`; a source is reached from itself."""
-    todo = [operation]
-    while todo:
-        op = todo[-1]
-        if op.name in memo:
-            todo.pop()
-        elif op.name in sources:
-            memo[op.name] = True
-        else:
-            before = [t.op for t in op.inputs]
-            unknown = [o for o in before if o.name not in memo]
-            if unknown:
-                todo.extend(unknown)
-            else:
-                memo[op.name] = any(memo[o.name] for o in before)
-    return memo[operation.name]
+def _float32(tensors: Sequence[tf.Tensor]) -> list[Array]:
+    return [np.asarray((t if t.dtype == tf.float32 else tf.cast(t, tf.float32)).numpy()) for t in tensors]

@@ -1,194 +1,230 @@
-"""A Keras model on torch: run as it is, layer calls watched, and differentiated from the layer on.
+"""A Keras model on torch: run as it is, its layer calls watched, and differentiated from the layer to the outputs.
 
-Ahead of the layer gradients are off; its value becomes a leaf, from which torch's own graph starts. `.grad` of the
-user's parameters is never touched. What `resume` need not run again is in xcam_keras.engines.torch_replay.
+Before the layer gradients are off; its value becomes a leaf, from which torch's own graph starts. `.grad` of the
+user's parameters is never touched. xcam_keras.engines.torch_replay spares `resume` the calls before the layer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
-from torch.overrides import TorchFunctionMode
 
-from xcam.contract import Array
-from xcam.errors import InputError
+from xcam.contract.caches import BoundedCache
+from xcam.contract.messages import out_of_memory
+from xcam.contract.recorded import NoGradient
+from xcam.contract.types import Array, Layout
 from xcam_keras import calls
-from xcam_keras.engines import Call, NoGradient
+from xcam_keras.calls import Key
+from xcam_keras.engines import standard_device
+from xcam_keras.engines.torch_graph import EndActivation, ancestors, float32, in_graph, is_float, node_of, replaced
+from xcam_keras.engines.torch_replay import Bypass, Replay, planned
 
 BATCH = 2
-"""The batch size that shows the layers."""
-ENDS = {"softmax": "softmax", "_softmax": "softmax", "sigmoid": "sigmoid", "special_expit": "sigmoid"}
-SEEN_THROUGH = ("to", "float", "double", "contiguous")
-"""Functions that change how values are kept, not what they are."""
+"""The batch size of the pass that lists the layers."""
 
 _MODES = threading.RLock()
 
-Key = tuple[str, int]
-"""A layer call: its path of names, and which of the calls of this name."""
-
 
 def device_name(device: str | None) -> str | None:
-    """`cpu`, `cuda`, `gpu:1` → torch's `cpu`, `cuda:1`. Raises InputError when it is not there."""
+    """Return torch's name of a device: `cpu`, `gpu:1` → `cuda:1`. Raises InputError."""
     if device is None:
         return None
-    kind, _, number = device.lower().partition(":")
-    kind = "cuda" if kind == "gpu" else kind
-    known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    known += ["mps"] if torch.backends.mps.is_available() else []
-    name = f"cuda:{number or 0}" if kind == "cuda" else kind
-    if name not in known:
-        raise InputError(f"no device {device!r} here; torch sees: {', '.join(known)}")
-    return name
+    known = ["cpu:0", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    known += ["mps:0"] if torch.backends.mps.is_available() else []
+    name = standard_device(device, {"gpu": "cuda"}, known, "torch")
+    return name if name.startswith("cuda") else name.partition(":")[0]
 
 
 @contextlib.contextmanager
 def running(device: str | None) -> Iterator[None]:
-    """What is made goes to the device; memory that runs out is a MemoryError."""
-    try:
-        with keras.device(device) if device else contextlib.nullcontext():
-            yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-            raise MemoryError(str(error).splitlines()[0]) from error
-        raise
+    """Create tensors on the device; exhausted memory is a MemoryError."""
+    scope = keras.device(device) if device else contextlib.nullcontext()
+    with out_of_memory(torch.OutOfMemoryError, signs=["not enough memory"]), scope:
+        yield
 
 
 class Recording:
-    """What one pass over noise showed of a model for one input shape."""
+    """See xcam.contract.recorded.Recording: the layer calls of one pass over noise."""
 
-    def __init__(self, model: keras.Model, shape: Sequence[int | None], dtype: str) -> None:
+    current = True
+
+    def __init__(self, model: keras.Model, shape: Sequence[int], dtype: str, layout: Layout) -> None:
         self.model, self.dtype = model, getattr(torch, dtype)
-        self.where = next((v.value.device for v in model.variables), None)
+        self.device = next((v.value.device for v in model.variables), None)
         self.noise = np.random.default_rng(0).normal(size=(BATCH, *shape))
         layers = model._flatten_layers(include_self=False)
         wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
         self._modules = list({module: None for wrapper in wrappers for module in wrapper.modules()})
         if not model.built:
             self._call(self.tensor(self.noise[:1]))
-        self._replays: dict[str, Any] = {}
-        self._lock = threading.Lock()
-        self._watch_ends = True
-        said, cut_off, seen = self.look()
-        self.activations = {name: kind for name, (_, kind) in cut_off.items()}
-        self._watch_ends = any(self.activations.values())
-        ends = {id(t) for t in said.values()} | {id(t) for t, _ in cut_off.values()}
-        nodes = ancestors([t for t, _ in cut_off.values()])
-        found = calls.named(seen, is_float)
-        self.keys: dict[str, Key] = {name: (call.name, call.index) for name, call in found.items()}
-        self.calls = {
-            name: Call(
+        self._replays: BoundedCache[str, Replay | None] = BoundedCache()
+        self._watch_end = True
+        outputs, logits, seen = self._observed()
+        self.output_activations = {name: kind for name, (_, kind) in logits.items()}
+        self._watch_end = any(self.output_activations.values())
+        ends = {id(t) for t in outputs.values()} | {id(t) for t, _ in logits.values()}
+        nodes = ancestors([t for t, _ in logits.values()])
+        named = calls.named(seen, is_float)
+        self.keys: dict[str, Key] = {name: call.key for name, call in named.items()}
+        self.layers = {
+            name: calls.described(
+                name,
                 call.layer,
-                tuple(call.value.shape[1:]),
+                call.value.shape[1:],
+                layout,
+                len(shape) == 3,
                 is_output=id(call.value) in ends,
-                reaches_output=get_gradient_edge(call.value).node in nodes,
+                reaches_output=node_of(call.value) in nodes,
                 folds_batch=call.value.ndim > 2 and len(call.value) != BATCH,
             )
-            for name, call in found.items()
+            for name, call in named.items()
         }
 
-    def look(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, str | None]], list[calls.Seen]]:
-        """A pass over noise with torch's graph: what the model said, the same under what is cut off, and every call."""
-        seen: list[calls.Seen] = []
-
-        def note(call: calls.Seen) -> Any:
-            value = keras.tree.map_structure(_in_graph, call.value)
-            seen.append(calls.Seen(call.start, call.name, call.index, call.layer, value))
-            return value
-
-        with torch.enable_grad(), calls.watching(note), Ends() as end:
-            said = self._said(self.tensor(self.noise))
-            return said, {name: end.logits(output) for name, output in said.items()}, seen
-
     def tensor(self, x: Array) -> Tensor:
-        """The input, as the model takes it."""
-        return torch.as_tensor(np.array(x), device=self.where).to(self.dtype)  # a copy: the user's may be read-only
+        """Return the input as the model takes it."""
+        return torch.as_tensor(np.array(x), device=self.device).to(self.dtype)  # a copy: `x` may be read-only
 
-    def predict(self, x: Array) -> list[Array]:
-        """See xcam_keras.engines.Recording."""
+    def predict(self, x: Array) -> dict[str, Array]:
+        """See xcam.contract.recorded.Recording."""
         with torch.no_grad():
-            return [float32(t) for t in self.forward(self.tensor(x), None)]
+            return {name: float32(t) for name, t in self._forward(self.tensor(x), None).items()}
 
-    def values(self, x: Array, names: Sequence[str]) -> list[Array]:
-        """See xcam_keras.engines.Recording."""
-        wanted = {self.keys[name] for name in names}
-        kept: dict[Key, Array] = {}
+    def values(self, x: Array, layers: Sequence[str]) -> list[Array]:
+        """See xcam.contract.recorded.Recording."""
+        keys = [self.keys[name] for name in layers]
+        values = self._values(self.tensor(x), keys, lambda value: float32(calls.first(value, is_float)))
+        return [values[key] for key in keys]
 
-        def note(call: calls.Seen) -> Any:
-            if (call.name, call.index) in wanted:
-                kept[call.name, call.index] = float32(first_float(call.value))
-            return call.value
-
-        with torch.no_grad():
-            self.forward(self.tensor(x), note)
-        return [kept[self.keys[name]] for name in names]
-
-    def open(self, x: Array, name: str, differentiate: bool) -> Opened:
-        """See xcam_keras.engines.Recording."""
-        if not self.calls[name].reaches_output:
+    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+        """See xcam.contract.recorded.Recording."""
+        if not self.layers[layer].reaches_output:
             raise NoGradient
         source = self.tensor(x)
-        return Opened(self, name, source, *self.cut(source, name, None, differentiate))
+        return ForwardPass(self, layer, source, *self.cut(source, layer, None, differentiate))
 
     def cut(
-        self, x: Tensor, name: str, put: Tensor | None, differentiate: bool, skip: calls.Skip | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """The outputs and the layer's value: its own or `put`. Gradients lead from one to the other, if asked for."""
+        self, x: Tensor, name: str, replacement: Tensor | None, differentiate: bool, skip: calls.Skip | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run a pass, cut open at a layer.
+
+        Args:
+            x: the input.
+            name: the layer.
+            replacement: a value for the layer; None: its own.
+            differentiate: whether gradients lead from the outputs to the layer's value.
+            skip: see xcam_keras.calls.watching.
+
+        Returns:
+            The outputs by name, and the layer's value.
+
+        Raises:
+            NoGradient: gradients are asked for, and no output depends on the layer.
+        """
         leaf: list[Tensor] = []
 
-        def note(call: calls.Seen) -> Any:
-            if (call.name, call.index) != self.keys[name]:
+        def note(call: calls.Call) -> Any:
+            if call.key != self.keys[name]:
                 return call.value
-            own = first_float(call.value)
-            leaf.append((own if put is None else put.to(own)).detach().requires_grad_(differentiate))
-            torch.set_grad_enabled(differentiate)  # from here on, until no_grad ends
-            return replaced(call.value, own, leaf[0].clone())  # a copy: what follows may write into it
+            value = calls.first(call.value, is_float)
+            leaf.append((value if replacement is None else replacement.to(value)).detach())
+            leaf[0].requires_grad_(differentiate)
+            torch.set_grad_enabled(differentiate)  # from here until no_grad ends
+            return replaced(call.value, value, leaf[0].clone())  # a copy: the tail may write into it
 
         with torch.no_grad():
-            outputs = self.forward(x, note, skip)
-        if differentiate and not any(t.requires_grad for t in outputs):
+            outputs = self._forward(x, note, skip)
+        if differentiate and not any(t.requires_grad for t in outputs.values()):
             raise NoGradient
         return outputs, leaf[0]
 
-    def replay(self, name: str) -> Any:
-        """What spares `resume` the layers ahead of this one; None where nothing does."""
-        from xcam_keras.engines.torch_replay import replay
+    def replay(self, name: str) -> Replay | None:
+        """Return the replay for a layer; None where no call can be spared, or its results differ from the whole model's."""
+        return self._replays.get(name, lambda: self._tested_replay(name))
 
-        with self._lock:
-            if name not in self._replays:
-                self._replays[name] = replay(self, name)
-            return self._replays[name]
+    def bypass(self, x: Tensor, replay: Replay) -> Bypass:
+        """Return the values of the calls before the cut that the tail reads, for the batch `x`."""
+        if not replay.read:
+            return {}
+        return self._values(x, replay.read, lambda value: keras.tree.map_structure(torch.clone, value))
 
-    def forward(
-        self, x: Tensor, note: Callable[[calls.Seen], Any] | None, skip: calls.Skip | None = None
-    ) -> list[Tensor]:
-        """The outputs of one pass, in the order of `activations`, as logits where something was cut off."""
+    def _values(self, x: Tensor, keys: Collection[Key], convert: Callable[[Any], Any]) -> dict[Key, Any]:
+        """Return the converted return values of some calls, from one pass."""
+        values: dict[Key, Any] = {}
+
+        def note(call: calls.Call) -> Any:
+            if call.key in keys:
+                values[call.key] = convert(call.value)
+            return call.value
+
+        with torch.no_grad():
+            self._forward(x, note)
+        return values
+
+    def _observed(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, str | None]], list[calls.Call]]:
+        """Run a pass over noise with torch's graph; return the outputs, their logits and activations, and every call."""
+        seen: list[calls.Call] = []
+
+        def note(call: calls.Call) -> Any:
+            seen.append(replace(call, value=keras.tree.map_structure(in_graph, call.value)))
+            return seen[-1].value
+
+        with torch.enable_grad(), calls.watching(note), EndActivation() as end:
+            outputs = self._outputs(self.tensor(self.noise))
+            return outputs, {name: end.logits(output) for name, output in outputs.items()}, seen
+
+    def _tested_replay(self, name: str) -> Replay | None:
+        try:
+            _, logits, seen = self._observed()
+            replay = planned(self.keys[name], seen, [t for t, _ in logits.values()], BATCH)
+            return replay if replay is not None and self._agrees(name, replay) else None
+        except MemoryError:
+            raise
+        except Exception:  # a model may raise anything on NaN, and a layer may depend on being called
+            return None
+
+    def _agrees(self, name: str, replay: Replay) -> bool:
+        """Return whether a replay gives the whole model's outputs, for a changed value and rows in another order."""
+        x = self.tensor(self.noise)
+        rows = [1, 0, 1]
+        _, value = self.cut(x[rows], name, None, False)
+        changed = value * torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+        expected, _ = self.cut(x[rows], name, changed, False)
+        outputs, _ = self.cut(x[rows], name, changed, False, replay.skip(self.bypass(x, replay), rows))
+        return all(
+            torch.allclose(outputs[name], output, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
+            for name, output in expected.items()
+        )
+
+    def _forward(self, x: Tensor, note: calls.Note | None, skip: calls.Skip | None = None) -> dict[str, Tensor]:
+        """Return the outputs of one pass by name, as logits where an activation is cut off."""
         with calls.watching(note, skip) if note else contextlib.nullcontext():
-            if not self._watch_ends:  # watching every function costs time: only where there is need
-                return list(self._said(x).values())
-            with Ends() as end:
-                return [end.logits(output)[0] for output in self._said(x).values()]
+            if not self._watch_end:  # watching every function costs time
+                return self._outputs(x)
+            with EndActivation() as end:
+                return {name: end.logits(output)[0] for name, output in self._outputs(x).items()}
 
-    def _said(self, x: Tensor) -> dict[str, Tensor]:
-        with keras.StatelessScope():  # nothing that the layers assign reaches the model
-            return calls.outputs(self.model, self._call(x), is_float)
+    def _outputs(self, x: Tensor) -> dict[str, Tensor]:
+        with keras.StatelessScope():  # variables that the layers assign do not change the model
+            return calls.float_outputs(self.model, self._call(x), is_float)
 
     def _call(self, x: Tensor) -> Any:
-        # Keras makes some tensors where it is told to, whatever the weights' device.
-        with keras.device(str(self.where)) if self.where else contextlib.nullcontext(), _modes_kept(self._modules):
+        # Keras creates some tensors on its current device, wherever the weights are.
+        device = keras.device(str(self.device)) if self.device else contextlib.nullcontext()
+        with device, _modes_restored(self._modules):
             return self.model(x, training=False)
 
 
 @contextlib.contextmanager
-def _modes_kept(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Modules of torch in a Keras model, which sets them to a mode as it runs: one thread at a time, and back again."""
+def _modes_restored(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Restore the modes of torch modules in a Keras model, which sets them when it runs; one thread at a time."""
     if not modules:
         yield
         return
@@ -201,104 +237,41 @@ def _modes_kept(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
                 module.training = mode
 
 
-class Opened:
-    """See xcam_keras.engines.Opened."""
+class ForwardPass:
+    """See xcam.contract.recorded.ForwardPass."""
 
-    def __init__(self, recording: Recording, name: str, x: Tensor, said: list[Tensor], leaf: Tensor) -> None:
-        self._recording, self._name, self._x, self._said, self._leaf = recording, name, x, said, leaf
-        self._beside: Any = None
-        """What passes the layer by, once `resume` has asked for it."""
-
-    @property
-    def outputs(self) -> list[Array]:
-        return [float32(t) for t in self._said]
+    def __init__(self, recording: Recording, name: str, x: Tensor, outputs: dict[str, Tensor], leaf: Tensor) -> None:
+        self._recording, self._name, self._x, self._tensors, self._leaf = recording, name, x, outputs, leaf
+        self._bypass: Bypass | None = None
+        """Set by the first `resumed`."""
+        self.outputs = {name: float32(t) for name, t in outputs.items()}
 
     @property
     def value(self) -> Array:
+        """The layer's value."""
         return float32(self._leaf)
 
-    def gradient(self, cotangents: Sequence[Array]) -> Array:
-        """See xcam_keras.engines.Opened."""
-        pairs = [
-            (output, torch.as_tensor(np.array(v), device=output.device).to(output.dtype))
-            for output, v in zip(self._said, cotangents, strict=True)
-            if output.requires_grad
-        ]
-        outputs, v = map(list, zip(*pairs, strict=True))
-        (found,) = torch.autograd.grad(outputs, [self._leaf], v, retain_graph=True, allow_unused=True)
-        return float32(torch.zeros_like(self._leaf) if found is None else found)
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+        """See xcam.contract.recorded.ForwardPass."""
+        outputs = {name: t for name, t in self._tensors.items() if t.requires_grad}
+        for cotangent in cotangents:
+            v = [
+                torch.as_tensor(np.array(cotangent[name]), device=t.device).to(t.dtype) for name, t in outputs.items()
+            ]
+            (gradient,) = torch.autograd.grad(
+                list(outputs.values()), [self._leaf], v, retain_graph=True, allow_unused=True
+            )
+            yield float32(torch.zeros_like(self._leaf) if gradient is None else gradient)
 
-    def resumed(self, value: Array, rows: Sequence[int], differentiate: bool) -> Opened:
-        """See xcam_keras.engines.Opened."""
-        put = torch.as_tensor(np.array(value), device=self._leaf.device).to(self._leaf.dtype)
-        x = self._x[list(rows)]
+    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+        """See xcam.contract.recorded.ForwardPass."""
+        replacement = torch.as_tensor(np.array(value), device=self._leaf.device).to(self._leaf.dtype)
         replay = self._recording.replay(self._name)
         skip = None
         if replay is not None:
-            if self._beside is None:
-                self._beside = replay.beside(self._x)
-            skip = replay.skip(self._beside, rows)
-        said, leaf = self._recording.cut(x, self._name, put, differentiate, skip)
-        return Opened(self._recording, self._name, x, said, leaf)
-
-
-class Ends(TorchFunctionMode):
-    """Notes the input of every softmax and sigmoid of this thread, to find the one whose output is the model's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: list[tuple[Tensor, Tensor, str | None]] = []
-
-    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        value = function(*args, **(kwargs or {}))
-        name = getattr(function, "__name__", "")
-        if (name in ENDS or name in SEEN_THROUGH) and args and isinstance(args[0], Tensor):
-            self._made.append((value, args[0], ENDS.get(name)))
-        return value
-
-    def logits(self, output: Tensor) -> tuple[Tensor, str | None]:
-        """The tensor under the output's softmax or sigmoid and its name, or the output itself and None."""
-        look = output
-        for value, given, kind in reversed(self._made):
-            if value is look and given.is_floating_point():
-                if kind:
-                    return given, kind
-                look = given
-        return output, None
-
-
-def ancestors(tensors: Sequence[Tensor], stop: Sequence[Any] = ()) -> set[Any]:
-    """The nodes of torch's graph that the tensors come from, `stop` among them, but nothing that only those come from."""
-    todo = [get_gradient_edge(t).node for t in tensors if t.requires_grad]
-    seen = set()
-    while todo:
-        node = todo.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if node not in stop:
-                todo.extend(before for before, _ in node.next_functions)
-    return seen
-
-
-def is_float(value: Any) -> bool:
-    """Whether it is a tensor that can be differentiated."""
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def first_float(value: Any) -> Tensor:
-    """The tensor that stands for a layer's value."""
-    return next(t for t in keras.tree.flatten(value) if is_float(t))
-
-
-def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """`value` with `new` where `old` stood."""
-    return keras.tree.map_structure(lambda t: new if t is old else t, value)
-
-
-def _in_graph(value: Any) -> Any:
-    return value.detach().requires_grad_() if is_float(value) and not value.requires_grad else value
-
-
-def float32(tensor: Tensor) -> Array:
-    """float32 NumPy, on the CPU, in memory of its own."""
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
+            if self._bypass is None:
+                self._bypass = self._recording.bypass(self._x, replay)
+            skip = replay.skip(self._bypass, rows)
+        x = self._x[rows]
+        outputs, leaf = self._recording.cut(x, self._name, replacement, differentiate, skip)
+        return ForwardPass(self._recording, self._name, x, outputs, leaf)

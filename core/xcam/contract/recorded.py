@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
@@ -53,6 +53,13 @@ class ForwardPass(Protocol):
 
     def resumed(self, value: Array, rows: list[int], differentiate: bool) -> Self:
         """Run the tail again on `value`; value[k] belongs to row rows[k] of this pass."""
+
+
+class SecondOrderPass(ForwardPass, Protocol):
+    """A forward pass that can be differentiated twice, for `RecordedModel._hvp`."""
+
+    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterable[Array]:
+        """Return ∂²⟨v, outputs⟩/∂value² times vectors[m] for each cotangent v, taken as a constant."""
 
 
 class Recording(Protocol):
@@ -176,6 +183,18 @@ class RecordedModel(ABC, Generic[R]):
         with self._running_at(state.layer):
             forward_pass = state.forward_pass.resumed(value, variant_rows, cotangents is not None)
         return self._finish(State(state.layer, len(variant_rows), forward_pass), activations, cotangents)
+
+    def _hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
+        """Implement `SupportsHvp.hvp` where `Recording.forward` returns a `SecondOrderPass`."""
+        recording = self._recording(x)
+        known = self._layer(recording, layer)
+        with self._running_at(known):
+            forward_pass = cast(SecondOrderPass, recording.forward(x, known.name, differentiate=True))
+            outputs = forward_pass.outputs
+        named = ask(cotangents, one_or_mapping(outputs), outputs)
+        with self._running_at(known):
+            products = forward_pass.hvp(named, [from_channels_first(vector, known.layout) for vector in vectors])
+            return [joined([product], known.layout) for product in products]
 
     def _finish(self, state: State, activations: Array, cotangents: Cotangents | None) -> Trace:
         """Ask for the cotangents, run backward for each, and return the Trace."""

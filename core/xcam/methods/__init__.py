@@ -1,4 +1,4 @@
-"""The methods: importing this package registers all of them, in the order of the documentation."""
+"""Methods: class activation maps. Importing the package registers all of them."""
 
 from xcam.methods import (  # isort: skip  # the order of registration is the order of the documentation
     gradient as gradient,

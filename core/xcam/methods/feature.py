@@ -1,4 +1,4 @@
-"""Feature explanation: what stands out among the activations themselves."""
+"""Feature explanation maps: unusually large activations, without gradients."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ VARIANTS = ("paper", "pytorch-grad-cam")
 
 @method("fem", source="Fuad et al. 2020, Eq. 1–3", passes="1 forward")
 def fem(activations: Array, *, k: float = 2.0, variant: str = "paper") -> Array:
-    """Σc mean(A)·1[A ≥ mean + k·std]: places where a channel stands out, weighed by the channel's mean.
+    """Σc mean(A)·1[A ≥ mean(A) + k·std(A)]: positions of large activations, weighted by the channel's mean.
 
-    variant="pytorch-grad-cam": Σc w·A with w the share of places where A > mean + k·std.
+    Mean and standard deviation (divisor H·W) are over space, for each channel. `variant="pytorch-grad-cam"` is that
+    package's map: Σc w·A with w the share of positions where A > mean(A) + k·std(A).
     """
     if variant not in VARIANTS:
-        raise InputError(f"no variant {variant!r} of fem; {nearest(str(variant), VARIANTS)}")
+        raise InputError(f"unknown variant {variant!r} of fem; {nearest(str(variant), VARIANTS)}")
     space = tuple(range(2, activations.ndim))
     mean = activations.mean(axis=space, keepdims=True)
     limit = mean + k * activations.std(axis=space, keepdims=True)

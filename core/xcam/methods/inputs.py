@@ -1,13 +1,15 @@
-"""What a method may ask for by the name of a parameter, beside `activations` and `gradients` [N, C, *spatial].
+"""The inputs of methods. A method requests them by the names of its positional parameters.
 
-    x         [N, channels, *space]: the pictures as the model takes them, channels first
-    value     [N]: the target's value on the clean pictures
-    forward   x, rows → [K]: the target's value for changed pictures; the whole model runs
-    resume    activations, rows → [K]: the same for changed values of the layer; only what follows it runs
-    trace     x, rows → (A, G): activations and gradients for changed pictures
-    hvp       vector → H·vector [N, C, *spatial], H the Hessian of the target's value at the layer
+    activations  [N, C, *space]: the layer's activations A
+    gradients    [N, C, *space]: the gradients G of the target's value with respect to A
+    x            [N, channels, *space]: the images as the model takes them, channels first
+    value        [N]: the target's value for the images
+    forward      x, rows → [K]: the target's value for K changed images; runs the whole model
+    resume       activations, rows → [K]: the same for K changed activations; runs only the tail
+    trace        x, rows → (A, G): activations and gradients for K changed images
+    hvp          vector → H·vector [N, C, *space], with H the Hessian of the target's value at the layer
 
-`rows` says which picture each variant belongs to.
+`rows[k]`, in 0…N−1, is the image that variant k belongs to.
 """
 
 from __future__ import annotations
@@ -27,49 +29,63 @@ CAPABILITIES = {
     "hvp": ("gradients", "resume"),
     "resume": ("resume",),
 }
-"""What a backend must be able to do for what a method asks."""
+"""The capabilities that a backend needs for an input."""
 
 TOGETHER = 64
-"""Variants of a layer that run at once, at most."""
+"""The largest number of variants in one batch."""
 BYTES = 32_000_000
-"""… and how much they may take."""
+"""The largest size of one batch in bytes."""
 
 
 class Runner(Protocol):
-    """Variants and the row of each → the target's values [K]."""
+    """The type of `forward` and `resume`."""
 
-    def __call__(self, variants: Array, rows: Sequence[int]) -> Array: ...
+    def __call__(self, variants: Array, rows: Sequence[int]) -> Array:
+        """Return the target's values [K] for K variants, `rows[k]` being the image of variant k."""
 
 
 class Tracer(Protocol):
-    """Changed pictures and the row of each → their activations and gradients."""
+    """The type of `trace`."""
 
-    def __call__(self, x: Array, rows: Sequence[int]) -> tuple[Array, Array]: ...
+    def __call__(self, x: Array, rows: Sequence[int]) -> tuple[Array, Array]:
+        """Return activations and gradients [K, C, *space] for K changed images."""
 
 
 Hvp = Callable[[Array], Array]
-
+"""The type of `hvp`."""
 
 MOST = 10_000
-"""No count of noisy pictures and no width of noise means anything above this."""
+"""The upper limit of counts and of the width of noise: larger values are refused as mistakes."""
 
 
 def scored(
-    run: Runner, row: int, count: int, make: Callable[[slice], Array], size: int, what: str, most: int = TOGETHER
+    run: Runner, row: int, count: int, make: Callable[[slice], Array], size: int, activity: str, most: int = TOGETHER
 ) -> Array:
-    """The values [count] of variants of one picture, made and run in batches: `make` gives those of a slice.
+    """Return the target's values for variants of one image, created and run in batches.
 
-    size: the bytes of one variant. Where memory runs out, a batch is halved.
+    Where memory runs out, the batch is halved.
+
+    Args:
+        run: `forward` or `resume`.
+        row: The index of the image.
+        count: The number of variants.
+        make: Returns the variants of a slice of 0 … count, [K, …].
+        size: The size of one variant in bytes.
+        activity: The name of the activity for progress reports.
+        most: The largest number of variants in a batch.
+
+    Returns:
+        float64 [count].
     """
-
-    found = np.empty(count, np.float64)
-    for part in steps(list(batches(count, size, most)), what):
-        found[part] = _halved(run, row, make, part)
-    return found
+    values = np.empty(count, np.float64)
+    for part in steps(list(batches(count, size, most)), activity):
+        values[part] = _halved(run, row, make, part)
+    return values
 
 
 def _halved(run: Runner, row: int, make: Callable[[slice], Array], part: slice) -> Array:
-    """The values of a part; where memory runs out, of its halves. (No inner function: it would hold its batches in a cycle.)"""
+    """Return the values of a part; where memory runs out, of its halves."""
+    # Not an inner function: a recursive closure is a reference cycle, which would keep the batches in memory.
     try:
         variants = make(part)
         return run(variants, [row] * len(variants))
@@ -82,21 +98,21 @@ def _halved(run: Runner, row: int, make: Callable[[slice], Array], part: slice) 
 
 
 def batches(count: int, size: int, most: int) -> Iterator[slice]:
-    """Slices of 0 … count, of as many variants as fit."""
+    """Yield slices of 0 … count with at most `most` variants of `size` bytes that fit into BYTES."""
     together = max(1, min(most, BYTES // max(size, 1)))
     for start in range(0, count, together):
         yield slice(start, min(start + together, count))
 
 
 def check(**numbers: float) -> None:
-    """Counts and widths of noise must be more than zero. Raises InputError."""
+    """Raise InputError for a count, or a width of noise, that is not in 0 < number ≤ MOST."""
     for name, number in numbers.items():
         if not 0 < number <= MOST:
-            raise InputError(f"{name} is {number}; give a number above 0, and {MOST} at most")
+            raise InputError(f"cannot use {name}={number}; give a number above 0, at most {MOST}")
 
 
 def generator(seed: int) -> np.random.Generator:
-    """Random numbers, the same for the same seed. Raises InputError."""
+    """Return a generator that depends on the seed only. Raises InputError for a negative seed."""
     if seed < 0:
-        raise InputError(f"seed is {seed}; give 0 or more")
+        raise InputError(f"cannot use seed={seed}; give 0 or more")
     return np.random.default_rng(seed)

@@ -1,7 +1,6 @@
-"""The arithmetic of class activation maps, in the field's own words: pooling, weighting, ReLU, normalisation, resizing.
+"""The arithmetic of class activation maps: pooling, weighting, ReLU, normalisation, resizing.
 
-Pure functions over arrays [N, C, *spatial] with any number of spatial dimensions. Nothing here reads a file,
-knows a framework, or remembers anything.
+Pure functions of arrays [N, C, *space] with any number of spatial axes.
 """
 
 from __future__ import annotations
@@ -19,24 +18,32 @@ Normalize = Literal["max", "minmax", "none"]
 
 
 def _spatial(array: Array, first: int) -> tuple[int, ...]:
+    """Return the indices of the spatial axes, of which `first` is the first."""
     return tuple(range(first, array.ndim))
 
 
 def pool(gradients: Array) -> Array:
-    """Global average pooling: mean over space, [N, C, *S] → [N, C]. α of Selvaraju et al. 2017, Eq. 1."""
+    """Return the mean over space, [N, C, *space] → [N, C]: the weights of Grad-CAM (Selvaraju et al. 2017, Eq. 1)."""
     return gradients.mean(axis=_spatial(gradients, 2))
 
 
 def total(array: Array) -> Array:
-    """S: the sum over space, [N, C, *S] → [N, C, 1, …]."""
+    """Return the sum over space, [N, C, *space] → [N, C, 1, …]."""
     return np.asarray(array.sum(axis=_spatial(array, 2), keepdims=True))
 
 
 def weigh(weights: Array, activations: Array, eigen_smooth: bool = False) -> Array:
-    """Σc w·A: weights [N, C] or [N, C, *S] and activations [N, C, *S] → map [N, *S]. Selvaraju et al. 2017, Eq. 2.
+    """Return the weighted sum of activations over channels, Σc w·A (Selvaraju et al. 2017, Eq. 2, before ReLU).
 
-    The sum is kept, where the classic Keras recipe takes the mean over channels: a constant factor, which
-    normalisation removes. eigen_smooth: the first principal component of w·A instead of its sum.
+    The Grad-CAM example of Keras takes the mean over channels instead: a constant factor that normalisation removes.
+
+    Args:
+        weights: [N, C], or [N, C, *space] for a weight at each position.
+        activations: [N, C, *space].
+        eigen_smooth: Whether the first principal component of w·A replaces its sum over channels.
+
+    Returns:
+        The raw map [N, *space], signed.
     """
     if eigen_smooth:
         return principal(weights.reshape(*weights.shape, *[1] * (activations.ndim - weights.ndim)) * activations)
@@ -46,18 +53,25 @@ def weigh(weights: Array, activations: Array, eigen_smooth: bool = False) -> Arr
 
 
 def principal(values: Array, centred: bool = True) -> Array:
-    """The first principal component of [N, C, *S], channels being variables and places observations: map [N, *S].
+    """Return the scores of the first principal component, with channels as variables and positions as observations.
 
-    Found from the smaller of the two Gram matrices. Its sign makes the map correlate positively with the mean over
-    channels; where that correlation is below 1e-3 in magnitude, the entry of the largest magnitude is positive, the
-    first among equals. Constant values give 0.
+    It is computed in float64 from the smaller of the two Gram matrices. The sign makes the map correlate positively with
+    the mean over channels; where the magnitude of that correlation is below 1e-3, the entry of the largest magnitude is
+    positive (the first of equal entries). Constant channels give 0.
+
+    Args:
+        values: [N, C, *space].
+        centred: Whether the mean of each channel over space is subtracted first.
+
+    Returns:
+        The raw map [N, *space].
     """
-    found = [_component(value.reshape(len(value), -1).T, centred) for value in values]
-    return np.stack(found).reshape(len(values), *values.shape[2:]).astype(values.dtype)
+    components = [_component(value.reshape(len(value), -1).T, centred) for value in values]
+    return np.stack(components).reshape(len(values), *values.shape[2:]).astype(values.dtype)
 
 
 def _component(rows: Array, centred: bool) -> Array:
-    """The first principal component of [P, C], as its P coordinates."""
+    """Return the scores [P] of the first principal component of [P, C]."""
     x = rows.astype(np.float64)
     mean = x.mean(axis=1)
     if centred:
@@ -65,7 +79,7 @@ def _component(rows: Array, centred: bool) -> Array:
     size = np.abs(x).max()
     if not size > 0:
         return np.zeros(len(x))
-    x /= size  # so that no square underflows
+    x /= size  # squares of small values would underflow
     if len(x) <= x.shape[1]:
         squares, vectors = np.linalg.eigh(x @ x.T)
         cam = vectors[:, -1] * np.sqrt(max(squares[-1], 0.0))
@@ -75,6 +89,7 @@ def _component(rows: Array, centred: bool) -> Array:
 
 
 def _sign(cam: Array, mean: Array) -> float:
+    """Return the sign, 1 or −1, that a principal component [P] is multiplied by; see `principal`."""
     a, b = cam - cam.mean(), mean - mean.mean()
     norm = np.linalg.norm(a) * np.linalg.norm(b)
     correlation = float(a @ b / norm) if norm > 0 else 0.0
@@ -84,29 +99,47 @@ def _sign(cam: Array, mean: Array) -> float:
 
 
 def relu(cam: Array) -> Array:
-    """max(cam, 0): only what speaks for the target. Selvaraju et al. 2017, Eq. 2."""
+    """Return max(cam, 0), the evidence for the target (Selvaraju et al. 2017, Eq. 2)."""
     return np.maximum(cam, 0)
 
 
-def normalize(cam: Array, how: Normalize = "max") -> Array:
-    """Each map of [N, *S] to 0…1: `max` divides by the maximum, `minmax` stretches, `none` leaves it.
+def normalize(cam: Array, mode: Normalize = "max") -> Array:
+    """Scale each map of a batch to 0…1.
 
-    `max` is for maps ≥ 0, and keeps zero where it was. A map that is all zero, or constant under `minmax`, gives
-    zeros, never NaN. Raises InputError for another word.
+    A map that is zero everywhere, or constant with `minmax`, gives zeros, never NaN.
+
+    Args:
+        cam: [N, *space].
+        mode: `max` divides by the maximum, for maps ≥ 0, and keeps zero at zero; `minmax` maps the minimum to 0 and the
+            maximum to 1; `none` returns `cam` itself.
+
+    Returns:
+        [N, *space].
+
+    Raises:
+        InputError: The mode is unknown.
     """
-    if how not in get_args(Normalize):
-        raise InputError(f"no normalisation {how!r}; {nearest(str(how), get_args(Normalize))}")
-    if how == "none":
+    if mode not in get_args(Normalize):
+        raise InputError(f"unknown normalisation {mode!r}; {nearest(str(mode), get_args(Normalize))}")
+    if mode == "none":
         return cam
     space = _spatial(cam, 1)
-    if how == "minmax":
+    if mode == "minmax":
         cam = cam - cam.min(axis=space, keepdims=True)
     top = cam.max(axis=space, keepdims=True)
     return np.divide(cam, top, out=np.zeros_like(cam), where=top > 0)
 
 
 def resize(cam: Array, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """One map [h, w] → float32 [H, W]: bilinear, half-pixel centres (cv2.INTER_LINEAR)."""
+    """Resize a map by bilinear interpolation with half-pixel centres (`cv2.INTER_LINEAR`).
+
+    Args:
+        cam: [h, w].
+        size: (H, W).
+
+    Returns:
+        float32 [H, W].
+    """
     cv2 = opencv.load()
     height, width = size
     return np.asarray(cv2.resize(cam.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR))

@@ -1,7 +1,7 @@
-"""Methods that show the model the picture through each channel as a mask. No gradient; as many passes as channels.
+"""Methods that mask the image with each channel and run the model on it. They need no gradients.
 
-H_c is a channel, enlarged to the picture and stretched to 0…1 (a channel that is the same everywhere is 0, and so the
-baseline). Scores are the target's value.
+The mask H_c is channel c, resized to the image and scaled to 0…1 (minimum to 0, maximum to 1; a constant channel gives
+0). The score is the target's value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xcam.methods.registry import method
 from xcam.progress import steps
 
 PASSES = 16
-"""Masked pictures in one forward pass: more gain little on a CPU, and cost memory."""
+"""The largest number of masked images in a batch: more need memory and hardly save time on a CPU."""
 BASELINES = ("zero", "none")
 
 
@@ -31,14 +31,14 @@ def scorecam(
     softmax: bool = False,
     max_channels: int = 0,
 ) -> Array:
-    """Σc w·A, w = score(x·H_c) − score(baseline): how much a channel's part of the picture says for the target.
+    """Σc w·A with w = score(x·H_c) − score(baseline): channels weighted by the score of the masked image.
 
-    baseline: `zero`, an input of zeros, as in the paper's increase of confidence; `none`: w = score(x·H_c), as in the
-    authors' code. softmax: w goes through a softmax over the channels, as in the paper's algorithm 1 and in torch-cam.
-    max_channels: only so many, those of the largest energy ΣA²; 0: all.
+    `baseline="zero"` is an input of zeros, as in the paper's increase of confidence; with `"none"` w = score(x·H_c), as
+    in the authors' code. `softmax` applies a softmax over the channels to w, as in the paper's Algorithm 1 and in
+    torch-cam. `max_channels` limits the channels to those of the largest energy ΣA²; 0 means all.
     """
     if baseline not in BASELINES:
-        raise InputError(f"no baseline {baseline!r}; {nearest(str(baseline), BASELINES)}")
+        raise InputError(f"unknown baseline {baseline!r}; {nearest(str(baseline), BASELINES)}")
     weights = _weights(activations, x, forward, [(1.0, None)], 1, baseline, max_channels)
     return weigh(_shares(weights) if softmax else weights, activations)
 
@@ -54,10 +54,11 @@ def sscam(
     seed: int = 0,
     max_channels: int = 0,
 ) -> Array:
-    """Σc w·A, w = mean over n of score(x·(H_c + δ)) − score(0), δ noise: Score-CAM, smoothed.
+    """Σc w·A with w = mean of score(x·(H_c + δ)) − score(0) over n masks with noise δ: smoothed Score-CAM.
 
-    n and std are the paper's: 35 times Score-CAM's cost, and noise of twice the width of a mask, which can drown it: on the
-    demo's scenes 30 % of the peaks are right, and 97 % with std=0.2.
+    δ is normal noise of standard deviation `std`. The defaults of n and std are the paper's: 35 times the cost of
+    Score-CAM, and noise of twice the range of a mask, which can hide it. On scenes of the demo 30 % of the peaks are on
+    the object, with std=0.2 97 %.
     """
     check(n=n, std=std)
     random = generator(seed)
@@ -67,10 +68,10 @@ def sscam(
 
 @method("iscam", source="Naidu et al. 2020, Eq. 5", passes="1 + n·C forward")
 def iscam(activations: Array, x: Array, forward: Runner, *, n: int = 10, max_channels: int = 0) -> Array:
-    """Σc w·A, w = mean over i = 1 … n of score(x·(i/n)·H_c) − score(0): Score-CAM, integrated from nothing to H_c."""
+    """Σc w·A with w = mean of score(x·(i/n)·H_c) − score(0) over i = 1 … n: Score-CAM integrated over the mask."""
     check(n=n)
-    grown = (((i + 1) / n, None) for i in range(n))
-    return weigh(_weights(activations, x, forward, grown, n, "zero", max_channels), activations)
+    scaled = (((i + 1) / n, None) for i in range(n))
+    return weigh(_weights(activations, x, forward, scaled, n, "zero", max_channels), activations)
 
 
 def _weights(
@@ -82,12 +83,15 @@ def _weights(
     baseline: str,
     max_channels: int,
 ) -> Array:
-    """For each channel, the mean over `count` changes (a factor, noise) of the score through its mask; less the baseline's."""
-    chosen = [_strongest(row, max_channels) for row in a]
+    """Return [N, C]: the score of each masked image, averaged over the changes of the mask, minus the baseline's score.
+
+    `changes` yields `count` pairs of a factor and noise [H, W] (or None) that are applied to every mask.
+    """
+    selected = [_strongest(row, max_channels) for row in a]
     weights = np.zeros(a.shape[:2], np.float64)
-    least = forward(np.zeros_like(x), range(len(x))) if baseline == "zero" else np.zeros(len(x))
-    for _, (factor, noise) in zip(steps(range(count), "changes of the masks"), changes, strict=True):
-        for row, channels in enumerate(chosen):
+    base = forward(np.zeros_like(x), range(len(x))) if baseline == "zero" else np.zeros(len(x))
+    for _, (factor, noise) in zip(steps(range(count), "variants of the masks"), changes, strict=True):
+        for row, channels in enumerate(selected):
 
             def masked(
                 part: slice,
@@ -99,15 +103,17 @@ def _weights(
                 masks = _masks(a[row, channels[part]], x.shape[2:]) * x.dtype.type(factor)
                 return x[row] * (masks if noise is None else masks + noise)[:, None]
 
-            found = scored(forward, row, len(channels), masked, x[row].nbytes, "masked pictures", PASSES)
-            weights[row, channels] += (found - least[row]) / count
+            scores = scored(forward, row, len(channels), masked, x[row].nbytes, "masked images", PASSES)
+            weights[row, channels] += (scores - base[row]) / count
     return weights.astype(a.dtype)
 
 
 def _strongest(a: Array, count: int) -> Array:
-    """The channels of one picture [C, *space] that have the largest energy, in order; all for 0."""
+    """Return the `count` channels of [C, *space] with the largest energy, in ascending order; all for 0."""
     if not 0 <= count <= len(a):
-        raise InputError(f"max_channels is {count}; give 0 for all, or a number up to {len(a)}, the layer's channels")
+        raise InputError(
+            f"cannot use max_channels={count}; give 0 for all, or at most {len(a)}, the number of channels"
+        )
     if not count:
         return np.arange(len(a))
     energy = (a.reshape(len(a), -1).astype(np.float64) ** 2).sum(axis=1)
@@ -115,16 +121,16 @@ def _strongest(a: Array, count: int) -> Array:
 
 
 def _masks(channels: Array, size: tuple[int, ...]) -> Array:
-    """Channels [K, h, w] → masks [K, H, W] in 0…1: enlarged, then stretched."""
+    """Return masks [K, H, W] in 0…1 from channels [K, h, w]: resized, then scaled."""
     if channels.ndim != 3 or len(size) != 2:
         raise InputError(
-            "masks are pictures: choose a layer with two axes of space, or a method that masks the layer"
+            "cannot use channels as masks of an image: they do not have two spatial axes; choose another layer or method"
         )
     wide = np.stack([resize(channel, (size[0], size[1])) for channel in channels])
     return normalize(wide, "minmax")
 
 
 def _shares(weights: Array) -> Array:
-    """A softmax over channels."""
+    """Return the softmax over channels of [N, C]."""
     e = np.exp(weights - weights.max(axis=1, keepdims=True))
     return np.asarray(e / e.sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Methods that look for the direction in which activations vary most. They ask for no class."""
+"""Principal components of the activations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from xcam.methods.registry import method
 
 @method("eigencam", source="Muhammad and Yeasin 2020", passes="1 forward")
 def eigencam(activations: Array, *, centred: bool = True) -> Array:
-    """The first principal component of A, its C channels as variables and its places as observations.
+    """First principal component of A, with channels as variables and positions as observations.
 
-    centred: each channel's mean is taken off first, as pytorch-grad-cam does; the paper's code leaves it on.
+    It does not depend on the target. With `centred`, the mean of each channel is subtracted first, as in
+    pytorch-grad-cam; the paper's code does not subtract it. For its sign see `xcam.methods.maps.principal`.
     """
     return principal(activations, centred)
 
 
 @method("eigengradcam", source="pytorch-grad-cam, EigenGradCAM")
 def eigengradcam(activations: Array, gradients: Array, *, centred: bool = True) -> Array:
-    """The first principal component of G·A: Eigen-CAM that asks for a class."""
+    """First principal component of G·A: Eigen-CAM for a target."""
     return principal(gradients * activations, centred)

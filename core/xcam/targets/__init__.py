@@ -1,7 +1,7 @@
-"""What is explained: a function of a model's outputs and its gradient with respect to them (its cotangent).
+"""Targets: differentiable functions of a model's outputs, with their gradients (cotangents), in NumPy.
 
-Written once, in NumPy, for every framework. A target of your own is any object with `value` and `cotangent`; one with
-`resolve` besides is fixed on the outputs of the clean picture before it is used.
+A target is any object with `value` and `cotangent`. If it also has `resolve`, that method is called once with the
+outputs for the clean image, and the target that it returns is used from then on.
 """
 
 from xcam.targets.classes import (

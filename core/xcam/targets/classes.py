@@ -1,4 +1,4 @@
-"""Class scores, and targets made of them: one class, several, the difference of two, one against its nearest."""
+"""Class scores, and targets made of them: one class, weighted sums, differences, Finer-CAM."""
 
 from __future__ import annotations
 
@@ -13,29 +13,38 @@ from xcam.contract import Activation, Array, Outputs, like, one_output
 from xcam.errors import InputError, ModelError, nearest
 
 Score = Literal["logit", "probability", "log-probability"]
+"""The number that is explained for a class."""
 
 
 def softmax(z: Array) -> Array:
-    """exp(z) / Σ exp(z) over the last axis, without overflow."""
+    """Return exp(z) / Σ exp(z) over the last axis, without overflow."""
     e = np.exp(z - z.max(axis=-1, keepdims=True))
     return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def sigmoid(z: Array) -> Array:
-    """1 / (1 + exp(−z)), without overflow."""
+    """Return 1 / (1 + exp(−z)), without overflow."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * z)))
 
 
 def is_distribution(y: Array) -> bool:
-    """Every row is ≥ 0 and sums to 1: probabilities already, by an activation that nobody could see."""
+    """Return whether every row of [N, K] is ≥ 0 and sums to 1: the model applies a softmax that was not recognised."""
     return y.shape[-1] > 1 and bool((y >= 0).all() and np.allclose(y.sum(axis=-1, dtype=np.float64), 1, atol=1e-3))
 
 
 def probabilities(outputs: Outputs, activation: Activation) -> Array:
-    """Class probabilities [N, K] of outputs [N, K]; of the first, where there are several.
+    """Return class probabilities.
 
-    The activation that was cut off is applied again. Where none was seen: outputs that are probabilities already stay,
-    one output is taken for the logit of a sigmoid, several for those of a softmax. Half precision becomes float32.
+    Args:
+        outputs: [N, K], or a mapping, of which the first output counts.
+        activation: The activation that was cut off (`Model.output_activation`), which is applied again. None: outputs
+            that are probabilities are unchanged, one output is the logit of a sigmoid, several are those of a softmax.
+
+    Returns:
+        [N, K] in 0…1, of the outputs' data type; float32 for float16.
+
+    Raises:
+        ModelError: The outputs are not class scores.
     """
     z = _wide(scores(outputs))
     match _link(z, activation):
@@ -47,23 +56,36 @@ def probabilities(outputs: Outputs, activation: Activation) -> Array:
 
 
 def scores(outputs: Outputs, name: str | None = None) -> Array:
-    """The class scores [N, K] among `outputs`. Raises ModelError when they are not of that shape."""
+    """Return the class scores.
+
+    Args:
+        outputs: [N, K] or [N], or a mapping.
+        name: The output's name; default: the first.
+
+    Returns:
+        [N, K]; K = 1 for outputs [N].
+
+    Raises:
+        ModelError: The output has another shape.
+    """
     z = one_output(outputs, name)
     if z.ndim == 1:
         z = z[:, None]
     if z.ndim != 2 or not z.shape[1]:
         raise ModelError(
-            f"the output has shape {z.shape}, and a class needs [batch, classes]; "
-            "pass a target of your own, an object with value() and cotangent()"
+            f"cannot explain a class: the output has shape {z.shape}, not [batch, classes]; "
+            "give another target, an object with value() and cotangent()"
         )
     return z
 
 
 def _wide(z: Array) -> Array:
+    """Return float32 for float16, whose sums over many classes are inexact."""
     return z.astype(np.float32) if z.dtype == np.float16 else z
 
 
 def _link(z: Array, activation: Activation) -> str | None:
+    """Return the function from scores to probabilities; None where the scores are probabilities."""
     if isinstance(activation, Mapping):
         activation = next(iter(activation.values()))
     if activation is not None:
@@ -75,46 +97,59 @@ def _link(z: Array, activation: Activation) -> str | None:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The logit or the probability of one class. `index` None is the top class, fixed by `resolve`.
+    """The logit, probability or log-probability of one class.
 
-    logit: value z_c, cotangent e_c. Probability under softmax: p_c, cotangent p_c·(e_c − p); under sigmoid: p_c,
-    cotangent p_c·(1 − p_c)·e_c. log-probability: log p_c, cotangent that of p_c divided by p_c: it does not vanish where
-    the model is sure of another class. `output` names one of several outputs (default: the first).
+    With logits z, probabilities p and unit vectors e, the cotangents are e_c for the logit z_c; p_c·(e_c − p) for the
+    probability p_c under softmax, and p_c·(1 − p_c)·e_c under sigmoid; these divided by p_c for log p_c. The latter
+    does not vanish where the model is certain of another class.
     """
 
     index: int | None = None
+    """The class; negative indices count from the end. None: the class of `rank`, which `resolve` fixes."""
     score: Score = "logit"
+    """The number that is explained."""
     activation: Activation = None
-    """What the model cuts off its outputs, as `Model.activation` says it."""
+    """The activation that was cut off the outputs, as `Model.output_activation`."""
     output: str | None = None
+    """The name of the output, for models with several; default: the first."""
     rank: int = 0
-    """Without an index: the class of this rank, 0 being the top class."""
+    """The rank of the class among the scores where `index` is None; 0 is the top class."""
 
     def resolve(self, outputs: Outputs) -> ClassScore:
-        """The same target with its class fixed, on the outputs [1, K] of the clean picture."""
+        """Return the target with its class and activation fixed.
+
+        Args:
+            outputs: [1, K] for the clean image, or a mapping.
+
+        Raises:
+            InputError: The class, output or score does not exist.
+            ModelError: The output is not [1, K].
+        """
         if isinstance(outputs, Mapping) and self.output is not None and self.output not in outputs:
-            raise InputError(f"no output {self.output!r}; {nearest(self.output, outputs)}")
+            raise InputError(f"unknown output {self.output!r}; {nearest(self.output, outputs)}")
         if not isinstance(self.index, int | np.integer | None) or self.score not in get_args(Score):
-            raise InputError(f"{self} is no target; its index is a whole number, its score {get_args(Score)}")
+            raise InputError(
+                f"cannot use {self} as a target; give an integer as index and one of {get_args(Score)} as score"
+            )
         z = scores(outputs, self.output)
         count = z.shape[1]
         if self.index is None and not 0 <= self.rank < count:
             raise InputError(
-                f"no class of rank {self.rank + 1}: the model has {count} classes; give top{count} or less"
+                f"unknown class of rank {self.rank + 1}: the model has {count} classes; give top{count} or less"
             )
         best = np.argsort(-z[0], kind="stable")
         index = int(best[self.rank]) if self.index is None else self.index
         if not -count <= index < count:
-            raise InputError(f"no class {index}: the model has {count} classes, 0 to {count - 1}")
+            raise unknown_class(index, count)
         activation = self.activation
         if isinstance(activation, Mapping):
             activation = activation[self.output or next(iter(activation))]
-        if activation is None and self.score != "logit":  # what later calls see must not change what is explained
+        if activation is None and self.score != "logit":  # fixed for later calls, whose outputs may look different
             activation = _link(z, None) or "identity"
         return replace(self, index=int(index) % count, activation=activation)
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] scores of the class."""
+        """Return the scores [N] of the class."""
         assert self.index is not None, "resolve() first"
         z = scores(outputs, self.output)
         if self.score == "logit":
@@ -131,116 +166,144 @@ class ClassScore:
         return np.asarray(np.log(np.maximum(z[:, self.index], np.finfo(np.float32).tiny)))
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs, shaped like `outputs`."""
+        """Return ∂value/∂outputs, shaped like `outputs`."""
         assert self.index is not None, "resolve() first"
         z = scores(outputs, self.output)
-        one = _one(z, self.index)
+        slope = _one_hot(z, self.index)
         link = None if self.score == "logit" else _link(z, self.activation)
         if link in ("softmax", "sigmoid"):
             p = probabilities(z, link)
             pc = p[:, self.index, None]
-            slope = one - p if link == "softmax" else (1 - pc) * one
-            one = slope if self.score == "log-probability" else pc * slope
+            slope = slope - p if link == "softmax" else (1 - pc) * slope
+            slope = slope if self.score == "log-probability" else pc * slope
         elif self.score == "log-probability":
-            one = one / np.maximum(_wide(z)[:, self.index, None], np.finfo(np.float32).tiny)
-        return like(outputs, one.reshape(one_output(outputs, self.output).shape).astype(z.dtype), self.output)
+            slope = slope / np.maximum(_wide(z)[:, self.index, None], np.finfo(np.float32).tiny)
+        return like(outputs, slope.reshape(one_output(outputs, self.output).shape).astype(z.dtype), self.output)
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Σ w·z over several classes: `weights` are all 1 where none are given. Value Σ w·z, cotangent Σ w·e."""
+    """The weighted sum of several logits, Σ w·z, with the cotangent Σ w·e."""
 
     indices: tuple[int, ...]
+    """One or more classes; negative indices count from the end."""
     weights: tuple[float, ...] = ()
+    """A weight for each class; default: all 1."""
     output: str | None = None
+    """The name of the output, for models with several; default: the first."""
     name: str = ""
+    """The name of the target; default: the indices."""
 
     def resolve(self, outputs: Outputs) -> Classes:
-        """The same, its indices held against the number of classes."""
+        """Return the target with non-negative indices. Raises InputError for indices or weights that cannot be used."""
         whole = isinstance(self.indices, tuple | list) and all(isinstance(i, int | np.integer) for i in self.indices)
         if not whole or not self.indices:
-            raise InputError(f"{self} is no target; its indices are a tuple of whole numbers, one or more")
+            raise InputError(f"cannot use {self} as a target; give a tuple of one or more integers as indices")
         count = scores(outputs, self.output).shape[1]
         for index in self.indices:
             if not -count <= index < count:
-                raise InputError(f"no class {index}: the model has {count} classes, 0 to {count - 1}")
+                raise unknown_class(index, count)
         if self.weights and len(self.weights) != len(self.indices):
-            raise InputError(f"{len(self.weights)} weights for {len(self.indices)} classes; give one for each")
+            raise InputError(
+                f"cannot use {len(self.weights)} weights for {len(self.indices)} classes; give one for each"
+            )
         if not np.isfinite(self.weights).all() or not self._weights(outputs).any():
-            raise InputError(f"the weights of classes {list(self.indices)} are no numbers or cancel out; give others")
+            raise InputError(
+                f"cannot use the weights of classes {list(self.indices)}: they are not finite, or cancel out; give others"
+            )
         name = self.name or " + ".join(map(str, self.indices))
         return replace(self, indices=tuple(i % count for i in self.indices), name=name)
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] weighed sums."""
+        """Return the weighted sums [N]."""
         return np.asarray(scores(outputs, self.output) @ self._weights(outputs))
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs, shaped like `outputs`."""
+        """Return ∂value/∂outputs, shaped like `outputs`."""
         z = scores(outputs, self.output)
-        found = np.broadcast_to(self._weights(outputs), z.shape).astype(z.dtype)
-        return like(outputs, found.reshape(one_output(outputs, self.output).shape), self.output)
+        slope = np.broadcast_to(self._weights(outputs), z.shape).astype(z.dtype)
+        return like(outputs, slope.reshape(one_output(outputs, self.output).shape), self.output)
 
     def _weights(self, outputs: Outputs) -> Array:
+        """Return the weights of all classes [K]."""
         z = scores(outputs, self.output)
-        found = np.zeros(z.shape[1], z.dtype)
-        np.add.at(found, list(self.indices), self.weights or 1.0)
-        return found
+        weights = np.zeros(z.shape[1], z.dtype)
+        np.add.at(weights, list(self.indices), self.weights or 1.0)
+        return weights
 
 
 def difference(first: int, second: int, name: str = "", output: str | None = None) -> Classes:
-    """z_a − z_b: why this class, and not that one. Raises InputError for a class and itself."""
+    """Return the difference of two logits as a target: why the first class, and not the second.
+
+    Args:
+        first: The class with weight 1.
+        second: The class with weight −1.
+        name: The name of the target; default: `first-second`.
+        output: The name of the output, for models with several; default: the first.
+
+    Raises:
+        InputError: The classes are equal.
+    """
     if first == second:
-        raise InputError(f"the difference of class {first} and itself is zero; name two classes")
+        raise InputError(f"the difference of class {first} and itself is zero; give two classes")
     return Classes((first, second), (1.0, -1.0), output, name or f"{first}-{second}")
 
 
 @dataclass(frozen=True)
 class Finer:
-    """y_c − α·mean of the classes whose logits are nearest: what sets a class apart. Zhang 2025, Eq. 5.
-
-    `index` None is the top class. Works with every method that takes gradients.
-    """
+    """Finer-CAM (Zhang et al. 2025, Eq. 5): z_c − α·mean of the nearest logits, the features that distinguish a class."""
 
     index: int | None = None
+    """The class c; None for the top class."""
     alpha: float = 1.0
+    """The weight α of the other classes."""
     nearest: int = 3
+    """The number of other classes: those whose logits are nearest to z_c."""
     output: str | None = None
+    """The name of the output, for models with several; default: the first."""
 
     def resolve(self, outputs: Outputs) -> Classes:
-        """The classes, fixed on the clean outputs."""
+        """Return the classes with their weights, fixed on the outputs [1, K] for the clean image. Raises InputError."""
         index = ClassScore(self.index, output=self.output).resolve(outputs).index
         assert index is not None
         z = scores(outputs, self.output)[0]
         if not math.isfinite(self.alpha):
-            raise InputError(f"alpha is {self.alpha}; give a finite number")
+            raise InputError(f"cannot use alpha={self.alpha}; give a finite number")
         if not isinstance(self.nearest, int | np.integer) or not 1 <= self.nearest < len(z):
-            raise InputError(f"nearest is {self.nearest}; give 1 to {len(z) - 1}, the other classes")
+            raise InputError(
+                f"cannot use nearest={self.nearest}; give 1 to {len(z) - 1}, the number of other classes"
+            )
         near = [int(i) for i in np.argsort(np.abs(z - z[index]), kind="stable") if i != index][: self.nearest]
         weights = (1.0, *[-self.alpha / len(near)] * len(near))
         return Classes((index, *near), weights, self.output, f"{index} against {', '.join(map(str, near))}")
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] values, each row with the nearest classes of its own."""
+        """Return the values [N], each with the nearest classes of its row."""
         rows = _rows(outputs)
         return np.concatenate([self.resolve(row).value(row) for row in rows])
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs, shaped like `outputs`."""
+        """Return ∂value/∂outputs, shaped like `outputs`."""
         rows = [(row, self.resolve(row)) for row in _rows(outputs)]
-        found = np.concatenate([one_output(fixed.cotangent(row), self.output) for row, fixed in rows])
-        return like(outputs, found, self.output)
+        slope = np.concatenate([one_output(fixed.cotangent(row), self.output) for row, fixed in rows])
+        return like(outputs, slope, self.output)
 
 
 def _rows(outputs: Outputs) -> list[Outputs]:
+    """Return the outputs of each row, [1, …]."""
     if isinstance(outputs, Mapping):
         count = len(next(iter(outputs.values())))
         return [{name: array[n : n + 1] for name, array in outputs.items()} for n in range(count)]
     return [outputs[n : n + 1] for n in range(len(outputs))]
 
 
-def _one(z: Array, index: int) -> Array:
-    """e_c, for each row."""
-    one = np.zeros_like(z)
-    one[:, index] = 1
-    return one
+def _one_hot(z: Array, index: int) -> Array:
+    """Return the unit vector e_c for each row, [N, K]."""
+    result = np.zeros_like(z)
+    result[:, index] = 1
+    return result
+
+
+def unknown_class(index: object, count: int) -> InputError:
+    """Return the error for a class index outside 0 … count − 1."""
+    return InputError(f"unknown class {index}: there are {count} classes; give 0 to {count - 1}")

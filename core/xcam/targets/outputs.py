@@ -1,4 +1,4 @@
-"""Targets for outputs that are no class scores: numbers, maps, embeddings, boxes. Each names its output, or takes the first."""
+"""Targets for other outputs than class scores: numbers, maps, embeddings, boxes."""
 
 from __future__ import annotations
 
@@ -9,197 +9,226 @@ import numpy as np
 
 from xcam.contract import Array, Outputs, like, one_output
 from xcam.errors import InputError
+from xcam.targets.classes import unknown_class
 
 Corners = Literal["xyxy", "cxcywh"]
+"""The four numbers of a box: two opposite corners, or centre and size."""
 
 
 @dataclass(frozen=True)
 class Element:
-    """One number of an output, for regression: y[:, place]. Value y_place, cotangent 1 there."""
+    """One number of an output, for regression, with the cotangent 1 at its position."""
 
-    place: tuple[int, ...]
+    position: tuple[int, ...]
+    """An index for each axis of the output except the batch."""
     output: str | None = None
+    """The name of the output, for models with several; default: the first."""
 
     @property
     def name(self) -> str:
-        return f"output [{', '.join(map(str, self.place))}]"
+        """The name of the target."""
+        return f"output [{', '.join(map(str, self.position))}]"
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] numbers. Raises InputError."""
+        """Return the numbers [N]. Raises InputError for a position outside the output."""
         y = one_output(outputs, self.output)
         self._check(y)
-        at: Any = (..., *self.place)
-        return np.asarray(y[at])
+        element: Any = (..., *self.position)
+        return np.asarray(y[element])
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs."""
+        """Return ∂value/∂outputs, shaped like `outputs`."""
         y = one_output(outputs, self.output)
         self._check(y)
-        found = np.zeros_like(y)
-        at: Any = (..., *self.place)
-        found[at] = 1
-        return like(outputs, found, self.output)
+        slope = np.zeros_like(y)
+        element: Any = (..., *self.position)
+        slope[element] = 1
+        return like(outputs, slope, self.output)
 
     def _check(self, y: Array) -> None:
         fits = (
-            isinstance(self.place, tuple | list)
-            and len(self.place) == y.ndim - 1
+            isinstance(self.position, tuple | list)
+            and len(self.position) == y.ndim - 1
             and all(
-                isinstance(i, int | np.integer) and -n <= i < n for i, n in zip(self.place, y.shape[1:], strict=True)
+                isinstance(i, int | np.integer) and -n <= i < n
+                for i, n in zip(self.position, y.shape[1:], strict=True)
             )
         )
         if not fits:
             raise InputError(
-                f"no element {np.asarray(self.place).tolist()} in an output of shape {list(y.shape[1:])}; give one index each"
+                f"unknown element {np.asarray(self.position).tolist()} of an output of shape {list(y.shape[1:])}; give an index "
+                "for each axis"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A class over a region: the mean of its logits z[:, c, …] over a mask. Vinogradova et al. 2020.
-
-    mask: booleans or weights of the output's space; None: everywhere. last: classes stand on the last axis.
-    """
+    """The mean logit of a class over a region, for semantic segmentation (Seg-Grad-CAM, Vinogradova et al. 2020)."""
 
     index: int
+    """The class."""
     mask: Array | None = None
+    """bool or weights [*space] of the output's spatial size; None for the whole map."""
     output: str | None = None
+    """The name of the output [N, K, *space], for models with several; default: the first."""
     last: bool = False
+    """Whether classes are on the last axis, [N, *space, K]."""
 
     @property
     def name(self) -> str:
+        """The name of the target."""
         return f"class {self.index}{' over a mask' if self.mask is not None else ''}"
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] means."""
+        """Return the means [N]. Raises InputError."""
         z = self._logits(one_output(outputs, self.output))
         return np.asarray((z[:, self.index] * self._weights(z)).sum(axis=tuple(range(1, z.ndim - 1))))
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs."""
+        """Return ∂value/∂outputs, shaped like `outputs`."""
         z = self._logits(one_output(outputs, self.output))
-        found = np.zeros_like(z)
-        found[:, self.index] = self._weights(z)
-        return like(outputs, np.moveaxis(found, 1, -1) if self.last else found, self.output)
+        slope = np.zeros_like(z)
+        slope[:, self.index] = self._weights(z)
+        return like(outputs, np.moveaxis(slope, 1, -1) if self.last else slope, self.output)
 
     def _logits(self, z: Array) -> Array:
+        """Return the logits [N, K, *space]."""
         if z.ndim < 3:
             raise InputError(
-                f"the output has shape {z.shape}, and a map of classes needs [batch, classes, height, width]"
+                f"cannot explain a segmentation: the output has shape {z.shape}, not [batch, classes, height, width]; "
+                "give another output or target"
             )
         z = np.moveaxis(z, -1, 1) if self.last else z
         if not isinstance(self.index, int | np.integer) or not -z.shape[1] <= self.index < z.shape[1]:
-            raise InputError(f"no class {self.index}: the map has {z.shape[1]} classes, 0 to {z.shape[1] - 1}")
+            raise unknown_class(self.index, z.shape[1])
         return z
 
     def _weights(self, z: Array) -> Array:
+        """Return the mask [*space] with the sum 1."""
         mask = np.ones(z.shape[2:]) if self.mask is None else np.asarray(self.mask, np.float64)
         if mask.shape != z.shape[2:]:
-            raise InputError(f"the mask has shape {mask.shape}, the map {z.shape[2:]}; resize the mask")
+            raise InputError(f"the mask has shape {mask.shape}, the output {z.shape[2:]}; resize the mask")
         if not mask.sum() > 0:
-            raise InputError("the mask is empty: nothing is left to explain")
+            raise InputError("the mask is empty; give one with a positive sum")
         return np.asarray(mask / mask.sum(), z.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """The cosine between an embedding and a reference: what makes two pictures alike.
+    """The cosine similarity of an embedding y and a reference: the features that make two images similar.
 
-    Value cos = ⟨u, r⟩ with unit vectors u = y/|y|, r; cotangent (r − cos·u)/|y|.
+    With unit vectors u = y/|y| and r the value is cos = ⟨u, r⟩, and the cotangent (r − cos·u)/|y|.
     """
 
     reference: Array
-    """[D], such as another picture's embedding."""
+    """[D], for example the embedding of another image."""
     output: str | None = None
+    """The name of the output, for models with several; default: the first."""
     name: str = "similarity"
+    """The name of the target."""
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] cosines in −1…1."""
+        """Return the cosines [N] in −1…1. Raises InputError."""
         unit, reference, _ = self._parts(outputs)
         return np.asarray(unit @ reference)
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs."""
+        """Return ∂value/∂outputs, shaped like `outputs`."""
         unit, reference, norm = self._parts(outputs)
-        found = (reference - (unit @ reference)[:, None] * unit) / norm
+        slope = (reference - (unit @ reference)[:, None] * unit) / norm
         y = one_output(outputs, self.output)
-        return like(outputs, found.reshape(y.shape).astype(y.dtype), self.output)
+        return like(outputs, slope.reshape(y.shape).astype(y.dtype), self.output)
 
     def _parts(self, outputs: Outputs) -> tuple[Array, Array, Array]:
+        """Return the unit vectors [N, D], the unit reference [D], and the norms [N, 1]."""
         y = one_output(outputs, self.output)
         flat = y.reshape(len(y), -1)
         reference = np.ravel(np.asarray(self.reference, flat.dtype))
         if reference.size != flat.shape[1]:
-            raise InputError(f"the reference has {reference.size} numbers, the embedding {flat.shape[1]}")
+            raise InputError(
+                f"the reference has {reference.size} numbers, the embedding {flat.shape[1]}; give a reference of that size"
+            )
         if not np.isfinite(reference).all():
-            raise InputError("the reference has NaN or infinity; give another")
+            raise InputError("the reference contains NaN or infinity; give finite numbers")
         size = float(np.linalg.norm(reference))
         norm = np.linalg.norm(flat, axis=1, keepdims=True)
         if not size > 0 or not (norm > 0).all():
-            raise InputError("a vector of zeros has no direction: the cosine with it is not defined")
+            raise InputError(
+                "the cosine similarity with a vector of zeros is not defined; give another reference or image"
+            )
         return flat / norm, reference / size, norm
 
 
 @dataclass(frozen=True)
 class Detection:
-    """The class score of the box that fits a region best, among raw boxes: a detector before its suppression.
+    """The class score of the box that matches a region, for the raw boxes of a detector (before suppression).
 
-    Outputs [N, boxes, 4 + classes] in one array, or boxes [N, B, 4] and scores [N, B, classes] under names of their own.
-    `resolve` picks the box by overlap with `region` (x0, y0, x1, y1) times its score, on the clean outputs.
+    The output is one array [N, B, 4 + K], or two: boxes [N, B, 4] and scores [N, B, K]. `resolve` chooses the box with
+    the largest product of overlap (intersection over union) with the region and score above the lowest score.
     """
 
     index: int
+    """The class."""
     region: tuple[float, float, float, float]
+    """(x0, y0, x1, y1), in the units of the model's boxes."""
     boxes: str | None = None
+    """The name of the output with the boxes, where they are separate."""
     output: str | None = None
-    """The output that holds the scores."""
+    """The name of the output with the scores; default: the first."""
     corners: Corners = "xyxy"
+    """The meaning of a box's four numbers."""
     box: int | None = None
+    """The index of the box; `resolve` fixes it."""
 
     @property
     def name(self) -> str:
+        """The name of the target."""
         return f"class {self.index} of box {self.box}"
 
     def resolve(self, outputs: Outputs) -> Detection:
-        """The same with its box fixed. Raises InputError where none meets the region."""
+        """Return the target with its box fixed. Raises InputError where no box overlaps the region."""
         scores, boxes = self._scores(outputs)[0], self._boxes(outputs)[0]
         region = np.asarray(self.region, np.float64)
         if region.shape != (4,) or not (region[:2] < region[2:]).all():
-            raise InputError(f"{self.region} is no region; give (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
+            raise InputError(f"cannot use the region {self.region}; give (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
         if not isinstance(self.index, int | np.integer) or not -scores.shape[1] <= self.index < scores.shape[1]:
-            raise InputError(f"no class {self.index}: the boxes have {scores.shape[1]} classes")
+            raise unknown_class(self.index, scores.shape[1])
         overlap = _iou(boxes, self.region, self.corners)
         if not overlap.max() > 0:
-            raise InputError(f"no box meets the region {self.region}; give it in the units of the model's boxes")
+            raise InputError(f"no box overlaps the region {self.region}; give it in the units of the model's boxes")
         z = scores[:, self.index]
-        fit = overlap * (z - z.min() + 1e-9)
-        return replace(self, box=int(fit.argmax()))
+        match = overlap * (z - z.min() + 1e-9)
+        return replace(self, box=int(match.argmax()))
 
     def value(self, outputs: Outputs) -> Array:
-        """[N] scores of the box."""
+        """Return the scores [N] of the box."""
         return np.asarray(self._scores(outputs)[:, self.box, self.index])
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs: 1 at the score of the box."""
+        """Return ∂value/∂outputs: 1 at the score of the box, 0 elsewhere."""
         y = one_output(outputs, self.output)
-        found = np.zeros_like(y)
+        slope = np.zeros_like(y)
         offset = 4 if self.boxes is None else 0
-        place = self.index + offset if self.index >= 0 else self.index
-        found[:, self.box, place] = 1
-        return like(outputs, found, self.output)
+        column = self.index + offset if self.index >= 0 else self.index
+        slope[:, self.box, column] = 1
+        return like(outputs, slope, self.output)
 
     def _scores(self, outputs: Outputs) -> Array:
+        """Return the scores [N, B, K]."""
         y = one_output(outputs, self.output)
         if y.ndim != 3 or (self.boxes is None and y.shape[2] < 5):
-            raise InputError(f"the output has shape {y.shape}, and boxes need [batch, boxes, 4 + classes]")
+            raise InputError(
+                f"cannot explain a box: the output has shape {y.shape}, not [batch, boxes, 4 + classes]; give another output"
+            )
         return y if self.boxes is not None else y[..., 4:]
 
     def _boxes(self, outputs: Outputs) -> Array:
+        """Return the boxes [N, B, 4]."""
         return one_output(outputs, self.boxes if self.boxes is not None else self.output)[..., :4]
 
 
 def _iou(boxes: Array, region: Any, corners: Corners) -> Array:
-    """Intersection over union of boxes [B, 4] with a region (x0, y0, x1, y1)."""
+    """Return the intersection over union [B] of boxes [B, 4] with a region (x0, y0, x1, y1)."""
     if corners == "cxcywh":
         centre, half = boxes[:, :2], boxes[:, 2:] / 2
         boxes = np.concatenate([centre - half, centre + half], axis=1)

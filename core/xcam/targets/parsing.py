@@ -1,4 +1,4 @@
-"""Targets in words: an index, a label or the beginning of one, `top3`, two classes with a minus, `finer:label`."""
+"""Targets from text: an index, a label or a unique prefix of one, `top3`, `first-second`, `finer:label`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,28 @@ from xcam.targets.protocol import Target
 TOP = re.compile(r"top-?(\d+)", re.IGNORECASE)
 FINER = "finer"
 MOST = 1000
-"""Nobody looks at more maps than this; and a slip of the finger must not fill the memory."""
+"""The largest number of classes in `topN`, so that a mistyped number does not fill the memory."""
 
 
 def several(value: object, labels: Sequence[str] | None = None) -> list[ClassScore] | None:
-    """`top3` → the three best classes, best first; None for anything else, a label too. Raises InputError for `top0`."""
-    found = TOP.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None or _exact(found[0], labels):
+    """Return the targets that `topN` means, best class first.
+
+    Args:
+        value: A target as text, or any other value.
+        labels: The model's class labels; a label such as `top3` is not several targets.
+
+    Returns:
+        N targets; None where the value is not `topN`.
+
+    Raises:
+        InputError: N is not in 1…1000.
+    """
+    match = TOP.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or _is_label(match[0], labels):
         return None
-    if len(found[1]) > 9 or not 1 <= int(found[1]) <= MOST:
-        raise InputError(f"{value!r} names no classes that can be drawn; give top1 to top{MOST}")
-    return [ClassScore(rank=rank) for rank in range(int(found[1]))]
+    if len(match[1]) > 9 or not 1 <= int(match[1]) <= MOST:
+        raise InputError(f"cannot use {value!r} as a target; give top1 to top{MOST}")
+    return [ClassScore(rank=rank) for rank in range(int(match[1]))]
 
 
 def target(
@@ -37,11 +48,21 @@ def target(
     activation: Activation = None,
     labels: Sequence[str] | None = None,
 ) -> Target:
-    """None (the top class), an index, words or a Target → a Target. Raises InputError."""
+    """Return the target that a value means.
+
+    Args:
+        value: None for the top class; an index; a text; or a target.
+        score: The number that is explained for a class.
+        activation: The activation that was cut off the outputs, `Model.output_activation`.
+        labels: The model's class labels.
+
+    Raises:
+        InputError: The value is not a target, or the class or score is unknown.
+    """
     if score not in get_args(Score):
-        raise InputError(f"no score {score!r}; {nearest(str(score), get_args(Score))}")
+        raise InputError(f"unknown score {score!r}; {nearest(str(score), get_args(Score))}")
     if isinstance(value, str):
-        value = _worded(value, labels)
+        value = _parsed(value, labels)
     if value is None or isinstance(value, int | np.integer):
         return ClassScore(None if value is None else int(value), score, activation)
     if isinstance(value, ClassScore):
@@ -51,43 +72,50 @@ def target(
         if score != "logit" and not isinstance(value, ClassScore):
             name = getattr(value, "name", "") or type(value).__name__
             raise InputError(
-                f"score {score!r} is that of one class, and {name} is another target; leave the score out"
+                f"cannot use score={score!r} for {name}: it is not the target of one class; leave the score out"
             )
         return value
     raise InputError(
-        f"{value!r} is no target; give a class index, a label, or an object with value() and cotangent()"
+        f"cannot use {value!r} as a target; give a class index, a label, or an object with value() and cotangent()"
     )
 
 
-def _worded(word: str, labels: Sequence[str] | None) -> int | Target:
-    head, colon, rest = word.partition(":")
-    if head.strip().casefold() == FINER and not _exact(word, labels):
+def _parsed(text: str, labels: Sequence[str] | None) -> int | Target:
+    """Return the class index or the target that a text means. Raises InputError."""
+    head, colon, rest = text.partition(":")
+    if head.strip().casefold() == FINER and not _is_label(text, labels):
         return Finer(class_index(rest, labels) if colon else None)
     try:
-        return class_index(word, labels)
+        return class_index(text, labels)
     except InputError as error:
-        found: dict[tuple[int, int], tuple[str, str]] = {}
-        for m in re.finditer("-", word):
-            first, second = word[: m.start()].strip(), word[m.end() :].strip()
+        pairs: dict[tuple[int, int], tuple[str, str]] = {}
+        for minus in re.finditer("-", text):  # labels may contain a minus
+            first, second = text[: minus.start()].strip(), text[minus.end() :].strip()
             if first and second:
                 with contextlib.suppress(InputError):
-                    found.setdefault((class_index(first, labels), class_index(second, labels)), (first, second))
-        if len(found) > 1:
-            said = " or ".join(f"{first!r} less {second!r}" for first, second in found.values())
-            raise InputError(f"{word!r} can mean {said}; give indices, as in 3-5") from error
-        for pair in found:
-            return difference(*pair, name=word)
+                    pairs.setdefault((class_index(first, labels), class_index(second, labels)), (first, second))
+        if len(pairs) > 1:
+            meanings = " or ".join(f"{first!r} less {second!r}" for first, second in pairs.values())
+            raise InputError(f"{text!r} is ambiguous: {meanings}; give indices, as in 3-5") from error
+        for pair in pairs:
+            return difference(*pair, name=text)
         raise
 
 
-def _exact(label: str, labels: Sequence[str] | None) -> bool:
-    return any(_plain(name) == _plain(label) for name in labels or ())
+def _is_label(text: str, labels: Sequence[str] | None) -> bool:
+    """Return whether a text is one of the labels, as `class_index` compares them."""
+    return any(_plain(label) == _plain(text) for label in labels or ())
 
 
 def class_index(label: str, labels: Sequence[str] | None) -> int:
-    """The index of a label, or of the only one that begins so; or of an index in digits. Raises InputError.
+    """Return the index of a class. Labels are compared without regard to case, with `_` as a space.
 
-    Labels are compared without case, `_` as a space.
+    Args:
+        label: A label, a unique prefix of one, or an index in digits.
+        labels: The model's class labels, or None where it has none.
+
+    Raises:
+        InputError: The label is unknown or ambiguous, or the model has no labels.
     """
     try:
         return int(label)
@@ -95,22 +123,22 @@ def class_index(label: str, labels: Sequence[str] | None) -> int:
         pass
     if not labels:
         raise InputError(
-            f"no class {label!r}: this model has no class names; give an index, or the names with labels= (--labels FILE)"
+            f"unknown class {label!r}: the model has no class labels; give an index, or the labels with labels= (--labels FILE)"
         )
-    wanted, names = _plain(label), [_plain(name) for name in labels]
-    found = [i for i, name in enumerate(names) if name == wanted]
-    if len(found) > 1:
-        raise InputError(f"{len(found)} classes are called {label!r}; give the index: {', '.join(map(str, found))}")
-    begun = found or [i for i, name in enumerate(names) if wanted and name.startswith(wanted)]
-    if len(begun) > 1:
-        some = ", ".join(f"{labels[i]} ({i})" for i in begun[:4])
-        raise InputError(
-            f"{len(begun)} classes begin with {label!r}: {some}{', …' if len(begun) > 4 else ''}; say which"
-        )
-    if not begun:
-        raise InputError(f"no class {label!r}; {nearest(wanted, names)}")
-    return begun[0]
+    plain, names = _plain(label), [_plain(name) for name in labels]
+    equal = [i for i, name in enumerate(names) if name == plain]
+    if len(equal) > 1:
+        raise InputError(f"{len(equal)} classes are called {label!r}; give the index: {', '.join(map(str, equal))}")
+    matches = equal or [i for i, name in enumerate(names) if plain and name.startswith(plain)]
+    if len(matches) > 1:
+        some = ", ".join(f"{labels[i]} ({i})" for i in matches[:4])
+        more = ", …" if len(matches) > 4 else ""
+        raise InputError(f"{len(matches)} classes begin with {label!r}: {some}{more}; give the whole label")
+    if not matches:
+        raise InputError(f"unknown class {label!r}; {nearest(plain, names)}")
+    return matches[0]
 
 
 def _plain(label: str) -> str:
+    """Return a label in the form in which labels are compared."""
     return label.replace("_", " ").casefold().strip()

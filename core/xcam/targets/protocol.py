@@ -1,4 +1,4 @@
-"""What a target is."""
+"""The protocol of targets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from xcam.contract import Array, Outputs
 
 @runtime_checkable
 class Target(Protocol):
-    """A differentiable function of the outputs of one model, row by row."""
+    """A differentiable function of a model's outputs, for each row of the batch."""
 
     def value(self, outputs: Outputs) -> Array:
-        """[N, …] outputs → [N] values."""
+        """Return the values [N] for outputs [N, …]."""
 
     def cotangent(self, outputs: Outputs) -> Outputs:
-        """∂value/∂outputs, shaped like `outputs`."""
+        """Return ∂value/∂outputs, shaped like `outputs`; in a mapping, outputs left out count as zero."""

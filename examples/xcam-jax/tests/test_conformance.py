@@ -21,8 +21,8 @@ def conv(x: Any, kernel: Any, bias: Any) -> Any:
 
 def tokens(x: Any, first: Any) -> Any:
     """[N, H, W, C] → [N, 1 + H·W, C], the class token first."""
-    places = x.reshape(len(x), -1, x.shape[-1])
-    return jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, len(first))), places], axis=1)
+    positions = x.reshape(len(x), -1, x.shape[-1])
+    return jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, len(first))), positions], axis=1)
 
 
 def norm(x: Any, scale: Any, shift: Any) -> Any:
@@ -65,33 +65,33 @@ class Part(nnx.Module):
 
 
 def part(step: Step) -> nnx.Module:
-    """The step as a layer of Flax where it has one."""
+    """Return the step as a layer of Flax where it has one."""
     rngs = nnx.Rngs(0)
     match step.op, step.weights:
         case "conv", (kernel, bias):
-            made: Any = nnx.Conv(kernel.shape[1], len(bias), kernel.shape[2:], rngs=rngs)
-            made.kernel[...], made.bias[...] = kernel.transpose(2, 3, 1, 0), bias
+            layer: Any = nnx.Conv(kernel.shape[1], len(bias), kernel.shape[2:], rngs=rngs)
+            layer.kernel[...], layer.bias[...] = kernel.transpose(2, 3, 1, 0), bias
         case "dense", (kernel, bias):
-            made = nnx.Linear(kernel.shape[1], len(bias), rngs=rngs)
-            made.kernel[...], made.bias[...] = kernel.T, bias
+            layer = nnx.Linear(kernel.shape[1], len(bias), rngs=rngs)
+            layer.kernel[...], layer.bias[...] = kernel.T, bias
         case "norm", (scale, shift):
-            made = nnx.LayerNorm(len(scale), rngs=rngs)
-            made.scale[...], made.bias[...] = scale, shift
+            layer = nnx.LayerNorm(len(scale), rngs=rngs)
+            layer.scale[...], layer.bias[...] = scale, shift
         case _:
-            made = Part(step)
-    return made
+            layer = Part(step)
+    return layer
 
 
 class Parts(nnx.Module):
-    """Steps under their names; a scope's steps are a module within."""
+    """Steps under their names; those of a scope are a nested module."""
 
     def __init__(self, steps: tuple[Step, ...], scope: str = "") -> None:
         self.steps, self.scope = steps, scope
         for name in {step.name.removeprefix(scope) for step in steps}:
             inner, slash, _ = name.partition("/")
             if slash:
-                mine = tuple(step for step in steps if step.name.startswith(f"{scope}{inner}/"))
-                setattr(self, inner, Parts(mine, f"{scope}{inner}/"))
+                inside = tuple(step for step in steps if step.name.startswith(f"{scope}{inner}/"))
+                setattr(self, inner, Parts(inside, f"{scope}{inner}/"))
             else:
                 setattr(self, name, part(next(step for step in steps if step.name == scope + name)))
 
@@ -114,8 +114,8 @@ class Net(nnx.Module):
     @nnx.jit
     def __call__(self, x: Any) -> Any:
         values = self.parts({"x": x})
-        found = {name: values[name] for name in self.outputs}
-        return found if len(found) > 1 else next(iter(found.values()))
+        outputs = {name: values[name] for name in self.outputs}
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
 
 class TestModules(Conformance):
@@ -132,7 +132,7 @@ class TestModules(Conformance):
 
 
 def snapshot(native: nnx.Module) -> Any:
-    """The structure with its static attributes, the weights, and what calls of its classes run."""
+    """Return the structure with its static attributes, the weights, and the functions that calls of its classes run."""
     definition, state = nnx.split(native)
     calls = [(type(part), type(part).__call__) for _, part in nnx.iter_modules(native) if callable(part)]
     return definition, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], calls

@@ -1,4 +1,4 @@
-"""What the conformance suite cannot see: what is differentiated and run, modules in training mode, messages, the demo."""
+"""Differentiation and compiled programs, modules in training mode, messages, the demo."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ def test_nothing_ahead_of_the_layer_is_differentiated() -> None:
 
 
 def convolutions(model: Any, layer: str, grad: bool, value: Any) -> int:
-    """In the program that XLA runs."""
-    program = model._opened.lower(layer, grad, model.params, X, value).compile().as_text()
+    """Count the convolutions in the program that XLA runs."""
+    recording = model._recording(X)
+    program = recording.opened.lower(layer, grad, recording.params, X, value).compile().as_text()
     return program.count(" convolution(") + program.count("__conv")
 
 
@@ -100,16 +101,16 @@ def shared(e: Any) -> Any:
         (lambda z: z / z.sum(1, keepdims=True), None),
     ],
 )
-def test_only_a_softmax_is_taken_for_one(end: Any, kind: str | None) -> None:
+def test_only_a_softmax_is_cut_off(end: Any, kind: str | None) -> None:
     model = xcam.load(xcam_jax.Function(lambda x: end(xcam_jax.layer("h", x).mean((1, 2)))), size=(6, 8))
     assert model.output_activation == kind
-    found, wanted = model.predict(X), end(X.mean((1, 2)))
-    np.testing.assert_allclose(jax.nn.softmax(found) if kind else found, wanted, rtol=1e-4, atol=1e-5)
-    assert not kind or not np.allclose(found.sum(1), 1)
+    outputs, expected = model.predict(X), end(X.mean((1, 2)))
+    np.testing.assert_allclose(jax.nn.softmax(outputs) if kind else outputs, expected, rtol=1e-4, atol=1e-5)
+    assert not kind or not np.allclose(outputs.sum(1), 1)
 
 
 class Net(nnx.Module):
-    """What behaves otherwise in training: a batch normalisation, a dropout. One layer is called twice."""
+    """Parts that behave differently in training: a batch normalisation, a dropout. One layer is called twice."""
 
     def __init__(self, channels: int = 3) -> None:
         rngs = nnx.Rngs(0)
@@ -126,9 +127,9 @@ class Net(nnx.Module):
 
 
 def variables(module: nnx.Module) -> list[bytes]:
-    """Weights, statistics, and how many random numbers were drawn."""
-    found = jax.tree.leaves(nnx.state(module, (nnx.Param, nnx.BatchStat, nnx.RngCount)))
-    return [np.asarray(value).tobytes() for value in found]
+    """Return weights, statistics, and the number of random numbers that were drawn."""
+    leaves = jax.tree.leaves(nnx.state(module, (nnx.Param, nnx.BatchStat, nnx.RngCount)))
+    return [np.asarray(value).tobytes() for value in leaves]
 
 
 def test_a_module_in_training_mode_is_explained_in_evaluation_mode_and_stays_as_it_was() -> None:
@@ -142,9 +143,9 @@ def test_a_module_in_training_mode_is_explained_in_evaluation_mode_and_stays_as_
     assert not module.drop.deterministic
     assert variables(module) == before
     assert calls == {kind: kind.__call__ for kind in calls}
-    found = model.predict(X)
+    outputs = model.predict(X)
     module.eval()
-    np.testing.assert_allclose(found, module(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs, module(X), rtol=1e-5, atol=1e-6)
 
 
 def test_layers_of_a_module_have_the_names_of_its_parts() -> None:
@@ -174,7 +175,7 @@ def test_layer_is_the_identity() -> None:
 
 
 def test_channels_first() -> None:
-    """A function that keeps channels first, as Equinox does, gives what its twin gives that keeps them last."""
+    """A function with channels first, as in Equinox, computes the same as its twin with channels last."""
 
     def first(x: Any) -> Any:
         return xcam_jax.layer("h", jnp.moveaxis(jnp.tanh(conv(jnp.moveaxis(x, 1, -1), W)), -1, 1)).sum((2, 3)) ** 2
@@ -205,7 +206,7 @@ def test_half_precision_comes_out_as_float32() -> None:
     np.testing.assert_allclose(trace.outputs, 2, rtol=1e-2)
 
 
-def test_a_layer_that_leads_nowhere_says_so() -> None:
+def test_a_layer_that_reaches_no_output() -> None:
     def network(x: Any) -> Any:
         aside = xcam_jax.layer("aside", jnp.tanh(x))
         aside.sum()
@@ -216,14 +217,14 @@ def test_a_layer_that_leads_nowhere_says_so() -> None:
 
 
 def test_the_demo_network_looks_where_it_looks_in_onnx() -> None:
-    picture = demo.image_paths()[0]
-    e, f = (xcam.explain(xcam.load("demo", name), picture, layer="conv5") for name in ("jax", "onnx"))
+    image = demo.image_paths()[0]
+    e, f = (xcam.explain(xcam.load("demo", name), image, layer="conv5") for name in ("jax", "onnx"))
     assert (e.backend, e.label, e.cam.shape) == ("jax", f.label, f.cam.shape)
     np.testing.assert_allclose(e.outputs, f.outputs, atol=1e-4 * np.abs(f.outputs).max())
     np.testing.assert_allclose(e.heatmap, f.heatmap, atol=1e-3)
     # By the second derivative here, by differences there: the same where the tail has no kinks.
-    how = {"method": "shapleycam", "score": "probability"}
-    e, f = (xcam.explain(xcam.load("demo", name), picture, layer="conv5", **how) for name in ("jax", "onnx"))
+    options: dict[str, Any] = {"method": "shapleycam", "score": "probability"}
+    e, f = (xcam.explain(xcam.load("demo", name), image, layer="conv5", **options) for name in ("jax", "onnx"))
     assert e.heatmap.std() > 0.01
     np.testing.assert_allclose(e.heatmap, f.heatmap, atol=1e-3)
 
@@ -243,45 +244,53 @@ def test_a_factory_is_opened_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert [layer.name for layer in model.layers] == ["layers.0", "layers.3"]
 
 
-def test_memory_that_runs_out_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exhausted_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = xcam.load(xcam_jax.Function(residual, W), size=(6, 8))
 
     def full(*_: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
 
-    monkeypatch.setattr(model, "_opened", full)
+    monkeypatch.setattr(model._recording(X), "opened", full)
     with pytest.raises(MemoryError, match="Out of memory allocating 8 bytes"):
         model.trace(X, "b")
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "no layer": (lambda x: x.mean((1, 2)), {}, r"<lambda> names no value; write h = xcam_jax\.layer\('conv5', h\)"),
-    "no function": (xcam_jax.Function(3), {}, "a int cannot be called; give a module or function of a batch"),
-    "no call": (nnx.Module(), {}, "a Module cannot be called; give"),
+    "no layer": (
+        lambda x: x.mean((1, 2)),
+        {},
+        r"cannot explain <lambda>: it names no value; write h = xcam_jax\.layer\('conv5', h\)",
+    ),
+    "no function": (xcam_jax.Function(3), {}, "cannot call a int; give a module or function that takes a batch"),
+    "no call": (nnx.Module(), {}, "cannot call a Module; give"),
     "size": (
         nnx.Sequential(lambda x: x.reshape(len(x), -1), nnx.Linear(144, 2, rngs=nnx.Rngs(0))),
         {"size": None},
-        r"Sequential cannot run on a batch of shape \[1, 224, 224, 3\]: .*; give the size=\(H, W\) that it takes",
+        r"cannot run Sequential on an input of shape \[224, 224, 3\]: TypeError: .*; check size",
     ),
     "more arguments": (
         lambda x, train: x,
         {},
-        "missing 1 required positional argument: 'train'; give .* batch alone",
+        r"shape \[6, 8, 3\]: TypeError: .* missing 1 required positional argument: 'train'; check size",
     ),
-    "device": (Net(), {"device": "abacus"}, "no device 'abacus' here; JAX sees "),
-    "weights": (Net(), {"weights": "w.npz"}, "brings its own weights; leave weights='w.npz' out"),
+    "device": (Net(), {"device": "abacus"}, "unknown device 'abacus'; JAX has: cpu:0"),
+    "weights": (
+        Net(),
+        {"weights": "w.npz"},
+        "cannot use weights='w.npz': a model in JAX contains its own weights; leave weights out",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_in_a_line_with_the_remedy(case: str) -> None:
+def test_errors_have_one_line_with_a_remedy(case: str) -> None:
     source, options, message = WRONG[case]
     with pytest.raises(xcam.XcamError, match=message) as caught:
         xcam.load(source, backend="jax", **{"size": (6, 8)} | options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_layer_that_is_not_there() -> None:
+def test_an_unknown_layer() -> None:
     model = xcam.load(Net(), size=(6, 8))
-    with pytest.raises(xcam.InputError, match="no layer 'con' in Net"):
+    with pytest.raises(xcam.InputError, match="unknown layer 'con' in Net; nearest: conv"):
         model.trace(X, "con")

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def layer(name: str, value: Any, kind: str = "") -> Any:
-    """`value` itself, and a layer for xcam. Under jit, grad and vmap, with xcam and without, it is the identity."""
+    """Return `value` itself, as a layer for xcam. It is the identity, under jit, grad and vmap too."""
     from jax.ad_checkpoint import checkpoint_name  # here: xcam reads plugin.py, and so this file, without JAX
 
     return checkpoint_name(value, f"{name}:{kind}" if kind else name)

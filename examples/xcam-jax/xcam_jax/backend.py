@@ -1,4 +1,4 @@
-"""From a Flax NNX module, a function, or `demo`, to a model behind the contract."""
+"""Load a Flax NNX module, a function or `demo` as a model behind the contract."""
 
 from functools import cache
 from typing import Any
@@ -7,48 +7,52 @@ import jax
 from flax import nnx
 
 from xcam import InputError, InputSpec
+from xcam.contract.messages import own_weights, unknown_device
 from xcam.models import demo
 from xcam_jax import Function, layer
 from xcam_jax.model import JaxModel
 
 
 class JaxBackend:
-    """JAX. See xcam.contract.Backend."""
+    """The JAX backend. See xcam.contract.Backend."""
 
     def load(
         self, source: Any, *, size: Any = None, device: Any = None, layout: Any = None, weights: Any = None
     ) -> Any:
-        """`demo`, a live nnx.Module, a Function, or another callable that takes a batch."""
+        """Load `demo`, a live nnx.Module, a Function, or another callable that takes a batch."""
         if weights is not None:
-            raise InputError(f"a model in JAX brings its own weights; leave weights={weights!r} out")
+            raise own_weights("a model in JAX", weights)
         try:
-            where = jax.devices(device)[0] if device else None
+            target = jax.devices(device)[0] if device else None
         except RuntimeError as error:
-            raise InputError(f"no device {device!r} here; JAX sees {', '.join(map(str, jax.devices()))}") from error
+            raise unknown_device(device, "JAX", map(str, jax.devices())) from error
         if source == "demo":
-            known = demo.network()
-            spec = InputSpec(known.size, layout="channels_last", preprocessing=known.preprocessing, fixed=True)
-            return JaxModel(Function(_demo, known.weights), "demo", spec, where, known.labels)
+            network = demo.network()
+            spec = InputSpec(network.size, layout="channels_last", preprocessing=network.preprocessing, fixed=True)
+            return JaxModel(Function(_demo, network.weights), "demo", spec, target, network.labels)
         function = source if isinstance(source, Function) else Function(source)
         if not callable(function.fn):
-            raise InputError(f"a {type(function.fn).__name__} cannot be called; give a module or function of a batch")
+            raise InputError(
+                f"cannot call a {type(function.fn).__name__}; give a module or function that takes a batch"
+            )
         name = getattr(function.fn, "__name__", type(source).__name__)
         if isinstance(source, nnx.Module):
             function = naming(source)
-        return JaxModel(function, name, InputSpec(size, function.channels, layout or "channels_last"), where)
+        return JaxModel(function, name, InputSpec(size, function.channels, layout or "channels_last"), target)
 
 
 def naming(module: nnx.Module) -> Function:
-    """The module in evaluation mode, as a function that names what its submodules return. What is called is a copy."""
+    """Return a copy of the module, in evaluation mode, as a function that names the values of its submodules."""
     definition, state = nnx.split(module)
 
     def call(state: Any, x: Any) -> Any:
-        copy = nnx.merge(definition, state)
+        copy: Any = nnx.merge(definition, state)
         copy.eval()
+        part: Any
         for path, part in nnx.iter_modules(copy):
             if path and callable(part):
                 part.xcam_name = ".".join(map(str, path))
-                object.__setattr__(part, "__class__", _named(type(part)))
+                object.__setattr__(part, "__class__", _named(type(part)))  # type: ignore[arg-type] # classes are hashable
         return copy(x)
 
     inputs = [part.in_features for _, part in nnx.iter_modules(module) if isinstance(part, nnx.Conv)]
@@ -56,18 +60,19 @@ def naming(module: nnx.Module) -> Function:
 
 
 @cache
-def _named(kind: type) -> type:
-    """A subclass whose calls name what they return; of several values, the first."""
+def _named(kind: Any) -> type:
+    """Return a subclass whose calls name the value that they return; of several values, the first."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         parts, tree = jax.tree.flatten(kind.__call__(self, *args, **kwargs))
-        return tree.unflatten([layer(self.xcam_name, part, kind.__name__) for part in parts[:1]] + parts[1:])
+        named = [layer(self.xcam_name, part, kind.__name__) for part in parts[:1]]
+        return jax.tree.unflatten(tree, named + parts[1:])
 
     return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def _demo(params: Any, x: Any) -> Any:
-    """The demo network. Its file keeps kernels as [out, in, *space]."""
+    """The demo network. Its file stores kernels as [out, in, *space]."""
     for step in demo.STEPS:
         kernel, bias = params.get(step.name, (None, None))
         match step:

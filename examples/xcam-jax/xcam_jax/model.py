@@ -1,7 +1,10 @@
-"""The contract for a Function. See xcam.contract.Model."""
+"""The contract for a Function. See xcam.contract.recorded."""
 
-import contextlib
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -9,130 +12,128 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xcam import InputError, InputSpec, Layer, ModelError, Trace
-from xcam.contract import DEFAULT_SIZE, Array, Capability, Cotangents, Outputs, rows_of
-from xcam.errors import first_line, nearest
+from xcam import InputSpec, Layer, ModelError
+from xcam.contract import Array, Capability, Cotangents, Layout
+from xcam.contract.layouts import shape_to_channels_first
+from xcam.contract.messages import out_of_memory
+from xcam.contract.recorded import RecordedModel
 from xcam_jax import Function
 from xcam_jax.graph import Graph
 
 _each = jax.jit(lambda vjp, cotangents: jax.vmap(vjp)(cotangents)[0])
 
 
-class JaxModel:
-    """What runs is compiled by jax.jit, for each layer and each shape of a batch."""
+class JaxModel(RecordedModel["Recording"]):
+    """A Function behind xcam's contract. jax.jit compiles it for each layer and shape of a batch."""
 
     backend = "jax"
     capabilities: frozenset[Capability] = frozenset({"gradients", "resume", "hvp"})
 
     def __init__(self, function: Function, name: str, spec: InputSpec, device: Any, labels: Any = None) -> None:
-        self.params = jax.device_put(function.params, device)
-        self.name, self.input, self.device, self.labels, self.notes = name, spec, device, labels, ()
-        self._graph = cache(partial(Graph, function))
-        self._values = jax.jit(self._values_of, static_argnums=0)
-        self._opened = jax.jit(self._open, static_argnums=(0, 1))
-        shape = [1, *(spec.size or DEFAULT_SIZE)]
-        shape.insert(1 if spec.layout == "channels_first" else 3, spec.channels)
-        try:
-            graph = self._graph(tuple(shape))
-        except Exception as error:
-            told = f"{name} cannot run on a batch of shape {shape}: {first_line(error)}"
-            raise ModelError(f"{told}; give the size=(H, W) that it takes, and a call of the batch alone") from error
-        if not graph.layers:
-            raise ModelError(
-                f"{name} names no value; write h = xcam_jax.layer('conv5', h) in it, or load an nnx.Module"
-            )
-        kinds = graph.activations
-        self.output_activation = kinds if len(kinds) > 1 else next(iter(kinds.values()))
-        self.layers = [self._layer(graph, name, *found) for name, found in graph.layers.items()]
-
-    def predict(self, x: Array) -> Outputs:
-        with self._running(x) as graph:
-            return _named(graph, self._values((), self.params, x))
-
-    def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
-        with self._running(x, *layers):
-            return dict(zip(layers, map(self._ours, self._values(tuple(layers), self.params, x)), strict=True))
-
-    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None, put: Array | None = None) -> Trace:
-        """As in the contract; with `put` in place of the layer's own value where it is given."""
-        with self._running(x, layer) as graph:
-            value = None if put is None else self._theirs(put)
-            value, outputs, vjp = self._opened(layer, cotangents is not None, self.params, x, value)
-            said = _named(graph, outputs)
-            stacked = _stacked(graph, outputs, cotangents(said)) if cotangents else []
-            gradients = [self._ours(gradient) for gradient in _each(vjp, stacked)] if stacked else []
-            return Trace(said, self._ours(value), gradients, (x, layer))
-
-    def resume(
-        self, trace: Trace, activations: Array, rows: Any = None, cotangents: Cotangents | None = None
-    ) -> Trace:
-        x, layer = trace.state
-        return self.trace(x[rows_of(rows, len(x), len(activations))], layer, cotangents, activations)
+        super().__init__(name, spec, labels)
+        self.function, self.device = replace(function, params=jax.device_put(function.params, device)), device
+        if not self.layers:
+            raise ModelError(f"cannot explain {name}: it names no value; write h = xcam_jax.layer('conv5', h) in it")
 
     def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
-        with self._running(x, layer) as graph:
-            value, outputs, _ = self._opened(layer, False, self.params, x, None)
+        return self._hvp(x, layer, cotangents, vectors)
 
-            def product(v: Any, vector: Any) -> Any:
-                def gradient(value: Any) -> Any:
-                    return self._opened(layer, True, self.params, x, value)[2](v)[0]
+    def _record(self, shape: tuple[int, ...]) -> Recording:
+        return Recording(self.function, shape, self.input.layout)
 
-                return jax.jvp(gradient, (value,), (vector,))[1]
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with out_of_memory(signs=["RESOURCE_EXHAUSTED"]), jax.default_device(self.device):
+            yield
 
-            stacked = _stacked(graph, outputs, cotangents(_named(graph, outputs)))
-            along = jnp.stack([self._theirs(vector) for vector in vectors]).astype(value.dtype)
-            return [self._ours(found) for found in jax.vmap(product)(stacked, along)]
+
+class Recording:
+    """The layers for one shape of an input. See xcam.contract.recorded.Recording."""
+
+    current = True
+
+    def __init__(self, function: Function, shape: tuple[int, ...], layout: Layout) -> None:
+        self.params, self._graph = function.params, cache(partial(Graph, function))
+        self.values_of = jax.jit(self._values_of, static_argnums=0)
+        self.opened = jax.jit(self._opened, static_argnums=(0, 1))
+        graph = self._graph((1, *shape))
+        self.output_activations: Mapping[str, str | None] = graph.activations
+        self.layers = {name: _layer(graph, name, *entry, layout) for name, entry in graph.layers.items()}
+
+    def predict(self, x: Array) -> Mapping[str, Array]:
+        return self.named(self.values_of((), self.params, x))
+
+    def values(self, x: Array, layers: Sequence[str]) -> list[Array]:
+        return [_float32(value) for value in self.values_of(tuple(layers), self.params, x)]
+
+    def forward(self, x: Array, layer: str, differentiate: bool, replacement: Any = None) -> ForwardPass:
+        return ForwardPass(self, x, layer, *self.opened(layer, differentiate, self.params, x, replacement))
+
+    def named(self, outputs: Sequence[Any]) -> dict[str, Array]:
+        return dict(zip(self.output_activations, map(_float32, outputs), strict=True))
 
     def _values_of(self, layers: tuple[str, ...], params: Any, x: Any) -> list[Any]:
         graph = self._graph(x.shape)
         return graph.run([graph.layers[name][0] for name in layers] or graph.ends, params, x)
 
-    def _open(self, layer: str, grad: bool, params: Any, x: Any, value: Any) -> tuple[Any, Any, Any]:
-        """The layer's value, unless it is given; the outputs; and, where `grad`, the vjp of what follows the layer."""
+    def _opened(self, layer: str, differentiate: bool, params: Any, x: Any, value: Any) -> tuple[Any, Any, Any]:
+        """Return the layer's value, unless it is given; the outputs; and, to differentiate, the vjp of the tail."""
         graph = self._graph(x.shape)
         var, _ = graph.layers[layer]
         value = graph.run([var], params, x)[0] if value is None else value.astype(var.aval.dtype)
-        tail = partial(graph.run, graph.ends, params, x, var)  # XLA makes once what both parts share
-        return value, *(jax.vjp(tail, value) if grad else (tail(value), None))
-
-    @contextlib.contextmanager
-    def _running(self, x: Array, *layers: str) -> Iterator[Graph]:
-        """The graph for a batch, and the model's device. Memory that runs out is a MemoryError."""
-        graph = self._graph(x.shape)
-        for name in layers:
-            if name not in graph.layers:
-                raise InputError(f"no layer {name!r} in {self.name}; {nearest(name, graph.layers)}")
-        try:
-            with jax.default_device(self.device):
-                yield graph
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise MemoryError(first_line(error)) from error
-
-    def _layer(self, graph: Graph, name: str, var: Any, kind: str) -> Layer:
-        value = np.broadcast_to(0, var.aval.shape)
-        layout = "tokens" if value.ndim == 3 else self.input.layout
-        place = graph.is_output(var), len(value) != 1, graph.reaches_output(var)
-        return Layer(name, kind, self._ours(value).shape[1:], layout, *place)
-
-    def _channels(self, value: Any) -> int:
-        """The axis on which the model keeps them."""
-        return 1 if self.input.layout == "channels_first" and value.ndim != 3 else -1
-
-    def _ours(self, value: Any) -> Array:
-        return np.moveaxis(np.array(value, np.float32), self._channels(value), 1)
-
-    def _theirs(self, value: Array) -> Any:
-        return jnp.asarray(np.moveaxis(value, 1, self._channels(value)))
+        tail = partial(graph.run, graph.ends, params, x, var)  # XLA computes once what both parts share
+        return value, *(jax.vjp(tail, value) if differentiate else (tail(value), None))
 
 
-def _named(graph: Graph, outputs: Sequence[Any]) -> Outputs:
-    arrays = [np.array(output, np.float32) for output in outputs]
-    return dict(zip(graph.activations, arrays, strict=True)) if len(arrays) > 1 else arrays[0]
+@dataclass(eq=False)
+class ForwardPass:
+    """See xcam.contract.recorded.ForwardPass."""
+
+    recording: Recording
+    x: Array
+    layer: str
+    leaf: Any
+    results: Any
+    vjp: Any
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        return self.recording.named(self.results)
+
+    @property
+    def value(self) -> Array:
+        return _float32(self.leaf)
+
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> list[Array]:
+        return [_float32(gradient) for gradient in _each(self.vjp, self._stacked(cotangents))]
+
+    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
+        """See xcam.contract.recorded.SecondOrderPass."""
+
+        def product(v: Any, vector: Any) -> Any:
+            def gradient(value: Any) -> Any:
+                return self.recording.opened(self.layer, True, self.recording.params, self.x, value)[2](v)[0]
+
+            return jax.jvp(gradient, (self.leaf,), (vector,))[1]
+
+        along = jnp.stack([jnp.asarray(vector) for vector in vectors]).astype(self.leaf.dtype)
+        return map(_float32, jax.vmap(product)(self._stacked(cotangents), along))
+
+    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+        return self.recording.forward(self.x[rows], self.layer, differentiate, jnp.asarray(value))
+
+    def _stacked(self, cotangents: Sequence[Mapping[str, Array]]) -> list[Any]:
+        """Return for each output its M cotangents as one array."""
+        names = zip(self.recording.output_activations, self.results, strict=True)
+        return [jnp.stack([v[name] for v in cotangents]).astype(output.dtype) for name, output in names]
 
 
-def _stacked(graph: Graph, outputs: Sequence[Any], given: Sequence[Outputs]) -> list[Any]:
-    """For each output its M cotangents as one array; nothing where there are none."""
-    rows = [[v[name] for name in graph.activations] if isinstance(v, Mapping) else [v] for v in given]
-    return [jnp.stack(vs).astype(o.dtype) for o, *vs in zip(outputs, *rows, strict=True)] if rows else []
+def _layer(graph: Graph, name: str, var: Any, kind: str, layout: Layout) -> Layer:
+    shape = var.aval.shape
+    layout = "tokens" if len(shape) == 3 else layout
+    facts = graph.is_output(var), shape[0] != 1, graph.reaches_output(var)
+    return Layer(name, kind, shape_to_channels_first(shape[1:], layout), layout, *facts)
+
+
+def _float32(value: Any) -> Array:
+    return np.array(value, np.float32)

@@ -1,10 +1,11 @@
-"""What xcam may know of this backend without importing JAX."""
+"""The backend's entry point: read by xcam without importing JAX."""
 
 from xcam import BackendSpec, hookimpl
 
 
 @hookimpl
 def xcam_backend() -> BackendSpec:
+    """Return the description of this backend."""
     return BackendSpec(
         name="jax",
         requires=("jax",),

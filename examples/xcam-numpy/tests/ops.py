@@ -1,4 +1,4 @@
-"""The operators of the suite's networks for a Graph: each with its derivative, written down by hand."""
+"""The operators of the suite's networks for a Graph, each with its derivative."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ KINDS = {
 
 
 def graph(network: Network) -> Graph:
-    """The network as a user of this framework would write it."""
+    """Return the network as a user of this framework would write it."""
     return Graph(network.name, network.input, [node(step) for step in network.steps], network.outputs)
 
 
 def node(step: Step) -> Node:
-    back = globals().get(f"{step.op}_back")
+    """Return a step of the network."""
+    derivative = globals()[f"{step.op}_back"]
 
     def forward(*values: Any) -> Any:
         return OPS[step.op](*values, *step.weights)
 
     def backward(g: Any, *values: Any) -> Any:
-        found = back(g, *values, *step.weights)
-        return found if isinstance(found, tuple) else (found,)
+        gradients = derivative(g, *values, *step.weights)
+        return gradients if isinstance(gradients, tuple) else (gradients,)
 
     return Node(step.name, KINDS.get(step.op, step.op.capitalize()), step.inputs, forward, backward)
 
 
 def conv_back(g: Any, x: Any, kernel: Any, bias: Any) -> Any:
-    """A convolution with the kernel turned round, inputs and outputs exchanged."""
+    """A convolution with the kernel rotated, inputs and outputs exchanged."""
     return OPS["conv"](g, kernel[:, :, ::-1, ::-1].swapaxes(0, 1), np.zeros(kernel.shape[1], kernel.dtype))
 
 
@@ -84,9 +85,9 @@ def tokens_back(g: Any, x: Any, first: Any) -> Any:
 
 
 def first_back(g: Any, x: Any) -> Any:
-    found = np.zeros_like(x)
-    found[:, :, 0] = g
-    return found
+    gradient = np.zeros_like(x)
+    gradient[:, :, 0] = g
+    return gradient
 
 
 def norm_back(g: Any, x: Any, scale: Any, shift: Any) -> Any:

@@ -1,1 +1,1 @@
-"""An xcam backend in NumPy alone."""
+"""An xcam backend that needs NumPy alone."""

@@ -1,78 +1,101 @@
-"""xcam's contract for a Graph: it is walked forwards, and backwards from the outputs to the layer. See xcam.contract."""
+"""The contract for a Graph: run forwards, and backwards from the outputs to the layer. See xcam.contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from xcam import InputError, InputSpec, Layer, Trace
-from xcam.contract import rows_of
-from xcam_numpy.graph import Graph
+from xcam.contract import Array, Capability, Cotangents, Layout, Outputs, rows_of
+from xcam.contract.outputs import ask, one_or_mapping
+from xcam_numpy.graph import Graph, Node
+
+Values = Mapping[str, Array]
+LAYOUTS: dict[int, Layout] = {2: "tokens"}  # by the number of axes without the batch
 
 
 class NumpyBackend:
-    def load(self, source, *, size=None, device=None, layout=None, weights=None):
+    """The NumPy backend."""
+
+    def load(
+        self, source: Any, *, size: Any = None, device: Any = None, layout: Any = None, weights: Any = None
+    ) -> NumpyModel:
+        """Return the model of a Graph."""
         if not isinstance(source, Graph):
-            raise InputError(f"{source} is no xcam_numpy.graph.Graph; give one, or module:function that makes one")
+            raise InputError(f"cannot load {source}: not a Graph; give one, or module:function that returns one")
         return NumpyModel(source)
 
 
 class NumpyModel:
-    backend = "numpy"
-    capabilities = frozenset({"gradients", "resume"})
-    notes = ()
+    """A Graph behind xcam's contract. See xcam.contract.Model."""
 
-    def __init__(self, graph):
+    backend = "numpy"
+    capabilities: frozenset[Capability] = frozenset({"gradients", "resume"})
+    notes: Sequence[str] = ()
+
+    def __init__(self, graph: Graph) -> None:
         self.graph, self.name, self.labels = graph, graph.name, graph.labels
         self.input = InputSpec(graph.shape[1:], channels=graph.shape[0], fixed=True)
         under = {node.name: node.inputs[0] for node in graph.nodes if node.kind == "Softmax"}
-        self.ends = {name: under.get(name, name) for name in graph.outputs}  # each output's logits
-        cut = {name: "softmax" if name in under else None for name in graph.outputs}
-        self.output_activation = cut if len(cut) > 1 else cut[graph.outputs[0]]
+        self.logits = {name: under.get(name, name) for name in graph.outputs}  # the node to read for each output
+        self.output_activation = one_or_mapping(
+            {name: "softmax" if name in under else None for name in graph.outputs}
+        )
         values = graph.run({"x": np.zeros((1, *graph.shape), np.float32)})
         self.layers = [self._layer(n, values[n.name].shape[1:]) for n in graph.nodes if n.kind != "Softmax"]
 
-    def predict(self, x):
+    def predict(self, x: Array) -> Outputs:
         return self._outputs(self.graph.run({"x": x}))
 
-    def activations(self, x, layers):
+    def activations(self, x: Array, layers: Sequence[str]) -> Values:
         values = self.graph.run({"x": x})
         return {name: values[name].astype(np.float32, copy=False) for name in layers}
 
-    def trace(self, x, layer, cotangents=None):
-        return self._traced(layer, self.graph.run({"x": x}), cotangents)
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
+        return self._finish(layer, self.graph.run({"x": x}), cotangents)
 
-    def resume(self, trace, activations, rows=None, cotangents=None):
+    def resume(
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
+    ) -> Trace:
         layer, values = trace.state
-        picked, behind = rows_of(rows, len(values["x"]), len(activations)), self._from(layer)
-        kept = {name: value[picked] for name, value in values.items() if name not in behind}
-        return self._traced(layer, self.graph.run(kept | {layer: activations}), cotangents)
+        rows, behind = rows_of(rows, len(values["x"]), len(activations)), self._behind(layer)
+        bypass = {name: value[rows] for name, value in values.items() if name not in behind}
+        return self._finish(layer, self.graph.run(bypass | {layer: activations}), cotangents)
 
-    def _traced(self, layer, values, cotangents):
+    def _finish(self, layer: str, values: Values, cotangents: Cotangents | None) -> Trace:
         outputs = self._outputs(values)
-        gradients = [self._gradient(layer, values, v) for v in (cotangents(outputs) if cotangents else [])]
+        gradients = [self._gradient(layer, values, v) for v in ask(cotangents, outputs, self.logits)]
         return Trace(outputs, values[layer].astype(np.float32, copy=False), gradients, (layer, values))
 
-    def _gradient(self, layer, values, v):
-        behind, found = self._from(layer), {layer: np.zeros_like(values[layer])}
-        for name, end in self.ends.items():
-            found[end] = found.get(end, 0) + (v[name] if isinstance(v, dict) else v)
+    def _gradient(self, layer: str, values: Values, v: Values) -> Array:
+        behind, gradients = self._behind(layer), {layer: np.zeros_like(values[layer])}
+        for name, node_name in self.logits.items():
+            gradients[node_name] = gradients.get(node_name, 0) + v[name]
         for node in reversed(self.graph.nodes):
-            if node.name in found and node.name in behind - {layer}:
-                gradients = node.backward(found[node.name], *(values[name] for name in node.inputs))
-                for name, g in zip(node.inputs, gradients, strict=True):
+            if node.name in gradients and node.name in behind - {layer}:
+                parts = node.backward(gradients[node.name], *(values[name] for name in node.inputs))
+                for name, part in zip(node.inputs, parts, strict=True):
                     if name in behind:  # the backward pass stops at the layer
-                        found[name] = found.get(name, 0) + g
-        return found[layer].astype(np.float32)
+                        gradients[name] = gradients.get(name, 0) + part
+        return gradients[layer].astype(np.float32)
 
-    def _from(self, layer):
+    def _behind(self, layer: str) -> set[str]:
         behind = {layer}
         for node in self.graph.nodes:
             behind |= {node.name} if behind & set(node.inputs) else set()
         return behind
 
-    def _outputs(self, values):
-        said = {name: values[end].astype(np.float32, copy=False) for name, end in self.ends.items()}
-        return said if len(said) > 1 else next(iter(said.values()))
+    def _outputs(self, values: Values) -> Outputs:
+        arrays = {name: values[node_name].astype(np.float32, copy=False) for name, node_name in self.logits.items()}
+        return one_or_mapping(arrays)
 
-    def _layer(self, node, shape):
-        ends, layout = set(self.ends.values()), "tokens" if len(shape) == 2 else "channels_first"
-        reaches = bool(ends & self._from(node.name))
-        return Layer(node.name, node.kind, shape, layout, node.name in ends, reaches_output=reaches)
+    def _layer(self, node: Node, shape: tuple[int, ...]) -> Layer:
+        logits, layout = set(self.logits.values()), LAYOUTS.get(len(shape), "channels_first")
+        reaches = bool(logits & self._behind(node.name))
+        return Layer(node.name, node.kind, shape, layout, node.name in logits, reaches_output=reaches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ class Node:
     inputs: tuple[str, ...]
     """The nodes that it reads; `x` is the network's input."""
     forward: Callable[..., Any]
-    """values of its inputs → its value [N, C, …]"""
+    """From the values of its inputs to its value [N, C, …]."""
     backward: Callable[..., Sequence[Any]]
-    """gradient of its value, values of its inputs → a gradient for each input"""
+    """From the gradient of its value, and the values of its inputs, to a gradient for each input."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Graph:
 
     name: str
     shape: tuple[int, int, int]
-    """(C, H, W) of a picture."""
+    """(C, H, W) of an image."""
     nodes: Sequence[Node]
     outputs: tuple[str, ...]
     labels: Sequence[str] | None = None
 
-    def run(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The value of every node, from `x` or from any values that are known already."""
+    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the value of every node, computed from `x` or from any values that are known already."""
         known = dict(values)
         for node in self.nodes:
             if node.name not in known:

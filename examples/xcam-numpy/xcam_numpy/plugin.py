@@ -1,10 +1,11 @@
-"""What xcam may know of this backend without importing its framework."""
+"""The backend's entry point: read by xcam without importing its framework."""
 
 from xcam import BackendSpec, hookimpl
 
 
 @hookimpl
 def xcam_backend() -> BackendSpec:
+    """Return the description of this backend."""
     return BackendSpec(
         name="numpy",
         requires=("numpy",),

@@ -1,4 +1,4 @@
-"""The conformance suite, for Keras, on whichever engine it runs."""
+"""The conformance suite for Keras, on the engine in use."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ class TestKeras(Conformance):
     def snapshot(self, native: keras.Model) -> Any:
         layers = native._flatten_layers()
         weights = [w.tobytes() for w in native.get_weights()]
-        own = [(sorted(vars(part)), part.trainable) for part in layers]
-        return weights, own, keras.layers.Layer.__call__
+        attributes = [(sorted(vars(layer)), layer.trainable) for layer in layers]
+        return weights, attributes, keras.layers.Layer.__call__

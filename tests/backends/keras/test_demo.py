@@ -1,4 +1,4 @@
-"""The demo network in Keras: it knows its classes, and its maps point at the right shape among two."""
+"""The demo network in Keras: its classes, and maps that point at the right one of two shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def model() -> xcam.Model:
     return xcam.load("demo", "keras")
 
 
-def test_the_shipped_pictures_are_recognised_and_lit_on_their_shape(model: xcam.Model) -> None:
+def test_the_shipped_images_are_classified_correctly(model: xcam.Model) -> None:
     assert len(demo.image_paths()) >= 6
     for path in demo.image_paths():
         e = xcam.explain(model, path)
@@ -24,7 +24,7 @@ def test_the_shipped_pictures_are_recognised_and_lit_on_their_shape(model: xcam.
 
 
 @pytest.mark.slow
-def test_the_peak_lies_on_its_own_shape_and_at_random_it_does_not(model: xcam.Model) -> None:
+def test_the_peak_is_on_its_own_shape_except_for_random_maps(model: xcam.Model) -> None:
     scenes = scenes_with_two(200)
     share = {method: hits(model, scenes, method) for method in ("gradcam", "hirescam", "layercam", "random")}
     print("share of peaks on their own shape:", share)

@@ -1,4 +1,4 @@
-"""What holds for Keras on JAX alone: no tracer leaks into the user's model, and weights are no constants."""
+"""Keras on JAX: no tracer leaks into the user's model, and weights are arguments of the compiled functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_tracer_leaks() -> None:
     assert not any(isinstance(loss, jax.core.Tracer) for loss in keras_model.losses)
 
 
-def test_training_on_compiles_nothing_anew() -> None:
+def test_new_weights_need_no_compilation() -> None:
     keras_model = network()
     model = xcam.load(keras_model)
     trace = model.trace(X, "tanh", first)
@@ -44,14 +44,14 @@ def test_training_on_compiles_nothing_anew() -> None:
     with pytest.MonkeyPatch.context() as patch:
 
         def fail(*_: object, **__: object) -> None:
-            raise AssertionError("compiled anew")
+            raise AssertionError("compiled again")
 
-        patch.setattr(jax, "vjp", fail)  # it is called where the tail is traced, and nowhere else
+        patch.setattr(jax, "vjp", fail)  # called only where the tail is traced
         again = model.trace(X, "tanh", first)
     assert np.abs(again.activations - trace.activations).max() > 1e-2
 
 
-def test_the_layer_behind_a_loop_is_listed_and_those_in_it_are_not() -> None:
+def test_a_loop_is_listed_as_one_layer() -> None:
     x = inputs = L.Input((8, 8, 3))
     x = L.RNN(L.LSTMCell(5, name="cell"), return_sequences=True, name="loop")(L.Reshape((8, 24), name="rows")(x))
     model = xcam.load(keras.Model(inputs, L.Dense(2, name="out")(L.Flatten(name="flat")(x))))

@@ -1,4 +1,4 @@
-"""What holds for Keras on torch alone: torch's own state stays as it was, and `resume` spares what it can."""
+"""Keras on torch: torch's own state does not change, and `resume` spares the layers before the cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
 
 
 def network(*ahead: keras.layers.Layer, gate: bool = False) -> keras.Model:
-    """Two convolutions ahead of `cut`, past which a skip connection goes."""
+    """Two convolutions before `cut`, which a skip connection passes by."""
     x = inputs = L.Input((8, 8, 3))
     for layer in ahead:
         x = layer(x)
@@ -33,7 +33,7 @@ def first(z: np.ndarray) -> list[np.ndarray]:
     return [np.eye(z.shape[1], dtype=np.float32)[[0] * len(z)]]
 
 
-def test_gradients_and_flags_of_parameters_stay() -> None:
+def test_gradients_and_flags_of_parameters_do_not_change() -> None:
     keras_model = network()
     parameters = list(keras_model.parameters())
     parameters[0].grad = torch.full_like(parameters[0], 7)
@@ -55,23 +55,21 @@ def test_modules_of_torch_keep_their_mode() -> None:
     module[1].eval()
     with torch.no_grad():
         model = xcam.load(keras_model)
-        found = [model.predict(X) for _ in range(2)]
+        outputs = [model.predict(X) for _ in range(2)]
     assert (module.training, module[0].training, module[1].training) == (True, True, False)
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(*outputs)
     assert int(module[0].num_batches_tracked) == 0
 
 
 @pytest.mark.parametrize("gate", [False, True])
-def test_resume_spares_the_layers_ahead_and_is_right_where_it_cannot(
-    gate: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a gate the tail reads a layer by a comparison, which torch's graph does not show."""
+def test_resume_spares_the_layers_before_the_cut_where_possible(gate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a gate the tail reads a layer in a comparison, which torch's graph does not show."""
     keras_model = network(gate=gate)
     model = xcam.load(keras_model)
     trace = model.trace(X, "cut")
     rows = [2, 0, 1, 2]
-    put = trace.activations[rows] * 0.5
-    found = model.resume(trace, put, rows, first)
+    replacement = trace.activations[rows] * 0.5
+    resumed = model.resume(trace, replacement, rows, first)
     called: list[str] = []
     original = L.Conv2D.call
 
@@ -80,10 +78,10 @@ def test_resume_spares_the_layers_ahead_and_is_right_where_it_cannot(
         return original(layer, *args)
 
     monkeypatch.setattr(L.Conv2D, "call", call)
-    again = model.resume(trace, put, rows, first)
+    again = model.resume(trace, replacement, rows, first)
     assert called == (["a", "b", "cut", "behind"] if gate else ["cut", "behind"])
-    np.testing.assert_array_equal(again.outputs, found.outputs)
+    np.testing.assert_array_equal(again.outputs, resumed.outputs)
     whole = model.trace(X[rows], "cut", first)
     np.testing.assert_allclose(model.resume(whole, whole.activations).outputs, whole.outputs, atol=1e-6)
     if not gate:  # the tail is linear
-        np.testing.assert_allclose(found.gradients[0], whole.gradients[0], atol=1e-6)
+        np.testing.assert_allclose(resumed.gradients[0], whole.gradients[0], atol=1e-6)

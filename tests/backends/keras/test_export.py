@@ -1,4 +1,4 @@
-"""Keras models written as ONNX files: ONNX Runtime's numbers are Keras'."""
+"""Keras models exported to ONNX: ONNX Runtime computes the same numbers as Keras."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from xcam_keras import export
 from xcam_keras.backend import keras
 from xcam_keras.export import to_onnx
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="tf2onnx converts what TensorFlow has recorded"
-)
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf2onnx converts TensorFlow graphs")
 L = keras.layers
 
 
@@ -36,7 +34,7 @@ def backbone() -> keras.Model:
 
 
 def nested() -> keras.Model:
-    inputs = L.Input((16, 12, 3), name="picture")
+    inputs = L.Input((16, 12, 3), name="image")
     x = L.Dropout(0.5)(backbone()(L.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 2.0, 3.0])(inputs)))
     return keras.Model(inputs, L.Dense(4, activation="softmax", name="scores")(L.Flatten()(x)), name="nested")
 
@@ -46,7 +44,7 @@ def sequential() -> keras.Model:
 
 
 class Subclassed(keras.Model):
-    """Two outputs, in a dict whose keys are not in the order of the alphabet."""
+    """Two outputs, in a dict whose keys are not in alphabetical order."""
 
     def __init__(self) -> None:
         super().__init__(name="subclassed")
@@ -75,7 +73,7 @@ def fully_convolutional() -> keras.Model:
 
 
 def randomise(model: keras.Model) -> keras.Model:
-    """No weight keeps a value such as 0 or 1, which could stand at a wrong place unseen."""
+    """Assign random weights: values such as 0 or 1 could be exchanged without effect."""
     rng = np.random.default_rng(0)
     for variable in model.variables:
         if variable.dtype == "float32":
@@ -95,19 +93,19 @@ def run(path: Path, x: np.ndarray, more: list[str] | None = None) -> dict[str, n
     return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
 
 
-def pictures(*shape: int) -> np.ndarray:
+def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-def agree(found: np.ndarray, expected: Any) -> None:
+def agree(actual: np.ndarray, expected: Any) -> None:
     expected = np.asarray(expected)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
     ("build", "name", "outputs"),
     [
-        (nested, "picture", ["scores"]),
+        (nested, "image", ["scores"]),
         (sequential, None, ["output_0"]),
         (subclassed, "input", ["z", "features"]),
         (fully_convolutional, None, ["map", "mean"]),
@@ -125,29 +123,31 @@ def test_numbers_names_and_any_batch(
     for value in [*written.graph.input, *written.graph.output]:
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert list(tmp_path.iterdir()) == [path]
-    for x in (pictures(1, 16, 12, 3), pictures(3, 16, 12, 3)):
+    for x in (images(1, 16, 12, 3), images(3, 16, 12, 3)):
         expected = model(x, training=False)
         expected = list(expected.values()) if isinstance(expected, dict) else tf.nest.flatten(expected)
-        for found, value in zip(run(path, x).values(), expected, strict=True):
-            agree(found, value)
+        for output, value in zip(run(path, x).values(), expected, strict=True):
+            agree(output, value)
 
 
-def test_an_open_size_stays_open_or_is_given(tmp_path: Path) -> None:
+def test_an_open_size_stays_open_or_is_set(tmp_path: Path) -> None:
     model = randomise(fully_convolutional())
     to_onnx(model, tmp_path / "open.onnx")
     to_onnx(model, tmp_path / "given.onnx", (17, 22))
-    x = pictures(2, 17, 22, 3)
+    x = images(2, 17, 22, 3)
     for name in ("open.onnx", "given.onnx"):
-        found = run(tmp_path / name, x)
+        outputs = run(tmp_path / name, x)
         for output, expected in zip(("map", "mean"), model(x, training=False), strict=True):
-            agree(found[output], expected)
+            agree(outputs[output], expected)
     dims = onnx.load(tmp_path / "given.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims[1:]] == [17, 22, 3]
-    with pytest.raises(InputError, match=r"takes pictures of \(16, 12\), not of \(8, 8\); leave size out"):
+    with pytest.raises(
+        InputError, match=r"cannot use size=\(8, 8\): backbone takes images of \(16, 12\); leave size out"
+    ):
         to_onnx(backbone(), tmp_path / "no.onnx", (8, 8))
 
 
-def test_weights_are_turned_when_written_and_named_as_in_keras(tmp_path: Path) -> None:
+def test_weights_are_transposed_when_written_and_named_as_in_keras(tmp_path: Path) -> None:
     model = randomise(nested())
     to_onnx(model, tmp_path / "a.onnx")
     graph = onnx.load(tmp_path / "a.onnx").graph
@@ -161,13 +161,13 @@ def test_weights_are_turned_when_written_and_named_as_in_keras(tmp_path: Path) -
     assert not [node.name for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]
 
 
-def test_metadata_finds_the_layers(tmp_path: Path) -> None:
+def test_metadata_maps_layers_to_tensors(tmp_path: Path) -> None:
     model = randomise(nested())
     to_onnx(model, tmp_path / "a.onnx")
     entries = {entry.key: entry.value for entry in onnx.load(tmp_path / "a.onnx").metadata_props}
     layers = json.loads(entries["xcam.layers"])
     assert {"backbone/first", "backbone/depthwise", "backbone/norm", "backbone/act", "backbone/last"} <= {*layers}
-    x = pictures(2, 16, 12, 3)
+    x = images(2, 16, 12, 3)
     values = run(tmp_path / "a.onnx", x, list(layers.values()))
     part = model.get_layer("backbone")
     inside = keras.Model(part.input, [layer.output for layer in part.layers[1:]])
@@ -177,16 +177,16 @@ def test_metadata_finds_the_layers(tmp_path: Path) -> None:
     agree(values[layers["scores"]], model(x, training=False))
 
 
-def test_weights_beyond_the_limit_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, path, x = randomise(nested()), tmp_path / "a.onnx", pictures(2, 16, 12, 3)
+def test_weights_beyond_the_limit_are_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path, x = randomise(nested()), tmp_path / "a.onnx", images(2, 16, 12, 3)
     monkeypatch.setattr(export, "LIMIT", 100)
     to_onnx(model, path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    agree(session.run(None, {"picture": x})[0], model(x, training=False))
+    agree(session.run(None, {"image": x})[0], model(x, training=False))
 
 
-def test_model_and_logging_stay_as_they_were(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_model_and_logging_do_not_change(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def state() -> list[Any]:
         loggers = [logging.getLogger(name) for name in ("", "tf2onnx", "tensorflow")]
         return [(list(log.handlers), log.propagate, log.level) for log in loggers]
@@ -206,10 +206,10 @@ class Strange(L.Layer):
         return tf.math.lgamma(x)
 
 
-def test_what_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     strange = keras.Sequential([L.Input((8, 8, 3)), Strange(name="strange")], name="odd")
     with pytest.raises(
-        ModelError, match=r"tf2onnx cannot convert odd: .*Lgamma.* is not supported; change that part"
+        ModelError, match=r"cannot convert odd with tf2onnx: .*Lgamma.* is not supported; change that part"
     ):
         to_onnx(strange, tmp_path / "a.onnx")
     with pytest.raises(InputError, match=r"cannot write .*; give a folder that exists and has room"):
@@ -217,5 +217,7 @@ def test_what_cannot_be_written_leaves_no_file(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else find(name))
-    with pytest.raises(BackendError, match="with tf2onnx, which is not installed: pip install tf2onnx"):
+    with pytest.raises(
+        BackendError, match="cannot export Keras models to ONNX: tf2onnx is not installed; pip install tf2onnx"
+    ):
         to_onnx(backbone(), tmp_path / "a.onnx")

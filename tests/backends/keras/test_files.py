@@ -1,4 +1,4 @@
-"""Saved models: what is read, and what is refused with a reason."""
+"""Saved models: files that are read, and files that are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_saved_models_give_the_same_numbers(tmp_path: Path, suffix: str) -> None
 def test_python_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "lambda.keras"
     small(L.Lambda(lambda x: x * 2)).save(path)
-    with pytest.raises(ModelError, match="it brings Python code with it; load it yourself if you trust it"):
+    with pytest.raises(ModelError, match="; it contains Python code: load it yourself if you trust it"):
         xcam.load(path)
 
 
@@ -44,7 +44,7 @@ class Own(L.Layer):
         return x
 
 
-def test_what_is_no_model(tmp_path: Path) -> None:
+def test_files_that_are_not_models(tmp_path: Path) -> None:
     for name in ("empty.keras", "text.h5"):
         (tmp_path / name).write_bytes(b"" if "empty" in name else b"text")
         with pytest.raises(ModelError, match=f"cannot load .*{name}: .*; check that it was saved by"):
@@ -58,14 +58,16 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="register its classes"):
         xcam.load(tmp_path / "own.keras")
     small().save_weights(tmp_path / "a.weights.h5")
-    with pytest.raises(InputError, match="holds weights without a model; name the model too"):
+    with pytest.raises(InputError, match=r"cannot load .*: it holds weights only; name the model too"):
         xcam.load(tmp_path / "a.weights.h5")
     with pytest.raises(InputError, match="no such model file"):
         xcam.load(str(tmp_path / "absent.keras"))
     with pytest.raises(InputError, match="is a directory; give a model file"):
         xcam.load(str(tmp_path))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match=r"is no file that Keras loads; give a \.keras"):
+    with pytest.raises(
+        InputError, match=r"cannot load .*a\.txt: Keras does not read this kind of file; give a \.keras"
+    ):
         xcam.load(tmp_path / "a.txt", backend="keras")
 
 

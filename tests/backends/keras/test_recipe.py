@@ -1,4 +1,4 @@
-"""The classic Keras recipe, step by step in plain TensorFlow, against `score="probability", normalize="max"`."""
+"""The classic Keras recipe, step by step in plain TensorFlow, compared with `score="probability", normalize="max"`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def recipe(model: keras.Model, image: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Heatmap at the layer's size, heatmap at the picture's size, class: the steps of the recipe in today's words."""
+    """Return the heatmap at the layer's size, the heatmap at the image's size and the class, by the recipe's steps."""
     x = cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA)
     x = keras.applications.vgg16.preprocess_input(x[None].astype(np.float32))
     both = keras.Model(model.input, [model.get_layer(layer).output, model.output])
@@ -62,7 +62,7 @@ def test_vgg16(photo: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(e.heatmap, heatmap, atol=1e-3)
     assert np.std(heatmap) > 0.05  # there is something to compare
 
-    # The overlay: cv2.applyColorMap, times 0.5, plus the picture; what overflows is clipped.
+    # The overlay: cv2.applyColorMap, times 0.5, plus the image, clipped.
     bgr = image[..., ::-1]
     colours = cv2.applyColorMap(np.uint8(255 * e.heatmap), cv2.COLORMAP_JET)
     superimposed = np.clip(colours * 0.5 + bgr, 0, 255)

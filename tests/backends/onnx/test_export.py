@@ -322,7 +322,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         (small.build(), None, "eigencam", "cannot work out 'eigencam'; known: gradcam,"),
         (small.build(), "nope", "gradcam", "unknown layer 'nope'"),
         (small.build(), "fc", "gradcam", "'fc': it has no spatial axes"),
-        (small.build([*deep, flat], more=[np.array([2, 3])]), "relu1", None, "a class needs .batch, classes."),
+        (small.build([*deep, flat], more=[np.array([2, 3])]), "relu1", None, "not .batch, classes."),
         (own, "relu1", "gradcam", "com.microsoft:QuickGelu"),
         (labelled, "relu1", "gradcam", "there are 2 class names for the 5 classes of small"),
     ]:

@@ -77,10 +77,10 @@ def expected(module: nn.Module, x: np.ndarray = X) -> Any:
         return copy.deepcopy(module).eval()(torch.from_numpy(x))
 
 
-def agree(found: np.ndarray, value: Any) -> None:
+def agree(result: np.ndarray, value: Any) -> None:
     value = np.asarray(value)
-    assert found.shape == value.shape
-    np.testing.assert_allclose(found, value, rtol=0, atol=1e-4 * np.abs(value).max())
+    assert result.shape == value.shape
+    np.testing.assert_allclose(result, value, rtol=0, atol=1e-4 * np.abs(value).max())
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_outputs_by_key_for_any_batch(tmp_path: Path, returns: str, names: list[
     module, path = Net(returns), tmp_path / "net.onnx"
     to_onnx(module, path, SIZE)
     onnx.checker.check_model(path, full_check=True)
-    (given,) = onnx.load(path).graph.input
-    assert given.name == ("input_image" if returns == "input" else "input")
-    dims = given.type.tensor_type.shape.dim
+    (source,) = onnx.load(path).graph.input
+    assert source.name == ("input_image" if returns == "input" else "input")
+    dims = source.type.tensor_type.shape.dim
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, *SIZE]
     for x in (X, X[:1]):
-        found = run(path, x)
-        assert list(found) == names
-        for value, wanted in zip(found.values(), values(expected(module, x)), strict=True):
+        result = run(path, x)
+        assert list(result) == names
+        for value, wanted in zip(result.values(), values(expected(module, x)), strict=True):
             agree(value, wanted)
 
 
@@ -160,9 +160,9 @@ def test_the_module_stays_as_it_was(tmp_path: Path) -> None:
 def test_half_precision(tmp_path: Path) -> None:
     module = Net().half()
     to_onnx(module, tmp_path / "net.onnx", SIZE)
-    found = run(tmp_path / "net.onnx", X.astype(np.float16))["output"]
-    assert found.dtype == np.float16
-    np.testing.assert_allclose(found, expected(Net()).numpy(), atol=1e-2)
+    result = run(tmp_path / "net.onnx", X.astype(np.float16))["output"]
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result, expected(Net()).numpy(), atol=1e-2)
 
 
 def test_shared_and_computed_weights(tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_a_module_that_takes_one_image_only(tmp_path: Path) -> None:
 
     module = One()
     to_onnx(module, tmp_path / "net.onnx", SIZE)
-    (given,) = onnx.load(tmp_path / "net.onnx").graph.input
-    assert given.type.tensor_type.shape.dim[0].dim_value == 1
+    (source,) = onnx.load(tmp_path / "net.onnx").graph.input
+    assert source.type.tensor_type.shape.dim[0].dim_value == 1
     agree(run(tmp_path / "net.onnx", X[:1])["output"], expected(module, X[:1]))
     agree(xcam.load(tmp_path / "net.onnx").predict(X), expected(module))
 
@@ -224,7 +224,7 @@ class Uncopied(Net):
 
 
 @pytest.mark.parametrize(
-    ("module", "channels", "words"),
+    ("module", "channels", "message"),
     [
         (Branch(), 3, r"cannot export Branch to ONNX: .*; change that part of its forward"),
         (Whole(), 3, r"cannot explain Whole: it returns tensors of int64, and a score needs a float"),
@@ -243,9 +243,9 @@ class Uncopied(Net):
     ],
 )
 def test_modules_that_cannot_be_written(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], module: nn.Module, channels: int, words: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], module: nn.Module, channels: int, message: str
 ) -> None:
-    with pytest.raises(ModelError, match=words) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         to_onnx(module, tmp_path / "net.onnx", SIZE, channels)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What the conformance suite does not ask: torch's own ways to write, run and break a module."""
+"""Behaviour beyond the conformance suite: torch's own ways to write, run and break a module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
 
 
 def small(*tail: nn.Module) -> nn.Sequential:
-    """conv → in-place ReLU → what is given, or mean and scores."""
+    """Return conv → in-place ReLU → the given tail, or mean and scores."""
     torch.manual_seed(0)
     tail = tail or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), *tail)
@@ -95,9 +95,9 @@ def test_under_a_callers_modes_and_with_frozen_parameters(mode: Any) -> None:
     module = small().requires_grad_(False)
     with mode():
         before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        found = opened(module).trace(X, "0", cotangents()).gradients[0]
+        result = opened(module).trace(X, "0", cotangents()).gradients[0]
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_allclose(result, expected, atol=1e-7)
     assert not any(p.requires_grad for p in module.parameters())
 
 
@@ -191,16 +191,16 @@ class Returns(nn.Module):
         (lambda z, x: Pair(x.mean((1, 2, 3)), z), ["logits", "first"]),
     ],
 )
-def test_what_a_module_returns(make: Any, names: list[str] | None, rng: np.random.Generator) -> None:
+def test_the_outputs_of_a_module(make: Any, names: list[str] | None, rng: np.random.Generator) -> None:
     model = opened(Returns(make), preprocess="unit")
-    said = model.predict(X)
-    assert (list(said) if isinstance(said, dict) else None) == names
+    outputs = model.predict(X)
+    assert (list(outputs) if isinstance(outputs, dict) else None) == names
     e = xcam.explain(model, rng.integers(0, 256, (10, 8, 3), dtype=np.uint8), layer="body.1", target=2)
     assert e.outputs.shape == (3,)
     assert e.index == 2
 
 
-def test_no_float_output_is_said() -> None:
+def test_a_module_without_a_float_output() -> None:
     with pytest.raises(ModelError, match="it returns tensors of int64, and a score needs a float tensor"):
         opened(Returns(lambda z, x: z.argmax(1))).predict(X)
 
@@ -217,7 +217,7 @@ def test_functional_softmax_and_sigmoid_are_cut_off() -> None:
     assert gated.output_activation is None
 
 
-def test_layers_that_cannot_be_explained_are_said() -> None:
+def test_layers_that_cannot_be_explained() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -247,7 +247,7 @@ def test_nan_is_traced_to_its_first_layer() -> None:
         xcam.explain(opened(module, preprocess="unit"), np.full((10, 8, 3), 9, np.uint8), layer="0")
 
 
-def test_memory_that_runs_out_halves_the_batch_and_says_so(rng: np.random.Generator) -> None:
+def test_exhausted_memory_halves_the_batch_with_a_warning(rng: np.random.Generator) -> None:
     class Greedy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -263,8 +263,8 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(rng: np.random.Genera
     with pytest.warns(
         xcam.XcamWarning, match=r"out of memory with \d pictures at once \(CUDA out of memory.*trying \d"
     ):
-        found = xcam.explain(model, images, layer="body.0", target=0)
-    for image, e in zip(images, found, strict=True):
+        result = xcam.explain(model, images, layer="body.0", target=0)
+    for image, e in zip(images, result, strict=True):
         np.testing.assert_allclose(e.cam, xcam.explain(model, image, layer="body.0", target=0).cam, atol=1e-6)
 
 
@@ -292,11 +292,11 @@ def test_a_model_that_cannot_be_captured_is_resumed_whole() -> None:
     model = opened(Branching())
     trace = model.trace(X, "body.0")
     variants = np.concatenate([trace.activations, 0 * trace.activations])
-    found = model.resume(trace, variants, rows=[0, 1, 0, 1], cotangents=cotangents()).outputs
+    result = model.resume(trace, variants, rows=[0, 1, 0, 1], cotangents=cotangents()).outputs
     assert captured(model, "body.0") is None
-    np.testing.assert_allclose(found[:2], trace.outputs, atol=1e-6)
+    np.testing.assert_allclose(result[:2], trace.outputs, atol=1e-6)
     bias = model.module.body[4].bias.detach().numpy()
-    np.testing.assert_allclose(found[2:], [bias, bias], atol=1e-6)
+    np.testing.assert_allclose(result[2:], [bias, bias], atol=1e-6)
 
 
 def test_a_tail_follows_its_weights() -> None:
@@ -383,8 +383,8 @@ def test_devices() -> None:
         opened(small(), device="warp9")
 
 
-class Beside(nn.Module):
-    """What passes the layer by has no row for each picture: windows folded into the batch, or a value of the batch."""
+class Bypass(nn.Module):
+    """The bypass values do not have one row per image: windows folded into the batch, or a value of the batch."""
 
     def __init__(self, fold: bool) -> None:
         super().__init__()
@@ -402,20 +402,20 @@ class Beside(nn.Module):
 
 
 @pytest.mark.parametrize("fold", [True, False])
-def test_resume_where_what_passes_by_has_no_row_for_each_picture(fold: bool) -> None:
-    module = Beside(fold)
+def test_resume_where_bypass_values_do_not_have_one_row_per_image(fold: bool) -> None:
+    module = Bypass(fold)
     model = opened(module)
     trace = model.trace(X, "conv")
     rows = [1, 0, 1]
-    found = model.resume(trace, trace.activations[rows], rows).outputs
+    result = model.resume(trace, trace.activations[rows], rows).outputs
     with torch.no_grad():
         expected = module(torch.from_numpy(X[rows]))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
     assert captured(model, "conv") is not None
 
 
-def test_a_layer_that_folds_windows_into_the_batch_is_said_to() -> None:
-    model = opened(Beside(True), preprocess="unit")
+def test_a_layer_that_folds_windows_into_the_batch() -> None:
+    model = opened(Bypass(True), preprocess="unit")
     assert {layer.name for layer in model.layers if layer.folds_batch} == {"side"}
     assert default(model).name == "conv"
     with pytest.raises(InputError, match="layer 'side': its batch axis contains windows or frames"):
@@ -516,7 +516,7 @@ def test_resumes_in_threads_while_others_trace_one_live_module() -> None:
     assert wrong == []
 
 
-def test_a_part_that_its_container_writes_to_stands_before_it() -> None:
+def test_a_part_that_its_container_writes_to_comes_before_it() -> None:
     """`F.relu(norm(conv(x)), inplace=True)`: the container's value is the same tensor, and another value."""
 
     class Basic(nn.Module):
@@ -533,13 +533,13 @@ def test_a_part_that_its_container_writes_to_stands_before_it() -> None:
 
 
 def test_a_part_that_runs_in_inference_mode() -> None:
-    """Its tensors count no writes in place; what follows it is explained."""
+    """Its tensors do not count writes in place; the layers behind it can be explained."""
 
     class Frozen(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.inference_mode():
-                found = super().forward(x)
-            return found.clone()
+                result = super().forward(x)
+            return result.clone()
 
     module = nn.Sequential(
         Frozen(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()

@@ -130,32 +130,32 @@ def test_an_exported_program(tmp_path: Path, dynamic: bool) -> None:
             seen.append(len(y))
             return [np.eye(3, dtype=np.float32)[[1, 1]], np.eye(3, dtype=np.float32)[[2, 2]]]
 
-        found = model.trace(X, "features.0", cotangents)  # a batch fixed to 1 is fed one by one, and asks once
+        result = model.trace(X, "features.0", cotangents)  # a batch fixed to 1 is fed one by one, and asks once
         assert seen == [2]
         expected = xcam.load(Small(), size=(12, 10)).trace(X, "features.0", cotangents)
-        np.testing.assert_allclose(found.outputs, truth(Small()), atol=1e-6)
-        for a, b in zip(found.gradients, expected.gradients, strict=True):
+        np.testing.assert_allclose(result.outputs, truth(Small()), atol=1e-6)
+        for a, b in zip(result.gradients, expected.gradients, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-7)
-        np.testing.assert_allclose(model.resume(found, found.activations).outputs, found.outputs, atol=1e-6)
+        np.testing.assert_allclose(model.resume(result, result.activations).outputs, result.outputs, atol=1e-6)
 
 
-def test_files_that_are_no_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_files_without_a_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     level = logging.root.manager.disable
     for name in ("a.pt2", "a.pt", "a.safetensors"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(ModelError, match=f"{name}"):
             xcam.load(tmp_path / name)
     assert capfd.readouterr().err == ""
-    assert logging.root.manager.disable == level  # the user's logging goes on
+    assert logging.root.manager.disable == level  # the user's logging is as before
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(InputError, match=r"torch does not load such files; give a \.pt2 file"):
         xcam.load(tmp_path / "a.txt", backend="torch")
 
 
-@pytest.mark.parametrize("word", ["torchvision:resnet50", "timm:vit_base_patch16_224"])
-def test_zoos_that_are_not_installed_say_what_installs_them(word: str) -> None:
-    with pytest.raises(xcam.BackendError, match=f"{word.partition(':')[0]} is not installed: pip install"):
-        xcam.load(word)
+@pytest.mark.parametrize("name", ["torchvision:resnet50", "timm:vit_base_patch16_224"])
+def test_zoos_that_are_not_installed_name_their_package(name: str) -> None:
+    with pytest.raises(xcam.BackendError, match=f"{name.partition(':')[0]} is not installed: pip install"):
+        xcam.load(name)
 
 
 def test_a_name_without_a_scheme() -> None:
@@ -200,8 +200,8 @@ def test_hugging_face_models(kind: str) -> None:
     direction = np.random.default_rng(2).normal(size=trace.activations.shape).astype(np.float32)
     step = 1e-2 * np.abs(trace.activations).max()
     up, down = (model.resume(trace, trace.activations + s * step * direction).outputs[:, 1] for s in (1, -1))
-    found = (trace.gradients[0] * direction).reshape(2, -1).sum(axis=1)
-    np.testing.assert_allclose(found, (up - down) / (2 * step), rtol=0.1, atol=2e-2 * np.abs(found).max())
+    result = (trace.gradients[0] * direction).reshape(2, -1).sum(axis=1)
+    np.testing.assert_allclose(result, (up - down) / (2 * step), rtol=0.1, atol=2e-2 * np.abs(result).max())
 
 
 @pytest.mark.slow
@@ -217,13 +217,13 @@ def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, photo: 
     (tmp_path / "model" / "preprocessor_config.json").write_text(
         json.dumps({"size": {"height": 96, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3})
     )
-    words = ["-b", "torch", "-m", "hf:model", "-t", "dog", "--json", photo, "-o", "cam.png"]
+    arguments = ["-b", "torch", "-m", "hf:model", "-t", "dog", "--json", photo, "-o", "cam.png"]
     done = subprocess.run(
-        [sys.executable, "-m", "xcam_cli", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "xcam_cli", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["class"], said["index"]) == ("dog", 3)
+    output = json.loads(done.stdout)
+    assert (output["class"], output["index"]) == ("dog", 3)
     model = xcam.load(f"hf:{tmp_path / 'model'}")
     assert model.input.size == (96, 64)
     assert model.input.preprocessing.mean == (0.5, 0.5, 0.5)
@@ -257,7 +257,7 @@ for name, expected in {"resnet18": "layer4.1.relu", "mobilenet_v3_small": "featu
 @pytest.mark.slow
 def test_torchvision(tmp_path: Path) -> None:
     extra = Path(sys.prefix) / "torchvision"
-    assert extra.is_dir(), "make test puts torchvision there, out of the way of what tries to import it"
+    assert extra.is_dir(), "make test installs torchvision there, where other tests do not import it"
     done = subprocess.run(
         [sys.executable, "-c", TORCHVISION, extra], capture_output=True, text=True, check=False, cwd=tmp_path
     )

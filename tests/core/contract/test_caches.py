@@ -9,9 +9,9 @@ from xcam.contract.caches import BoundedCache
 
 
 def test_a_value_is_made_once():
-    made = []
+    created = []
     cache = BoundedCache(2)
-    assert [cache.get("a", lambda: made.append(0) or len(made)) for _ in range(3)] == [1, 1, 1]
+    assert [cache.get("a", lambda: created.append(0) or len(created)) for _ in range(3)] == [1, 1, 1]
 
 
 def test_the_values_used_last_stay():
@@ -73,14 +73,14 @@ def test_after_clear_every_value_is_made_again():
 
 
 def test_threads_share_one_value():
-    made = []
+    created = []
     inside, go = threading.Event(), threading.Event()
 
     def make():
         inside.set()
         assert go.wait(30)
-        made.append(object())
-        return made[-1]
+        created.append(object())
+        return created[-1]
 
     cache = BoundedCache()
     with ThreadPoolExecutor(2) as threads:
@@ -89,7 +89,7 @@ def test_threads_share_one_value():
         second = threads.submit(cache.get, "a", make)  # has to wait for the first
         go.set()
         assert first.result(30) is second.result(30)
-    assert len(made) == 1
+    assert len(created) == 1
 
 
 def test_making_a_value_may_use_the_cache():

@@ -1,4 +1,4 @@
-"""Finding backends: guarded, lazy, and plain about what is wrong."""
+"""Discovery of backends: failures are isolated, imports lazy, errors clear."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def point(name: str, value: str) -> EntryPoint:
 
 def module(monkeypatch: pytest.MonkeyPatch, file: str, **changes: Any) -> EntryPoint:
     """An importable light module whose hook returns a changed spec."""
-    made = type(sys)(file)
-    made.xcam_backend = hookimpl(lambda: fake.spec(**changes))
-    made.xcam_backend.__name__ = "xcam_backend"
-    monkeypatch.setitem(sys.modules, file, made)
+    light = type(sys)(file)
+    light.xcam_backend = hookimpl(lambda: fake.spec(**changes))
+    light.xcam_backend.__name__ = "xcam_backend"
+    monkeypatch.setitem(sys.modules, file, light)
     return point(file, file)
 
 
-def test_a_plugin_that_fails_takes_no_other_down() -> None:
+def test_a_plugin_that_fails_does_not_affect_the_others() -> None:
     registry = Registry([point("bad", "no_such_module_at_all"), point("fake", "fake")])
     assert registry.plugins["bad"].state == "broken"
     assert "no_such_module_at_all" in registry.plugins["bad"].remedy
@@ -59,7 +59,7 @@ def test_broken_when_the_target_fails_even_with_an_import_error(monkeypatch: pyt
     assert registry.plugins["fake"].state == "broken"
 
 
-def test_a_name_taken_twice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry([point("fake", "fake"), module(monkeypatch, "fake_twin")])
     assert registry.plugins["fake"].state == "available"
     twin = registry.plugins["fake (fake_twin)"]
@@ -67,7 +67,7 @@ def test_a_name_taken_twice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is already used by" in twin.remedy
 
 
-def test_a_module_without_the_hook_or_with_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_without_the_hook_or_with_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = type(sys)("fake_empty")
     monkeypatch.setitem(sys.modules, "fake_empty", empty)
     assert "it has no hook xcam_backend" in Registry([point("e", "fake_empty")]).plugins["e"].remedy
@@ -79,7 +79,7 @@ def test_a_module_without_the_hook_or_with_a_wrong_answer(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
         ("xcam_backend", {}, "cannot use fake_hook: xcam_backend returned NoneType; return a BackendSpec"),
         (
@@ -99,7 +99,7 @@ def test_a_module_without_the_hook_or_with_a_wrong_answer(monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_a_hook_that_gives_nothing(monkeypatch: pytest.MonkeyPatch, name: str, options: Any, words: str) -> None:
+def test_a_hook_that_returns_no_spec(monkeypatch: pytest.MonkeyPatch, name: str, options: Any, message: str) -> None:
     def wrapper() -> Any:
         yield
 
@@ -112,7 +112,7 @@ def test_a_hook_that_gives_nothing(monkeypatch: pytest.MonkeyPatch, name: str, o
     setattr(odd, name, hookimpl(function, **options))
     monkeypatch.setitem(sys.modules, "fake_hook", odd)
     registry = Registry([point("odd", "fake_hook"), point("fake", "fake")])
-    assert f"BackendError: {words}" in registry.plugins["odd"].remedy
+    assert f"BackendError: {message}" in registry.plugins["odd"].remedy
     assert registry.plugins["fake"].state == "available"
 
 
@@ -129,15 +129,15 @@ xcam_cli.main(["backends", *sys.argv[2:]])
 """
 
 
-@pytest.mark.parametrize("words", [[], ["--json"]])
-def test_what_a_light_module_prints_stays_out_of_the_answer(tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_prints_of_a_light_module_are_not_part_of_the_output(tmp_path: Path, options: list[str]) -> None:
     light = "print('hello')\nimport xcam\n@xcam.hookimpl\ndef xcam_backend():\n    print('ho')\n"
     (tmp_path / "printing.py").write_text(f"{light}    raise RuntimeError('one\\ntwo')\n")
-    command = [sys.executable, "-c", PRINTING, str(tmp_path), *words]
+    command = [sys.executable, "-c", PRINTING, str(tmp_path), *options]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     assert done.stderr.split() == ["hello", "ho"]
     assert "hello" not in done.stdout
-    if words:
+    if options:
         row = next(row for row in json.loads(done.stdout) if row["name"] == "printing")
         assert (row["state"], row["remedy"]) == ("broken", "RuntimeError: one")
     else:
@@ -145,7 +145,7 @@ def test_what_a_light_module_prints_stays_out_of_the_answer(tmp_path: Path, word
         assert rows[-1].split() == ["printing", "broken", "printing", "RuntimeError:", "one"]
 
 
-def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     other = module(monkeypatch, "fake_other", name="other", suffixes=(".fake", ".o"), model_types=("fake.FakeModel",))
     registry = Registry([point("fake", "fake"), other])
     assert registry.choose(Path("a.o")) == "other"
@@ -164,7 +164,7 @@ def test_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.frameworks
-def test_the_backends_in_the_box_are_found() -> None:
+def test_xcams_own_backends_are_found() -> None:
     assert xcam.list_backends()["keras"].state == "available"
     assert xcam.list_backends()["keras"].distribution == "xcam-explain"
 

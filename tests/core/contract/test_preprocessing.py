@@ -24,24 +24,24 @@ PIXEL = np.array([[[255, 128, 0]]], np.uint8)
     ],
 )
 def test_presets(name: str, expected: list[float]) -> None:
-    how = preprocessing(name)
-    assert how is not None
-    np.testing.assert_allclose(how(PIXEL)[0, 0], expected, rtol=1e-5, atol=1e-6)
+    scaling = preprocessing(name)
+    assert scaling is not None
+    np.testing.assert_allclose(scaling(PIXEL)[0, 0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("word", ["caff", "1,2/3", "a/b", "0/0", "1/-1", "/", "nan/1"])
-def test_what_is_no_preprocessing(word: str) -> None:
+@pytest.mark.parametrize("text", ["caff", "1,2/3", "a/b", "0/0", "1/-1", "/", "nan/1"])
+def test_an_unknown_preprocessing(text: str) -> None:
     with pytest.raises(InputError, match="unknown preprocessing"):
-        preprocessing(word)
+        preprocessing(text)
 
 
 def test_a_callable_of_ones_own() -> None:
-    how = Preprocessing("mine", scale=2, mean=(1.0, 2.0, 3.0), order="BGR")
-    np.testing.assert_array_equal(how(PIXEL)[0, 0], [0 * 2 - 1, 128 * 2 - 2, 255 * 2 - 3])
+    scaling = Preprocessing("mine", scale=2, mean=(1.0, 2.0, 3.0), order="BGR")
+    np.testing.assert_array_equal(scaling(PIXEL)[0, 0], [0 * 2 - 1, 128 * 2 - 2, 255 * 2 - 3])
 
 
 @pytest.mark.parametrize(
-    ("own", "name"),
+    ("scaling", "name"),
     [
         (Preprocessing("own", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), "torch"),
         (Preprocessing("own", mean=(127.5,) * 3, std=(127.50001,) * 3), "tf"),
@@ -52,5 +52,5 @@ def test_a_callable_of_ones_own() -> None:
         (Preprocessing("own", scale=1 / 255, mean=(0.01,)), "own"),
     ],
 )
-def test_the_preset_that_computes_the_same(own, name):
-    assert preset(own).name == name
+def test_the_preset_that_computes_the_same(scaling, name):
+    assert preset(scaling).name == name

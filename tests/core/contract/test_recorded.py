@@ -29,6 +29,11 @@ class Pass:
                 raise NoGradient
             yield (3 * self.value**2 * v[:, None, None, :]).astype(np.float32)
 
+    def hvp(self, cotangents, vectors):
+        for cotangent, vector in zip(cotangents, vectors, strict=True):
+            v = sum(cotangent.values())
+            yield (6 * self.value * v[:, None, None, :] * vector).astype(np.float32)
+
     def resumed(self, value, rows, differentiate):
         return Pass(value, self.names)
 
@@ -113,6 +118,23 @@ def test_the_gradient_of_each_cotangent():
         expected[:, k] = 3 * value[:, k] ** 2
         assert np.array_equal(trace.gradients[k], expected)
         assert trace.gradients[k].flags.c_contiguous
+
+
+def test_the_product_of_the_hessian_with_each_vector():
+    model, calls = Doubling(), []
+    value = np.moveaxis(2 * batch(), -1, 1)
+    vectors = [np.random.default_rng(k).normal(size=value.shape).astype(np.float32) for k in (0, 1)]
+
+    def cotangents(outputs):
+        assert model.entered == 0
+        calls.append(outputs)
+        return [np.full_like(outputs, k) for k in (1, 2)]
+
+    products = model._hvp(batch(), "twice", cotangents, vectors)
+    assert len(calls) == 1
+    for k, vector, product in zip((1, 2), vectors, products, strict=True):
+        np.testing.assert_allclose(product, 6 * value * k * vector, rtol=1e-6)
+        assert product.flags.c_contiguous
 
 
 def test_a_cotangent_by_name_and_as_an_array():

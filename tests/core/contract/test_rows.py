@@ -26,6 +26,6 @@ def test_slices_of_a_fixed_batch_cover_all_rows_in_order():
     assert batch_slices(0, 2, "net") == []
 
 
-def test_a_batch_that_is_no_multiple_is_refused():
+def test_a_batch_that_is_not_a_multiple_is_refused():
     with pytest.raises(InputError, match="cannot run net on a batch of 5: it takes batches of 2; export it"):
         batch_slices(5, 2, "net")

@@ -1,4 +1,4 @@
-"""The contract's edge: whatever a backend hands over that it must not, one line says so, and whose plugin it is."""
+"""Validation: each value that a backend must not return is one line that names the mistake and the plugin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHO = "backend 'fake' (xcam-fake 0.3)"
 
 
 class Tensor:
-    """What a framework has in place of an array."""
+    """A framework's own kind of array."""
 
     def __init__(self, values: Any) -> None:
         self.shape, self.ndim, self.dtype = values.shape, values.ndim, values.dtype
@@ -39,9 +39,9 @@ Tensor.__module__ = "torch._tensor"
 
 def point(value: str, version: str = "0.3", name: str = "fake") -> EntryPoint:
     """An entry point of the distribution xcam-NAME."""
-    found = EntryPoint(name, value, "xcam")
-    vars(found)["dist"] = SimpleNamespace(name=f"xcam-{name}", version=version)
-    return found
+    result = EntryPoint(name, value, "xcam")
+    vars(result)["dist"] = SimpleNamespace(name=f"xcam-{name}", version=version)
+    return result
 
 
 @pytest.fixture(autouse=True)
@@ -55,20 +55,20 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 @pytest.fixture
 def model() -> FakeModel:
-    made = FakeModel()
-    made.input = RAW
-    return made
+    model_ = FakeModel()
+    model_.input = RAW
+    return model_
 
 
-def says(words: str) -> Any:
-    """A ContractError that names the plugin, says what is wrong, and to whom to report it."""
+def reports(message: str) -> Any:
+    """Expect a ContractError that names the plugin, the mistake, and to whom to report it."""
     return pytest.raises(
         ContractError,
-        match=rf"^{re.escape(WHO)} {words}; the contract requires .*: report it to the plugin's authors$",
+        match=rf"^{re.escape(WHO)} {message}; the contract requires .*: report it to the plugin's authors$",
     )
 
 
-def test_who_it_was() -> None:
+def test_the_name_of_a_backend_in_messages() -> None:
     assert plugins.described("fake") == WHO
     assert plugins.described("not installed") == "backend 'not installed'"
 
@@ -148,15 +148,15 @@ SPOILS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "words"), SPOILS)
-def test_a_trace(model: FakeModel, spoil: Any, words: str) -> None:
+@pytest.mark.parametrize(("spoil", "message"), SPOILS)
+def test_a_trace(model: FakeModel, spoil: Any, message: str) -> None:
     model.spoil = spoil
-    with says(words):
+    with reports(message):
         xcam.explain(model, IMAGE)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (
             lambda t: moved(t, lambda a: a[0]),
@@ -168,20 +168,20 @@ def test_a_trace(model: FakeModel, spoil: Any, words: str) -> None:
         ),
     ],
 )
-def test_a_trace_of_three_pictures(model: FakeModel, spoil: Any, words: str) -> None:
+def test_a_trace_of_three_images(model: FakeModel, spoil: Any, message: str) -> None:
     model.spoil = spoil
-    with says(words):
+    with reports(message):
         xcam.explain(model, [IMAGE] * 3)
 
 
-def test_outputs_without_rows_where_no_seeds_look_at_them(model: FakeModel) -> None:
+def test_outputs_without_rows_where_no_cotangents_see_them(model: FakeModel) -> None:
     model.spoil = lambda t: replace(t, outputs=t.outputs[0])
     with pytest.raises(ModelError, match=r"cannot explain fake: an output has the shape \(2,\) for 1 images"):
         validation.trace(model, X[:1], model.layers[0])
 
 
 @pytest.mark.parametrize(
-    ("activation", "words"),
+    ("activation", "message"),
     [
         ("Softmax", "its model's output_activation is 'Softmax'"),
         (7, "its model's output_activation is 7"),
@@ -195,22 +195,22 @@ def test_outputs_without_rows_where_no_seeds_look_at_them(model: FakeModel) -> N
     ],
 )
 @pytest.mark.parametrize("method", ["gradcam", "scorecam"])
-def test_what_was_cut_off(model: FakeModel, activation: Any, words: str, method: str) -> None:
+def test_the_output_activation(model: FakeModel, activation: Any, message: str, method: str) -> None:
     model.output_activation = activation
     model.spoil_outputs = lambda outputs: {"a": outputs, "b": outputs}
-    with says(words):
+    with reports(message):
         xcam.explain(model, IMAGE, method=method)
 
 
-def test_what_was_cut_off_the_one_output(model: FakeModel) -> None:
+def test_the_output_activation_of_a_single_output(model: FakeModel) -> None:
     model.output_activation = {"scores": "softmax"}
     assert validation.trace(model, X, model.layers[0]).outputs.shape == (2, 2)  # type: ignore[union-attr]
     model.output_activation["more"] = None
-    with says(r"its model's output_activation is .* for outputs of shape \(2, 2\)"):
+    with reports(r"its model's output_activation is .* for outputs of shape \(2, 2\)"):
         validation.trace(model, X, model.layers[0])
 
 
-def test_windows_that_are_folded_into_the_batch_are_the_layers_own(model: FakeModel) -> None:
+def test_windows_folded_into_the_batch_are_not_a_fault_of_the_backend(model: FakeModel) -> None:
     model.spoil = lambda t: replace(t, activations=np.concatenate([t.activations] * 3))
     with pytest.raises(
         InputError,
@@ -220,41 +220,41 @@ def test_windows_that_are_folded_into_the_batch_are_the_layers_own(model: FakeMo
 
 
 @pytest.mark.parametrize(("outputs", "kind"), [(Tensor(X), "a torch Tensor"), ("text", "'text'"), (3.5, "3.5")])
-def test_what_seeds_are_given(model: FakeModel, outputs: Any, kind: str) -> None:
+def test_the_outputs_that_cotangents_are_given(model: FakeModel, outputs: Any, kind: str) -> None:
     model.spoil_outputs = lambda _: outputs
-    with says(f"cotangents: gave outputs as {kind}"):
+    with reports(f"cotangents: gave outputs as {kind}"):
         xcam.explain(model, IMAGE)
 
 
-def test_seeds_that_are_not_asked(model: FakeModel) -> None:
+def test_cotangents_that_are_never_called(model: FakeModel) -> None:
     model.trace = lambda x, layer, cotangents=None: FakeModel.trace(model, x, layer)  # type: ignore[method-assign]
-    with says(r"trace\(\) never called `cotangents`"):
+    with reports(r"trace\(\) never called `cotangents`"):
         xcam.explain(model, IMAGE)
 
 
 def test_predict(model: FakeModel) -> None:
     assert validation.predict(model, X).shape == (2, 2)
     model.spoil_outputs = lambda outputs: outputs.tolist()
-    with says(r"predict\(\): returned outputs as a list"):
+    with reports(r"predict\(\): returned outputs as a list"):
         validation.predict(model, X)
     model.spoil_outputs = lambda outputs: outputs[:1]
     with pytest.raises(ModelError, match=r"cannot explain fake: an output has the shape \(1, 2\) for 2 images"):
         validation.predict(model, X)
     model.spoil_outputs = lambda outputs: np.array([None, "a"])
-    with says(r"trace\(\): returned outputs as object \(2,\)"):
+    with reports(r"trace\(\): returned outputs as object \(2,\)"):
         xcam.explain(model, IMAGE, method="scorecam")
 
 
-def test_a_model_that_leaves_the_interpreter_on_changed_pictures(model: FakeModel) -> None:
+def test_a_model_that_exits_on_masked_images(model: FakeModel) -> None:
     model.predict = lambda x: raising(SystemExit(3))(x)  # type: ignore[method-assign]
-    with pytest.raises(ModelError, match=r"fake fails on a batch of 1 changed pictures .*: SystemExit: 3; choose"):
+    with pytest.raises(ModelError, match=r"fake fails on a batch of 1 changed .*: SystemExit: 3; choose"):
         xcam.explain(model, IMAGE, method="scorecam")
 
 
 def test_activations_of_several_layers(model: FakeModel) -> None:
     good = model.activations(X, ["features", "pool", "scores"])
     assert set(validation.activations(model, X, list(good))) == set(good)
-    for found, words in (
+    for result, message in (
         (None, r"activations\(\) returned None"),
         ({"pool": good["pool"]}, r"activations\(\) left out 'features', 'scores'"),
         (good | {"pool": Tensor(X)}, r"returned activations\(\) of 'pool' as a torch Tensor"),
@@ -267,9 +267,9 @@ def test_activations_of_several_layers(model: FakeModel) -> None:
         *(
             (
                 good | {"features": spoilt},
-                rf"returned activations\(\) of 'features' as float32 {words}, and lists it with the shape \(3, 4, 6\)",
+                rf"returned activations\(\) of 'features' as float32 {message}, and lists it with the shape \(3, 4, 6\)",
             )
-            for spoilt, words in (
+            for spoilt, message in (
                 (np.moveaxis(X, 1, -1), r"\(2, 4, 6, 3\) \(channels last\?\)"),
                 (X.swapaxes(2, 3), r"\(2, 3, 6, 4\)"),
                 (X.reshape(2, 3, 24), r"\(2, 3, 24\)"),
@@ -280,23 +280,23 @@ def test_activations_of_several_layers(model: FakeModel) -> None:
             r"returned activations\(\) of 'scores' as float32 \(2, 3\), and lists it with the shape \(2,\)",
         ),
     ):
-        model.activations = lambda *_, found=found: found  # type: ignore[method-assign]
-        with says(words):
+        model.activations = lambda *_, result=result: result  # type: ignore[method-assign]
+        with reports(message):
             validation.activations(model, X, ["features", "pool", "scores"])
 
 
 def test_values_of_another_size_than_the_list_has(model: FakeModel) -> None:
-    """A model that takes any size lists the shapes of one; and rows of vectors may be places."""
+    """A model that takes any size lists the shapes of one; and rows of vectors may be positions."""
     model.input = replace(RAW, size=None)
     turned = X.swapaxes(2, 3)
     layer = replace(model.layers[0], shape=(3, None, 4))
     model.layers = [*model.layers, replace(layer, name="open"), replace(layer, name="folded", folds_batch=True)]
     places = X.reshape(2, 3, 24)[:, :2].transpose(0, 2, 1).reshape(48, 2)
-    found = {"features": turned, "scores": places, "open": X, "folded": np.concatenate([X, X])}
-    model.activations = lambda *_: found  # type: ignore[method-assign]
-    assert validation.activations(model, turned, list(found)) is found
+    result = {"features": turned, "scores": places, "open": X, "folded": np.concatenate([X, X])}
+    model.activations = lambda *_: result  # type: ignore[method-assign]
+    assert validation.activations(model, turned, list(result)) is result
     model.input = replace(RAW, size=(4, 6))
-    assert validation.activations(model, turned, ["features"]) is found
+    assert validation.activations(model, turned, ["features"]) is result
     model.spoil = lambda t: moved(t, lambda a: a)
     assert validation.trace(model, turned, model.layers[0]).activations.shape == (2, 3, 6, 4)
 
@@ -313,10 +313,10 @@ def test_values_of_another_size_than_the_list_has(model: FakeModel) -> None:
         {"aliases": "conv"},
     ],
 )
-def test_the_parts_of_a_layer(model: FakeModel, changes: Any) -> None:
+def test_the_fields_of_a_layer(model: FakeModel, changes: Any) -> None:
     model.layers = [model.layers[0], replace(model.layers[1], **changes)]
     part, value = next(iter(changes.items()))
-    with says(rf"layers\[1\] is Layer\(.*{part}={re.escape(repr(value))}.*\)"):
+    with reports(rf"layers\[1\] is Layer\(.*{part}={re.escape(repr(value))}.*\)"):
         xcam.explain(model, IMAGE)
     model.layers = [replace(model.layers[0], shape=[np.int64(3), None, 6], aliases=["conv"])]
     assert validation.layers(model) == model.layers
@@ -338,42 +338,42 @@ class Failing(FakeModel):
         pass
 
 
-def test_parts_that_fail(model: FakeModel) -> None:
-    for error, words in ((RuntimeError("no\nlist"), "RuntimeError: no"), (SystemExit(3), "SystemExit: 3")):
-        with says(f"its model's layers failed: {words}"):
+def test_members_that_fail(model: FakeModel) -> None:
+    for error, message in ((RuntimeError("no\nlist"), "RuntimeError: no"), (SystemExit(3), "SystemExit: 3")):
+        with reports(f"its model's layers failed: {message}"):
             validation.layers(Failing(error))
-    for own in (ModelError("the user's"), MemoryError(), KeyboardInterrupt()):
-        with pytest.raises(type(own)):
-            validation.layers(Failing(own))
+    for passing in (ModelError("the user's"), MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(passing)):
+            validation.layers(Failing(passing))
 
 
 @pytest.mark.parametrize(
-    ("explain", "words"),
+    ("explain", "message"),
     [
         (lambda name: raising(ValueError(name))(name), r"explain_missing_layer\(\) failed: ValueError: conv9"),
         (lambda name: 5, r"explain_missing_layer\(\) returned 5"),
     ],
 )
-def test_why_a_layer_is_absent(model: FakeModel, explain: Any, words: str) -> None:
+def test_explanations_of_a_missing_layer(model: FakeModel, explain: Any, message: str) -> None:
     assert validation.explain_missing_layer(model, "conv9") is None
     model.explain_missing_layer = lambda name: f"{name} was folded"  # type: ignore[attr-defined]
     assert validation.explain_missing_layer(model, "conv9") == "conv9 was folded"
     model.explain_missing_layer = explain  # type: ignore[attr-defined]
-    with says(words):
+    with reports(message):
         validation.explain_missing_layer(model, "conv9")
 
 
 def test_layers(model: FakeModel) -> None:
-    for found, words in (
+    for result, message in (
         (None, "layers is None"),
         (["features"], r"layers\[0\] is 'features'"),
         (iter([]), "layers is a .*"),
     ):
-        model.layers = found
-        with says(words):
+        model.layers = result
+        with reports(message):
             xcam.explain(model, IMAGE)
     model.layers = [Layer("features", "Conv", (3, 4, 6)), ("pool", "Pool", (3, 2, 3))]
-    with says(r"layers\[1\] is a tuple"):
+    with reports(r"layers\[1\] is a tuple"):
         xcam.explain(model, IMAGE)
 
 
@@ -382,13 +382,13 @@ class Bent(Quadratic):
 
     backend = "fake"
 
-    def __init__(self, spoil: Any, *more: str) -> None:
-        super().__init__(capabilities={"gradients", "resume", *more})
+    def __init__(self, spoil: Any, *kwargs: str) -> None:
+        super().__init__(capabilities={"gradients", "resume", *kwargs})
         self.input = RAW
         self.spoil = spoil
 
-    def resume(self, *given: Any, **more: Any) -> Trace:
-        return self.spoil(super().resume(*given, **more))
+    def resume(self, *args: Any, **kwargs: Any) -> Trace:
+        return self.spoil(super().resume(*args, **kwargs))
 
     def hvp(self, x: Any, layer: str, cotangents: Any, vectors: Any) -> Any:
         cotangents(self.outputs(x))
@@ -403,7 +403,7 @@ def raising(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
         (lambda t: t.outputs, r"resume\(\) returned float64 \(\d+, 2\)"),
         (lambda t: replace(t, outputs=Tensor(t.outputs)), r"resume\(\): returned outputs as a torch Tensor"),
@@ -425,32 +425,32 @@ def raising(error: BaseException) -> Any:
         ),
     ],
 )
-def test_resume(spoil: Any, words: str) -> None:
-    with says(words):
+def test_resume(spoil: Any, message: str) -> None:
+    with reports(message):
         xcam.explain(Bent(spoil), IMAGE, method="ablationcam")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "message"),
     [
-        (lambda found: found[0], r"hvp\(\) returned float32 \(1, 3, 4, 6\) for 1 vectors"),
-        (lambda found: [], r"hvp\(\) returned a list for 1 vectors"),
-        (lambda found: [found[0][:, :2]], r"returned hvp\(\)\[0\] as float32 \(1, 2, 4, 6\)"),
-        (lambda found: [Tensor(found[0])], r"returned hvp\(\)\[0\] as a torch Tensor"),
+        (lambda result: result[0], r"hvp\(\) returned float32 \(1, 3, 4, 6\) for 1 vectors"),
+        (lambda result: [], r"hvp\(\) returned a list for 1 vectors"),
+        (lambda result: [result[0][:, :2]], r"returned hvp\(\)\[0\] as float32 \(1, 2, 4, 6\)"),
+        (lambda result: [Tensor(result[0])], r"returned hvp\(\)\[0\] as a torch Tensor"),
         (
             raising(NotImplementedError("not yet")),
             "it declares 'hvp', and does not implement it: NotImplementedError: not yet",
         ),
     ],
 )
-def test_hvp(spoil: Any, words: str) -> None:
+def test_hvp(spoil: Any, message: str) -> None:
     model = Bent(spoil, "hvp")
-    model.resume = lambda *given, **more: Quadratic.resume(model, *given, **more)  # type: ignore[method-assign]
-    with says(words):
+    model.resume = lambda *args, **kwargs: Quadratic.resume(model, *args, **kwargs)  # type: ignore[method-assign]
+    with reports(message):
         xcam.explain(model, IMAGE, method="shapleycam")
 
 
-def test_what_a_target_raises_is_not_the_backends() -> None:
+def test_an_error_of_the_target_is_not_the_backends() -> None:
     class Unwritten:
         def value(self, outputs: Any) -> Any:
             return outputs[:, 0]
@@ -466,16 +466,16 @@ def test_what_a_target_raises_is_not_the_backends() -> None:
 
 def without(part: str) -> Any:
     """A model that lacks a part."""
-    made = Quadratic()
-    parts = {name: getattr(made, name) for name in MEMBERS} | {"backend": "fake"}
+    model_ = Quadratic()
+    parts = {name: getattr(model_, name) for name in MEMBERS} | {"backend": "fake"}
     return SimpleNamespace(**{name: value for name, value in parts.items() if name != part})
 
 
 def with_(**parts: Any) -> Any:
-    made = Quadratic()
+    model_ = Quadratic()
     for name, value in {"backend": "fake", **parts}.items():
-        setattr(made, name, value)
-    return made
+        setattr(model_, name, value)
+    return model_
 
 
 OPENED: list[tuple[Any, str]] = [
@@ -532,11 +532,11 @@ OPENED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("opened", "words"), OPENED)
-def test_what_load_returns(monkeypatch: pytest.MonkeyPatch, opened: Any, words: str) -> None:
-    made = opened()
-    monkeypatch.setattr(fake.FakeBackend, "load", lambda *_, **__: made)
-    with says(words):
+@pytest.mark.parametrize(("opened", "message"), OPENED)
+def test_the_result_of_load(monkeypatch: pytest.MonkeyPatch, opened: Any, message: str) -> None:
+    model_ = opened()
+    monkeypatch.setattr(fake.FakeBackend, "load", lambda *_, **__: model_)
+    with reports(message):
         xcam.load(object(), "fake")
 
 
@@ -552,7 +552,7 @@ def test_a_model_whose_input_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> N
         xcam.load(object(), "fake")
 
 
-def test_opening_and_asking_for_parts_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_evaluates_no_property(monkeypatch: pytest.MonkeyPatch) -> None:
     """A property may take its time: what `load` returned is checked without asking for `layers`."""
 
     class Slow(Quadratic):
@@ -575,9 +575,9 @@ def test_opening_and_asking_for_parts_runs_nothing(monkeypatch: pytest.MonkeyPat
 
 
 def module(monkeypatch: pytest.MonkeyPatch, file: str, **parts: Any) -> str:
-    made = type(sys)(file)
-    vars(made).update(parts)
-    monkeypatch.setitem(sys.modules, file, made)
+    model_ = type(sys)(file)
+    vars(model_).update(parts)
+    monkeypatch.setitem(sys.modules, file, model_)
     return file
 
 
@@ -589,7 +589,7 @@ def light(monkeypatch: pytest.MonkeyPatch, file: str, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"requires": "jax"}, "requires of its BackendSpec is 'jax'; give a tuple of str: ('jax',)"),
         ({"suffixes": ".npz"}, "suffixes of its BackendSpec is '.npz'; give a tuple of str"),
@@ -607,15 +607,15 @@ def light(monkeypatch: pytest.MonkeyPatch, file: str, **changes: Any) -> str:
         ),
     ],
 )
-def test_a_spec(monkeypatch: pytest.MonkeyPatch, changes: Any, words: str) -> None:
+def test_a_spec(monkeypatch: pytest.MonkeyPatch, changes: Any, message: str) -> None:
     light(monkeypatch, "fake_other", **changes)
     registry = Registry([point("fake_other", name="other"), point("fake")])
-    assert words in registry.plugins["other"].remedy
+    assert message in registry.plugins["other"].remedy
     assert (registry.plugins["other"].state, registry.plugins["fake"].state) == ("broken", "available")
 
 
 @pytest.mark.parametrize(
-    ("load", "words"),
+    ("load", "message"),
     [
         (None, "cannot use fake_target:Backend: it lacks the method load()"),
         (
@@ -628,30 +628,30 @@ def test_a_spec(monkeypatch: pytest.MonkeyPatch, changes: Any, words: str) -> No
         ),
     ],
 )
-def test_a_target(monkeypatch: pytest.MonkeyPatch, load: Any, words: str) -> None:
+def test_a_target(monkeypatch: pytest.MonkeyPatch, load: Any, message: str) -> None:
     module(monkeypatch, "fake_target", Backend=type("Backend", (), {"load": load} if load else {}))
     registry = Registry([point(light(monkeypatch, "fake_light", target="fake_target:Backend"))])
     with pytest.raises(
         BackendError, match=r"installed but broken: BackendError: .*reinstall xcam-fake and"
     ) as caught:
         registry.load("fake")
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 class Panic(BaseException):
-    """What compiled code raises where it gives up."""
+    """An error of compiled code."""
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (SystemExit("no licence"), "SystemExit: no licence"),
         (GeneratorExit("x"), "GeneratorExit: x"),
         (Panic("of Rust\nat line 3"), "Panic: of Rust"),
     ],
 )
-def test_a_plugin_that_leaves_the_interpreter_takes_no_other_down(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
+def test_a_plugin_that_exits_does_not_affect_the_others(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
 ) -> None:
     def xcam_backend() -> Any:
         raise error
@@ -662,10 +662,10 @@ def test_a_plugin_that_leaves_the_interpreter_takes_no_other_down(
         point(light(monkeypatch, "fake_light", name="late", target="fake_target:Backend"), name="late"),
     ]
     registry = Registry([*points, point("fake")])
-    assert registry.plugins["leaving"].remedy == words
+    assert registry.plugins["leaving"].remedy == message
     assert registry.plugins["fake"].state == "available"
     module(monkeypatch, "fake_target", Backend=lambda: raising(error)(None))
-    with pytest.raises(BackendError, match=f"'late': it is installed but broken: {words}; reinstall"):
+    with pytest.raises(BackendError, match=f"'late': it is installed but broken: {message}; reinstall"):
         registry.load("late")
 
 
@@ -678,11 +678,11 @@ def test_a_plugin_that_is_interrupted_is_not_broken(monkeypatch: pytest.MonkeyPa
         Registry([point("fake_leaving")])
 
 
-def test_the_box_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever another's plugin of the same name stands on sys.path."""
+def test_xcams_own_backends_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order on sys.path of a third party's plugin of the same name."""
     light(monkeypatch, "fake_third", target="third:B")
-    own, other = point("fake", name="explain"), point("fake_third", name="onnx")
-    for points in ([own, other], [other, own]):
+    first, other = point("fake", name="explain"), point("fake_third", name="onnx")
+    for points in ([first, other], [other, first]):
         registry = Registry(points)
         assert registry.plugins["fake"].distribution == "xcam-explain"
         assert registry.plugins["fake"].state == "available"
@@ -692,7 +692,7 @@ def test_the_box_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def test_a_broken_plugin_takes_no_name_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plugin_does_not_take_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for points in ([point("no_such_module"), point("fake")], [point("fake"), point("no_such_module")]):
         registry = Registry(points)
         assert registry.plugins["fake"].state == "available"

@@ -123,7 +123,7 @@ def test_images_without_a_class_keep_their_position(folder: Path, tmp_path: Path
     xcam.batch(**DEMO, inputs=table, out=tmp_path / "out", target="@class", batch=2, part=3)
     result = read_rows(tmp_path / "out")
     assert [row["target_index"] for row in result] == [None] * 9 + [3, 3, 3]
-    assert "no class 'zebra'" in result[1]["error"]
+    assert "unknown class 'zebra'" in result[1]["error"]
     assert "unknown class -1; give an index, 0 or more" in result[2]["error"]
     assert [row["correct"] for row in result[9:]] == [row["prediction_index"] == 3 for row in result[9:]]
     os.unlink(tmp_path / "out/table/part-00000.parquet")  # a run that continues there

@@ -234,7 +234,7 @@ def test_a_target_other_than_a_class_is_measured_by_its_value() -> None:
         ({"boxes": ["no", "no"]}, "give four numbers"),
         ({"masks": [np.ones((3, 3))] * 2}, "the mask of image 1 is 3×3, the image 6×4"),
         ({"target": [0]}, "1 targets for 2 images"),
-        ({"target": 9}, "no class 9"),
+        ({"target": 9}, "unknown class 9"),
         ({"target": "top2"}, "several targets for one image"),
         ({"level": 95}, "cannot use level=95"),
         ({"seed": -1}, "cannot use seed=-1"),
@@ -255,7 +255,7 @@ def test_the_message_for_bad_input_is_one_line(options: dict[str, Any], message:
 
 def test_an_error_of_all_images_is_raised_after_the_first_ones() -> None:
     rest = iter([spots((1, 1))] * 1000)
-    with pytest.raises(InputError, match="steps is 0"):
+    with pytest.raises(InputError, match="cannot use steps=0"):
         evaluate(rest, measures={"deletion": {"steps": 0}})
     assert sum(1 for _ in rest) > 900
 

@@ -39,7 +39,7 @@ def network() -> torch.nn.Module:
 
 def x() -> np.ndarray:
     with np.load(HERE / "smooth.npz") as file:
-        return np.ascontiguousarray(np.moveaxis(file["pictures"], -1, 1)).astype(np.float32)
+        return np.ascontiguousarray(np.moveaxis(file["images"], -1, 1)).astype(np.float32)
 
 
 def score(variants: Any, rows: Any) -> np.ndarray:
@@ -119,7 +119,7 @@ def without(share: float, lowest: bool) -> np.ndarray:
 @pytest.mark.parametrize("lowest", [False, True])
 def test_road(lowest: bool) -> None:
     name = "lerf" if lowest else "morf"
-    np.testing.assert_allclose(without(0.5, lowest), peer(f"pytorch-grad-cam/{name}/pictures"), atol=2e-3)
+    np.testing.assert_allclose(without(0.5, lowest), peer(f"pytorch-grad-cam/{name}/images"), atol=2e-3)
     expected = np.mean([peer(f"pytorch-grad-cam/{name}/{p}") for p in (10, 30, 50, 70, 90)], axis=0)
     function = road.least_relevant_first if lowest else road.most_relevant_first
     np.testing.assert_allclose(function(maps(), x(), score, noise=0.0), expected, atol=1e-4)
@@ -140,7 +140,7 @@ def test_the_automatic_threshold_of_pytorch_grad_cam_is_inverted() -> None:
 
     for row in range(2):
         _, above = cv2.threshold(np.uint8(maps()[row] * 255), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-        theirs = peer("pytorch-grad-cam/auto/pictures")[row]
+        theirs = peer("pytorch-grad-cam/auto/images")[row]
         kept = above > 0
         assert 0.2 < kept.mean() < 0.8
         np.testing.assert_array_equal(theirs[:, kept], x()[row][:, kept])

@@ -1,4 +1,4 @@
-"""Methods that change the layer and run its tail again, against the loops of their papers."""
+"""Ablation-CAM and Recipro-CAM, compared with the loops of their papers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quadratic_cams import batch, cam
 
 
 def test_ablationcam_sets_channels_to_zero_and_divides_by_the_magnitude() -> None:
-    """Also for a negative score, where dividing by y itself turns the map round."""
+    """Also for a negative score, where division by y itself would invert the map."""
     model, x = Quadratic(), batch(4, 6)
     for index in range(2):
         y = model.outputs(x)[:, index]
@@ -20,10 +20,10 @@ def test_ablationcam_sets_channels_to_zero_and_divides_by_the_magnitude() -> Non
             weights[:, c] = (y - model.outputs(without)[:, index]) / np.abs(y)
         expected = np.einsum("nc,nchw->nhw", weights, x)
         np.testing.assert_allclose(cam("ablationcam", model, x, index), expected, rtol=1e-4, atol=1e-5)
-    assert (model.outputs(x) < 0).any(), "the case that others get wrong is among them"
+    assert (model.outputs(x) < 0).any(), "a negative score is among the cases"
 
 
-def test_reciprocam_keeps_one_place_at_a_time() -> None:
+def test_reciprocam_keeps_one_position_at_a_time() -> None:
     model, x = Quadratic(), batch(4, 6)
     expected = np.zeros((2, 4, 6))
     for i, j in np.ndindex(4, 6):

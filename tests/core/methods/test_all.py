@@ -1,4 +1,4 @@
-"""What holds for every method: determinism, rows alone, awkward activations, costs, options."""
+"""Properties of all methods: determinism, independent rows, degenerate activations, costs, options."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from xcam.methods.registry import Method, get, list_methods
 
 
 def runs(method: Method, rank: int) -> bool:
-    """Masks are pictures: the methods that make some need two axes of space."""
+    """Return whether the method can run: methods that mask the image need two spatial axes."""
     return rank == 2 or "forward" not in method.inputs
 
 
 @pytest.mark.parametrize("space", [(6,), (4, 6), (6, 3), (3, 4, 2)], ids=str)
 @pytest.mark.parametrize("name", list_methods())
-def test_shape_determinism_and_rows_alone(name: str, space: tuple[int, ...]) -> None:
+def test_shape_determinism_and_independent_rows(name: str, space: tuple[int, ...]) -> None:
     if not runs(get(name), len(space)):
-        with pytest.raises(InputError, match="masks are pictures"):
+        with pytest.raises(InputError, match="cannot use channels as masks of an image"):
             cam(name, Quadratic(space), batch(*space))
         return
     model, x = Quadratic(space), batch(*space)
-    found = cam(name, model, x)
-    assert found.shape == (2, *space)
-    assert np.isfinite(found).all()
-    np.testing.assert_array_equal(found, cam(name, model, x))
+    result = cam(name, model, x)
+    assert result.shape == (2, *space)
+    assert np.isfinite(result).all()
+    np.testing.assert_array_equal(result, cam(name, model, x))
     for row in range(2):
-        np.testing.assert_allclose(cam(name, model, x[row : row + 1])[0], found[row], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(cam(name, model, x[row : row + 1])[0], result[row], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["zero", "constant", "negative", "one dead channel", "tiny"])
 @pytest.mark.parametrize("name", list_methods())
-def test_no_nan_on_awkward_activations(name: str, kind: str) -> None:
+def test_no_nan_for_degenerate_activations(name: str, kind: str) -> None:
     x = {
         "zero": np.zeros((1, 3, 4, 6)),
         "constant": np.full((1, 3, 4, 6), 2.5),
@@ -54,15 +54,15 @@ def test_zero_activations_give_zero(name: str) -> None:
     assert not cam(name, Quadratic(), np.zeros((1, 3, 4, 6), np.float32)).any()
 
 
-def test_what_it_costs() -> None:
-    """Ablation and Recipro-CAM run the tail alone, Score-CAM the whole model once for each channel."""
+def test_costs() -> None:
+    """Ablation-CAM and Recipro-CAM run the tail, Score-CAM the whole model once for each channel."""
     for name, passes, tails in (("ablationcam", 1, 3), ("reciprocam", 1, 24), ("scorecam", 1 + 1 + 3, 0)):
         model = Quadratic()
         cam(name, model, batch(4, 6, n=1))
         assert (model.passes, model.tails) == (passes, tails), name
 
 
-def test_a_backend_that_lacks_something_is_told_what_works() -> None:
+def test_the_error_for_a_missing_capability_lists_methods_that_work() -> None:
     model = Quadratic(capabilities=())
     image = np.zeros((4, 6, 3), np.uint8)
     with pytest.raises(
@@ -74,26 +74,26 @@ def test_a_backend_that_lacks_something_is_told_what_works() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
-        ("iscam", {"n": 0}, "n is 0; give a number above 0"),
-        ("iscam", {"n": 10**12}, "n is 1000000000000; give a number above 0, and 10000 at most"),
-        ("sscam", {"std": float("nan")}, "std is nan"),
-        ("random", {"seed": -1}, "seed is -1; give 0 or more"),
-        ("scorecam", {"max_channels": 4}, "max_channels is 4; give 0 for all, or a number up to 3"),
-        ("smoothgradcam++", {"std": -1}, "std is -1; give a number above 0"),
-        ("sscam", {"n": -3}, "n is -3"),
-        ("scorecam", {"max_channels": -1}, "max_channels is -1; give 0 for all"),
-        ("scorecam", {"baseline": "grey"}, "no baseline 'grey'; known: zero, none"),
+        ("iscam", {"n": 0}, "cannot use n=0; give a number above 0"),
+        ("iscam", {"n": 10**12}, "cannot use n=1000000000000; give a number above 0, at most 10000"),
+        ("sscam", {"std": float("nan")}, "cannot use std=nan"),
+        ("random", {"seed": -1}, "cannot use seed=-1; give 0 or more"),
+        ("scorecam", {"max_channels": 4}, "cannot use max_channels=4; give 0 for all, or at most 3"),
+        ("smoothgradcam++", {"std": -1}, "cannot use std=-1; give a number above 0"),
+        ("sscam", {"n": -3}, "cannot use n=-3"),
+        ("scorecam", {"max_channels": -1}, "cannot use max_channels=-1; give 0 for all"),
+        ("scorecam", {"baseline": "grey"}, "unknown baseline 'grey'; known: zero, none"),
     ],
 )
-def test_options_that_make_no_sense(name: str, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_options_out_of_range(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         cam(name, Quadratic(), batch(4, 6), **options)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
         ("iscam", {"n": 2.5}, "n=2.5 of method 'iscam' is invalid; give an integer"),
         ("iscam", {"n": "3"}, "n='3' of method 'iscam' is invalid; give an integer"),
@@ -104,11 +104,11 @@ def test_options_that_make_no_sense(name: str, options: dict[str, Any], words: s
         ("eigencam", {"centred": "false"}, "centred='false' of method 'eigencam' is invalid; give true or false"),
     ],
 )
-def test_options_of_another_kind(name: str, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_options_of_another_type(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         get(name).checked(options)
 
 
-def test_options_of_the_right_kind_in_other_clothes() -> None:
+def test_options_of_compatible_types() -> None:
     get("sscam").checked({"n": np.int64(3), "std": 1, "seed": np.uint8(2)})
     get("eigencam").checked({"centred": np.False_})

@@ -1,4 +1,4 @@
-"""The baseline that a method has to beat."""
+"""The baseline of random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FEM, by hand."""
+"""FEM, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def test_fem_by_hand() -> None:
     np.testing.assert_allclose(get("fem").function(a)[0, 0], np.eye(10)[3])
     np.testing.assert_allclose(get("fem").function(a, k=3.0)[0, 0], np.eye(10)[3])  # 10 ≥ 10
     np.testing.assert_allclose(get("fem").function(a, variant="pytorch-grad-cam")[0, 0], np.eye(10)[3])
-    with pytest.raises(InputError, match="no variant 'peper' of fem; known: paper, pytorch-grad-cam"):
+    with pytest.raises(InputError, match="unknown variant 'peper' of fem; known: paper, pytorch-grad-cam"):
         get("fem").function(a, variant="peper")

@@ -1,7 +1,7 @@
-"""The methods against other people's code, on networks of our own: the numbers of tests/golden, see its README.md.
+"""The methods compared with other packages: the values of tests/golden, see its README.md.
 
-A peer that computes something else than the paper is in DEVIATIONS, with a sentence, its formula, and the size of the
-difference. A deviation is tested too: the peer's numbers follow from the formula, and ours differ by that much.
+DEVIATIONS lists the packages that do not compute the paper's formula, with the reason, their formula, and the size of
+the difference. Deviations are tested too: the formula gives the package's values, and ours differ by that size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xcam.methods.registry import get
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = ("pooled", "signed", "smooth", "small", "large")
 NETWORKS = CASES[:3]
-"""The cases whose network is stored; the others are `smooth` with other gradients."""
+"""Cases whose network is stored; the others are `smooth` with other gradients."""
 PURE = {
     "gradcam": {},
     "gradcam++": {},
@@ -35,7 +35,7 @@ PURE = {
     "eigengradcam": {},
     "fem": {"variant": "pytorch-grad-cam"},
 }
-"""Methods that are functions of A and G alone, with the options under which they equal the peers'."""
+"""Functions of A and G only, with the options with which they equal the packages'."""
 Numbers = dict[str, np.ndarray]
 
 pytestmark = pytest.mark.filterwarnings("ignore::xcam.ZeroHeatmapWarning")  # the raw maps are compared
@@ -59,28 +59,28 @@ def opened(case: str) -> xcam.Model:
 
 
 def explain(case: str, number: int, method: str, **options: object) -> np.ndarray:
-    """The raw maps [2, 8, 12] of the two pictures, each for its class of target set `number`."""
+    """Return the raw maps [2, 8, 12] of the two images, each for its class in target set `number`."""
     stored = load(case)
-    found = xcam.explain(
+    result = xcam.explain(
         opened(case),
-        list(stored["pictures"]),
+        list(stored["images"]),
         layer="layer",
         target=stored["targets"][number].tolist(),
         method=method,
         method_options=options,
     )
-    return np.stack([e.cam for e in found])
+    return np.stack([e.cam for e in result])
 
 
 def pure(case: str, number: str, method: str) -> np.ndarray:
-    """The method's own map from the stored activations and gradients."""
-    how = get(method)
+    """Return the method's map of the stored activations and gradients."""
+    entry = get(method)
     supplied = {"activations": load(case)["activations"], "gradients": load(case)[f"gradients/{number}"]}
-    return how.function(*(supplied[name] for name in how.inputs), **PURE[method])
+    return entry.function(*(supplied[name] for name in entry.inputs), **PURE[method])
 
 
 def exact(case: str, number: str | int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A, G [2, C, 8, 12] and the score of each picture's class [2, 1, 1, 1], in float64."""
+    """Return A, G [2, C, 8, 12] and the score of each image's class [2, 1, 1, 1], in float64."""
     stored = load(case)
     scores = stored["outputs"][np.arange(2), stored["targets"][int(number)]]
     return tuple(x.astype(float) for x in (stored["activations"], stored[f"gradients/{number}"], _over(scores, 3)))
@@ -98,15 +98,15 @@ def relu(array: np.ndarray) -> np.ndarray:
     return np.maximum(array, 0)
 
 
-def worst(found: np.ndarray, expected: np.ndarray, signed: bool = True) -> float:
-    """The largest difference of a picture's maps relative to its largest value; without `signed`, up to sign."""
+def worst(result: np.ndarray, expected: np.ndarray, signed: bool = True) -> float:
+    """Return the largest difference of an image's maps relative to the largest value; without `signed`, up to sign."""
 
     def error(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.abs(a - b).max() / np.abs(b).max())
 
-    assert found.shape == expected.shape
+    assert result.shape == expected.shape
     return max(
-        error(a, b) if signed else min(error(a, b), error(-a, b)) for a, b in zip(found, expected, strict=True)
+        error(a, b) if signed else min(error(a, b), error(-a, b)) for a, b in zip(result, expected, strict=True)
     )
 
 
@@ -116,7 +116,7 @@ def heatmaps(cam: np.ndarray) -> np.ndarray:
 
 
 def peers(*methods: str) -> list[tuple[str, ...]]:
-    """(case, number of the target set, peer, method) of every stored map of these methods."""
+    """Return (case, target set, package, method) of every stored map of these methods."""
     keys = [(case, *key.split("/")) for case in CASES for key in load(case) if key[0].isdigit()]
     return [key for key in keys if len(key) == 4 and key[3] in methods]
 
@@ -126,11 +126,11 @@ def peers(*methods: str) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Deviation:
-    why: str
+    reason: str
     weights: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-    """A, G, score → w [N, C, 1, 1]: what this peer computes."""
+    """The package's weights: A, G, score → w [N, C, 1, 1]."""
     sizes: Mapping[str, float]
-    """The largest difference between its heatmap and ours, each 0…1, for a case and its target set."""
+    """The largest difference between its heatmap and ours, both in 0…1, by case and target set."""
     tolerance: float = 1e-4
 
 
@@ -150,8 +150,8 @@ def _shared_out(a: np.ndarray, g: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 DEVIATIONS = {
     "pytorch-grad-cam": Deviation(
-        "adds 1e-6 to the denominator, which outweighs it once G² is that small; and where S(A) is negative (`signed`) "
-        "the denominator passes through zero, which ours does not",
+        "adds 1e-6 to the denominator, which dominates where G² is that small; and where S(A) is negative (`signed`) "
+        "its denominator passes through zero",
         _with_epsilon,
         {"pooled/0": 0.012, "pooled/1": 0.0086, "signed/0": 1.0, "smooth/0": 0.0028, "small/0": 0.24},
     ),
@@ -162,7 +162,7 @@ DEVIATIONS = {
     ),
     "tf-keras-vis": Deviation(
         "differentiates exp(score), which cancels in α and scales the map, and divides each channel's α by their sum, "
-        "places with negative gradients included, where α has a pole (hence the tolerance)",
+        "positions with negative gradients included, where α has a pole (hence the tolerance)",
         _shared_out,
         {"pooled/0": 0.060, "pooled/1": 0.074, "smooth/0": 0.97},
         tolerance=5e-3,
@@ -185,23 +185,23 @@ def test_every_stored_map_is_compared() -> None:
 @pytest.mark.parametrize(
     ("case", "number", "peer", "method"), [entry for entry in peers(*PURE) if not deviates(*entry)]
 )
-def test_the_peer_says_the_same(case: str, number: str, peer: str, method: str) -> None:
+def test_the_package_computes_the_same(case: str, number: str, peer: str, method: str) -> None:
     expected = load(case)[f"{number}/{peer}/{method}"]
     assert worst(pure(case, number, method), expected, signed="eigen" not in method) < 1e-4
 
 
 @pytest.mark.parametrize(("case", "number", "peer", "method"), [entry for entry in peers(*PURE) if deviates(*entry)])
-def test_the_peer_deviates_as_described(case: str, number: str, peer: str, method: str) -> None:
+def test_the_package_deviates_as_described(case: str, number: str, peer: str, method: str) -> None:
     theirs, deviation = load(case)[f"{number}/{peer}/{method}"], DEVIATIONS[peer]
     a, g, score = exact(case, number)
-    assert worst((deviation.weights(a, g, score) * a).sum(1), theirs) < deviation.tolerance, deviation.why
+    assert worst((deviation.weights(a, g, score) * a).sum(1), theirs) < deviation.tolerance, deviation.reason
     difference = np.abs(heatmaps(pure(case, number, method)) - heatmaps(theirs)).max()
-    assert difference == pytest.approx(deviation.sizes[f"{case}/{number}"], rel=0.1), deviation.why
+    assert difference == pytest.approx(deviation.sizes[f"{case}/{number}"], rel=0.1), deviation.reason
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradcampp_is_equation_19(case: str) -> None:
-    """In float64, as the paper writes it; where S(A) is negative, which the paper excludes, it counts as zero."""
+    """In float64, in the paper's form; a negative S(A), which the paper excludes, counts as zero."""
     a, g, _ = exact(case, 0)
     below = 2 * g**2 + relu(space(a)) * g**3
     alpha = np.divide(g**2, below, out=np.zeros_like(g), where=g > 0)
@@ -212,9 +212,9 @@ def test_gradcampp_is_equation_19(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", NETWORKS)
-def test_the_network_is_the_one_that_the_peers_saw(case: str) -> None:
+def test_the_network_is_the_one_of_the_stored_values(case: str) -> None:
     stored = load(case)
-    x = np.ascontiguousarray(np.moveaxis(stored["pictures"], -1, 1)).astype(np.float32)
+    x = np.ascontiguousarray(np.moveaxis(stored["images"], -1, 1)).astype(np.float32)
     for number, classes in enumerate(stored["targets"]):
         trace = opened(case).trace(x, "layer", lambda y, classes=classes: [np.eye(5, dtype=np.float32)[classes]])
         assert worst(trace.outputs, stored["outputs"]) < 1e-4
@@ -224,7 +224,7 @@ def test_the_network_is_the_one_that_the_peers_saw(case: str) -> None:
 
 @pytest.mark.parametrize(("case", "number", "peer", "method"), peers("shapleycam"))
 def test_shapleycam(case: str, number: str, peer: str, method: str) -> None:
-    """The peer takes the exact Hessian–vector product. Off `smooth` it is zero, and both give Grad-CAM."""
+    """The package uses the exact Hessian–vector product. It is zero except in `smooth`, and both give Grad-CAM."""
     theirs = load(case)[f"{number}/{peer}/{method}"]
     assert worst(explain(case, int(number), method), theirs) < 1e-4
     assert (worst(load(case)[f"{number}/{peer}/gradcam"], theirs) > 0.4) == (case == "smooth")
@@ -232,7 +232,7 @@ def test_shapleycam(case: str, number: str, peer: str, method: str) -> None:
 
 @torch.no_grad()
 def without_each_channel(case: str, number: int) -> np.ndarray:
-    """The scores [2, C] of each picture's class with one channel set to 0, in float64."""
+    """Return the scores [2, C] of each image's class with one channel set to 0, in float64."""
     stored, module = load(case), network(case)
     start = [name for name, _ in module.named_children()].index("layer") + 1
     tail = nn.Sequential(*list(module.children())[start:])
@@ -247,101 +247,101 @@ def without_each_channel(case: str, number: int) -> np.ndarray:
 def test_ablationcam(case: str, number: str, peer: str, method: str) -> None:
     """w = (y − y without c) / |y|.
 
-    pytorch-grad-cam divides by y: where y is negative, its map is ours with the sign turned. Where the layer's minimum
-    is not zero (`signed`), it sets channels to −1e7 instead of 0, and its weights reach 1e10: no relation is left.
+    pytorch-grad-cam divides by y: where y is negative, its map has the opposite sign. Where the layer's minimum is not
+    zero (`signed`), it sets channels to −1e7 instead of 0; its weights reach 1e10, and the maps are unrelated.
     """
     a, _, y = exact(case, number)
     w = _over((y[..., 0, 0] - without_each_channel(case, int(number))) / np.abs(y[..., 0, 0]), 2)
-    found = explain(case, int(number), method)
-    assert worst(found, (w * a).sum(1)) < 1e-4
+    result = explain(case, int(number), method)
+    assert worst(result, (w * a).sum(1)) < 1e-4
     if case != "signed":
-        assert worst(found * np.sign(y[..., 0]), load(case)[f"{number}/{peer}/{method}"]) < 1e-4
+        assert worst(result * np.sign(y[..., 0]), load(case)[f"{number}/{peer}/{method}"]) < 1e-4
 
 
 @torch.no_grad()
 def masked_scores(
     case: str, number: int, factor: float = 1.0, aligned: bool = False, before: bool = False, blank: bool = False
 ) -> np.ndarray:
-    """The scores [2, C] of each picture seen through `factor` times each channel, in float64.
+    """Return the scores [2, C] of each image masked by `factor` times each channel, in float64.
 
-    A channel is enlarged (half-pixel centres, or the corners aligned), then stretched to 0…1 (or before that). `blank`:
-    the scores of zeros instead.
+    A channel is resized (half-pixel centres, or aligned corners), then scaled to 0…1 (or before, with `before`). With
+    `blank`, the scores are those of zeros.
     """
     stored, module = load(case), network(case)
     masks = torch.tensor(stored["activations"])
-    masks = stretched(masks) if before else masks
+    masks = scaled(masks) if before else masks
     masks = nn.functional.interpolate(masks, (20, 28), mode="bilinear", align_corners=aligned)
-    masks = factor * (masks if before else stretched(masks)) * (not blank)
-    x = torch.tensor(stored["pictures"]).permute(0, 3, 1, 2).float()
+    masks = factor * (masks if before else scaled(masks)) * (not blank)
+    x = torch.tensor(stored["images"]).permute(0, 3, 1, 2).float()
     classes = stored["targets"][number]
     return np.stack([module(x[n] * masks[n][:, None])[:, c].numpy() for n, c in enumerate(classes)]).astype(float)
 
 
-def stretched(masks: torch.Tensor) -> torch.Tensor:
+def scaled(masks: torch.Tensor) -> torch.Tensor:
     masks = masks - masks.amin((2, 3), keepdim=True)
     top = masks.amax((2, 3), keepdim=True)
     return masks / torch.where(top > 0, top, 1)
 
 
 def shares(scores: np.ndarray) -> np.ndarray:
-    """A softmax over the channels."""
+    """Return the softmax over the channels."""
     e = np.exp(scores - scores.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
 
-def weighed(case: str, weights: np.ndarray) -> np.ndarray:
+def weighted_sum(case: str, weights: np.ndarray) -> np.ndarray:
     return (_over(weights, 2) * load(case)["activations"]).sum(1)
 
 
 SCORECAM = {
     "pytorch-grad-cam": (
-        "enlarges with the corners aligned, where ours has half-pixel centres",
+        "resizes with aligned corners instead of half-pixel centres",
         {"aligned": True},
         {"pooled/0": 0.064, "pooled/1": 0.015, "signed/0": 0.14, "smooth/0": 0.044},
     ),
     "torch-cam": (
-        "stretches each channel to 0…1 before it is enlarged, where the paper does so after",
+        "scales each channel to 0…1 before it is resized; the paper does so after",
         {"before": True},
         {"pooled/0": 0.024, "pooled/1": 0.0081, "signed/0": 0.060, "smooth/0": 0.032},
     ),
 }
-"""What a peer does otherwise, the options of `masked_scores` that say the same, and how far its heatmap is from ours."""
+"""The deviation of a package, the options of `masked_scores` for it, and the size of the difference of heatmaps."""
 
 
 @pytest.mark.parametrize(("case", "number", "peer", "method"), peers("scorecam"))
 def test_scorecam(case: str, number: str, peer: str, method: str) -> None:
-    """With a softmax over the channels, as in the paper's algorithm 1; what a baseline adds cancels in it."""
+    """With a softmax over the channels, as in the paper's Algorithm 1; the baseline's score cancels in it."""
     stored, key, n = load(case), f"{number}/{peer}/{method}", int(number)
-    found = explain(case, n, method, softmax=True)
-    assert worst(found, weighed(case, shares(masked_scores(case, n)))) < 1e-4
-    why, options, sizes = SCORECAM[peer]
+    result = explain(case, n, method, softmax=True)
+    assert worst(result, weighted_sum(case, shares(masked_scores(case, n)))) < 1e-4
+    reason, options, sizes = SCORECAM[peer]
     scores = masked_scores(case, n, **options)
-    assert worst(scores, stored[f"{key}/scores"]) < 1e-4, why
-    assert worst(weighed(case, shares(scores)), stored[key]) < 1e-4, why
-    difference = np.abs(heatmaps(found) - heatmaps(stored[key])).max()
-    assert difference == pytest.approx(sizes[f"{case}/{number}"], rel=0.1), why
+    assert worst(scores, stored[f"{key}/scores"]) < 1e-4, reason
+    assert worst(weighted_sum(case, shares(scores)), stored[key]) < 1e-4, reason
+    difference = np.abs(heatmaps(result) - heatmaps(stored[key])).max()
+    assert difference == pytest.approx(sizes[f"{case}/{number}"], rel=0.1), reason
 
 
 @pytest.mark.parametrize("case", NETWORKS)
 def test_scorecam_without_softmax(case: str) -> None:
-    scores, least = masked_scores(case, 0), masked_scores(case, 0, blank=True)
-    assert worst(explain(case, 0, "scorecam"), weighed(case, scores - least)) < 1e-4
-    assert worst(explain(case, 0, "scorecam", baseline="none"), weighed(case, scores)) < 1e-4
+    scores, base = masked_scores(case, 0), masked_scores(case, 0, blank=True)
+    assert worst(explain(case, 0, "scorecam"), weighted_sum(case, scores - base)) < 1e-4
+    assert worst(explain(case, 0, "scorecam", baseline="none"), weighted_sum(case, scores)) < 1e-4
 
 
 @pytest.mark.parametrize(("case", "number", "peer", "method"), peers("iscam"))
 def test_iscam(case: str, number: str, peer: str, method: str) -> None:
-    """Masks scaled by 1/10 … 1. torch-cam adds the factors up (0.1, 0.3, 0.6, … 5.5).
+    """Masks scaled by 1/10 … 1. In torch-cam the factors accumulate (0.1, 0.3, 0.6, … 5.5).
 
-    It stretches masks before enlarging them, and takes a softmax at the end. With a softmax on ours too, heatmaps still
+    It scales masks before it resizes them, and applies a softmax at the end. With a softmax on ours too, heatmaps still
     differ by 0.17 to 0.93.
     """
     stored, key, n = load(case), f"{number}/{peer}/{method}", int(number)
     factors = np.arange(1, 11) / 10
-    found = explain(case, n, method)
+    result = explain(case, n, method)
     mean = np.mean([masked_scores(case, n, factor) for factor in factors], axis=0)
-    assert worst(found, weighed(case, mean - masked_scores(case, n, blank=True))) < 1e-4
+    assert worst(result, weighted_sum(case, mean - masked_scores(case, n, blank=True))) < 1e-4
     theirs = np.mean([masked_scores(case, n, factor, before=True) for factor in np.cumsum(factors)], axis=0)
-    assert worst(weighed(case, shares(theirs)), stored[key]) < 1e-4
-    difference = np.abs(heatmaps(weighed(case, shares(mean))) - heatmaps(stored[key])).max()
+    assert worst(weighted_sum(case, shares(theirs)), stored[key]) < 1e-4
+    difference = np.abs(heatmaps(weighted_sum(case, shares(mean))) - heatmaps(stored[key])).max()
     assert 0.16 < difference < 0.94

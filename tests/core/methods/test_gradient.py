@@ -1,4 +1,4 @@
-"""Methods that weigh by gradients, against their formula written out another way, and the mistakes that others make."""
+"""Methods that weight by gradients, compared with other forms of their formulas; errors that other implementations have."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ finite = st.floats(-1e3, 1e3, width=32)
 
 
 def stacks() -> st.SearchStrategy[np.ndarray]:
-    """[N, C, *S] with one to three spatial dimensions."""
+    """Return a strategy for [N, C, *space] with one to three spatial axes."""
     return array_shapes(min_dims=3, max_dims=5, max_side=5).flatmap(
         lambda shape: arrays(np.float32, shape, elements=finite)
     )
@@ -48,7 +48,7 @@ def test_gradcam_equals_hirescam_for_constant_gradients(a: np.ndarray) -> None:
 
 
 def test_gradcam_plus_plus_sums_activations_alone(rng: np.random.Generator) -> None:
-    """Eq. 19: α = G²/(2G² + S(A)·G³). torch-cam's code puts S(G²·relu(G)) in the place of S(A)."""
+    """Eq. 19: α = G²/(2G² + S(A)·G³). torch-cam's code has S(G²·relu(G)) instead of S(A)."""
     a, g = np.abs(rng.normal(size=(2, 1, 3, 4, 5)))
     g = g * np.sign(rng.normal(size=g.shape))
     total = a.sum(axis=(2, 3), keepdims=True)
@@ -59,21 +59,21 @@ def test_gradcam_plus_plus_sums_activations_alone(rng: np.random.Generator) -> N
 
 
 def test_gradcam_plus_plus_with_small_gradients(rng: np.random.Generator) -> None:
-    """Where others add ε to the denominator, gradients of 1e-8 weigh nothing; the map's form does not depend on that."""
+    """With an ε in the denominator, gradients of 1e-8 would have no weight; the map scales with the gradients."""
     a = np.abs(rng.normal(size=(1, 3, 4, 5)))
     g = np.abs(rng.normal(size=(1, 3, 4, 5)))
     small, smaller = (get("gradcam++").function(a, f * g) / f for f in (1e-8, 1e-12))
     np.testing.assert_allclose(small, smaller, rtol=1e-6)
 
 
-def test_xgradcam_survives_sums_of_zero_and_less() -> None:
+def test_xgradcam_for_sums_of_zero_and_less() -> None:
     a = np.array([[[[1.0, -1.0]], [[-2.0, -1.0]]]])  # S(A): 0 and −3
     g = np.array([[[[3.0, 1.0]], [[0.5, 2.0]]]])
     np.testing.assert_allclose(get("xgradcam").function(a, g), [(-1.0 - 2.0) / -3.0 * a[0, 1]])
 
 
 def hessian_product(model: Quadratic, x: Any, index: int, score: Any) -> Any:
-    """H·A at A by differences of exact gradients in float64."""
+    """Return the gradient and H·A at A, from differences of exact gradients in float64."""
     aim, step = ClassScore(index, score), 1e-5
 
     def gradient(a: Any) -> Any:
@@ -89,7 +89,7 @@ def hessian_product(model: Quadratic, x: Any, index: int, score: Any) -> Any:
 @pytest.mark.parametrize("score", ["logit", "probability"])
 @pytest.mark.parametrize("exact", [False, True])
 def test_shapleycam(score: Any, exact: bool) -> None:
-    """With a backend's double backward pass, whose cotangent is a constant, and with differences."""
+    """With a backend's double backward pass, whose cotangent is constant, and with differences."""
     model, x = Quadratic(capabilities={"gradients", "resume", "hvp"} if exact else None), batch(4, 6)
 
     def hvp(batch: Any, layer: str, cotangents: Any, vectors: Any) -> Any:
@@ -112,7 +112,7 @@ def test_shapleycam_of_a_linear_tail_is_gradcam() -> None:
 
 
 def test_smoothgradcam_plus_plus_averages_over_all_passes() -> None:
-    """torch-cam keeps the last noisy pass alone."""
+    """torch-cam uses the last noisy pass only."""
     model, x, n = Quadratic(), batch(4, 6), 3
     random = np.random.default_rng(5)
     spread = 0.15 * (x.max(axis=(1, 2, 3), keepdims=True) - x.min(axis=(1, 2, 3), keepdims=True))
@@ -125,11 +125,11 @@ def test_smoothgradcam_plus_plus_averages_over_all_passes() -> None:
     below = 2 * second + np.maximum(x.sum(axis=(2, 3), keepdims=True), 0) * third
     alpha = np.where(below > 0, second / np.where(below > 0, below, 1), 0)
     weights = (alpha * np.maximum(first, 0)).sum(axis=(2, 3))
-    found = cam("smoothgradcam++", model, x, n=n, seed=5)
-    np.testing.assert_allclose(found, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-3, atol=1e-6)
+    result = cam("smoothgradcam++", model, x, n=n, seed=5)
+    np.testing.assert_allclose(result, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-3, atol=1e-6)
 
 
-def test_eigen_smooth_is_the_principal_component_of_the_weighed_activations(rng: np.random.Generator) -> None:
+def test_eigen_smooth_is_the_principal_component_of_the_weighted_activations(rng: np.random.Generator) -> None:
     a, g = rng.normal(size=(2, 1, 3, 4, 5))
-    weighed = g.mean(axis=(2, 3), keepdims=True) * a
-    np.testing.assert_allclose(get("gradcam").function(a, g, eigen_smooth=True), maps.principal(weighed))
+    weighted = g.mean(axis=(2, 3), keepdims=True) * a
+    np.testing.assert_allclose(get("gradcam").function(a, g, eigen_smooth=True), maps.principal(weighted))

@@ -1,4 +1,4 @@
-"""The arithmetic, against numbers worked out by hand and properties that hold for any input."""
+"""The arithmetic, compared with values computed by hand, and properties that hold for any input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ finite = st.floats(-1e3, 1e3, width=32)
 
 
 def stacks() -> st.SearchStrategy[np.ndarray]:
-    """[N, C, *S] with one to three spatial dimensions."""
+    """Return a strategy for [N, C, *space] with one to three spatial axes."""
     return array_shapes(min_dims=3, max_dims=5, max_side=5).flatmap(
         lambda shape: arrays(np.float32, shape, elements=finite)
     )
@@ -39,13 +39,13 @@ def test_relu() -> None:
 
 @given(stacks())
 def test_normalised_maps_lie_in_0_to_1(a: np.ndarray) -> None:
-    for how in ("max", "minmax"):
-        heat = maps.normalize(maps.relu(a[:, 0]), how)
+    for mode in ("max", "minmax"):
+        heat = maps.normalize(maps.relu(a[:, 0]), mode)
         assert heat.shape == a[:, 0].shape
         assert np.isfinite(heat).all()
         assert ((heat >= 0) & (heat <= 1)).all()
         for one, raw in zip(heat, maps.relu(a[:, 0]), strict=True):
-            moved = raw.max() > (raw.min() if how == "minmax" else 0)
+            moved = raw.max() > (raw.min() if mode == "minmax" else 0)
             assert one.max() == (1 if moved else 0)
 
 
@@ -56,13 +56,13 @@ def test_max_keeps_zero_where_it_was_and_minmax_does_not() -> None:
     assert maps.normalize(cam, "none") is cam
 
 
-def test_each_map_of_a_batch_is_normalised_by_itself() -> None:
+def test_each_map_of_a_batch_is_normalised_separately() -> None:
     cam = np.array([[1.0, 2.0], [0.0, 0.0], [10.0, 40.0]])
     np.testing.assert_allclose(maps.normalize(cam), [[0.5, 1.0], [0.0, 0.0], [0.25, 1.0]])
 
 
-def test_unknown_normalisation_offers_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"no normalisation 'l2'; known: max, minmax, none"):
+def test_an_unknown_normalisation() -> None:
+    with pytest.raises(InputError, match=r"unknown normalisation 'l2'; known: max, minmax, none"):
         maps.normalize(np.ones((1, 2)), "l2")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Methods that mask the picture, against the loops of their papers."""
+"""Methods that mask the image, compared with the loops of their papers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quadratic_cams import batch, cam
 
 
 def masked_scores(model: Quadratic, x: Any, factor: float = 1.0, noise: Any = None) -> tuple[Any, Any]:
-    """score(x·H_c) for each channel, and score(0): the loop of the paper."""
+    """Return score(x·H_c) for each channel, and score(0), by the loop of the paper."""
     scores = np.zeros(x.shape[:2])
     for n in range(len(x)):
         for c in range(x.shape[1]):
@@ -39,15 +39,15 @@ def test_scorecam_and_its_variants() -> None:
 
 
 def test_scorecam_gives_a_constant_channel_no_weight() -> None:
-    """min–max of a constant channel is 0/0 in other code."""
+    """In some implementations the scaling of a constant channel is 0/0."""
     x = batch(4, 6, n=1)
     x[0, 1] = 3.0
     model = Quadratic()
-    found = cam("scorecam", model, x)
+    result = cam("scorecam", model, x)
     weights = np.array([[model.outputs((x[0] * _mask(x[0, c]))[None])[0, 0] for c in range(3)]])
     weights = weights - model.outputs(np.zeros_like(x))[:, :1]
     weights[0, 1] = 0
-    np.testing.assert_allclose(found, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-4, atol=1e-5)
 
 
 def _mask(channel: Any) -> Any:
@@ -55,12 +55,12 @@ def _mask(channel: Any) -> Any:
 
 
 def test_iscam_masks_grow_from_one_nth_to_one() -> None:
-    """torch-cam's accumulate, and reach 5.5 for n = 10."""
+    """In torch-cam the factors accumulate, and reach 5.5 for n = 10."""
     model, x = Quadratic(), batch(4, 6)
     parts = [masked_scores(model, x, (i + 1) / 4) for i in range(4)]
     weights = np.mean([scores - zero for scores, zero in parts], axis=0)
-    found = cam("iscam", model, x, n=4)
-    np.testing.assert_allclose(found, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-4, atol=1e-5)
+    result = cam("iscam", model, x, n=4)
+    np.testing.assert_allclose(result, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-4, atol=1e-5)
 
 
 def test_sscam_averages_over_noisy_masks() -> None:
@@ -68,5 +68,5 @@ def test_sscam_averages_over_noisy_masks() -> None:
     noise = 0.5 * np.random.default_rng(7).normal(size=(3, 4, 6)).astype(np.float32)
     parts = [masked_scores(model, x, 1.0, delta) for delta in noise]
     weights = np.mean([scores - zero for scores, zero in parts], axis=0)
-    found = cam("sscam", model, x, n=3, std=0.5, seed=7)
-    np.testing.assert_allclose(found, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-4, atol=1e-5)
+    result = cam("sscam", model, x, n=3, std=0.5, seed=7)
+    np.testing.assert_allclose(result, np.einsum("nc,nchw->nhw", weights, x), rtol=1e-4, atol=1e-5)

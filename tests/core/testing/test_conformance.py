@@ -99,8 +99,8 @@ class Negative(Mine):
 class ChannelsLast(Mine):
     """As NHWC frameworks have it."""
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         return replace(
             trace,
             activations=np.moveaxis(trace.activations, 1, -1),
@@ -111,8 +111,8 @@ class ChannelsLast(Mine):
 class TokensLast(Mine):
     """As transformers have it."""
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         return replace(trace, activations=trace.activations.swapaxes(1, -1)) if values[layer].ndim == 3 else trace
 
 
@@ -130,12 +130,12 @@ class LastPathAlone(Mine):
     """A value that two nodes read is given the gradient of one of them."""
 
     def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        found = {end: np.asarray(v) for end in self.ends.values()}
+        found = {node: np.asarray(v[name]) for name, node in self.logits.items()}
         for node in reversed(self.graph.nodes):
-            if node.name in found and node.name in self._from(layer) - {layer}:
+            if node.name in found and node.name in self._behind(layer) - {layer}:
                 gradients = node.backward(found[node.name], *(values[name] for name in node.inputs))
                 found |= {
-                    name: g for name, g in zip(node.inputs, gradients, strict=True) if name in self._from(layer)
+                    name: g for name, g in zip(node.inputs, gradients, strict=True) if name in self._behind(layer)
                 }
         return found[layer].astype(np.float32)
 
@@ -145,13 +145,13 @@ class SkipDropped(Mine):
 
     def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
         layer, values = trace.state
-        behind = self._from(layer)
+        behind = self._behind(layer)
         kept = {
             name: np.zeros((len(activations), *value.shape[1:]), np.float32)
             for name, value in values.items()
             if name not in behind
         }
-        return self._traced(layer, self.graph.run(kept | {layer: activations}), cotangents)
+        return self._finish(layer, self.graph.run(kept | {layer: activations}), cotangents)
 
 
 class SkipStale(Mine):
@@ -161,13 +161,13 @@ class SkipStale(Mine):
         layer, values = trace.state
         rows = range(len(activations)) if rows is None else rows
         rows = [0] * len(activations) if len(values["x"]) == 1 else rows
-        kept = {name: value[rows] for name, value in values.items() if name not in self._from(layer)}
+        kept = {name: value[rows] for name, value in values.items() if name not in self._behind(layer)}
         kept |= {layer: activations}
         first = next((n for n in self.graph.nodes if layer in n.inputs), None)
         if first is not None:
             kept[first.name] = first.forward(*(kept[name] for name in first.inputs))
         run = self.graph.run(kept | {layer: values[layer][rows]})
-        return self._traced(layer, run | {layer: activations}, cotangents)
+        return self._finish(layer, run | {layer: activations}, cotangents)
 
 
 class RowsIgnored(Mine):
@@ -186,9 +186,9 @@ class Unchanged(Mine):
 
 
 class ModeChanged(Mine):
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
         self.native.mode["training"] = False
-        return super()._traced(layer, values, cotangents)
+        return super()._finish(layer, values, cotangents)
 
 
 class ModeChangedByPredict(Mine):
@@ -200,9 +200,9 @@ class ModeChangedByPredict(Mine):
 class HookLeft(Mine):
     """Put back, and not where an exception passes."""
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
         self.native.mode["hooks"] += 1
-        trace = super()._traced(layer, values, cotangents)
+        trace = super()._finish(layer, values, cotangents)
         self.native.mode["hooks"] -= 1
         return trace
 
@@ -210,9 +210,9 @@ class HookLeft(Mine):
 class KeptOnTheModel(Mine):
     """What one thread keeps, another overwrites."""
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
         self.kept = values
-        return super()._traced(layer, values, cotangents)
+        return super()._finish(layer, values, cotangents)
 
     def _gradient(self, layer: str, values: Any, v: Any) -> Any:
         return super()._gradient(layer, self.kept, v)
@@ -223,13 +223,13 @@ class SoftmaxOn(Mine):
 
     def __init__(self, native: Native) -> None:
         super().__init__(native)
-        self.ends = {name: name for name in self.ends}
+        self.logits = {name: name for name in self.logits}
 
 
 class SoftmaxUnseen(Mine):
     def __init__(self, native: Native) -> None:
         super().__init__(native)
-        self.ends, self.output_activation = {name: name for name in self.ends}, None
+        self.logits, self.output_activation = {name: name for name in self.logits}, None
 
 
 class SeedsTwice(Mine):
@@ -247,8 +247,8 @@ class SeedsTwiceInResume(Mine):
 
 
 class OneGradient(Mine):
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         return replace(trace, gradients=trace.gradients[:1])
 
 
@@ -273,17 +273,17 @@ class Tensors(Mine):
 
 
 class Swallowed(Mine):
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
         try:
-            return super()._traced(layer, values, cotangents)
+            return super()._finish(layer, values, cotangents)
         except KeyError:
-            return super()._traced(layer, values, None)
+            return super()._finish(layer, values, None)
 
 
 class Wrapped(Mine):
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
         try:
-            return super()._traced(layer, values, cotangents)
+            return super()._finish(layer, values, cotangents)
         except KeyError as error:
             raise RuntimeError("the session failed") from error
 
@@ -339,8 +339,8 @@ class OneBuffer(Mine):
 
     buffer: Any = None
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         if self.buffer is None or self.buffer.shape != trace.activations.shape:
             self.buffer = np.empty_like(trace.activations)
         self.buffer[...] = trace.activations
@@ -401,8 +401,8 @@ class OneBufferOfOutputs(Mine):
 
 
 class PredictInOneBuffer(OneBufferOfOutputs):
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         return replace(trace, outputs=trace.outputs.copy())
 
 
@@ -550,8 +550,8 @@ class Gradients(Mine):
     def made(self, gradients: Any) -> Any:
         raise NotImplementedError
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         return replace(trace, gradients=self.made(trace.gradients)) if trace.gradients else trace
 
 
@@ -572,14 +572,15 @@ class FirstForAll(Gradients):
 
 class WritesToCotangents(Mine):
     def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        found = super()._gradient(layer, values, v)
-        v *= 3
-        return found
+        gradient = super()._gradient(layer, values, v)
+        for array in v.values():
+            array *= 3
+        return gradient
 
 
 class FirstOutputAlone(Mine):
     def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        kept = {name: value * (name == next(iter(self.ends))) for name, value in v.items()}
+        kept = {name: value * (name == next(iter(self.logits))) for name, value in v.items()}
         return super()._gradient(layer, values, kept)
 
 
@@ -592,15 +593,15 @@ class ThroughTheSoftmax(Mine):
     """Logits are given, and probabilities differentiated."""
 
     def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        p = values["softmax"]
-        return super()._gradient(layer, values, p * (v - (v * p).sum(axis=1, keepdims=True)))
+        p, ((name, v),) = values["softmax"], v.items()
+        return super()._gradient(layer, values, {name: p * (v - (v * p).sum(axis=1, keepdims=True))})
 
 
 class InPlace(Mine):
     """A ReLU writes over what a trace keeps of the layer before it."""
 
-    def _traced(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._traced(layer, values, cotangents)
+    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+        trace = super()._finish(layer, values, cotangents)
         over = any(node.kind == "ReLU" and layer in node.inputs for node in self.graph.nodes)
         return replace(trace, activations=np.maximum(trace.activations, 0)) if over else trace
 

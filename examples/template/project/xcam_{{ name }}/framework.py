@@ -1,8 +1,8 @@
-"""A toy that stands where your framework will: a network is a list of NumPy functions, each with its derivative."""
+"""A toy in place of your framework: a network is a list of NumPy functions, each with its derivative."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ class Node:
     inputs: tuple[str, ...]
     """The nodes that it reads; `x` is the network's input."""
     forward: Callable[..., Any]
-    """values of its inputs → its value [N, C, …]"""
+    """From the values of its inputs to its value [N, C, …]."""
     backward: Callable[..., Sequence[Any]]
-    """gradient of its value, values of its inputs → a gradient for each input"""
+    """From the gradient of its value, and the values of its inputs, to a gradient for each input."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Graph:
 
     name: str
     shape: tuple[int, int, int]
-    """(C, H, W) of a picture."""
+    """(C, H, W) of an image."""
     nodes: Sequence[Node]
     outputs: tuple[str, ...]
     labels: Sequence[str] | None = None
 
-    def run(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The value of every node, from `x` or from any values that are known already."""
+    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the value of every node, computed from `x` or from any values that are known already."""
         known = dict(values)
         for node in self.nodes:
             if node.name not in known:
@@ -46,7 +46,7 @@ class Graph:
 
 
 def read(path: Path) -> Graph:
-    """A model file of this toy: NumPy's .npy format, the weights [3, classes] of the mean colour. Raises ValueError."""
+    """Return the model in a file of NumPy's .npy format: weights [3, classes] of the mean colour. Raises ValueError."""
     with open(path, "rb") as file:
         weights = np.load(file, allow_pickle=False).astype(np.float32)
     if weights.ndim != 2 or len(weights) != 3:
@@ -55,7 +55,7 @@ def read(path: Path) -> Graph:
 
 
 def colours(name: str, weights: Any) -> Graph:
-    """A network to try things with: how red, green and blue is a picture, and where?"""
+    """Return a network to experiment with: how red, green and blue is an image, and where?"""
 
     def paint(x: Any) -> Any:
         return np.maximum(x - x.mean(axis=1, keepdims=True), 0)

@@ -1,0 +1,60 @@
+"""Recording of a Keras model as a TensorFlow graph, and walks through the graph."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from xcam.contract.graphs import reachable
+from xcam_keras import calls
+
+TRACING = threading.RLock()
+"""Held while a model is recorded or a graph is extended: two threads that trace at once break each other."""
+
+OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+
+
+def traced(model: Callable[..., Any], spec: tf.TensorSpec) -> tuple[Any, list[calls.Call]]:
+    """Trace a model, or a function that calls one, into a graph; return it with every layer call of this thread."""
+    seen: list[calls.Call] = []
+
+    def note(call: calls.Call) -> Any:
+        seen.append(call)
+        return call.value
+
+    with calls.watching(note):
+        return tf.compat.v1.wrap_function(lambda x: model(x, training=False), [spec]), seen
+
+
+def named(seen: Sequence[calls.Call], graph: tf.Graph) -> dict[str, calls.Call]:
+    """Return the calls with a float tensor of this graph, by name: see xcam_keras.calls.named."""
+    return calls.named(
+        seen, lambda t: tf.is_tensor(t) and t.dtype.is_floating and t.graph is graph and t.shape.rank is not None
+    )
+
+
+def activation_of(tensor: tf.Tensor) -> tuple[str | None, tf.Tensor] | None:
+    """Return the softmax or sigmoid that makes a tensor, and its input: see xcam.contract.outputs.cut_activation."""
+    op = tensor.op
+    if op.type in OUTPUT_ACTIVATIONS:
+        return OUTPUT_ACTIVATIONS[op.type], op.inputs[0]
+    if op.type == "Identity" or (op.type == "Cast" and op.inputs[0].dtype.is_floating):
+        return None, op.inputs[0]
+    return None
+
+
+def ancestors(tensors: Iterable[tf.Tensor]) -> set[str]:
+    """Return the names of all operations that the tensors are computed from."""
+    return {op.name for op in reachable((t.op for t in tensors), lambda op: [t.op for t in op.inputs])}
+
+
+def following(start: tf.Operation, operations: Sequence[tf.Operation]) -> set[str]:
+    """Return the names of those operations that are computed from `start`, and its own; they are in execution order."""
+    result = {start.name}
+    for op in operations:
+        if any(t.op.name in result for t in op.inputs):
+            result.add(op.name)
+    return result

@@ -1,0 +1,72 @@
+"""The input of a Keras model: shape, layout, dtype, and whether the model scales pixels itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from xcam.contract.messages import one_input
+from xcam.contract.preprocessing import Preprocessing
+from xcam.contract.types import InputSpec, Layout
+
+
+def data_format(model: keras.Model) -> Layout:
+    """Return `channels_first` or `channels_last`: that of the first layer that declares one, or Keras' setting."""
+    formats = (getattr(layer, "data_format", None) for layer in model._flatten_layers(include_self=False))
+    known = (name for name in formats if name in ("channels_first", "channels_last"))
+    result: Layout = next(known, keras.config.image_data_format())
+    return result
+
+
+def input_spec(
+    model: keras.Model, layout: Layout, preprocessing: Preprocessing | None, size: tuple[int, ...] | None
+) -> InputSpec:
+    """Return the description of the model's input.
+
+    Args:
+        model: a model of any kind; a subclassed one that was never called has an open size.
+        layout: layout of the input.
+        preprocessing: None: `raw` where the model scales pixels itself, otherwise unknown.
+        size: size to use where the model leaves it open.
+
+    Raises:
+        ModelError: the model has several inputs.
+    """
+    try:
+        shape = model.input_shape
+    except (AttributeError, ValueError):  # subclassed: it has no symbolic input
+        shape = getattr(model, "_build_shapes_dict", None) and next(iter(model._build_shapes_dict.values()))
+    if isinstance(shape, dict | list) or (isinstance(shape, tuple) and any(isinstance(s, tuple) for s in shape)):
+        shapes = list(shape.values()) if isinstance(shape, dict) else list(shape)
+        if len(shapes) != 1 or not isinstance(shapes[0], tuple):
+            raise one_input(model.name, len(shapes), "wrap it in a model that fixes the others")
+        shape = shapes[0]
+    dims = tuple(shape[1:]) if shape else (None, None, 3)
+    channels, space = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
+    fixed = all(n is not None for n in space)
+    if preprocessing is None and _scales_pixels(model):
+        preprocessing = Preprocessing("raw")
+    return InputSpec(
+        size=tuple(space) if fixed else size,
+        channels=channels or 3,
+        layout=layout,
+        dtype=next((keras.backend.standardize_dtype(t.dtype) for t in symbolic_inputs(model)), "float32"),
+        preprocessing=preprocessing,
+        fixed=fixed,
+    )
+
+
+def symbolic_inputs(model: keras.Model) -> Sequence[Any]:
+    """Return the model's symbolic inputs; none for a subclassed model."""
+    try:
+        return list(model.inputs or ())
+    except (AttributeError, ValueError):
+        return ()
+
+
+def _scales_pixels(model: keras.Model) -> bool:
+    """Return whether the model starts with Rescaling or Normalization, and so takes pixels in 0…255."""
+    layers = [layer for layer in getattr(model, "layers", ()) if not isinstance(layer, keras.layers.InputLayer)]
+    return any(isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization) for layer in layers[:4])
