@@ -32,5 +32,5 @@ def test_each_of_its_files_has_a_test_of_the_same_name(code: str) -> None:
     tests = MIRRORED[code]
     assert f"`{code}/`" in text("ARCHITECTURE.md")
     assert f"`{tests}/`" in text("ARCHITECTURE.md")
-    modules = {path.stem for path in (ROOT / code).glob("[a-z]*.py")} - {"inputs", "registry"}
+    modules = {path.stem for path in (ROOT / code).glob("[a-z]*.py")}
     assert {f"test_{name}" for name in modules} <= {path.stem for path in (ROOT / tests).glob("test_*.py")}

@@ -131,7 +131,7 @@ def test_shuffled_weights(backend: str) -> None:
     assert all(same(values(opened, layers), before)), "the model itself is unchanged"
     assert every.output_activation == opened.output_activation
     assert every.labels == opened.labels
-    with pytest.raises(InputError, match="(no|unknown) part 'conv9'"):
+    with pytest.raises(InputError, match=r"(no|unknown) part 'conv9'"):
         opened.with_shuffled_weights(["conv9"], 1)
 
 

@@ -90,25 +90,3 @@ def test_the_error_for_a_missing_capability_lists_methods_that_work() -> None:
 def test_options_out_of_range(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cam(name, Quadratic(), batch(4, 6), **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("iscam", {"n": 2.5}, "n=2.5 of method 'iscam' is invalid; give an integer"),
-        ("iscam", {"n": "3"}, "n='3' of method 'iscam' is invalid; give an integer"),
-        ("iscam", {"n": True}, "n=True of method 'iscam' is invalid; give an integer"),
-        ("sscam", {"std": np.inf}, "std=inf of method 'sscam' is invalid; give a finite number"),
-        ("fem", {"k": float("nan")}, "k=nan of method 'fem' is invalid; give a finite number"),
-        ("fem", {"variant": None}, "variant=None of method 'fem' is invalid; give a string"),
-        ("eigencam", {"centred": "false"}, "centred='false' of method 'eigencam' is invalid; give true or false"),
-    ],
-)
-def test_options_of_another_type(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        get(name).checked(options)
-
-
-def test_options_of_compatible_types() -> None:
-    get("sscam").checked({"n": np.int64(3), "std": 1, "seed": np.uint8(2)})
-    get("eigencam").checked({"centred": np.False_})
