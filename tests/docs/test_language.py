@@ -51,8 +51,6 @@ PENDING: tuple[str, ...] = (
         "tests/cli/",
         "tests/core/explanation/",
         "tests/core/comparison/",
-        "tests/core/dataset/",
-        "tests/core/evaluation/",
         "tests/core/testing/",
         "tests/docs/",
     ),
