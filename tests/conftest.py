@@ -53,5 +53,5 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def demo_picture() -> Path:
-    """The picture that `xcam demo` explains."""
+    """The image that `xcam demo` explains."""
     return demo.image_paths()[0]

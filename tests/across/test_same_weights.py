@@ -18,9 +18,9 @@ from xcam.images import batches
 from xcam_keras.backend import keras
 
 
-def error(found: np.ndarray, expected: np.ndarray) -> float:
+def error(result: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, relative to the largest magnitude."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return float(np.abs(result - expected).max() / np.abs(expected).max())
 
 
 @pytest.fixture(params=["float32", "float64"])

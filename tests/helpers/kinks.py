@@ -36,9 +36,9 @@ def clearest(path: Path, layer: str, x: np.ndarray, count: int = 2) -> tuple[np.
 
 
 def clearance(model: ModelProto, tensor: str, x: np.ndarray) -> np.ndarray:
-    """The smallest distance of a value from a kink, for each row of `x`, in units of what rounding moves it by.
+    """The smallest distance of a value from a kink, for each row of `x`, in units of its shift by rounding.
 
-    That is measured: by how much the values move when every pixel is changed by `ROUNDING`, and `ROUNDING` at least.
+    The shift is measured: how far the values move when every pixel is changed by `ROUNDING`; it is `ROUNDING` at least.
 
     Args:
         model: With its weights; its outputs are replaced.

@@ -1,4 +1,4 @@
-"""torchvision's networks with random weights, always the same, and what torch says of them."""
+"""torchvision's networks with random weights, always the same, and their gradients by torch's autograd."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def fill(module: nn.Module, x: Tensor) -> None:
         elif kind in ("class_token", "pos_embedding", "relative_position_bias_table"):
             nn.init.normal_(parameter, std=0.5)
 
-    def settle(norm: nn.BatchNorm2d, given: tuple[Tensor]) -> None:
-        variance, mean = torch.var_mean(given[0], (0, 2, 3))
+    def settle(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
         variance = variance.clamp(min=1e-2)
         norm.running_mean = mean + variance.sqrt() * torch.empty_like(mean).normal_(0, 0.5)
         norm.running_var = variance * torch.empty_like(mean).uniform_(0.5, 2)
@@ -150,7 +150,7 @@ def truth(
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, value: Tensor) -> Tensor:
             values[name] = value.clone()
-            return values[name].clone()  # what follows may write in place
+            return values[name].clone()  # the next module may write in place
 
         return hook
 

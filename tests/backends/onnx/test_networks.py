@@ -3,8 +3,8 @@
 The criterion holds on any processor. A gradient jumps where a ReLU's input is zero or two values of a pool are equal, and
 near such a kink rounding, which differs between processors, picks the side. So the gradient is judged at inputs that stay
 away from the kinks behind the layer: of many images, the two with the largest distance (see `kinks`), measured on the
-processor that the test runs on, in units of what rounding moves the values by. No branch can change there: the
-gradient is that of a smooth function, and every entry must agree. A rule that is wrong by 1 % fails.
+processor that the test runs on, in units of the shift that rounding causes. No branch can change there: the gradient is
+that of a smooth function, and every entry must agree. A rule that is wrong by 1 % fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xcam_torch.export import to_onnx
 TOLERANCE = 2e-4
 """Of the largest entry: ten times what float32 is off here, and a fiftieth of an error of 1 %."""
 CLEARANCE = 4
-"""Of the nearest value from its kink, in units of twice what rounding moves it by."""
+"""Of the nearest value from its kink, in units of about twice its shift by rounding."""
 
 
 def worst(result: np.ndarray, exact: np.ndarray) -> float:
