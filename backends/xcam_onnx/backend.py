@@ -1,29 +1,25 @@
-"""From a file or a live object to an ONNX model behind the contract."""
+"""Load an ONNX model from a file or a live object."""
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 from xcam.contract import Layout
+from xcam.contract.messages import own_weights
 from xcam.errors import InputError
-from xcam.models import demo as network
+from xcam.models import demo as demo_network
 from xcam_onnx import demo, files
 from xcam_onnx.model import OnnxModel
-from xcam_onnx.reading import facts
 from xcam_onnx.sessions import Runtime, providers
-from xcam_onnx.weights import Pages
 
-QUANTISED = "quantised: gradients pass straight through the rounding"
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 
 class OnnxBackend:
-    """ONNX Runtime."""
+    """ONNX Runtime. See xcam.contract.Backend."""
 
     def load(
         self,
@@ -35,39 +31,45 @@ class OnnxBackend:
         weights: str | None = None,
         threads: int | None = None,
     ) -> OnnxModel:
-        """An `.onnx` file, `demo`, or a live onnx.ModelProto. `threads`: ONNX Runtime's intra_op_num_threads."""
+        """Load a model.
+
+        Args:
+            source: The path of an `.onnx` file, `demo`, or an onnx.ModelProto.
+            size: The size of the input where the model leaves it open.
+            device: See xcam_onnx.sessions.providers.
+            layout: The layout of the input; None: read it from the graph.
+            weights: Not used: an ONNX file contains its weights.
+            threads: ONNX Runtime's intra_op_num_threads; None: the number of cores.
+
+        Raises:
+            InputError: An option does not apply.
+            ModelError: The file cannot be read or used.
+        """
         if weights is not None:
-            raise InputError("an ONNX file brings its own weights; leave weights out")
+            raise own_weights("an ONNX file", weights)
         if layout == "tokens":
-            raise InputError("an ONNX file says itself which of its values are tokens; leave layout out")
-        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
-            raise InputError(f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out")
-        where = providers(device)
-        with contextlib.ExitStack() as rollback:
-            if isinstance(source, Path):
-                name, path = source.name.removesuffix(".onnx"), files.real(source)
-                proto = files.read(path)
-            else:
-                live = demo.build() if source == "demo" else source
-                if not isinstance(live, ModelProto):
-                    raise InputError(
-                        f"ONNX Runtime has no model {source!r:.100}; give an .onnx file, demo or a ModelProto"
-                    )
-                name = live.graph.name or "model"
-                proto, path, temporary = files.kept(live)
-                rollback.callback(temporary.cleanup)
-            told = files.metadata(proto)
-            if source == "demo":
-                made = network.network()
-                told = {"labels": made.labels, "preprocessing": made.preprocessing}
-            notes = [QUANTISED] if any(node.op_type == "QuantizeLinear" for node in proto.graph.node) else []
-            model = OnnxModel(
-                Runtime(Pages(path.parent.resolve()), where, threads),
-                name=name,
-                facts=facts(proto, name, layout, size),
-                notes=notes,
-                check=files.unchanged(path, proto),
-                **told,
+            raise InputError(
+                "cannot use layout='tokens': an ONNX graph shows which values are tokens; leave layout out"
             )
-            weakref.finalize(model, rollback.pop_all().close)
-        return model
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+            raise InputError(
+                f"cannot use threads={threads!r}: give an integer from 1 to {MAX_THREADS}, or leave it out"
+            )
+        execution_providers = providers(device)
+        options: dict[str, Any] = {}
+        if isinstance(source, Path):
+            name = source.name.removesuffix(".onnx")
+            model, stored = files.read(source)
+        else:
+            if source == "demo":
+                network = demo_network.network()
+                source, options = demo.build(), {"labels": network.labels, "preprocessing": network.preprocessing}
+            if not isinstance(source, ModelProto):
+                raise InputError(
+                    f"ONNX Runtime does not have a model {source!r:.100}; give an .onnx file, demo or a ModelProto"
+                )
+            name = source.graph.name or "model"
+            model, stored = files.store(source)
+        options = files.description(model) | options
+        runtime = Runtime(stored, execution_providers, threads)
+        return OnnxModel(model, runtime, name=name, layout=layout, size=size, **options)

@@ -1,164 +1,187 @@
-"""A model cut open at a layer: its graphs and sessions.
+"""A model opened at a layer: its parts as graphs and sessions.
 
-forward    picture → outputs, the layer's value, and what the gradient needs
-backward   that, and cotangents → the gradient at the layer
-head       picture → what passes the layer by            } made when a variant of the
-tail       the layer's value, and that → outputs         } layer's value is to be run
+forward    input → outputs, the layer's value, and the tensors that the gradient needs
+head       input → bypass values
+tail       the layer's value, bypass values → outputs, and the tensors that the gradient needs
+backward   these tensors, cotangents → the gradient at the layer
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
+from xcam.contract.caches import BoundedCache
 from xcam.errors import ModelError
-from xcam_onnx.autodiff import OPSET, differentiate, ready
-from xcam_onnx.graph import Graph, declared, part, reads
+from xcam_onnx.autodiff import OPSET, differentiate, inline_undifferentiable
+from xcam_onnx.graph import Graph, copied, declared, part, reads
 from xcam_onnx.sessions import Runtime, Session
-from xcam_onnx.weights import bytes_of
+from xcam_onnx.weights import external_size
 
 GRADIENT = "xcam/gradients"
-FEW = 0.1
-"""Share of a model's weights that may be held twice, for the sake of speed."""
+SMALL_SHARE = 0.1
+"""The share of a model's weights that may be in memory twice, as packed weights are faster."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of a model's outputs as a model of its own."""
+    """The gradient of a model's outputs as a model."""
 
     model: ModelProto
     cotangents: dict[str, str]
     """For each output, the name of the input that takes its cotangent."""
-    handed: list[str]
-    """What else it takes: tensors of the model."""
+    forward_values: list[str]
+    """Its other inputs: tensors of the forward model."""
 
 
 def gradient(model: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelProto, Gradient]:
-    """The model, giving besides its outputs what the gradient at the tensor `at` needs; and that gradient.
+    """Differentiate a model with respect to a tensor.
 
-    Raises ModelError, where an operator cannot be differentiated.
+    Args:
+        model: The model. It may be changed.
+        at: The tensor.
+        outputs: The outputs that have cotangents.
+
+    Returns:
+        The model, with the tensors that the gradient needs as further outputs; and the gradient.
+
+    Raises:
+        ModelError: An operator cannot be differentiated.
     """
-    model = ready(model, at, outputs)
+    model = inline_undifferentiable(model, at, outputs)
     graph = Graph(model)
     cotangents = {name: f"xcam/cotangent/{name}" for name in outputs}
     written = differentiate(graph, at, cotangents, GRADIENT, max(graph.opset.get("", 1), OPSET))
-    free = [name for name in written.taken if name not in cotangents.values()]
-    fixed = [name for name in free if name not in graph.live and name not in written.asked]
-    if graph.opset.get("", 1) < OPSET:  # what makes a constant may mean something else among newer operators
+    free = [name for name in written.reads if name not in cotangents.values()]
+    fixed = [name for name in free if name not in graph.live and name not in written.requested]
+    if (
+        graph.opset.get("", 1) < OPSET
+    ):  # nodes that compute a constant may have another meaning in the newer operators
         fixed = [name for name in fixed if name in graph.initializers]
-    handed = [name for name in free if name not in fixed]
-    copied = graph.between([], fixed)
-    weights = {name for node in copied for name in reads(node)} | set(fixed)
+    forward_values = [name for name in free if name not in fixed]
+    constants = graph.between([], fixed)
+    weights = {name for node in constants for name in reads(node)} | set(fixed)
 
     def info(name: str) -> ValueInfoProto:
-        return declared(name, *written.asked[name]) if name in written.asked else graph.info(name)
+        return declared(name, *written.requested[name]) if name in written.requested else graph.info(name)
 
     body = helper.make_graph(
-        [*copied, *written.nodes],
+        [*constants, *written.nodes],
         "gradient",
-        [info(name) for name in handed]
+        [info(name) for name in forward_values]
         + [declared(source, graph.dtype(name), graph.shape(name)) for name, source in cotangents.items()],
         [declared(GRADIENT, graph.dtype(at), graph.shape(at))],
         [*written.constants, *(t for name, t in graph.initializers.items() if name in weights)],
     )
     opsets = [helper.make_opsetid(d, max(v, OPSET) if not d else v) for d, v in graph.opset.items()]
-    back = helper.make_model(body, opset_imports=opsets)
-    back.ir_version = max(model.ir_version, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    backward = helper.make_model(body, opset_imports=opsets)
+    backward.ir_version = max(model.ir_version, helper.find_min_ir_version_for(opsets, ignore_unknown=True))
     model.graph.node.extend(written.shapes)
-    there = {v.name for v in (*model.graph.input, *model.graph.output)}
-    model.graph.output.extend(info(name) for name in handed if name not in there)
-    return model, Gradient(back, cotangents, handed)
+    existing = {v.name for v in (*model.graph.input, *model.graph.output)}
+    model.graph.output.extend(info(name) for name in forward_values if name not in existing)
+    return model, Gradient(backward, cotangents, forward_values)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A session that gives the outputs, and the one that differentiates them."""
+    """A session that computes the outputs, and the one that differentiates them."""
 
     session: Session
-    gradient: Gradient | None = None
     backward: Session | None = None
+    cotangents: Mapping[str, str] = field(default_factory=dict)
+    """For each output tensor, the input of `backward` that takes its cotangent."""
     refusal: ModelError | None = None
-    """Why there is no gradient."""
+    """The reason for a missing gradient."""
 
 
 class Cut:
-    """The sessions of one layer. They are made when they are first needed, once for all threads."""
+    """The sessions of one layer, each created when it is first needed, once for all threads.
 
-    def __init__(self, graph: Graph, runtime: Runtime, source: str, tensor: str, ends: Sequence[str]) -> None:
+    Args:
+        graph: The whole graph.
+        runtime: Creates sessions.
+        source: The input.
+        tensor: The layer's value.
+        outputs: The output tensors.
+    """
+
+    def __init__(self, graph: Graph, runtime: Runtime, source: str, tensor: str, outputs: Sequence[str]) -> None:
         self.tensor = tensor
-        self._graph, self._runtime, self._source, self._ends = graph, runtime, source, list(ends)
+        self._graph, self._runtime, self._source, self._outputs = graph, runtime, source, outputs
         after = graph.after([tensor])
-        self.behind = [end for end in ends if end in after and end != tensor]
-        """Outputs that depend on the layer."""
-        self._tail, frontier = part(graph, [tensor], self.behind)
-        self.beside = list(dict.fromkeys([*frontier, *(end for end in ends if end not in after)]))
-        """What passes the layer by: tensors that the tail takes, and outputs that do not depend on the layer."""
+        self._tail, bypass = part(graph, [tensor], [name for name in outputs if name in after and name != tensor])
+        self.bypass = list(dict.fromkeys([*bypass, *(name for name in outputs if name not in after)]))
+        """Tensors that the tail reads in addition to the layer's value, and outputs that do not depend on the layer."""
         self._lock = threading.Lock()
         self._runs: dict[tuple[str, bool], Run] = {}
-        self._heads: dict[tuple[str, ...], Session] = {}
+        self._heads = BoundedCache[tuple[str, ...], Session]()
 
     def forward(self, differentiable: bool = True) -> Run:
-        """From the picture to the outputs and the layer."""
-        gives = list(dict.fromkeys([self.tensor, *self._ends]))
-        return self._run("forward", differentiable, lambda: part(self._graph, [self._source], gives)[0])
+        """Return the sessions from the input to the outputs and the layer's value."""
+        outputs = list(dict.fromkeys([self.tensor, *self._outputs]))
+        return self._run("forward", differentiable, lambda: part(self._graph, [self._source], outputs)[0])
 
     def tail(self, differentiable: bool = True) -> Run:
-        """From the layer and what passes it by to the outputs that depend on it."""
+        """Return the sessions from the layer's value and the bypass values to the outputs that depend on the layer."""
         return self._run("tail", differentiable, lambda: self._tail)
 
+    def head(self, tensors: Sequence[str]) -> Session:
+        """Return the session from the input to some bypass values."""
+        key = tuple(tensors)
+        return self._heads.get(key, lambda: self._runtime.session(part(self._graph, [self._source], key)[0]))
+
     def _run(self, name: str, differentiable: bool, make: Callable[[], ModelProto]) -> Run:
-        """One that can be differentiated does for all; another is made where no gradient is asked for, which is lighter."""
+        """Return a differentiable run where there is one; one without gradient is lighter, and is made if that suffices."""
         with self._lock:
             if (name, True) in self._runs:
                 return self._runs[name, True]
             if (name, differentiable) not in self._runs:
                 self._runs.pop((name, False), None)
-                self._runs[name, differentiable] = self._made(make(), differentiable, inner=name == "tail")
+                self._runs[name, differentiable] = self._create(make(), differentiable, inner=name == "tail")
             return self._runs[name, differentiable]
 
-    def head(self, gives: Sequence[str]) -> Session:
-        """From the picture to some of what passes the layer by."""
-        with self._lock:
-            key = tuple(gives)
-            if key not in self._heads:
-                self._heads[key] = self._runtime.session(part(self._graph, [self._source], gives)[0])
-            return self._heads[key]
-
-    def _made(self, model: ModelProto, differentiable: bool, inner: bool) -> Run:
-        """`inner`: the model takes tensors from within another."""
-        loose = unshaped if inner else lambda model: model
+    def _create(self, model: ModelProto, differentiable: bool, inner: bool) -> Run:
+        """Create sessions for a part of the graph. `inner`: it takes tensors from within the graph."""
+        finish = unsized if inner else lambda model: model
         refusal = None
         if differentiable:
-            outputs = [v.name for v in model.graph.output if v.name in self._ends]
+            outputs = [value.name for value in model.graph.output if value.name in self._outputs]
             try:
-                giving, found = gradient(model, self.tensor, outputs)
+                forward, backward = gradient(model, self.tensor, outputs)
             except ModelError as error:
                 refusal = error
             else:
-                shared = _read_twice(found.model, model)
-                backward = self._runtime.session(unshaped(found.model), shared)
-                return Run(self._runtime.session(loose(giving), shared), found, backward)
-        return Run(self._runtime.session(loose(model)), refusal=refusal)
+                shared = _shared_weights(backward.model, model)
+                return Run(
+                    self._runtime.session(finish(forward), shared),
+                    self._runtime.session(unsized(backward.model), shared),
+                    backward.cotangents,
+                )
+        return Run(self._runtime.session(finish(model)), refusal=refusal)
 
 
-def unshaped(model: ModelProto) -> ModelProto:
-    """The model, of its inputs and outputs the ranks alone: what was inferred of their sizes may be wrong, and a runtime
-    then refuses what it is fed (pools that round up, before opset 22)."""
-    found = ModelProto()
-    found.CopyFrom(model)
-    del found.graph.value_info[:]
-    for value in (*found.graph.input, *found.graph.output):
+def unsized(model: ModelProto) -> ModelProto:
+    """Return a copy whose inputs and outputs declare only their ranks.
+
+    Inferred sizes may be wrong (pools that round up, before opset 22), and a runtime then rejects the actual tensors.
+    """
+    result = copied(model)
+    del result.graph.value_info[:]
+    for value in (*result.graph.input, *result.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
-    return found
+    return result
 
 
-def _read_twice(backward: ModelProto, forward: ModelProto) -> set[str]:
-    """The weights that both graphs read as they are, where these are many: dense ones. (Kernels are flipped once.)"""
-    read = {name for node in backward.graph.node if node.op_type in ("Gemm", "MatMul") for name in node.input}
-    dense = [t for t in backward.graph.initializer if t.name in read and t.data_location == TensorProto.EXTERNAL]
-    few = bytes_of(dense) <= FEW * bytes_of(forward.graph.initializer)
-    return set() if few else {t.name for t in dense}
+def _shared_weights(backward: ModelProto, forward: ModelProto) -> set[str]:
+    """Return the dense weights that both graphs read unchanged, where they are a large share of the weights.
+
+    The kernels of convolutions are not among them: the backward graph flips them when it is opened.
+    """
+    names = {name for node in backward.graph.node if node.op_type in ("Gemm", "MatMul") for name in node.input}
+    dense = [t for t in backward.graph.initializer if t.name in names and t.data_location == TensorProto.EXTERNAL]
+    is_small = external_size(dense) <= SMALL_SHARE * external_size(forward.graph.initializer)
+    return set() if is_small else {tensor.name for tensor in dense}

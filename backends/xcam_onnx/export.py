@@ -1,11 +1,11 @@
-"""A model that explains itself: one ordinary ONNX file that gives, besides its own outputs, where it looked.
+"""A self-explaining model: an ordinary ONNX file that returns its heatmap in addition to its outputs.
 
-Inputs and outputs stay as they are. There come:
+Inputs and outputs stay as they are. These are added:
 
-    xcam/class_index   an input that may be left out, int64 [N]: the class to explain; −1 (the default): the top class
+    xcam/class_index   an optional input, int64 [N]: the class to explain; −1 (the default): the top class
     xcam/activations   float32 [N, C, *space], the layer's value, channels first
     xcam/gradients     float32 [N, C, *space], of the class's logit with respect to it
-    xcam/heatmap       float32 [N, H, W] in 0…1 at the picture's size, where a method is named
+    xcam/heatmap       float32 [N, H, W] in 0…1 at the image's size, where a method is named
 """
 
 from __future__ import annotations
@@ -17,81 +17,103 @@ from pathlib import Path
 
 import onnx
 import onnx.version_converter
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
+from xcam.contract import Layer, Layout, Model
 from xcam.contract.files import whole_or_not
-from xcam.errors import InputError, ModelError, first_line, nearest
+from xcam.contract.layouts import shape_to_channels_first
+from xcam.contract.messages import one_line
+from xcam.errors import InputError, ModelError, nearest
 from xcam.explanation.tokens import Grid, grid
 from xcam.models.export import LIMIT
 from xcam.models.layers import find
-from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, ready
-from xcam_onnx.graph import Graph, declared, inferred
+from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, inline_undifferentiable
+from xcam_onnx.graph import Graph, Shape, copied, declared, inferred
 from xcam_onnx.heatmaps import METHODS, heatmap
-from xcam_onnx.model import OnnxModel
-from xcam_onnx.weights import bytes_of, fetch
+from xcam_onnx.recording import Recording
+from xcam_onnx.weights import WeightFiles, external_size
 
 CLASS, ACTIVATIONS, GRADIENTS, HEATMAP = "xcam/class_index", "xcam/activations", "xcam/gradients", "xcam/heatmap"
 
 
-def export(model: OnnxModel, path: Path, layer: str | None, method: str | None, facts: Mapping[str, str]) -> None:
-    """Write the model that explains itself. facts: further metadata. Raises InputError and ModelError."""
+def export(
+    model: Model, recording: Recording, path: Path, layer: str | None, method: str | None, facts: Mapping[str, str]
+) -> None:
+    """Write a self-explaining model.
+
+    Args:
+        model: The model.
+        recording: Its graph.
+        path: The file.
+        layer: The layer to explain; None: the default one.
+        method: A key of METHODS; None: no heatmap.
+        facts: Further metadata.
+
+    Raises:
+        InputError: The method or layer cannot be exported, or the file cannot be written.
+        ModelError: The model cannot be differentiated.
+    """
     if method is not None and method not in METHODS:
-        raise InputError(f"an exported file cannot work out {method!r}; {nearest(method, METHODS)}")
-    place = find(model, layer)
-    tensor = model.tensor(place.name)
-    proto = ModelProto()
-    proto.CopyFrom(model.proto)
+        raise InputError(
+            f"cannot export method {method!r}: an ONNX file cannot compute it; {nearest(method, METHODS)}"
+        )
+    target = find(model, layer)
+    proto = copied(recording.model)
     if any(name.startswith("xcam/") for name in Graph(proto).producer):
-        raise InputError(f"{model.name} explains itself already; export the model that it was made from")
+        raise InputError(f"{model.name} is self-explaining already; export the model that it was made from")
     try:
-        written = _explained(model, proto, place, tensor, method)
+        written = _explained(model, recording, proto, target, method)
     except TooOld:
-        written = _explained(model, _newer(model, proto), place, tensor, method)
-    told = {"xcam.layer": place.name} | _told(model) | ({"xcam.heatmap": method} if method else {})
+        written = _explained(model, recording, _newer(proto, model.name), target, method)
     written.graph.name = written.graph.name or model.name
     written.ir_version = max(written.ir_version, 4)  # before, each weight was an input too
-    _describe(written, told | dict(facts))
-    _save(written, path, model.folder)
+    texts = {"xcam.layer": target.name} | _metadata(model) | ({"xcam.heatmap": method} if method else {})
+    helper.set_model_props(
+        written, {entry.key: entry.value for entry in written.metadata_props} | texts | dict(facts)
+    )
+    _save(written, path, recording.runtime.weights)
 
 
-def _told(model: OnnxModel) -> dict[str, str]:
-    """What is known of a model, as metadata: `xcam -m` reads it back."""
-    found = {}
+def _metadata(model: Model) -> dict[str, str]:
+    """Return preprocessing and labels as metadata, which xcam_onnx.files.description reads."""
+    texts = {}
     if model.input.preprocessing is not None:
-        found["xcam.preprocessing"] = json.dumps(asdict(model.input.preprocessing))
+        texts["xcam.preprocessing"] = json.dumps(asdict(model.input.preprocessing))
     if model.labels is not None:
-        found["xcam.labels"] = json.dumps(list(model.labels), ensure_ascii=False)
-    return found
+        texts["xcam.labels"] = json.dumps(list(model.labels), ensure_ascii=False)
+    return texts
 
 
-def _explained(model, proto, place, tensor, method) -> ModelProto:  # type: ignore[no-untyped-def]
-    end = model.ends[0]
-    proto = ready(proto, tensor, [end.tensor])
-    graph = model.learnt(Graph(proto))
-    opset = graph.opset[""]
-    logits = graph.shape(end.tensor)
+def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Layer, method: str | None) -> ModelProto:
+    """Return the model with the inputs and outputs that explain it."""
+    output = recording.signature.outputs[0]
+    tensor = recording.tensor(layer.name)
+    proto = inline_undifferentiable(proto, tensor, [output.tensor])
+    graph = recording.with_ranks(proto)
+    logits = graph.shape(output.tensor)
     if logits is None or len(logits) != 2:
         raise ModelError(
-            f"the output {end.name!r} of {model.name} has the shape {list(logits or ())}, and a class needs "
+            f"cannot export {model.name}: its output {output.name!r} has the shape {list(logits or ())}, not "
             "[batch, classes]; export a model that ends in class scores"
         )
     if model.labels is not None and isinstance(logits[1], int) and len(model.labels) != logits[1]:
         raise InputError(
-            f"there are {len(model.labels)} class names for the {logits[1]} classes of {model.name}; give one for each"
+            f"cannot export {model.name}: there are {len(model.labels)} class names for its {logits[1]} classes; give "
+            "one for each"
         )
-    batch = (graph.shape(model.source) or (None,))[0]
-    ops = Ops(graph, "xcam/e", opset)
-    cotangent = _cotangent(ops, graph, end.tensor)
-    written = differentiate(graph, tensor, {end.tensor: cotangent.name}, "xcam/d/result", opset)
+    batch = (graph.shape(recording.signature.source) or (None,))[0]
+    ops = Ops(graph, "xcam/e", graph.opset[""])
+    cotangent = _cotangent(ops, output.tensor)
+    written = differentiate(graph, tensor, {output.tensor: cotangent.name}, "xcam/d/result", ops.opset)
     first = len(ops.nodes)
-    a = _channels_first(ops, ops.forward(tensor), place.layout)
-    g = _channels_first(ops, Value(ops, written.gradient, graph.dtype(tensor)), place.layout)
+    a = _channels_first(ops, ops.forward(tensor), layer.layout)
+    g = _channels_first(ops, Value(ops, written.gradient, graph.dtype(tensor)), layer.layout)
     ops.named(a, ACTIVATIONS)
     ops.named(g, GRADIENTS)
-    shape = _shape(graph, tensor, place.layout)
-    outputs = [declared(name, TensorProto.FLOAT, (batch, *shape[1:])) for name in (ACTIVATIONS, GRADIENTS)]
+    shape = (batch, *shape_to_channels_first((graph.shape(tensor) or ())[1:], layer.layout))
+    outputs = [declared(name, TensorProto.FLOAT, shape) for name in (ACTIVATIONS, GRADIENTS)]
     if method is not None:
-        outputs.append(_heatmap(ops, model, place, a, g, method, batch))
+        outputs.append(_heatmap(model, ops.forward(recording.signature.source), layer, a, g, method, batch))
     index = helper.make_tensor(CLASS, TensorProto.INT64, [1], [-1])
     proto.graph.initializer.extend([index, *written.constants, *ops.constants])
     proto.graph.input.append(declared(CLASS, TensorProto.INT64, (batch,)))
@@ -100,18 +122,16 @@ def _explained(model, proto, place, tensor, method) -> ModelProto:  # type: igno
     return proto
 
 
-def _cotangent(o: Ops, graph: Graph, logits: str) -> Value:
-    """One where the class is, zero elsewhere: [N, classes]."""
+def _cotangent(o: Ops, logits: str) -> Value:
+    """Write a tensor [N, classes]: one at the class, zero elsewhere."""
     z = o.forward(logits)
     index = Value(o, CLASS, TensorProto.INT64)
-    chosen = o.Where(o.Less(index, 0), o.ArgMax(z, axis=1, keepdims=0), index)
-    chosen = o.Unsqueeze(chosen, [1])
-    hit = o.Equal(chosen, o.Unsqueeze(o.range(z.dims[1]), [0]))
-    return o.Cast(hit, to=z.dtype)
+    chosen = o.Unsqueeze(o.Where(o.Less(index, 0), o.ArgMax(z, axis=1, keepdims=0), index), [1])
+    return o.Cast(o.Equal(chosen, o.Unsqueeze(o.range(z.dims[1]), [0])), to=z.dtype)
 
 
-def _channels_first(o: Ops, value: Value, layout: str) -> Value:
-    """float32, [N, C, *space]."""
+def _channels_first(o: Ops, value: Value, layout: Layout) -> Value:
+    """Convert to float32, [N, C, *space]."""
     if value.dtype != TensorProto.FLOAT:
         value = o.Cast(value, to=TensorProto.FLOAT)
     if layout == "channels_first":
@@ -120,62 +140,53 @@ def _channels_first(o: Ops, value: Value, layout: str) -> Value:
     return o.Transpose(value, perm=[0, rank - 1, *range(1, rank - 1)])
 
 
-def _shape(graph: Graph, tensor: str, layout: str) -> tuple[int | str | None, ...]:
-    shape = graph.shape(tensor) or ()
-    return shape if layout == "channels_first" else (shape[0], shape[-1], *shape[1:-1])
-
-
-def _heatmap(o: Ops, model: OnnxModel, place, a: Value, g: Value, method: str, batch):  # type: ignore[no-untyped-def]
-    """The heatmap's nodes, and its declaration."""
-    source = o.forward(model.source)
-    picture = list(source.shape)
+def _heatmap(
+    model: Model, source: Value, layer: Layer, a: Value, g: Value, method: str, batch: int | str | None
+) -> ValueInfoProto:
+    """Write the heatmap's nodes, and return its declaration."""
+    o = source.ops
+    image: Shape = source.shape
     space = (1, 2) if model.input.layout == "channels_last" else (2, 3)
-    if len(picture) != 4:
-        raise InputError(f"{model.name} takes no pictures: leave the heatmap out, and use {ACTIVATIONS}")
-    tokens = Grid()
-    if place.layout == "tokens":
-        size = model.input.size or (0, 0)
-        tokens = grid(place, int(place.shape[1] or 0), model.input, (1, 3, *size) if space[0] == 2 else (1, *size, 3))
-    elif len(place.shape) != 3:
+    if len(image) != 4:
         raise InputError(
-            f"layer {place.name!r} is no picture (shape {place.shape}); choose another, or leave the heatmap out"
+            f"cannot export a heatmap: {model.name} takes no images; leave it out, and use {ACTIVATIONS}"
+        )
+    tokens = Grid()
+    if layer.layout == "tokens":
+        size = model.input.size or (0, 0)
+        tokens = grid(layer, int(layer.shape[1] or 0), model.input, (1, 3, *size) if space[0] == 2 else (1, *size, 3))
+    elif len(layer.shape) != 3:
+        raise InputError(
+            f"cannot export a heatmap: layer {layer.name!r} has the shape {layer.shape}, which is not an image's; choose "
+            "another, or leave the heatmap out"
         )
     if tokens.size is not None:
         a, g = (o.Reshape(o.Slice(value, [tokens.extra], [2**31 - 1], [2]), [0, 0, *tokens.size]) for value in (a, g))
-    sizes = [o.dim(source, axis) for axis in space]
-    heatmap(o, method, a, g, sizes, HEATMAP)
-    return declared(HEATMAP, TensorProto.FLOAT, (batch, *(picture[axis] for axis in space)))
+    heatmap(o, method, a, g, [o.dim(source, axis) for axis in space], HEATMAP)
+    return declared(HEATMAP, TensorProto.FLOAT, (batch, *(image[axis] for axis in space)))
 
 
-def _newer(model: OnnxModel, proto: ModelProto) -> ModelProto:
-    """The model in newer operators. Raises ModelError."""
+def _newer(proto: ModelProto, name: str) -> ModelProto:
+    """Convert a model to newer operators. Raises ModelError."""
     try:
         return inferred(onnx.version_converter.convert_version(proto, OPSET))
     except Exception as error:
         raise ModelError(
-            f"{model.name} is of opset {Graph(proto).opset['']}, which is too old for its gradient, and cannot be "
-            f"converted ({first_line(error)}); export it anew with opset {OPSET}"
+            f"cannot export {name}: its opset {Graph(proto).opset['']} is too old for the gradient, and cannot be "
+            f"converted ({one_line(error)}); export the model again with opset {OPSET}"
         ) from error
 
 
-def _describe(proto: ModelProto, facts: Mapping[str, str]) -> None:
-    kept = [entry for entry in proto.metadata_props if entry.key not in facts]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
-    for key, value in facts.items():
-        proto.metadata_props.add(key=key, value=value)
-
-
-def _save(proto: ModelProto, path: Path, weights: Path) -> None:
-    """Write beside `path`, check, then move."""
+def _save(proto: ModelProto, path: Path, weights: WeightFiles) -> None:
+    """Write next to `path`, check, then move."""
     try:
         with whole_or_not(path) as file:
-            large = bytes_of(proto.graph.initializer) > LIMIT
-            fetch(proto, weights)
+            large = external_size(proto.graph.initializer) > LIMIT
+            weights.fetch(proto)
             onnx.save_model(proto, file, save_as_external_data=large, location=f"{path.name}.data")
             onnx.checker.check_model(file, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
-            f"the model for {path.name} does not pass onnx.checker ({first_line(error)}); check the model "
-            "that it is made of with onnx.checker, and mend it"
+            f"cannot export to {path.name}: the written model does not pass onnx.checker ({one_line(error)}); check the "
+            "original model with onnx.checker, and repair it"
         ) from error

@@ -1,21 +1,30 @@
-"""Reading an ONNX graph: who makes a tensor, what it depends on, its type and shape; and cutting a part out of it."""
+"""An ONNX graph: the producer, dependencies, type and shape of its tensors; and parts of it as models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from xcam.contract import Array
+
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 Shape = tuple[int | str | None, ...]
-"""A dimension is a number, a name, or None where nothing is known."""
+"""A dimension is a number, a name, or None where it is unknown."""
 
 
 class Graph:
-    """A view of a model's main graph. The model must not change under it, but for outputs that nodes are given."""
+    """A view of a model's main graph.
+
+    The model must not be changed while it is in use, except that nodes may get more outputs.
+
+    Args:
+        model: The model.
+    """
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -30,7 +39,7 @@ class Graph:
 
     @cached_property
     def _types(self) -> dict[str, tuple[int, Shape | None]]:
-        found: dict[str, tuple[int, Shape | None]] = {
+        types: dict[str, tuple[int, Shape | None]] = {
             t.name: (t.data_type, tuple(t.dims)) for t in self.initializers.values()
         }
         for value in (*self.proto.value_info, *self.proto.input, *self.proto.output):
@@ -40,22 +49,23 @@ class Graph:
                 shape = tuple(
                     d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
                 )
-            found.setdefault(value.name, (tensor.elem_type, shape))
-        return found
+            types.setdefault(value.name, (tensor.elem_type, shape))
+        return types
 
     def dtype(self, name: str) -> int:
-        """The TensorProto data type; 0 where it is not known."""
+        """Return the TensorProto data type; 0 where it is unknown."""
         return self._types.get(name, (0, None))[0]
 
     def shape(self, name: str) -> Shape | None:
+        """Return the shape; None where the rank is unknown."""
         return self._types.get(name, (0, None))[1]
 
-    def learn(self, name: str, dtype: int, shape: Shape) -> None:
-        """What a run has shown of a tensor."""
+    def set_type(self, name: str, dtype: int, shape: Shape) -> None:
+        """Set the type and shape of a tensor, as a run showed them."""
         self._types[name] = dtype, shape
 
-    def constant(self, name: str) -> np.ndarray | None:
-        """The value of a small constant, or None."""
+    def constant(self, name: str) -> Array | None:
+        """Return the value of a small constant; None for other tensors."""
         if name in self.initializers:
             tensor = self.initializers[name]
             return None if tensor.data_location == TensorProto.EXTERNAL else numpy_helper.to_array(tensor)
@@ -69,30 +79,30 @@ class Graph:
             return value
         if node.op_type != "Constant":
             return None
-        (given,) = node.attribute
-        value = helper.get_attribute_value(given)
+        (entry,) = node.attribute
+        value = helper.get_attribute_value(entry)
         if isinstance(value, TensorProto):
             return None if value.data_location == TensorProto.EXTERNAL else numpy_helper.to_array(value)
-        return np.asarray(value) if given.name.startswith("value_") and not isinstance(value, bytes) else None
+        return np.asarray(value) if entry.name.startswith("value_") and not isinstance(value, bytes) else None
 
     def after(self, names: Iterable[str]) -> set[str]:
-        """The tensors that depend on one of `names`, these included."""
-        found = set(names)
+        """Return the tensors that depend on one of `names`, these included."""
+        dependent = set(names)
         for node in self.nodes:
-            if any(name in found for name in reads(node)):
-                found.update(name for name in node.output if name)
-        return found
+            if any(name in dependent for name in reads(node)):
+                dependent.update(name for name in node.output if name)
+        return dependent
 
-    def between(self, takes: Iterable[str], gives: Iterable[str]) -> list[NodeProto]:
-        """The nodes that `gives` need and that depend on `takes` or are constant, in order."""
-        start = set(takes)
-        inside, wanted = self.after(start), set(gives) - start
-        found = []
+    def between(self, inputs: Iterable[str], outputs: Iterable[str]) -> list[NodeProto]:
+        """Return the nodes that `outputs` need and that depend on `inputs` or are constant, in order."""
+        start = set(inputs)
+        inside, needed = self.after(start), set(outputs) - start
+        nodes = []
         for node in reversed(self.nodes):
-            if any(name in wanted and (name in inside or name not in self.live) for name in node.output):
-                found.append(node)
-                wanted.update(name for name in reads(node) if name not in start)
-        return found[::-1]
+            if any(name in needed and (name in inside or name not in self.live) for name in node.output):
+                nodes.append(node)
+                needed.update(name for name in reads(node) if name not in start)
+        return nodes[::-1]
 
     @cached_property
     def live(self) -> set[str]:
@@ -100,14 +110,15 @@ class Graph:
         return self.after(value.name for value in self.inputs)
 
     def info(self, name: str) -> ValueInfoProto:
-        """The declaration of a tensor, as far as it is known."""
+        """Return the declaration of a tensor, as far as it is known."""
         return declared(name, self.dtype(name), self.shape(name))
 
 
 def declared(name: str, dtype: int, shape: Shape | None) -> ValueInfoProto:
-    if not dtype:  # the runtime finds it
+    """Declare a tensor; dtype 0 and shape None mean that they are unknown."""
+    if not dtype:  # the runtime infers it
         return ValueInfoProto(name=name)
-    if shape is None:  # a rank of its own for each reader
+    if shape is None:  # make_tensor_value_info would declare a scalar
         value = ValueInfoProto(name=name)
         value.type.tensor_type.elem_type = dtype
         return value
@@ -115,56 +126,73 @@ def declared(name: str, dtype: int, shape: Shape | None) -> ValueInfoProto:
 
 
 def reads(node: NodeProto) -> Iterator[str]:
-    """The tensors that a node reads; what its subgraphs take from outside counts."""
+    """Yield the tensors that a node reads, those that its subgraphs read from outside included."""
     yield from (name for name in node.input if name)
-    for given in node.attribute:
-        graphs = [given.g] if given.type == AttributeProto.GRAPH else given.graphs
+    for entry in node.attribute:
+        graphs = [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs
         for graph in graphs:
-            own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            local = {v.name for v in graph.input} | {t.name for t in graph.initializer}
             for inner in graph.node:
-                yield from (name for name in reads(inner) if name not in own)
-                own.update(inner.output)
-            yield from (v.name for v in graph.output if v.name not in own)
+                yield from (name for name in reads(inner) if name not in local)
+                local.update(inner.output)
+            yield from (v.name for v in graph.output if v.name not in local)
 
 
-def attribute(node: NodeProto, name: str, default: object = None) -> object:
-    """An attribute's value: numbers, strings, lists of these; `default` where it is not given."""
-    for given in node.attribute:
-        if given.name == name:
-            value = helper.get_attribute_value(given)
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Return an attribute's value: a number, a string or a list of these; `default` where it is omitted."""
+    for entry in node.attribute:
+        if entry.name == name:
+            value = helper.get_attribute_value(entry)
             if isinstance(value, bytes):
                 return value.decode()
-            return list(value) if given.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
+            return list(value) if entry.type in (AttributeProto.INTS, AttributeProto.FLOATS) else value
     return default
 
 
-def part(graph: Graph, takes: Sequence[str], gives: Sequence[str]) -> tuple[ModelProto, list[str]]:
-    """What leads from the tensors `takes` to the tensors `gives`, as a model of its own.
+def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[ModelProto, list[str]]:
+    """Extract the part of a graph between tensors, as a model.
 
-    What these nodes need besides and what does not depend on `takes` is taken as further inputs: their names come
-    behind the model. Constants and weights come along.
+    Args:
+        graph: The whole graph.
+        inputs: Names of the tensors where the part begins.
+        outputs: Names of the tensors that it returns.
+
+    Returns:
+        The model, with the constants and weights that it reads; and its further inputs: the tensors that pass `inputs`
+        by.
     """
-    nodes = graph.between(takes, gives)
-    made = {name for node in nodes for name in node.output}
-    needed = [name for node in nodes for name in reads(node)] + list(gives)
-    frontier = list(dict.fromkeys(n for n in needed if n in graph.live and n not in made and n not in takes))
-    made |= {*takes, *frontier}
+    nodes = graph.between(inputs, outputs)
+    computed = {name for node in nodes for name in node.output}
+    needed = list(dict.fromkeys([*(name for node in nodes for name in reads(node)), *outputs]))
+    bypass = [name for name in needed if name in graph.live and name not in computed and name not in inputs]
     inner = helper.make_graph(
         nodes,
         graph.proto.name or "part",
-        [graph.info(name) for name in (*takes, *frontier)],
-        [graph.info(name) for name in dict.fromkeys(gives)],
-        [graph.initializers[name] for name in dict.fromkeys(needed) if name in graph.initializers],
-        value_info=[graph.info(n) for n in dict.fromkeys(needed) if graph.dtype(n) and n not in graph.initializers],
+        [graph.info(name) for name in (*inputs, *bypass)],
+        [graph.info(name) for name in dict.fromkeys(outputs)],
+        [graph.initializers[name] for name in needed if name in graph.initializers],
+        value_info=[graph.info(name) for name in needed if graph.dtype(name) and name not in graph.initializers],
     )
     model = helper.make_model(inner, opset_imports=list(graph.model.opset_import), ir_version=graph.model.ir_version)
     model.functions.extend(graph.model.functions)
-    return model, frontier
+    return model, bypass
 
 
 def inferred(model: ModelProto) -> ModelProto:
-    """The model with what ONNX can tell of types and shapes; the model itself where it can tell nothing."""
+    """Return the model with inferred types and shapes; the model itself where inference fails."""
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # an operator of another domain, say: what is declared has to do
+    except Exception:  # for example an operator of another domain: declared types have to suffice
         return model
+
+
+def copied(model: ModelProto) -> ModelProto:
+    """Return a copy of the model."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    return result
+
+
+def metadata(model: ModelProto | NodeProto) -> dict[str, str]:
+    """Return the metadata of a model or node."""
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -1,8 +1,8 @@
-"""What the tensors of a graph are called: by the module path that torch's exporter notes, by node, by tensor.
+"""Names of a graph's tensors: by the module path that torch's exporter records, by node, by tensor.
 
 torch.onnx.export(dynamo=True) writes into each node's metadata the modules that it came from: `layer4`, `layer4.2`,
 `layer4.2.bn3`. A module's output is that of its last node. A batch norm that was folded into its convolution leaves its
-own name on the node: the convolution's value is no longer computed anywhere.
+name on the node: the value of the convolution alone is no longer computed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
-from xcam_onnx.graph import Graph
+from xcam.contract.graphs import call_names
+from xcam_onnx.graph import Graph, metadata
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 
 
 @dataclass
-class Place:
+class TensorName:
     """A name of a tensor."""
 
     name: str
@@ -26,57 +27,76 @@ class Place:
     kind: str
     aliases: list[str] = field(default_factory=list)
     inner: bool = False
-    """A value inside a module."""
+    """The tensor is a value inside a module."""
 
 
-def places(graph: Graph) -> list[Place]:
-    """Every tensor that a node of the main graph gives first, in execution order, under all of its names.
+@dataclass
+class _Call:
+    """A call of a module."""
 
-    Where the file knows modules, each module is a place of its own, an outer one ahead of the inner one that ends it;
-    what has no module's name is `inner` then.
+    path: str
+    kind: str
+    last: int
+    """The index of its last node."""
+
+
+def tensor_names(graph: Graph) -> list[TensorName]:
+    """Name the first output of every node that depends on the input, in execution order.
+
+    Where the file names modules, each module gets an entry, an outer one before the inner one that ends with it; tensors
+    without a module's name are `inner` then.
     """
-    scopes = {i: modules(node) for i, node in enumerate(graph.nodes)}
+    calls = _calls(graph)
     ends: dict[int, list[tuple[str, str]]] = {}
-    runs: dict[str, list[int]] = {}
-    kinds: dict[str, str] = {}
+    for name, call in zip(call_names([call.path for call in calls]), calls, strict=True):
+        ends.setdefault(call.last, []).append((name, call.kind))
+    result = []
     for i, node in enumerate(graph.nodes):
-        if not node.output or node.output[0] not in graph.live:
+        if not _is_live(graph, node) or node.output[0].startswith("xcam/"):
             continue
-        for path, kind in scopes[i]:
-            calls = runs.setdefault(path, [])
-            kinds[path] = kind
-            if calls and _inside(graph, scopes, path, calls[-1], i):
-                calls[-1] = i
-            else:
-                calls.append(i)
-    for path, calls in runs.items():
-        for k, i in enumerate(calls):
-            name = path if k == len(calls) - 1 else f"{path}#{k}"
-            ends.setdefault(i, []).append((name, kinds[path]))
-    found = []
-    for i, node in enumerate(graph.nodes):
-        if not node.output or node.output[0] not in graph.live or node.output[0].startswith("xcam/"):
-            continue
-        own = [n for n in (node.name, node.output[0]) if n]
-        named = sorted(ends.get(i, []), key=lambda entry: len(entry[0]))
-        if named:
-            found += [Place(name, node.output[0], kind) for name, kind in named[:-1]]
-            found.append(Place(named[-1][0], node.output[0], named[-1][1], own))
+        node_names = [name for name in (node.name, node.output[0]) if name]
+        if i in ends:
+            *outer, (name, kind) = sorted(ends[i], key=lambda entry: len(entry[0]))
+            result += [TensorName(name, node.output[0], kind) for name, kind in outer]
+            result.append(TensorName(name, node.output[0], kind, node_names))
         else:
-            found.append(Place(own[0], node.output[0], node.op_type, own[1:], inner=bool(runs)))
+            name, *aliases = node_names
+            result.append(TensorName(name, node.output[0], node.op_type, aliases, inner=bool(calls)))
     taken: set[str] = set()
-    for place in found:  # a name stands for one place: the first that has it
-        if place.name in taken:
-            place.name = place.tensor
-        taken.add(place.name)
-    return found
+    for entry in result:  # a name belongs to the first tensor that has it
+        if entry.name in taken:
+            entry.name = entry.tensor
+        taken.add(entry.name)
+    return result
+
+
+def _calls(graph: Graph) -> list[_Call]:
+    """Return the calls of modules, in the order in which they begin."""
+    scopes = [modules(node) if _is_live(graph, node) else [] for node in graph.nodes]
+    calls: list[_Call] = []
+    latest: dict[str, _Call] = {}
+    for i, pairs in enumerate(scopes):
+        for path, kind in pairs:
+            call = latest.get(path)
+            # The call continues unless nodes of other modules are in between.
+            between = [scope for scope in scopes[call.last + 1 : i] if scope] if call else []
+            if call and all(any(p == path for p, _ in scope) for scope in between):
+                call.last = i
+            else:
+                latest[path] = _Call(path, kind, i)
+                calls.append(latest[path])
+    return calls
+
+
+def _is_live(graph: Graph, node: NodeProto) -> bool:
+    return bool(node.output) and node.output[0] in graph.live
 
 
 def modules(node: NodeProto) -> list[tuple[str, str]]:
-    """(path, class) of the modules that a node came from, outermost first."""
-    notes = {entry.key: entry.value for entry in node.metadata_props}
+    """Return (path, class) of the modules that a node came from, outermost first."""
+    entries = metadata(node)
     try:
-        paths, classes = ast.literal_eval(notes[SCOPES]), ast.literal_eval(notes[CLASSES])
+        paths, classes = ast.literal_eval(entries[SCOPES]), ast.literal_eval(entries[CLASSES])
         pairs = list(zip(paths[:-1], classes, strict=False))
     except (KeyError, ValueError, SyntaxError, TypeError):
         return []
@@ -87,16 +107,10 @@ def modules(node: NodeProto) -> list[tuple[str, str]]:
     ]
 
 
-def _inside(graph: Graph, scopes: dict[int, list[tuple[str, str]]], path: str, last: int, i: int) -> bool:
-    """Whether a node belongs to the call that node `last` belongs to: nothing of other modules stands between."""
-    between = (scopes[k] for k in range(last + 1, i) if graph.nodes[k].output[0] in graph.live)
-    return all(not found or any(p == path for p, _ in found) for found in between)
-
-
-def folded(graph: Graph, name: str) -> str | None:
-    """The batch norm that was folded into the convolution called `name`, where that is what became of it."""
+def folded_into(graph: Graph, name: str) -> str | None:
+    """Return the batch norm that was folded into the convolution `name`, or None."""
     for node in graph.nodes:
-        if any(given.startswith(f"{name}.weight") for given in node.input[1:2]):
+        if any(weight.startswith(f"{name}.weight") for weight in node.input[1:2]):
             paths = modules(node)
             if paths and paths[-1][0] != name:
                 return paths[-1][0]

@@ -1,10 +1,11 @@
-"""What xcam may know of this backend without importing ONNX or its runtime."""
+"""The backend's entry point, which imports neither ONNX nor its runtime."""
 
 from xcam.contract.plugins import BackendSpec, hookimpl
 
 
 @hookimpl
 def xcam_backend() -> BackendSpec:
+    """Describe the backend."""
     return BackendSpec(
         name="onnx",
         requires=("onnx", "onnxruntime"),

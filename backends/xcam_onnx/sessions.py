@@ -1,10 +1,10 @@
-"""Sessions of ONNX Runtime: made once, quiet, and with weights that stay in their file."""
+"""Sessions of ONNX Runtime: quiet, and with weights that stay in their files."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto
 
-from xcam.errors import InputError, ModelError
-from xcam_onnx.weights import Pages
+from xcam.contract import Array
+from xcam.contract.messages import one_line, out_of_memory, unknown_device
+from xcam.errors import ModelError
+from xcam_onnx.weights import WeightFiles
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -29,114 +31,139 @@ PROVIDERS = {
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a model runs."""
+    """The options of all sessions of a model."""
 
-    pages: Pages
-    """Where its weights are."""
+    weights: WeightFiles
     providers: tuple[Any, ...] = ("CPUExecutionProvider",)
     threads: int | None = None
-    """intra_op_num_threads; None: as many as there are cores."""
+    """intra_op_num_threads; None: the number of cores."""
     spinning: bool = True
-    """Threads that wait do so awake: faster, unless others want the cores (small networks: 20 % on an idle machine)."""
+    """Waiting threads spin: faster, unless other threads need the cores (small networks: 20 % on an idle machine)."""
 
     def session(self, model: ModelProto, shared: Collection[str] = (), once: bool = False) -> Session:
-        """`shared`: weights that other sessions read too. They are read where they are, and not packed anew; nor is
-        anything for a session that is made to be run `once`.
+        """Create a session.
+
+        Args:
+            model: The model, or a part of it.
+            shared: Weights that other sessions read too: they are read from the mapped files, and not packed.
+            once: The session is run once, so that packing its weights is not worth the time.
+
+        Raises:
+            ModelError: The runtime cannot open the model, or cannot start the device.
         """
         options = ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         entries = {
-            "session.model_external_initializers_file_folder_path": str(self.pages.folder),
+            "session.model_external_initializers_file_folder_path": str(self.weights.folder),
             "session.intra_op.allow_spinning": "1" if self.spinning else "0",
-            "session.force_spinning_stop": "1",  # or it would slow down the session that is next
+            "session.force_spinning_stop": "1",  # otherwise it slows the next session down
             "session.disable_prepacking": "1" if shared or once else "0",
         }
         for key, setting in entries.items():
             options.add_session_config_entry(key, setting)
-        kept = []
-        for tensor in model.graph.initializer:
-            if tensor.name in shared:
-                kept.append(value(self.pages.array(tensor)))
-                options.add_initializer(tensor.name, kept[-1])
-        with running("open the model"):
-            made = ort.InferenceSession(
+        values = {t.name: _value(self.weights.array(t)) for t in model.graph.initializer if t.name in shared}
+        for name, value in values.items():
+            options.add_initializer(name, value)
+        with _errors("open the model"):
+            session = ort.InferenceSession(
                 model.SerializeToString(),
                 options,
                 providers=list(self.providers),
-                enable_fallback=0,  # it prints, and runs elsewhere than asked
+                enable_fallback=0,  # it prints, and runs on another device than the one asked for
             )
-        asked = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
-        if asked not in made.get_providers():
+        provider = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
+        if provider not in session.get_providers():
             raise ModelError(
-                f"ONNX Runtime {ort.__version__} cannot start {asked} (its libraries or its device are missing); install "
-                "what it needs, or leave device out"
+                f"ONNX Runtime {ort.__version__} cannot start {provider}: its libraries or its device are missing; "
+                "install its requirements, or leave device out"
             )
-        return Session(made, kept)
+        return Session(session, list(values.values()), self.weights)
 
 
 class Session:
-    """What a graph gives, by name, on what it takes."""
+    """A graph that runs: from values by name to values by name.
 
-    def __init__(self, session: ort.InferenceSession, kept: Sequence[Any] = ()) -> None:
+    Args:
+        session: The runtime's session.
+        values: Weights that the session reads: the runtime does not keep them alive.
+        weights: Files that the session maps; last, so that they are released after the session.
+    """
+
+    def __init__(self, session: ort.InferenceSession, values: Sequence[Any], weights: WeightFiles) -> None:
         self._session = session
-        self._kept = kept  # the runtime does not hold on to weights that it was lent
-        self.takes = {value.name for value in session.get_inputs()}
-        self.gives = [value.name for value in session.get_outputs()]
+        self._values = values
+        self._weights = weights
+        self._inputs = [value.name for value in session.get_inputs()]
+        self._outputs = [value.name for value in session.get_outputs()]
 
-    def __call__(self, feeds: Mapping[str, Any], gives: Sequence[str] | None = None) -> dict[str, Any]:
-        """Values of the runtime's own: they stay where they are until `array` copies them."""
-        names = list(self.gives if gives is None else gives)
+    def __call__(self, feeds: Mapping[str, Any], outputs: Iterable[str] | None = None) -> dict[str, Any]:
+        """Run the graph.
+
+        Args:
+            feeds: Its inputs, and possibly more, as arrays or OrtValues.
+            outputs: Names of the outputs; by default all.
+
+        Returns:
+            OrtValues by name. They stay on the device until `array` copies them.
+        """
+        names = list(self._outputs if outputs is None else outputs)
         if not names:
             return {}
-        given = {name: value(feeds[name]) for name in self.takes}
-        with running("run the model"):
-            return dict(zip(names, self._session.run_with_ort_values(names, given), strict=True))
+        inputs = {name: _value(feeds[name]) for name in self._inputs}
+        with _errors("run the model"):
+            return dict(zip(names, self._session.run_with_ort_values(names, inputs), strict=True))
 
 
-def value(given: Any) -> Any:
-    """An array as a value of the runtime."""
-    return given if isinstance(given, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(given))
+def _value(source: Any) -> Any:
+    """Convert an array to an OrtValue."""
+    if isinstance(source, ort.OrtValue):
+        return source
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(source))
 
 
-def array(given: Any) -> Any:
-    """float32 NumPy, in memory of its own."""
-    found = given.numpy() if isinstance(given, ort.OrtValue) else given
-    return np.array(found, np.float32, order="C")
+def array(value: Any) -> Array:
+    """Copy an OrtValue or an array to a float32 array."""
+    return np.array(value.numpy() if isinstance(value, ort.OrtValue) else value, np.float32, order="C")
 
 
 @contextlib.contextmanager
-def running(what: str) -> Iterator[None]:
-    """Memory that runs out is a MemoryError; what the runtime cannot do is said in one line."""
+def _errors(action: str) -> Iterator[None]:
+    """Turn errors of the runtime into a MemoryError, or a ModelError in one line."""
     try:
-        yield
+        with out_of_memory(signs=("allocate memory", "bad_alloc")):
+            yield
+    except MemoryError:
+        raise
     except Exception as error:
-        said = " ".join(re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error)).split())
-        text = f"{type(error).__name__}: {said[:300]}".rstrip(". :")
-        if "allocate memory" in str(error).lower() or "bad_alloc" in str(error):
-            raise MemoryError(text) from error
-        lacks = any(sign in str(error) for sign in ("NOT_IMPLEMENTED", "not a registered", "No Op", "is under dev"))
-        remedy = (
-            "update onnxruntime, or export the model anew, in float32 or with an older opset"
-            if lacks
-            else "check the model"
+        cause = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", one_line(error, 400))[:300].rstrip(". :")
+        unsupported = any(
+            sign in str(error) for sign in ("NOT_IMPLEMENTED", "not a registered", "No Op", "is under dev")
         )
-        raise ModelError(f"ONNX Runtime {ort.__version__} cannot {what}: {text}; {remedy}") from error
+        remedy = "update onnxruntime, or export the model again, in float32 or with an older opset"
+        raise ModelError(
+            f"ONNX Runtime {ort.__version__} cannot {action}: {type(error).__name__}: {cause}; "
+            f"{remedy if unsupported else 'check the model'}"
+        ) from error
 
 
 def providers(device: str | None) -> tuple[Any, ...]:
-    """The execution providers for a device: `cpu`, `cuda`, `cuda:1`, or a provider by its own name. Raises InputError."""
+    """Return the execution providers for a device.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`, the name of an execution provider, or None for the CPU.
+
+    Raises:
+        InputError: The runtime does not have the device.
+    """
     if device is None:
         return ("CPUExecutionProvider",)
-    word, _, number = device.partition(":")
-    name = PROVIDERS.get(word.lower(), word)
-    there = ort.get_available_providers()
-    if name not in there or (number and not number.isdigit()):
-        known = [key for key, provider in PROVIDERS.items() if provider in there and key != "gpu"]
-        raise InputError(
-            f"no device {device!r} here; this onnxruntime has: {', '.join(known)} "
-            "(others come with builds of their own, such as onnxruntime-gpu)"
-        )
+    kind, _, number = device.partition(":")
+    name = PROVIDERS.get(kind.lower(), kind)
+    available = ort.get_available_providers()
+    if name not in available or (number and not number.isdigit()):
+        known = [key for key, provider in PROVIDERS.items() if provider in available and key != "gpu"]
+        raise unknown_device(device, "this build of onnxruntime", known)
     chosen = (name, {"device_id": int(number)}) if number else name
     return (chosen,) if name == "CPUExecutionProvider" else (chosen, "CPUExecutionProvider")

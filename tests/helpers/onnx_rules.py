@@ -1,6 +1,7 @@
-"""What the tests of ONNX rules share. A case is one node, drawn by hypothesis, and where the truth about its gradient comes from.
+"""Shared parts of the tests of ONNX rules.
 
-`tests/onnx_backend/rules/test_pooling.py` holds the cases of `backends/xcam_onnx/autodiff/rules/pooling.py`, and so on.
+A case is one node, drawn by hypothesis, and the source of its true gradient.
+`tests/backends/onnx/rules/test_pooling.py` contains the cases of `backends/xcam_onnx/autodiff/rules/pooling.py`, and so on.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ class Draw:
         return self.data.draw(st.booleans())
 
     def some(self, n: int, least: int = 0) -> list[int]:
-        """Different numbers below n, some counted from the end."""
-        found = self.data.draw(st.lists(st.integers(0, n - 1), min_size=least, max_size=n, unique=True))
-        return [k - n if self.flag() else k for k in found]
+        """Draw different numbers below n, some counted from the end."""
+        numbers = self.data.draw(st.lists(st.integers(0, n - 1), min_size=least, max_size=n, unique=True))
+        return [k - n if self.flag() else k for k in numbers]
 
     def each(self, n: int, low: int, high: int) -> list[int]:
         return [self.whole(low, high) for _ in range(n)]
@@ -86,7 +87,7 @@ class Draw:
         return tuple(self.whole(1, side) for _ in range(self.whole(low, high)))
 
     def opset(self, *among: int) -> int:
-        """One of the versions that have the operator. Its meaning changes between them, or its place in the runtime."""
+        """Draw a version that has the operator; its meaning or its implementation in the runtime differs between them."""
         return self.of(*(v for v in among or (11, 13, 18, 21, NEWEST) if v >= SINCE.get(self.op, 1)))
 
     def any(self, *shape: int) -> np.ndarray:
@@ -170,23 +171,23 @@ class Cases(dict[str, tuple[tuple[str, str], Callable[[Draw], Case]]]):
 
 
 def tensors(case: Case) -> dict[str, torch.Tensor]:
-    """The values, in double precision."""
-    found = {name: np.asarray(v) for name, v in case.values.items() if not name.startswith("_")}
-    return {n: torch.from_numpy(v.astype(np.float64) if v.dtype.kind == "f" else v) for n, v in found.items()}
+    """Return the values in double precision."""
+    arrays = {name: np.asarray(v) for name, v in case.values.items() if not name.startswith("_")}
+    return {n: torch.from_numpy(v.astype(np.float64) if v.dtype.kind == "f" else v) for n, v in arrays.items()}
 
 
 def by_torch(case: Case) -> Function:
     assert case.torch is not None
-    given = tensors(case)
-    return lambda x: case.torch(*(given | {case.at: torch.from_numpy(np.asarray(x))}).values()).numpy()  # type: ignore[misc]
+    inputs = tensors(case)
+    return lambda x: case.torch(*(inputs | {case.at: torch.from_numpy(np.asarray(x))}).values()).numpy()  # type: ignore[misc]
 
 
 def autograd(case: Case, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The output and the gradient, by torch."""
+    """Return the output and the gradient, by torch."""
     assert case.torch is not None
-    given = tensors(case)
-    x = given[case.at].requires_grad_()
-    y = case.torch(*given.values())
+    inputs = tensors(case)
+    x = inputs[case.at].requires_grad_()
+    y = case.torch(*inputs.values())
     (gradient,) = torch.autograd.grad(y, x, torch.from_numpy(np.asarray(v, np.float64)).reshape(y.shape))
     return y.detach().numpy(), gradient.numpy()
 
@@ -198,7 +199,7 @@ def differences(case: Case, feeds: Values) -> Function:
 
 
 def judged(case: Case) -> float:
-    """The worst relative error; fails where it is too large."""
+    """Return the largest relative error; fail where it is too large."""
     feeds = {v.name: np.asarray(case.values[v.name]) for v in case.model.graph.input}
     y, v, g = by_graph(case.model, feeds, at=case.at)
     x = feeds[case.at]
@@ -211,20 +212,20 @@ def judged(case: Case) -> float:
     rng = np.random.default_rng(1)
     directions = [rng.choice([-1, 1], x.shape) * rng.integers(32, 97, x.shape) / 64 for _ in range(4)]
     expected = slopes(f, x, v, directions, case.step)
-    found = np.array([float((g.astype(np.float64) * direction).sum()) for direction in directions])
-    wrong = [np.abs(found - expected).max() / max(np.abs(g).max(initial=0), 1e-3)]
-    assert wrong[0] < case.tolerance, f"{found} is not what differences give, {expected}"
+    actual = np.array([float((g.astype(np.float64) * direction).sum()) for direction in directions])
+    wrong = [np.abs(actual - expected).max() / max(np.abs(g).max(initial=0), 1e-3)]
+    assert wrong[0] < case.tolerance, f"differences give {expected}, not {actual}"
 
     if case.torch is not None:
         theirs, gradient = autograd(case, v)
         assert error(y, theirs) < case.tolerance * 10
         wrong.append(error(g, gradient))
-        assert wrong[1] < case.tolerance, f"{g} is not what torch gives, {gradient}"
+        assert wrong[1] < case.tolerance, f"torch gives {gradient}, not {g}"
     return max(wrong)
 
 
 def gradients(cases: Cases) -> Callable[..., None]:
-    """The test of every case."""
+    """Return the test of all cases."""
 
     @pytest.mark.parametrize("name", cases)
     @SETTINGS
@@ -239,7 +240,7 @@ def gradients(cases: Cases) -> Callable[..., None]:
 
 
 def rules_of(family: str) -> set[tuple[str, str]]:
-    """The operators whose rules stand in the module of that name in `xcam_onnx.autodiff.rules`."""
+    """Return the operators whose rules are in the module `family` of `xcam_onnx.autodiff.rules`."""
     return {op for op, entry in RULES.items() if entry.rule.__module__ == f"{rules.__name__}.{family}"}
 
 
@@ -248,14 +249,14 @@ Half = Mapping[str, tuple[list[tuple[int, ...]], dict[str, Any], Callable[..., t
 
 
 def in_float16(half: Half) -> Callable[[str], None]:
-    """The test that gradients of half precision are right, and stay in it."""
+    """Return the test that gradients in half precision are right, and of that type."""
 
     @pytest.mark.parametrize("op", half)
     def test_float16(op: str) -> None:
-        shapes, given, function = half[op]
+        shapes, attributes, function = half[op]
         rng = np.random.default_rng(2)
         values = {n: rng.normal(size=shape).astype(np.float16) for n, shape in zip("xwb", shapes, strict=False)}
-        model = single(op, values, fixed=[name for name in values if name != "x"], **{"opset": 18} | given)
+        model = single(op, values, fixed=[name for name in values if name != "x"], **{"opset": 18} | attributes)
         _, v, g = by_graph(model, {"x": values["x"]})
         assert g.dtype == np.float16
         assert error(g, autograd(Case(model, values, torch=function), v)[1]) < 5e-3
@@ -264,17 +265,17 @@ def in_float16(half: Half) -> Callable[[str], None]:
 
 
 Edges = Mapping[str, tuple[str, dict[str, Any], dict[str, Any], Any]]
-"""By name: operator, inputs, attributes, and the gradient of the output's sum, worked out by hand."""
+"""By name: operator, inputs, attributes, and the gradient of the output's sum, computed by hand."""
 
 
 def at_edges(edges: Edges) -> Callable[[str], None]:
-    """The test of kinks, ties, and values far out."""
+    """Return the test of kinks, ties, and extreme values."""
 
     @pytest.mark.parametrize("name", edges)
     def test_at_kinks_ties_and_far_out(name: str) -> None:
-        """Values worked out by hand, of the sum of the output."""
-        op, given, attributes, expected = edges[name]
-        values = {n: np.asarray(v, np.float32) for n, v in given.items()}
+        """Compare the gradient of the output's sum with values computed by hand."""
+        op, inputs, attributes, expected = edges[name]
+        values = {n: np.asarray(v, np.float32) for n, v in inputs.items()}
         model = single(op, values, fixed=[n for n in values if n != "x"], **{"opset": 18} | attributes)
         y = session(model).run(["y"], {"x": values["x"]})[0]
         np.testing.assert_allclose(by_graph(model, {"x": values["x"]}, np.ones_like(y))[2], expected, atol=1e-6)

@@ -31,7 +31,7 @@ def arrays(dtype: Any = np.float32) -> dict[str, np.ndarray]:
     return {name: (r.normal(size=shape) * 0.3).astype(dtype) for name, shape in shapes.items()}
 
 
-def picture(count: int = 2, size: int = SIZE) -> np.ndarray:
+def images(count: int = 2, size: int = SIZE) -> np.ndarray:
     return rng().normal(size=(count, 3, size, size)).astype(np.float32)
 
 
@@ -79,11 +79,11 @@ def build(
     return model
 
 
-def inserted(place: int, steps: Sequence[NodeProto]) -> list[NodeProto]:
-    """The network's nodes with others ahead of node `place`, which reads what the last of these gives."""
-    found = nodes()
-    found[place].input[0] = steps[-1].output[0]
-    return [*found[:place], *steps, *found[place:]]
+def inserted(index: int, steps: Sequence[NodeProto]) -> list[NodeProto]:
+    """Return the network's nodes with others before node `index`, which reads the output of the last of these."""
+    result = nodes()
+    result[index].input[0] = steps[-1].output[0]
+    return [*result[:index], *steps, *result[index:]]
 
 
 def conv(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ def by_hand(x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def gradient(x: np.ndarray, layer: str, classes: Sequence[int]) -> np.ndarray:
-    """Of the score of one class for each picture, at r2, c2 or r1."""
+    """Of the score of one class for each image, at r2, c2 or r1."""
     w, v = arrays(), by_hand(x)
     g = np.broadcast_to(w["w3"][list(classes)][:, :, None, None] / v["r2"][0, 0].size, v["r2"].shape)
     if layer == "r2":

@@ -1,6 +1,8 @@
-"""Reverse-mode differentiation of ONNX graphs, emitting plain ONNX operators. One rule for each operator, in `rules`."""
+"""Reverse-mode differentiation of ONNX graphs, written in plain ONNX operators: one rule per operator, in `rules`."""
 
-from xcam_onnx.autodiff.engine import OPSET, RULES, Backward, Node, differentiate, ready, vjp
+from xcam_onnx.autodiff import rules  # registers the rules
+from xcam_onnx.autodiff.engine import OPSET, Backward, differentiate, inline_undifferentiable
+from xcam_onnx.autodiff.registry import RULES, Node, vjp
 from xcam_onnx.autodiff.values import Ops, TooOld, Unsupported, Value
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Unsupported",
     "Value",
     "differentiate",
-    "ready",
+    "inline_undifferentiable",
+    "rules",
     "vjp",
 ]

@@ -103,10 +103,13 @@ class Model(Protocol):
     backend: str
     input: InputSpec
     labels: Sequence[str] | None
-    output_activation: Activation
     capabilities: frozenset[Capability]
     notes: Sequence[str]
     """Facts that a reader of a heatmap must know, for example that the weights are random."""
+
+    @property
+    def output_activation(self) -> Activation:
+        """The activation that is cut off the outputs."""
 
     @property
     def layers(self) -> Sequence[Layer]:

@@ -1,4 +1,4 @@
-"""The conformance suite, for ONNX: a free batch, a batch fixed to one picture, an input that is channels last."""
+"""The conformance suite, for ONNX: a free batch, a batch fixed to one image, a channels-last input."""
 
 from __future__ import annotations
 

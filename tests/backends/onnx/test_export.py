@@ -1,4 +1,4 @@
-"""Files that explain themselves: run where xcam is not, their numbers are the core's."""
+"""Self-explaining files: run without xcam, they return the same numbers as the core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xcam.models.demo.scenes import scene
 from xcam_onnx import export
 from xcam_onnx.heatmaps import METHODS
 
-X = small.picture(3)
+X = small.images(3)
 OWN = ["xcam/activations", "xcam/gradients"]
 IMAGE = scene(np.random.default_rng(1), [3, 5], 96).image
 
@@ -45,11 +45,11 @@ assert not any(name.partition(".")[0] in ("onnx", "torch", "keras") and module f
 
 
 def alone(paths: Sequence[Path], feeds: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
-    """What plain ONNX Runtime gives for each file, in an interpreter that has it and NumPy alone."""
-    given = paths[0].with_suffix(".feeds.npz")
-    np.savez(given, **feeds)
+    """Run each file with ONNX Runtime, in an interpreter that has only this and NumPy."""
+    file = paths[0].with_suffix(".feeds.npz")
+    np.savez(file, **feeds)
     site = Path(ort.__file__).parents[1]
-    command = [sys.executable, "-I", "-S", "-c", ALONE, str(site), str(given), *map(str, paths)]
+    command = [sys.executable, "-I", "-S", "-c", ALONE, str(site), str(file), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [{k.replace("|", "/"): v for k, v in np.load(f"{path}.npz").items()} for path in paths]
@@ -75,47 +75,47 @@ def cam(method: str, a: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def heatmap(method: str, a: np.ndarray, g: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    found = []
+    maps = []
     for one in np.maximum(cam(method, a.astype(np.float64), g.astype(np.float64)), 0):
         scaled = one / one.max() if one.max() > 0 else one
-        found.append(cv2.resize(scaled, size[::-1], interpolation=cv2.INTER_LINEAR))
-    return np.stack(found)
+        maps.append(cv2.resize(scaled, size[::-1], interpolation=cv2.INTER_LINEAR))
+    return np.stack(maps)
 
 
-def agree(found: np.ndarray, expected: Any, tolerance: float = 1e-5) -> None:
+def agree(value: np.ndarray, expected: Any, tolerance: float = 1e-5) -> None:
     expected = np.asarray(expected)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+    assert value.shape == expected.shape
+    np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 def pooled(**options: Any) -> onnx.ModelProto:
-    """Of half the size behind conv2, so that the heatmap is enlarged."""
+    """Return the network with half the size behind conv2, so that the heatmap is enlarged."""
     steps = small.nodes()
     steps[2] = helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1] * 4, strides=[2, 2])
     return small.build(steps, **options)
 
 
-def test_all_methods_where_xcam_is_not(tmp_path: Path) -> None:
+def test_all_methods_without_xcam(tmp_path: Path) -> None:
     model = pooled()
     paths = [
         xcam.export(model, tmp_path / f"{i}.onnx", layer="conv2", heatmap=method) for i, method in enumerate(METHODS)
     ]
-    for method, found in zip(METHODS, alone(paths, {"x": X}), strict=True):
+    for method, values in zip(METHODS, alone(paths, {"x": X}), strict=True):
         value = small.by_hand(X)["r1"]
         w = small.arrays()
         a = small.conv(value, w["w2"], w["b2"])[:, :, ::2, ::2]
-        agree(found["xcam/activations"], a)
+        agree(values["xcam/activations"], a)
         y = np.maximum(a, 0).mean((2, 3)) @ w["w3"].T + w["b3"]
-        agree(found["y"], y)
+        agree(values["y"], y)
         g = w["w3"][y.argmax(1)][:, :, None, None] / a[0, 0].size * (a > 0)
-        agree(found["xcam/gradients"], g)
+        agree(values["xcam/gradients"], g)
         expected = heatmap(method, a, g, (small.SIZE, small.SIZE))
-        np.testing.assert_allclose(found["xcam/heatmap"], expected, atol=1e-5)
-        assert found["xcam/heatmap"].dtype == found["xcam/gradients"].dtype == np.float32
+        np.testing.assert_allclose(values["xcam/heatmap"], expected, atol=1e-5)
+        assert values["xcam/heatmap"].dtype == values["xcam/gradients"].dtype == np.float32
         assert expected.max() > 0.5
 
 
-def test_the_class_that_is_asked_for(tmp_path: Path) -> None:
+def test_the_requested_class(tmp_path: Path) -> None:
     path = xcam.export(small.build(), tmp_path / "e.onnx", layer="relu1")
     top = small.by_hand(X)["y"].argmax(1)
     for index, classes in (([2, 0, 4], [2, 0, 4]), ([-1, 3, -1], [top[0], 3, top[2]]), ([-1] * 3, top), (None, top)):
@@ -129,14 +129,14 @@ def declared(values: Any) -> list[tuple[str, str]]:
     return [(value.name, str(value.type)) for value in values]
 
 
-def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
-    made = small.build()
-    made.metadata_props.add(key="their.own", value="kept")
-    path = xcam.export(made, tmp_path / "e.onnx", layer="relu2", heatmap="gradcam")
+def test_metadata_and_declared_types(tmp_path: Path) -> None:
+    model = small.build()
+    model.metadata_props.add(key="their.own", value="kept")
+    path = xcam.export(model, tmp_path / "e.onnx", layer="relu2", heatmap="gradcam")
     onnx.checker.check_model(path, full_check=True)
     assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]
     written = onnx.load(path)
-    assert declared(written.graph.input)[:1] == declared(made.graph.input)
+    assert declared(written.graph.input)[:1] == declared(model.graph.input)
     assert [v.name for v in written.graph.output] == ["y", *OWN, "xcam/heatmap"]
     shapes = {}
     for value in (*written.graph.input, *written.graph.output):
@@ -152,22 +152,22 @@ def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     assert facts == {"their.own": "kept", "xcam.layer": "relu2", "xcam.heatmap": "gradcam"}
 
 
-def test_what_is_read_back(tmp_path: Path) -> None:
+def test_metadata_that_load_reads_back(tmp_path: Path) -> None:
     labels = ["one", "zwei", "trois", "τέσσερα", "五"]
-    how = preprocessing.Preprocessing("own", 0.5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "BGR")
-    model = xcam.load(pooled(), labels=labels, preprocess=how)
+    scaling = preprocessing.Preprocessing("own", 0.5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "BGR")
+    model = xcam.load(pooled(), labels=labels, preprocess=scaling)
     path = xcam.export(model, tmp_path / "e.onnx", layer="conv1", heatmap="gradcam")
     again = xcam.load(path)
     assert list(again.labels) == labels
-    assert again.input.preprocessing == how
+    assert again.input.preprocessing == scaling
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
-    found, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, layer="conv1")
-    assert (found.layer, found.label) == ("conv1", expected.label)
-    agree(found.cam, expected.cam)
+    actual, expected = xcam.explain(again, IMAGE), xcam.explain(model, IMAGE, layer="conv1")
+    assert (actual.layer, actual.label) == ("conv1", expected.label)
+    agree(actual.cam, expected.cam)
     agree(again.predict(X), model.predict(X))
 
 
-def picture_for(model: Any) -> np.ndarray:
+def input_for(model: Any) -> np.ndarray:
     return batches.batch([IMAGE], model.input, model.input.size, model.input.preprocessing)
 
 
@@ -178,36 +178,36 @@ def test_the_demo_network_of_every_framework(tmp_path: Path, backend: str, metho
     again = xcam.load(path)
     assert list(again.labels) == list(demo.network().labels)
     assert again.input.preprocessing == model.input.preprocessing
-    feeds = {ort.InferenceSession(path).get_inputs()[0].name: picture_for(again)}
+    feeds = {ort.InferenceSession(path).get_inputs()[0].name: input_for(again)}
     expected = xcam.explain(model, IMAGE, method=method)
     feeds["xcam/class_index"] = np.array([expected.index])
-    found = alone([path], feeds)[0]
+    values = alone([path], feeds)[0]
     size = tuple(again.input.size)
     cam_ = np.maximum(expected.cam, 0)
     assert cam_.max() > 0
     resized = cv2.resize(cam_ / cam_.max(), size[::-1], interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(found["xcam/heatmap"][0], resized, atol=1e-4)
+    np.testing.assert_allclose(values["xcam/heatmap"][0], resized, atol=1e-4)
     agree(xcam.explain(again, IMAGE, method=method).cam, expected.cam, 1e-4)
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 16, 17, 18, 21])
-def test_operators_of_every_age(tmp_path: Path, opset: int) -> None:
+def test_operators_of_every_version(tmp_path: Path, opset: int) -> None:
     path = xcam.export(small.build(opset=opset), tmp_path / "e.onnx", layer="relu1", heatmap="gradcam")
-    found = run(path, {"x": X})
+    values = run(path, {"x": X})
     top = small.by_hand(X)["y"].argmax(1)
     a, g = small.by_hand(X)["r1"], small.gradient(X, "r1", top)
-    agree(found["xcam/gradients"], g)
-    np.testing.assert_allclose(found["xcam/heatmap"], heatmap("gradcam", a, g, (small.SIZE,) * 2), atol=1e-5)
+    agree(values["xcam/gradients"], g)
+    np.testing.assert_allclose(values["xcam/heatmap"], heatmap("gradcam", a, g, (small.SIZE,) * 2), atol=1e-5)
 
 
-def test_a_file_of_the_first_kind(tmp_path: Path) -> None:
-    """Until IR version 3, each weight was an input too; and the graph may have no name."""
-    made = small.build(opset=11)
-    made.ir_version = 3
-    made.graph.name = ""
-    made.graph.input.extend(helper.make_tensor_value_info(t.name, 1, t.dims) for t in made.graph.initializer)
-    found = run(xcam.export(made, tmp_path / "e.onnx", layer="relu1", heatmap="gradcam"), {"x": X})
-    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
+def test_a_file_of_ir_version_3(tmp_path: Path) -> None:
+    """Up to IR version 3 each weight was an input too, and the graph may be unnamed."""
+    model = small.build(opset=11)
+    model.ir_version = 3
+    model.graph.name = ""
+    model.graph.input.extend(helper.make_tensor_value_info(t.name, 1, t.dims) for t in model.graph.initializer)
+    values = run(xcam.export(model, tmp_path / "e.onnx", layer="relu1", heatmap="gradcam"), {"x": X})
+    agree(values["xcam/gradients"], small.gradient(X, "r1", values["y"].argmax(1)))
 
 
 def test_channels_last_an_open_size_and_a_softmax(tmp_path: Path) -> None:
@@ -219,13 +219,13 @@ def test_channels_last_an_open_size_and_a_softmax(tmp_path: Path) -> None:
     )
     for h, w in ((8, 8), (6, 11)):
         x = np.random.default_rng(h).normal(size=(2, 3, h, w)).astype(np.float32)
-        found = run(path, {"x": x.transpose(0, 2, 3, 1)})
+        values = run(path, {"x": x.transpose(0, 2, 3, 1)})
         v = small.by_hand(x)
         shares = np.exp(v["y"]) / np.exp(v["y"]).sum(1, keepdims=True)
-        agree(found["y"], shares)
+        agree(values["y"], shares)
         g = small.gradient(x, "r1", v["y"].argmax(1))  # of the logit
-        agree(found["xcam/gradients"], g)
-        np.testing.assert_allclose(found["xcam/heatmap"], heatmap("hirescam", v["r1"], g, (h, w)), atol=1e-5)
+        agree(values["xcam/gradients"], g)
+        np.testing.assert_allclose(values["xcam/heatmap"], heatmap("hirescam", v["r1"], g, (h, w)), atol=1e-5)
 
 
 def test_a_layer_that_is_channels_last(tmp_path: Path) -> None:
@@ -234,43 +234,43 @@ def test_a_layer_that_is_channels_last(tmp_path: Path) -> None:
     path = xcam.export(
         small.build(small.inserted(2, [there, back])), tmp_path / "e.onnx", layer="last", heatmap="gradcam"
     )
-    found = run(path, {"x": X})
-    agree(found["xcam/activations"], small.by_hand(X)["r1"])
-    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
+    values = run(path, {"x": X})
+    agree(values["xcam/activations"], small.by_hand(X)["r1"])
+    agree(values["xcam/gradients"], small.gradient(X, "r1", values["y"].argmax(1)))
 
 
 def test_a_fixed_batch(tmp_path: Path) -> None:
     path = xcam.export(small.build(shape=(1, 3, 8, 8)), tmp_path / "e.onnx", layer="relu1", heatmap="gradcam")
-    found = run(path, {"x": X[:1], "xcam/class_index": np.array([4])})
-    agree(found["xcam/gradients"], small.gradient(X[:1], "r1", [4]))
-    assert found["xcam/heatmap"].shape == (1, 8, 8)
+    values = run(path, {"x": X[:1], "xcam/class_index": np.array([4])})
+    agree(values["xcam/gradients"], small.gradient(X[:1], "r1", [4]))
+    assert values["xcam/heatmap"].shape == (1, 8, 8)
 
 
 def test_several_outputs_and_half_precision(tmp_path: Path) -> None:
     steps = [*small.nodes(), helper.make_node("Tanh", ["r1"], ["t"])]
     path = xcam.export(small.build(steps, outputs=["y", "t"]), tmp_path / "e.onnx", layer="relu1")
-    found = run(path, {"x": X})
-    assert list(found) == ["y", "t", *OWN]
-    agree(found["t"], np.tanh(small.by_hand(X)["r1"]))
-    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)))
+    values = run(path, {"x": X})
+    assert list(values) == ["y", "t", *OWN]
+    agree(values["t"], np.tanh(small.by_hand(X)["r1"]))
+    agree(values["xcam/gradients"], small.gradient(X, "r1", values["y"].argmax(1)))
     half = xcam.export(small.build(kind=TensorProto.FLOAT16), tmp_path / "h.onnx", layer="relu1", heatmap="gradcam")
-    found = run(half, {"x": X.astype(np.float16)})
-    assert (found["y"].dtype, found["xcam/gradients"].dtype) == (np.float16, np.float32)
-    agree(found["xcam/gradients"], small.gradient(X, "r1", found["y"].argmax(1)), 1e-2)
+    values = run(half, {"x": X.astype(np.float16)})
+    assert (values["y"].dtype, values["xcam/gradients"].dtype) == (np.float16, np.float32)
+    agree(values["xcam/gradients"], small.gradient(X, "r1", values["y"].argmax(1)), 1e-2)
 
 
 def test_a_map_that_is_zero_stays_zero(tmp_path: Path) -> None:
-    made = small.build()
-    for tensor in made.graph.initializer:
+    model = small.build()
+    for tensor in model.graph.initializer:
         if tensor.name == "b1":
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(16, -1e6, np.float32), "b1"))
     for i, method in enumerate(METHODS):
-        found = run(xcam.export(made, tmp_path / f"{i}.onnx", layer="relu1", heatmap=method), {"x": X})
-        assert not found["xcam/activations"].any()
-        assert not found["xcam/heatmap"].any()
+        values = run(xcam.export(model, tmp_path / f"{i}.onnx", layer="relu1", heatmap=method), {"x": X})
+        assert not values["xcam/activations"].any()
+        assert not values["xcam/heatmap"].any()
 
 
-def test_a_large_model_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_keeps_its_weights_in_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tmp_path / "from", tmp_path / "to"
     source.mkdir()
     target.mkdir()
@@ -280,15 +280,15 @@ def test_a_large_model_keeps_its_weights_beside_it(tmp_path: Path, monkeypatch: 
     inside = xcam.export(source / "m.onnx", target / "a.onnx", layer="relu1")
     assert [p.name for p in target.iterdir()] == ["a.onnx"]
     monkeypatch.setattr(export, "LIMIT", 5000)
-    beside = xcam.export(source / "m.onnx", target / "b.onnx", layer="relu1")
+    outside = xcam.export(source / "m.onnx", target / "b.onnx", layer="relu1")
     assert sorted(p.name for p in target.iterdir()) == ["a.onnx", "b.onnx", "b.onnx.data"]
-    for path in (inside, beside):
+    for path in (inside, outside):
         agree(run(path, {"x": X})["xcam/gradients"], small.gradient(X, "r1", small.by_hand(X)["y"].argmax(1)))
-    agree(xcam.load(beside).predict(X), small.by_hand(X)["y"])
+    agree(xcam.load(outside).predict(X), small.by_hand(X)["y"])
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), "checker"])
-def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
+def test_a_failure_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
     earlier = tmp_path / "e.onnx"
     earlier.write_bytes(b"earlier")
     save = onnx.save_model
@@ -301,52 +301,52 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             raise failure
 
     monkeypatch.setattr(onnx, "save_model", failing)
-    error, words = (
+    error, pattern = (
         (ModelError, "does not pass onnx.checker") if failure == "checker" else (InputError, "No space left")
     )
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=pattern):
         xcam.export(small.build(), earlier, layer="relu1", heatmap="gradcam")
     assert earlier.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [earlier]
 
 
-def test_what_cannot_be_exported(tmp_path: Path) -> None:
+def test_models_that_cannot_be_exported(tmp_path: Path) -> None:
     path = tmp_path / "e.onnx"
     flat = helper.make_node("Unsqueeze", ["z", "k0"], ["y"])
     deep = small.nodes()
     deep[-1].output[0] = "z"
     gelu = helper.make_node("QuickGelu", ["r1"], ["q"], "gelu", domain="com.microsoft")
-    own = small.build(small.inserted(2, [gelu]), domains=["com.microsoft"])
+    custom = small.build(small.inserted(2, [gelu]), domains=["com.microsoft"])
     labelled = xcam.load(small.build(), labels=["a", "b"])
-    for source, layer, method, words in [
-        (small.build(), None, "eigencam", "cannot work out 'eigencam'; known: gradcam,"),
+    for source, layer, method, pattern in [
+        (small.build(), None, "eigencam", "cannot export method 'eigencam': .*; known: gradcam,"),
         (small.build(), "nope", "gradcam", "unknown layer 'nope'"),
         (small.build(), "fc", "gradcam", "'fc': it has no spatial axes"),
         (small.build([*deep, flat], more=[np.array([2, 3])]), "relu1", None, "not .batch, classes."),
-        (own, "relu1", "gradcam", "com.microsoft:QuickGelu"),
-        (labelled, "relu1", "gradcam", "there are 2 class names for the 5 classes of small"),
+        (custom, "relu1", "gradcam", "com.microsoft:QuickGelu"),
+        (labelled, "relu1", "gradcam", "there are 2 class names for its 5 classes"),
     ]:
-        with pytest.raises((InputError, ModelError), match=words):
+        with pytest.raises((InputError, ModelError), match=pattern):
             xcam.export(source, path, layer=layer, heatmap=method)
         assert not list(tmp_path.iterdir())
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
-    for name, words in [
+    for name, pattern in [
         ("e.bin", "not the name of an ONNX file; give one that ends in .onnx"),
         ("a\0.onnx", "not the name of an ONNX file"),
         ("none/e.onnx", "none does not exist; create it first"),
         ("folder.onnx", "it is a folder"),
         (f"{'x' * 300}.onnx", "File name too long; choose another name"),
     ]:
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=pattern):
             xcam.export(small.build(), tmp_path / name)
     longest = tmp_path / f"{'x' * 250}.onnx"
     assert xcam.export(small.build(), longest) == longest
 
 
-def test_a_file_is_not_explained_twice_and_not_overwritten_by_itself(tmp_path: Path) -> None:
+def test_a_file_is_not_exported_twice_and_does_not_overwrite_itself(tmp_path: Path) -> None:
     source, path = tmp_path / "m.onnx", tmp_path / "e.onnx"
     source.write_bytes(small.build().SerializeToString())
     before = source.read_bytes()
@@ -356,5 +356,5 @@ def test_a_file_is_not_explained_twice_and_not_overwritten_by_itself(tmp_path: P
             xcam.export(source, same)
     assert source.read_bytes() == before
     xcam.export(source, path)
-    with pytest.raises(InputError, match="explains itself already; export the model that it was made from"):
+    with pytest.raises(InputError, match="self-explaining already; export the model that it was made from"):
         xcam.export(path, tmp_path / "f.onnx")

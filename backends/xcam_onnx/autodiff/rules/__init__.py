@@ -1,4 +1,4 @@
-"""The rules, by family. Importing this fills the registry."""
+"""The rules, by family. Importing this package fills the registry."""
 
 from xcam_onnx.autodiff.rules import (  # noqa: F401
     activation,

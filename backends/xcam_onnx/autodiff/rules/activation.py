@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from xcam_onnx.autodiff.engine import Node, vjp
+from xcam_onnx.autodiff.registry import Node, vjp
 from xcam_onnx.autodiff.values import Value
 
 

@@ -1,6 +1,8 @@
-"""Convolutions. The gradient with respect to the input is itself a convolution of stride 1 with flipped kernels, which
-runtimes compute fast; a transposed convolution is many times slower for depthwise kernels. The flipping is written with
-operators on the constant kernel: a runtime folds it when it opens the graph.
+"""Convolutions.
+
+The gradient with respect to the input is itself a convolution of stride 1 with flipped kernels, which runtimes compute
+fast; a transposed convolution is many times slower for depthwise kernels. The kernel is flipped by operators on a
+constant: a runtime folds them when it opens the graph.
 
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), section 4.
 """
@@ -14,26 +16,28 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from xcam_onnx.autodiff.engine import Node, vjp
+from xcam_onnx.autodiff.registry import Node, vjp
 from xcam_onnx.autodiff.values import Ops, Unsupported, Value
 
 
 @vjp("Conv")
 def conv(n: Node, g: Value) -> tuple[Value]:
     o, x, w = n.ops, n.x, n.inputs[1]
-    kernel, strides, dilations, begins, ends = windows(n, [*w.shape[2:]])
+    kernel, strides, dilations, begins, ends = windows(n, w.dims[2:])
     sizes, groups = x.dims[2:], n.attr("group", 1)
     reach = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
     if all(s == 1 for s in strides):
         dx = _conv(o, g, flipped(o, w, groups), reach, begins, ends, dilations, groups)
-    elif all(k == 1 for k in kernel):  # at low resolution first, then spread
+    elif all(k == 1 for k in kernel):  # at low resolution first, where it is cheaper
         dx = o.Conv(g, flipped(o, w, groups), group=groups)
-        dx = place(o, spread(o, dx, n.y.dims, strides, channels=x.dims[1]), begins, sizes, stretched(n, strides))
+        dx = crop_or_pad(
+            o, spread(o, dx, n.y.dims, strides, channels=x.dims[1]), begins, sizes, stretched(n, strides)
+        )
     elif any(d > 1 for d in dilations) or w.shape[1] == 1 or any(k < s for k, s in zip(kernel, strides, strict=True)):
         wide = spread(o, g, n.y.dims, strides)
         dx = o.Conv(wide, flipped(o, w, groups), pads=[*reach, *reach], dilations=dilations, group=groups)
         lengths = [m + r for m, r in zip(stretched(n, strides), reach, strict=True)]
-        dx = place(o, dx, begins, sizes, lengths)
+        dx = crop_or_pad(o, dx, begins, sizes, lengths)
     else:
         dx = _by_phases(n, g, w, kernel, strides, begins, groups)
     return (dx,)
@@ -41,31 +45,31 @@ def conv(n: Node, g: Value) -> tuple[Value]:
 
 @vjp("ConvTranspose")
 def conv_transpose(n: Node, g: Value) -> tuple[Value]:
-    """The adjoint of the adjoint: a convolution with the same kernel, strides and padding."""
+    """Return a convolution with the same kernel, strides and padding: the adjoint of the adjoint."""
     o, x, w = n.ops, n.x, n.inputs[1]
     space = x.rank - 2
-    kernel = [int(k) for k in n.attr("kernel_shape", w.shape[2:])]
+    kernel = [int(k) for k in n.attr("kernel_shape", w.dims[2:])]
     strides, dilations = n.attr("strides", [1] * space), n.attr("dilations", [1] * space)
-    extra, wanted, auto = n.attr("output_padding", [0] * space), n.attr("output_shape"), n.attr("auto_pad", "NOTSET")
+    extra, target, auto = n.attr("output_padding", [0] * space), n.attr("output_shape"), n.attr("auto_pad", "NOTSET")
     pads = n.attr("pads", [0] * 2 * space)
-    if wanted or auto.startswith("SAME"):
-        if not all(isinstance(m, int) for m in x.shape[2:]):
-            raise Unsupported("its padding follows from an image size that is not fixed")
-        out = wanted[-space:] if wanted else [m * s for m, s in zip(x.shape[2:], strides, strict=True)]
+    if target or auto.startswith("SAME"):
+        if not all(isinstance(m, int) for m in x.dims[2:]):
+            raise Unsupported("its padding depends on an image size that is not fixed")
+        out = target[-space:] if target else [m * s for m, s in zip(x.dims[2:], strides, strict=True)]
         total = [
             max(s * (m - 1) + e + d * (k - 1) + 1 - size, 0)
-            for s, m, e, d, k, size in zip(strides, x.shape[2:], extra, dilations, kernel, out, strict=True)
+            for s, m, e, d, k, size in zip(strides, x.dims[2:], extra, dilations, kernel, out, strict=True)
         ]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
         pads = [*small, *large] if auto == "SAME_UPPER" else [*large, *small]
     dx = o.Conv(g, w, pads=pads, strides=strides, dilations=dilations, group=n.attr("group", 1))
-    if any(extra) or wanted or any(p < 0 for p in pads):  # rows beyond the last window may give one more
+    if any(extra) or target or any(p < 0 for p in pads):  # rows beyond the last window may give one more
         dx = o.Slice(dx, [0] * space, o.dims(x.dims[2:]), list(range(2, x.rank)))
     return (dx,)
 
 
 def windows(n: Node, kernel: list[Any]) -> tuple[list[int], list[int], list[int], list[Any], list[Any]]:
-    """Kernel, strides, dilations, padding before and behind: of a convolution or a pooling."""
+    """Return kernel, strides, dilations, and the padding before and behind, of a convolution or a pooling."""
     if not all(isinstance(k, int) for k in kernel):
         raise Unsupported("the size of its kernel is not fixed")
     space = len(kernel)
@@ -93,10 +97,9 @@ def windows(n: Node, kernel: list[Any]) -> tuple[list[int], list[int], list[int]
 
 
 def flipped(o: Ops, w: Value, groups: int) -> Value:
-    """[Cout, Cin/g, *k] → [Cin, Cout/g, *k], its kernels turned round."""
+    """Flip the kernels and exchange the channels: [Cout, Cin/g, *k] → [Cin, Cout/g, *k]."""
     space = w.rank - 2
-    out, into = w.shape[:2]
-    rest = list(w.shape[2:])
+    out, into, *rest = w.dims
     if groups == 1:
         w = o.Transpose(w, perm=[1, 0, *range(2, 2 + space)])
     elif into != 1 or out != groups:
@@ -119,7 +122,7 @@ def _conv(
     dilations: list[int],
     groups: int,
 ) -> Value:
-    """A convolution of stride 1, padded by `reach` less what the forward one was padded by."""
+    """Convolve with stride 1, padded by `reach` minus the forward padding."""
     pads = [r - p for r, p in zip(reach * 2, [*begins, *ends], strict=True)]
     dx = o.Conv(g, w, pads=[max(p, 0) for p in pads], dilations=dilations, group=groups)
     if any(p < 0 for p in pads):
@@ -130,17 +133,17 @@ def _conv(
 
 
 def stretched(n: Node, strides: list[int]) -> list[Any]:
-    """The lengths of an output that was spread."""
+    """Return the lengths of the output after `spread`."""
     return [m * s for m, s in zip(n.y.dims[2:], strides, strict=True)]
 
 
 def spread(o: Ops, g: Value, dims: list[Any], strides: list[int], channels: Any = None) -> Value:
-    """`g` [N, C, *space], with s − 1 zeros behind each value. `dims` is its shape."""
+    """Insert s − 1 zeros behind each value of `g` [N, C, *space], whose shape is `dims`."""
     dims = [dims[0], dims[1] if channels is None else channels, *dims[2:]]
     lengths = [m * s for m, s in zip(dims[2:], strides, strict=True)]
     if all(s == 1 for s in strides):
         return g
-    if len(strides) == 2 and g.dtype == TensorProto.FLOAT:  # repeated, then blotted out: a fifth of Pad's time
+    if len(strides) == 2 and g.dtype == TensorProto.FLOAT:  # repeated, then masked: a fifth of the time of Pad
         wide = o.Resize(
             g,
             None,
@@ -157,8 +160,8 @@ def spread(o: Ops, g: Value, dims: list[Any], strides: list[int], channels: Any 
     return o.reshape(g, [*dims[:2], *lengths])
 
 
-def place(o: Ops, dx: Value, begins: list[Any], sizes: list[Any], lengths: list[Any]) -> Value:
-    """From the padded input's coordinates to its own: cut off `begins`, then cut or fill to `sizes`."""
+def crop_or_pad(o: Ops, dx: Value, begins: list[Any], sizes: list[Any], lengths: list[Any]) -> Value:
+    """Remove the forward padding: crop `begins` at the front, then crop or pad to `sizes`."""
     ends = [size + begin - length for size, begin, length in zip(sizes, begins, lengths, strict=True)]
     fixed = all(isinstance(v, int) for v in (*begins, *ends))
     if fixed and not any(begins) and not any(ends):
@@ -171,24 +174,23 @@ def place(o: Ops, dx: Value, begins: list[Any], sizes: list[Any], lengths: list[
 def _by_phases(
     n: Node, g: Value, w: Value, kernel: list[int], strides: list[int], begins: list[Any], groups: int
 ) -> Value:
-    """The gradient of a strided convolution without the zeros that spreading puts in.
+    """Differentiate a strided convolution without the zeros that `spread` inserts.
 
-    A position q·s + r of the padded input meets only the taps r, r + s, … of the kernel: for each phase r an ordinary
-    convolution of the low-resolution gradient with those. The phases are interleaved.
+    A position q·s + r of the padded input meets only the taps r, r + s, … of the kernel: for each phase r, an ordinary
+    convolution of the low-resolution gradient with these. The phases are interleaved.
     """
     o, space = n.ops, len(kernel)
     taps = [math.ceil(k / s) for k, s in zip(kernel, strides, strict=True)]
+    channels = groups * w.dims[1]
     w, axes = flipped(o, w, groups), list(range(2, 2 + space))
     parts = []
     for phase in itertools.product(*(range(s) for s in strides)):
-        # flipped, the taps r, r + s, … stand at k − 1 − r, k − 1 − r − s, … and are read from the front
-        own = [len(range(r, k, s)) for r, k, s in zip(phase, kernel, strides, strict=True)]
-        first = [k - 1 - r - (t - 1) * s for r, k, s, t in zip(phase, kernel, strides, own, strict=True)]
+        # In the flipped kernel the taps r, r + s, … are at k − 1 − r, k − 1 − r − s, …; the slice reads from the front.
+        counts = [len(range(r, k, s)) for r, k, s in zip(phase, kernel, strides, strict=True)]
+        first = [k - 1 - r - (t - 1) * s for r, k, s, t in zip(phase, kernel, strides, counts, strict=True)]
         last = [k - r for k, r in zip(kernel, phase, strict=True)]
-        kept = o.Slice(w, first, last, axes, strides)
-        pads = [*(t - 1 for t in own), *(t - 1 for t in taps)]
-        parts.append(o.Conv(g, kept, pads=pads, group=groups))
-    channels = groups * w_into(n)
+        pads = [*(t - 1 for t in counts), *(t - 1 for t in taps)]
+        parts.append(o.Conv(g, o.Slice(w, first, last, axes, strides), pads=pads, group=groups))
     lengths = [m + (t - 1) for m, t in zip(n.y.dims[2:], taps, strict=True)]
     whole = [m * s for m, s in zip(lengths, strides, strict=True)]
     if space == 2 and strides[0] == strides[1]:
@@ -198,9 +200,4 @@ def _by_phases(
         dx = o.reshape(o.Concat(*parts, axis=1), [batch, *strides, channels, *lengths])
         pairs = [axis for i in range(space) for axis in (2 + space + i, 1 + i)]
         dx = o.reshape(o.Transpose(dx, perm=[0, 1 + space, *pairs]), [batch, channels, *whole])
-    return place(o, dx, begins, n.x.dims[2:], whole)
-
-
-def w_into(n: Node) -> int:
-    """How many input channels each group of a convolution has."""
-    return int(n.inputs[1].shape[1])
+    return crop_or_pad(o, dx, begins, n.x.dims[2:], whole)

@@ -1,10 +1,11 @@
-"""Arithmetic and functions of single values."""
+"""Arithmetic and elementwise functions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from xcam_onnx.autodiff.engine import Node, vjp
+from xcam_onnx.autodiff.registry import Node, vjp
 from xcam_onnx.autodiff.values import Unsupported, Value
 from xcam_onnx.graph import FLOATS
 
@@ -36,9 +37,9 @@ def div(n: Node, g: Value) -> Two:
 @vjp("Pow", broadcasts=True)
 def power(n: Node, g: Value) -> Two:
     o, (a, b) = n.ops, n.inputs
-    fixed = b.const
-    if fixed is not None and fixed.size == 1:
-        p = float(fixed.reshape(()))
+    exponent = b.const
+    if exponent is not None and exponent.size == 1:
+        p = float(exponent.reshape(()))
         slope = p if p == 1 else p * a if p == 2 else p * a ** (p - 1)
         return g * (slope if p else 0), g * o.Log(a) * n.y
     b = o.Cast(b, to=a.dtype) if b.dtype != a.dtype else b
@@ -47,84 +48,36 @@ def power(n: Node, g: Value) -> Two:
     return g * o.Where(zero, 0, b * a ** (b - 1)), g * n.y * o.Log(one)
 
 
+DERIVATIVES: dict[str, Callable[[Node], Value]] = {
+    "Abs": lambda n: n.ops.Sign(n.x),
+    "Sqrt": lambda n: 0.5 / n.y,
+    "Reciprocal": lambda n: -(n.y * n.y),
+    "Exp": lambda n: n.y,
+    "Log": lambda n: 1 / n.x,
+    "Erf": lambda n: (2 / math.sqrt(math.pi)) * n.ops.Exp(-(n.x * n.x)),
+    "Sin": lambda n: n.ops.Cos(n.x),
+    "Cos": lambda n: -n.ops.Sin(n.x),
+    "Tan": lambda n: 1 + n.y * n.y,
+    "Asin": lambda n: 1 / n.ops.Sqrt(1 - n.x * n.x),
+    "Acos": lambda n: -1 / n.ops.Sqrt(1 - n.x * n.x),
+    "Atan": lambda n: 1 / (1 + n.x * n.x),
+    "Sinh": lambda n: n.ops.Cosh(n.x),
+    "Cosh": lambda n: n.ops.Sinh(n.x),
+    "Tanh": lambda n: 1 - n.y * n.y,
+}
+
+
+def _times(derivative: Callable[[Node], Value]) -> Callable[[Node, Value], Value]:
+    return lambda n, g: g * derivative(n)
+
+
+for _op, _derivative in DERIVATIVES.items():
+    vjp(_op)(_times(_derivative))
+
+
 @vjp("Neg")
 def neg(n: Node, g: Value) -> Value:
     return -g
-
-
-@vjp("Abs")
-def absolute(n: Node, g: Value) -> Value:
-    return g * n.ops.Sign(n.x)
-
-
-@vjp("Sqrt")
-def sqrt(n: Node, g: Value) -> Value:
-    return g * 0.5 / n.y
-
-
-@vjp("Reciprocal")
-def reciprocal(n: Node, g: Value) -> Value:
-    return -(g * n.y * n.y)
-
-
-@vjp("Exp")
-def exp(n: Node, g: Value) -> Value:
-    return g * n.y
-
-
-@vjp("Log")
-def log(n: Node, g: Value) -> Value:
-    return g / n.x
-
-
-@vjp("Erf")
-def erf(n: Node, g: Value) -> Value:
-    return g * (2 / math.sqrt(math.pi)) * n.ops.Exp(-(n.x * n.x))
-
-
-@vjp("Sin")
-def sin(n: Node, g: Value) -> Value:
-    return g * n.ops.Cos(n.x)
-
-
-@vjp("Cos")
-def cos(n: Node, g: Value) -> Value:
-    return -(g * n.ops.Sin(n.x))
-
-
-@vjp("Tan")
-def tan(n: Node, g: Value) -> Value:
-    return g * (1 + n.y * n.y)
-
-
-@vjp("Asin")
-def asin(n: Node, g: Value) -> Value:
-    return g / n.ops.Sqrt(1 - n.x * n.x)
-
-
-@vjp("Acos")
-def acos(n: Node, g: Value) -> Value:
-    return -(g / n.ops.Sqrt(1 - n.x * n.x))
-
-
-@vjp("Atan")
-def atan(n: Node, g: Value) -> Value:
-    return g / (1 + n.x * n.x)
-
-
-@vjp("Sinh")
-def sinh(n: Node, g: Value) -> Value:
-    return g * n.ops.Cosh(n.x)
-
-
-@vjp("Cosh")
-def cosh(n: Node, g: Value) -> Value:
-    return g * n.ops.Sinh(n.x)
-
-
-@vjp("Tanh")
-def tanh(n: Node, g: Value) -> Value:
-    return g * (1 - n.y * n.y)
 
 
 @vjp("Sum", broadcasts=True)
@@ -139,7 +92,7 @@ def mean(n: Node, g: Value) -> list[Value]:
 
 @vjp("Max", "Min", broadcasts=True)
 def extreme(n: Node, g: Value) -> list[Value]:
-    """Inputs that are equally large share the gradient evenly, as torch.maximum has it."""
+    """Equal inputs share the gradient evenly, as in torch.maximum."""
     o = n.ops
     hits = [o.Cast(o.Equal(x, n.y), to=g.dtype) for x in n.inputs]
     share = g / o.total(hits) if len(hits) > 1 else g
@@ -167,23 +120,23 @@ def dropout(n: Node, g: Value) -> Value:
 @vjp("Cast")
 def cast(n: Node, g: Value) -> Value:
     if n.attr("to") not in FLOATS:
-        raise Unsupported("it rounds to whole numbers")
+        raise Unsupported("it rounds to integers")
     return n.ops.Cast(g, to=n.x.dtype)
 
 
 @vjp("CastLike")
 def cast_like(n: Node, g: Value) -> tuple[Value, None]:
     if g.dtype not in FLOATS:
-        raise Unsupported("it rounds to whole numbers")
+        raise Unsupported("it rounds to integers")
     return n.ops.Cast(g, to=n.x.dtype), None
 
 
 @vjp("Sign", "Floor", "Ceil", "Round", "Hardmax")
 def step(n: Node, g: Value) -> None:
-    """Flat wherever it has a derivative."""
+    """Return a derivative of zero."""
 
 
 @vjp("QuantizeLinear", "DequantizeLinear")
 def straight_through(n: Node, g: Value) -> Value:
-    """Bengio 2013: the rounding is taken for the identity. A quantised tensor's gradient is that of what it stands for."""
+    """Pass the gradient through unchanged, as if rounding were the identity (Bengio et al. 2013)."""
     return g

@@ -1,26 +1,26 @@
-"""Reductions over axes, and the running sum."""
+"""Reductions over axes, and the cumulative sum."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xcam_onnx.autodiff.engine import Node, vjp
+from xcam_onnx.autodiff.registry import Node, vjp
 from xcam_onnx.autodiff.values import Value
 
 
 def _axes(n: Node) -> list[int]:
-    """The axes that are reduced: an attribute, or since version 13 or 18 an input; all of them where none are given."""
-    given: Any = n.attr("axes")
-    if given is None:
+    """Return the reduced axes: an attribute, or an input since version 13 or 18; all axes by default."""
+    axes: Any = n.attr("axes")
+    if axes is None:
         value = n.const(1, "list of axes")
-        given = [] if value is None else value.ravel().tolist()
-    if not given and n.attr("noop_with_empty_axes", 0):
+        axes = [] if value is None else value.ravel().tolist()
+    if not axes and n.attr("noop_with_empty_axes", 0):
         return []
-    return sorted(axis % n.x.rank for axis in given) or list(range(n.x.rank))
+    return sorted(axis % n.x.rank for axis in axes) or list(range(n.x.rank))
 
 
 def _wide(n: Node, value: Value, axes: list[int]) -> Value:
-    """What stands in the output's place, with the reduced axes put back as 1."""
+    """Restore the reduced axes as axes of length 1."""
     return value if n.attr("keepdims", 1) else n.ops.Unsqueeze(value, axes)
 
 
@@ -32,13 +32,13 @@ def reduce_sum(n: Node, g: Value) -> tuple[Value, None]:
 @vjp("ReduceMean")
 def reduce_mean(n: Node, g: Value) -> tuple[Value, None]:
     axes = _axes(n)
-    count = n.ops.number([n.x.dims[axis] for axis in axes], g.dtype)
+    count = n.ops.count([n.x.dims[axis] for axis in axes], g.dtype)
     return n.ops.expand_like(_wide(n, g, axes) / count, n.x), None
 
 
 @vjp("ReduceMax", "ReduceMin")
 def reduce_extreme(n: Node, g: Value) -> tuple[Value, None]:
-    """Values that are equally large share the gradient evenly."""
+    """Equal values share the gradient evenly."""
     o, axes = n.ops, _axes(n)
     if not axes:
         return g, None
@@ -48,7 +48,7 @@ def reduce_extreme(n: Node, g: Value) -> tuple[Value, None]:
 
 @vjp("ReduceProd")
 def reduce_prod(n: Node, g: Value) -> tuple[Value, None]:
-    """The product of the others: also where one value is zero; zero where two are."""
+    """Multiply by the product of the other values: correct also where one value is zero; zero where two are."""
     o, x, axes = n.ops, n.x, _axes(n)
     if not axes:
         return g, None
@@ -68,7 +68,7 @@ def reduce_l1(n: Node, g: Value) -> tuple[Value, None]:
 
 @vjp("ReduceL2")
 def reduce_l2(n: Node, g: Value) -> tuple[Value, None]:
-    """0 at 0."""
+    """The derivative at 0 is 0."""
     o, axes = n.ops, _axes(n)
     norm = _wide(n, n.y, axes)
     return o.Where(norm > 0, _wide(n, g, axes) * n.x / norm, 0), None
@@ -93,7 +93,7 @@ def reduce_log_sum_exp(n: Node, g: Value) -> tuple[Value, None]:
 
 @vjp("CumSum")
 def cumsum(n: Node, g: Value) -> tuple[Value, None]:
-    """A sum from the other end."""
+    """Return the cumulative sum in the opposite direction."""
     axis = n.inputs[1]
     back = n.ops.CumSum(g, axis, exclusive=n.attr("exclusive", 0), reverse=1 - n.attr("reverse", 0))
     return back, None

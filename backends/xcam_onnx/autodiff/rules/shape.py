@@ -1,13 +1,14 @@
-"""What moves, cuts, joins and repeats values without changing them."""
+"""Operators that move, slice, join and repeat values without changing them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
-from xcam_onnx.autodiff.engine import Node, vjp
-from xcam_onnx.autodiff.rules.indexing import gather_undone
+from xcam_onnx.autodiff.registry import Node, vjp
+from xcam_onnx.autodiff.rules.indexing import undo_gather
 from xcam_onnx.autodiff.values import Ops, Unsupported, Value
 
 
@@ -24,7 +25,7 @@ def transpose(n: Node, g: Value) -> Value:
 
 @vjp("Expand")
 def expand(n: Node, g: Value) -> tuple[Value, None]:
-    return n.ops.broadcast_undone(g, n.y, n.x), None
+    return n.ops.undo_broadcast(g, n.y, n.x), None
 
 
 @vjp("Tile")
@@ -49,28 +50,26 @@ def concat(n: Node, g: Value) -> list[Value]:
 @vjp("Split")
 def split(n: Node, *gradients: Value | None) -> tuple[Value, None]:
     o = n.ops
-    some = [
-        g if g is not None else o.zeros_like(y)
-        for g, y in zip([*gradients, *[None] * (len(n.outputs) - len(gradients))], n.outputs, strict=True)
-    ]
-    return o.Concat(*some, axis=n.axis()), None
+    missing = [None] * (len(n.outputs) - len(gradients))
+    parts = [g or o.zeros_like(y) for g, y in zip([*gradients, *missing], n.outputs, strict=True)]
+    return o.Concat(*parts, axis=n.axis()), None
 
 
 @vjp("Slice")
 def slice_(n: Node, g: Value) -> tuple[Value, ...]:
-    """Contiguous parts are padded back; others, whatever their step, go back to the places they were taken from."""
+    """Pad contiguous slices; scatter those with steps to the indices they were read from."""
     o, x = n.ops, n.x
     starts = n.inputs[1]
-    axes_given, steps_given = n.const(3, "list of axes"), n.const(4, "list of steps")
+    axes_input, steps_input = n.const(3, "list of axes"), n.const(4, "list of steps")
     count = starts.shape[0]
     if not isinstance(count, int):
         raise Unsupported("the number of its axes is not fixed")
-    axes = [int(a) % x.rank for a in (range(count) if axes_given is None else axes_given)]
-    steps = [1] * count if steps_given is None else steps_given.tolist()
+    axes = [int(a) % x.rank for a in (range(count) if axes_input is None else axes_input)]
+    steps = [1] * count if steps_input is None else steps_input.tolist()
     known, ends = starts.const, n.inputs[2].const
-    for place in reversed(range(count)):
-        axis, step, size, kept = axes[place], steps[place], x.dims[axes[place]], n.y.dims[axes[place]]
-        start = None if known is None else int(known[place])
+    for k in reversed(range(count)):
+        axis, step, size, kept = axes[k], steps[k], x.dims[axes[k]], n.y.dims[axes[k]]
+        start = None if known is None else int(known[k])
         if start is not None and isinstance(size, int):
             start = min(max(start + size if start < 0 else start, 0), size)
         if step == 1 and start is not None and start >= 0:
@@ -78,23 +77,21 @@ def slice_(n: Node, g: Value) -> tuple[Value, ...]:
             before[axis], behind[axis] = start, size - kept - start
             g = o.Pad(g, o.dims([*before, *behind]))
             continue
-        one = [place]
-        picked = o.Slice(
+        indices = o.Slice(
             o.range(size),
-            o.Cast(o.Gather(starts, one), to=7) if known is None else [int(known[place])],
-            o.Cast(o.Gather(n.inputs[2], one), to=7) if ends is None else [int(ends[place])],
+            o.Cast(o.Gather(starts, [k]), to=TensorProto.INT64) if known is None else [int(known[k])],
+            o.Cast(o.Gather(n.inputs[2], [k]), to=TensorProto.INT64) if ends is None else [int(ends[k])],
             [0],
             [int(step)],
         )
-        g = _put_back(o, g, picked, axis, size, kept, x.rank)
+        g = _scatter(o, g, indices, axis, size, kept, x.rank)
     return (g,)
 
 
-def _put_back(o: Ops, g: Value, picked: Value, axis: int, size: Any, kept: Any, rank: int) -> Value:
-    """`g` [.., kept, ..] at the places `picked` of an axis of length `size`, zero elsewhere. No place is picked twice."""
-    source = o.ScatterElements(
-        o.Expand(o.dims([kept]), o.dims([size])), picked, o.range(kept)
-    )  # for each place the entry of g that goes there; `kept`, one behind the last, is a zero that is put behind
+def _scatter(o: Ops, g: Value, indices: Value, axis: int, size: Any, kept: Any, rank: int) -> Value:
+    """Scatter `g` [.., kept, ..] to distinct `indices` of an axis of length `size`; the rest is zero."""
+    # For each position of the axis, the entry of g that belongs there; `kept` is the index of a zero padded behind g.
+    source = o.ScatterElements(o.Expand(o.dims([kept]), o.dims([size])), indices, o.range(kept))
     behind = [0] * 2 * rank
     behind[rank + axis] = 1
     return o.Gather(o.Pad(g, behind), source, axis=axis)
@@ -102,26 +99,26 @@ def _put_back(o: Ops, g: Value, picked: Value, axis: int, size: Any, kept: Any, 
 
 @vjp("Pad")
 def pad(n: Node, g: Value) -> tuple[Value, ...]:
-    """Constant: cut off again. Else each border value goes back to the one that it copied."""
+    """Crop a constant border; add the values of any other border to those that they copy."""
     o, x, mode = n.ops, n.x, n.attr("mode", "constant")
     pads = n.inputs[1]
-    axes_given = n.const(3, "list of axes")
-    axes = list(range(x.rank)) if axes_given is None else [int(a) % x.rank for a in axes_given]
+    axes_input = n.const(3, "list of axes")
+    axes = list(range(x.rank)) if axes_input is None else [int(a) % x.rank for a in axes_input]
     if mode == "constant":
         if pads.const is not None:
             whole = [0] * 2 * x.rank
             for k, axis in enumerate(axes):
                 whole[axis], whole[x.rank + axis] = -int(pads.const[k]), -int(pads.const[k + len(axes)])
             return (o.Pad(g, whole),)
-        return (o.Pad(g, -pads, None, np.asarray(axes)) if axes_given is not None else o.Pad(g, -pads),)
+        return (o.Pad(g, -pads, None, axes) if axes_input is not None else o.Pad(g, -pads),)
     for axis, k in sorted((axis, k) for k, axis in enumerate(axes)):
         both = [k, k + len(axes)]
         if pads.const is not None and not pads.const[both].any():
             continue
         widths = pads.const[both] if pads.const is not None else o.Gather(pads, both)
-        places = o.Cast(o.range(x.dims[axis]), to=g.dtype)  # not every runtime pads whole numbers in every mode
-        source = o.Cast(o.Pad(places, widths, mode=mode), to=7)
-        g = gather_undone(o, g, source, axis, x, n.y)
+        positions = o.Cast(o.range(x.dims[axis]), to=g.dtype)  # not every runtime pads integers in every mode
+        source = o.Cast(o.Pad(positions, widths, mode=mode), to=TensorProto.INT64)
+        g = undo_gather(o, g, source, axis, x, n.y)
     return (g,)
 
 

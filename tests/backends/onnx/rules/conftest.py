@@ -1,4 +1,4 @@
-"""For the tests of rules."""
+"""Fixtures for the tests of rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """For tensors this small, more threads only wait for each other."""
+    """Use one thread: for such small tensors more threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

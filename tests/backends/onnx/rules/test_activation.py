@@ -64,33 +64,35 @@ PARAMETRIC: dict[str, tuple[Callable[..., torch.Tensor], tuple[float, ...], dict
 @case(*PARAMETRIC)
 def parametric(d: Draw) -> Case:
     function, kinks, choices = PARAMETRIC[d.op]
-    given = {name: d.of(*values) for name, values in choices.items() if d.flag()}
+    attributes = {name: d.of(*values) for name, values in choices.items() if d.flag()}
     opset = 24 if d.op == "Swish" else None  # the only one in which the runtime has it
-    return one(d, {"x": d.off(*kinks)(*d.shape(0, 4))}, lambda x: function(x, **given), opset=opset, **given)
+    return one(
+        d, {"x": d.off(*kinks)(*d.shape(0, 4))}, lambda x: function(x, **attributes), opset=opset, **attributes
+    )
 
 
 @case("Gelu")
 @case("Gelu", domain="com.microsoft")
 def gelu(d: Draw) -> Case:
-    how = d.of("none", "tanh") if not d.domain else "none"
+    approximate = d.of("none", "tanh") if not d.domain else "none"
     x = d.any(*d.shape(1, 4))
-    given = {"approximate": how} if not d.domain else {"shape": x.shape, "symbolic": ()}
-    return one(d, {"x": x}, lambda x: F.gelu(x, approximate=how), by="torch", **given)
+    attributes = {"approximate": approximate} if not d.domain else {"shape": x.shape, "symbolic": ()}
+    return one(d, {"x": x}, lambda x: F.gelu(x, approximate=approximate), by="torch", **attributes)
 
 
 @case("Softmax", "LogSoftmax")
 def softmax(d: Draw) -> Case:
     x, opset = d.any(*d.shape(1, 4)), d.opset(11, 13, NEWEST)
-    given = {"axis": d.axis(x.ndim)} if d.flag() or (x.ndim == 1 and opset == 11) else {}
+    attributes = {"axis": d.axis(x.ndim)} if d.flag() or (x.ndim == 1 and opset == 11) else {}
     function = F.softmax if d.op == "Softmax" else F.log_softmax
 
     def flat(x: torch.Tensor) -> torch.Tensor:
-        """Version 11: all axes from this one on count as one."""
-        axis = given.get("axis", 1) % x.ndim
+        """Treat all axes from this one on as one, as version 11 does."""
+        axis = attributes.get("axis", 1) % x.ndim
         return function(x.flatten(axis), axis).reshape(x.shape)
 
-    new = lambda x: function(x, given.get("axis", -1))  # noqa: E731
-    return one(d, {"x": x}, flat if opset == 11 else new, by="torch", opset=opset, **given)
+    new = lambda x: function(x, attributes.get("axis", -1))  # noqa: E731
+    return one(d, {"x": x}, flat if opset == 11 else new, by="torch", opset=opset, **attributes)
 
 
 @case("PRelu")

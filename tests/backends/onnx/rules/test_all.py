@@ -1,4 +1,4 @@
-"""What holds for all rules together: nothing that was promised is missing, and each family has its tests."""
+"""All rules together: every promised operator has one, and each family has its tests."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ PROMISED = [
 ]
 
 
-def test_what_is_promised_has_a_rule() -> None:
+def test_every_promised_operator_has_a_rule() -> None:
     assert {("", op) for op in PROMISED if op not in DEFINED_BY_OTHERS} <= set(RULES)
 
 

@@ -17,10 +17,10 @@ from onnx_rules import Case, Cases, Draw, Half, Values, gradients, in_float16, o
 case = Cases()
 
 
-def _conv(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, pads: list[int], **given: Any) -> torch.Tensor:
+def _conv(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, pads: list[int], **options: Any) -> torch.Tensor:
     space = x.ndim - 2
     sides = [v for i in reversed(range(space)) for v in (pads[i], pads[space + i])]
-    return (F.conv1d, F.conv2d, F.conv3d)[space - 1](F.pad(x, sides), w, b, **given)
+    return (F.conv1d, F.conv2d, F.conv3d)[space - 1](F.pad(x, sides), w, b, **options)
 
 
 def _convolution(
@@ -49,12 +49,12 @@ def _convolutions(kind: str) -> None:
     def conv(d: Draw) -> Case:
         space = d.of(2, 2, 1, 3)
         kernel, strides, dilations, groups, width = KINDS[kind](d, space)
-        values, given = _convolution(d, space, kernel, strides, dilations, groups, width)
+        values, attributes = _convolution(d, space, kernel, strides, dilations, groups, width)
         pads = d.each(2 * space, 0, 3)
         function = lambda x, w, b=None: _conv(  # noqa: E731
             x, w, b, pads, stride=strides, dilation=dilations, groups=groups
         )
-        return one(d, values, function, free="wb", by="runtime", step=1, pads=pads, **given)
+        return one(d, values, function, free="wb", by="runtime", step=1, pads=pads, **attributes)
 
 
 for _kind in KINDS:
@@ -70,30 +70,30 @@ def depthwise(d: Draw) -> Case:
     return one(d, values, function, free="w", by="runtime", step=1, pads=pads, strides=strides, group=channels)
 
 
-def _auto(sizes: Sequence[int], kernel: list[int], strides: list[int], how: str) -> tuple[str, list[int]]:
-    """What automatic padding comes to."""
+def _auto(sizes: Sequence[int], kernel: list[int], strides: list[int], mode: str) -> tuple[str, list[int]]:
+    """Return the mode and the padding that follows from it."""
     total = [max((math.ceil(n / s) - 1) * s + k - n, 0) for n, k, s in zip(sizes, kernel, strides, strict=True)]
-    total = [0 for _ in total] if how == "VALID" else total
+    total = [0 for _ in total] if mode == "VALID" else total
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-    return how, [*small, *large] if how == "SAME_UPPER" else [*large, *small]
+    return mode, [*small, *large] if mode == "SAME_UPPER" else [*large, *small]
 
 
 @case("Conv", kind="auto_pad")
 def conv_auto(d: Draw) -> Case:
     space = d.of(1, 2)
     kernel, strides = d.each(space, 1, 4), d.each(space, 1, 3)
-    values, given = _convolution(d, space, kernel, strides, [1] * space, 1, 2)
-    how, pads = _auto(values["x"].shape[2:], kernel, strides, d.of("SAME_UPPER", "SAME_LOWER", "VALID"))
+    values, attributes = _convolution(d, space, kernel, strides, [1] * space, 1, 2)
+    mode, pads = _auto(values["x"].shape[2:], kernel, strides, d.of("SAME_UPPER", "SAME_LOWER", "VALID"))
     function = lambda x, w, b=None: _conv(x, w, b, pads, stride=strides)  # noqa: E731
-    return one(d, values, function, free="wb", by="runtime", step=1, auto_pad=how, **given)
+    return one(d, values, function, free="wb", by="runtime", step=1, auto_pad=mode, **attributes)
 
 
 def _transposed(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, pads: list[int], extra: list[int], **given: Any
+    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, pads: list[int], extra: list[int], **options: Any
 ) -> torch.Tensor:
-    """Torch's pads are the same on both sides: without any, then cut."""
+    """Crop the unpadded result: torch pads both sides alike."""
     space = x.ndim - 2
-    y = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[space - 1](x, w, **given)
+    y = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[space - 1](x, w, **options)
     y = F.pad(y, [v for e in reversed(extra) for v in (0, e)])
     for i in range(space):
         y = y.narrow(2 + i, pads[i], y.shape[2 + i] - pads[i] - pads[space + i])
@@ -113,25 +113,25 @@ def conv_transpose(d: Draw) -> Case:
     if any(a + b > n for a, b, n in zip(pads[:space], pads[space:], longest, strict=True)):
         pads = [0] * 2 * space
     extra = [d.whole(0, s - 1) for s in strides]
-    given = {"strides": strides, "dilations": dilations, "group": groups}
+    attributes = {"strides": strides, "dilations": dilations, "group": groups}
     function = lambda x, w, b=None: _transposed(  # noqa: E731
         x, w, b, pads, extra, stride=strides, dilation=dilations, groups=groups
     )
-    return one(d, values, function, free="wb", by="runtime", step=1, pads=pads, output_padding=extra, **given)
+    return one(d, values, function, free="wb", by="runtime", step=1, pads=pads, output_padding=extra, **attributes)
 
 
 @case("ConvTranspose", kind="size")
 def conv_transpose_size(d: Draw) -> Case:
-    """Padding that follows from the output's size."""
+    """Padding follows from the output's size."""
     kernel, strides = d.each(2, 2, 4), d.each(2, 1, 3)
     x = d.any(1, 2, *d.each(2, 2, 4))
     largest = [s * (n - 1) + k for s, n, k in zip(strides, x.shape[2:], kernel, strict=True)]
-    given: dict[str, Any] = {"auto_pad": d.of("SAME_UPPER", "SAME_LOWER")}
+    attributes: dict[str, Any] = {"auto_pad": d.of("SAME_UPPER", "SAME_LOWER")}
     if d.flag():
-        given |= {"output_shape": [max(m, n - d.whole(0, 2)) for m, n in zip(x.shape[2:], largest, strict=True)]}
-        given |= {"auto_pad": d.of("NOTSET", "SAME_UPPER", "SAME_LOWER")}
+        attributes |= {"output_shape": [max(m, n - d.whole(0, 2)) for m, n in zip(x.shape[2:], largest, strict=True)]}
+        attributes |= {"auto_pad": d.of("NOTSET", "SAME_UPPER", "SAME_LOWER")}
     values = {"x": x, "w": d.any(2, 3, *kernel)}
-    return one(d, values, free="w", by="runtime", step=1, symbolic=(), strides=strides, **given)
+    return one(d, values, free="w", by="runtime", step=1, symbolic=(), strides=strides, **attributes)
 
 
 test_gradient = gradients(case)

@@ -72,7 +72,7 @@ def binary(d: Draw) -> Case:
 
 @case("Pow", kind="exponent")
 def power(d: Draw) -> Case:
-    """A fixed exponent, whole or not, of the base's type or not; whole ones take negative bases too."""
+    """A constant exponent, an integer or not, of the base's type or not; integers take negative bases too."""
     exponent = d.of(0, 1, 2, 3, -1, -2, 0.5, 1.5)
     whole = exponent == int(exponent)
     dtype = d.of(np.float32, np.int64) if whole and exponent >= 0 else np.float32
@@ -110,15 +110,15 @@ def where(d: Draw) -> Case:
 @case("Dropout")
 def dropout(d: Draw) -> Case:
     opset, values = d.opset(11, 12, 13, 22), {"x": d.any(*d.shape(1, 4))}
-    given = {"ratio": 0.3} if opset < 12 and d.flag() else {}
+    attributes = {"ratio": 0.3} if opset < 12 and d.flag() else {}
     if opset >= 12 and d.flag():
         values |= {"r": np.float32(0.3)} | ({"t": np.asarray(False)} if d.flag() else {})
-    return one(d, values, lambda x, *_: x, fixed="rt", opset=opset, **given)
+    return one(d, values, lambda x, *_: x, fixed="rt", opset=opset, **attributes)
 
 
 @case("Cast", "CastLike")
 def cast(d: Draw) -> Case:
-    """There and back, so that a factor of the wide type stands in between."""
+    """Cast to a wide type and back, with a factor of the wide type in between."""
     x, wide = d.any(*d.shape(1, 3)), "Cast<to=11>(x)" if d.op == "Cast" else "CastLike(x, two)"
     back = "Cast<to=1>(b)" if d.op == "Cast" else "CastLike(b, x)"
     text = f"(float[{', '.join(map(str, x.shape))}] x) => (float[] y) {{ a = {wide} b = Mul(a, two) y = {back} }}"
@@ -129,7 +129,7 @@ def cast(d: Draw) -> Case:
 
 @case("Sign", "Floor", "Ceil", "Round", "Hardmax")
 def flat(d: Draw) -> Case:
-    """Beside a path that has a slope."""
+    """Add a path with a derivative."""
     shape = d.shape(1, 3)
     x = np.round(d.distinct(*shape)) + d.of(0.25, -0.25, 0.125)
     sizes = ", ".join(map(str, shape))
@@ -140,7 +140,7 @@ def flat(d: Draw) -> Case:
 
 @case("QuantizeLinear", "DequantizeLinear")
 def quantised(d: Draw) -> Case:
-    """On the grid of the quantised numbers, where rounding changes nothing; the gradient is the identity's."""
+    """Use values on the grid of the quantised numbers, which rounding does not change: the gradient is the identity's."""
     shape = d.shape(1, 4)
     axis = d.axis(len(shape))
     channels = d.of((), (shape[axis],))
@@ -150,10 +150,10 @@ def quantised(d: Draw) -> Case:
     along = [-1 if i == axis % len(shape) else 1 for i in range(len(shape))]
     x = d.rng.integers(-4, 20, shape) * (scale.reshape(along) if channels else scale)
     sizes = ", ".join(map(str, shape))
-    given = f"<axis={axis}>"
+    options = f"<axis={axis}>"
     text = (
         f"(float[{sizes}] x) => (float[{sizes}] y) "
-        f"{{ q = QuantizeLinear{given}(x, s, z) y = DequantizeLinear{given}(q, s, z) }}"
+        f"{{ q = QuantizeLinear{options}(x, s, z) y = DequantizeLinear{options}(q, s, z) }}"
     )
     model = written(text, d.opset(13, 19, 21, 25), s=np.asarray(scale), z=zero)
     return Case(model, {"x": np.asarray(x, np.float32)}, torch=lambda x: x, by="torch")

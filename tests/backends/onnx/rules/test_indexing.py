@@ -1,4 +1,4 @@
-"""Operators that pick or place by index: the rules of `xcam_onnx.autodiff.rules.indexing`.
+"""Operators that read or write at indices: the rules of `xcam_onnx.autodiff.rules.indexing`.
 
 Values stay away from kinks and ties, where no derivative exists.
 """
@@ -21,9 +21,9 @@ def top_k(d: Draw) -> Case:
     x = d.distinct(*d.shape(1, 3))
     axis, largest = d.axis(x.ndim), d.flag()
     k = d.whole(1, x.shape[axis])
-    given = {"axis": axis, "largest": int(largest), "sorted": 1, "outputs": 2}
+    attributes = {"axis": axis, "largest": int(largest), "sorted": 1, "outputs": 2}
     function = lambda x, k: x.topk(int(k), axis, largest).values  # noqa: E731
-    return one(d, {"x": x, "k": ints(k)}, function, free="k", by="runtime", step=0.25, **given)
+    return one(d, {"x": x, "k": ints(k)}, function, free="k", by="runtime", step=0.25, **attributes)
 
 
 @case("Gather")
@@ -57,18 +57,18 @@ def gather_nd(d: Draw) -> Case:
     depth = d.whole(1, x.ndim - lead)
     shape = (*x.shape[:lead], *d.shape(0 if lead else 1, 2, 3))
     indices = np.stack([d.rng.integers(-n, n, shape) for n in x.shape[lead : lead + depth]], -1)
-    given = {"batch_dims": lead} if lead else {}
+    attributes = {"batch_dims": lead} if lead else {}
 
     def function(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         grids = np.indices(shape)[:lead]
         return x[(*(torch.from_numpy(grid) for grid in grids), *i.unbind(-1))]
 
-    return one(d, {"x": x, "i": indices}, function, free="i", by="torch", opset=opset, **given)
+    return one(d, {"x": x, "i": indices}, function, free="i", by="torch", opset=opset, **attributes)
 
 
 @case("ScatterElements")
 def scatter_elements(d: Draw) -> Case:
-    """Without a reduction no place may be written twice."""
+    """Without a reduction each index may be written once."""
     x = d.any(*d.shape(1, 3))
     axis, opset = d.axis(x.ndim), d.opset(11, 13, 16, 18, NEWEST)
     add = opset >= 16 and d.flag()
@@ -76,14 +76,14 @@ def scatter_elements(d: Draw) -> Case:
     shape = [d.whole(1, n + 2 * add) if k == axis % x.ndim else d.whole(1, m) for k, m in enumerate(x.shape)]
     indices = d.rng.integers(0, n, shape) if add else np.argsort(d.rng.random([n if k == axis % x.ndim else m for k, m in enumerate(shape)]), axis).take(range(shape[axis]), axis)  # fmt: skip
     indices = indices - n * d.rng.integers(0, 2, shape)
-    given = {"reduction": "add" if add else "none"} if opset >= 16 else {}
+    attributes = {"reduction": "add" if add else "none"} if opset >= 16 else {}
 
     def function(x: torch.Tensor, i: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         i = i % n
         return x.scatter_add(axis, i, u) if add else x.scatter(axis, i, u)
 
     values = {"x": x, "i": indices, "u": d.any(*shape)}
-    return one(d, values, function, at="xu", free="iu", by="torch", opset=opset, axis=axis, **given)
+    return one(d, values, function, at="xu", free="iu", by="torch", opset=opset, axis=axis, **attributes)
 
 
 @case("ScatterND")
@@ -95,10 +95,10 @@ def scatter_nd(d: Draw) -> Case:
     count = d.whole(1, places)
     picked = d.rng.integers(0, places, count) if add else d.rng.permutation(places)[:count]
     indices = np.stack(np.unravel_index(picked, x.shape[:depth]), -1).astype(np.int64)
-    given = {"reduction": "add" if add else "none"} if opset >= 16 else {}
+    attributes = {"reduction": "add" if add else "none"} if opset >= 16 else {}
     function = lambda x, i, u: x.index_put(tuple(i.unbind(-1)), u, accumulate=add)  # noqa: E731
     values = {"x": x, "i": indices, "u": d.any(count, *x.shape[depth:])}
-    return one(d, values, function, at="xu", free="iu", by="torch", opset=opset, **given)
+    return one(d, values, function, at="xu", free="iu", by="torch", opset=opset, **attributes)
 
 
 test_gradient = gradients(case)

@@ -1,4 +1,4 @@
-"""Operators that the standard defines by others, and that have no rule: what they are made of is differentiated."""
+"""Operators without a rule that the standard defines by others: their definitions are differentiated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ case = Cases()
 
 @case("Attention")
 def attention(d: Draw) -> Case:
-    """Heads on an axis of their own; a mask, added or of truth values; fewer key heads; the causal mask."""
+    """Heads on a separate axis; a mask, added or boolean; fewer key heads; the causal mask."""
     n, heads, share, q, k, size = (
         d.whole(1, 2),
         d.whole(1, 2),
@@ -27,7 +27,7 @@ def attention(d: Draw) -> Case:
     values = {"x": d.any(n, heads * share, q, size)}
     values |= {"k": d.any(n, heads, k, size), "v": d.any(n, heads, k, d.whole(1, 4))}
     scale, causal = d.of(None, 0.3), d.flag()
-    given = {"is_causal": int(causal)} | ({} if scale is None else {"scale": scale})
+    attributes = {"is_causal": int(causal)} | ({} if scale is None else {"scale": scale})
     at = ["x", "k", "v"]
     if not causal and (kind := d.of("", "truth", "added")):
         mask = d.any(q, k)
@@ -38,7 +38,7 @@ def attention(d: Draw) -> Case:
         more = {"attn_mask": m, "is_causal": causal, "scale": scale, "enable_gqa": share > 1}
         return F.scaled_dot_product_attention(x, k, v, **more)
 
-    return one(d, values, function, at=at, free="m", by="torch", opset=d.opset(23, 24, NEWEST), **given)
+    return one(d, values, function, at=at, free="m", by="torch", opset=d.opset(23, 24, NEWEST), **attributes)
 
 
 @case("Attention", kind="packed")
@@ -47,8 +47,8 @@ def packed(d: Draw) -> Case:
     n, heads, q, k, size = d.whole(1, 2), d.whole(1, 3), d.whole(1, 3), d.whole(1, 4), d.whole(1, 3)
     values = {"x": d.any(n, q, heads * size), "k": d.any(n, k, heads * size), "v": d.any(n, k, heads * size)}
 
-    def function(*given: torch.Tensor) -> torch.Tensor:
-        apart = (t.reshape(n, -1, heads, size).transpose(1, 2) for t in given)
+    def function(*tensors: torch.Tensor) -> torch.Tensor:
+        apart = (t.reshape(n, -1, heads, size).transpose(1, 2) for t in tensors)
         return F.scaled_dot_product_attention(*apart).transpose(1, 2).flatten(2)
 
     opset = d.opset(23, 24, NEWEST)
@@ -60,22 +60,22 @@ def packed(d: Draw) -> Case:
 @case("Shrink")
 def shrink(d: Draw) -> Case:
     lambd, bias = d.of(0.5, 0.3), d.of(0.0, 0.2)
-    given = {"lambd": lambd} if d.flag() or lambd != 0.5 else {}
-    given |= {"bias": bias} if bias else {}
-    return one(d, {"x": d.off(-lambd, lambd)(*d.shape(1, 3))}, opset=d.opset(18, 21, NEWEST), **given)
+    attributes = {"lambd": lambd} if d.flag() or lambd != 0.5 else {}
+    attributes |= {"bias": bias} if bias else {}
+    return one(d, {"x": d.off(-lambd, lambd)(*d.shape(1, 3))}, opset=d.opset(18, 21, NEWEST), **attributes)
 
 
 @case("MeanVarianceNormalization")
 def mean_variance(d: Draw) -> Case:
     """The standard adds 1e-9 to the deviation."""
     x = d.any(d.whole(2, 3), d.whole(1, 3), d.whole(4, 5), d.whole(1, 3))
-    given = d.of({}, {"axes": [0, 2, 3]}, {"axes": [2, 3]}, {"axes": [0, 1, 2, 3]})
-    axes = given.get("axes", [0, 2, 3])
+    attributes = d.of({}, {"axes": [0, 2, 3]}, {"axes": [2, 3]}, {"axes": [0, 1, 2, 3]})
+    axes = attributes.get("axes", [0, 2, 3])
 
     def function(x: torch.Tensor) -> torch.Tensor:
         return (x - x.mean(axes, True)) / (x.var(axes, correction=0, keepdim=True).sqrt() + 1e-9)
 
-    return one(d, {"x": x}, function, by="torch", opset=d.opset(13, 21, NEWEST), **given)
+    return one(d, {"x": x}, function, by="torch", opset=d.opset(13, 21, NEWEST), **attributes)
 
 
 test_gradient = gradients(case)

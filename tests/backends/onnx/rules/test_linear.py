@@ -23,8 +23,8 @@ def gemm(d: Draw) -> Case:
     def product(x: torch.Tensor, b: torch.Tensor, c: torch.Tensor | float = 0.0) -> torch.Tensor:
         return alpha * (x.T if ta else x) @ (b.T if tb else b) + beta * c
 
-    given = {"transA": ta, "transB": tb, "alpha": alpha, "beta": beta}
-    return one(d, values, product, at=list(values), free="bc", **given)
+    attributes = {"transA": ta, "transB": tb, "alpha": alpha, "beta": beta}
+    return one(d, values, product, at=list(values), free="bc", **attributes)
 
 
 @case("MatMul")

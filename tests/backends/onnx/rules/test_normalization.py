@@ -20,9 +20,11 @@ def batch_norm(d: Draw) -> Case:
     shape = (d.whole(1, 3), channels := d.whole(1, 4), *d.shape(0, 3))
     values = {"x": d.any(*shape), "s": d.any(channels), "b": d.any(channels), "m": d.any(channels)}
     values["v"] = d.positive(channels)
-    given = {"epsilon": 0.1} if d.flag() else {}
-    function = lambda x, s, b, m, v: F.batch_norm(x, m, v, s, b, eps=given.get("epsilon", 1e-5))  # noqa: E731
-    return one(d, values, function, fixed="m", free="sbv", by="torch", opset=d.opset(11, 14, 15, NEWEST), **given)
+    attributes = {"epsilon": 0.1} if d.flag() else {}
+    function = lambda x, s, b, m, v: F.batch_norm(x, m, v, s, b, eps=attributes.get("epsilon", 1e-5))  # noqa: E731
+    return one(
+        d, values, function, fixed="m", free="sbv", by="torch", opset=d.opset(11, 14, 15, NEWEST), **attributes
+    )
 
 
 @case("InstanceNormalization")
@@ -45,8 +47,8 @@ def group_norm(d: Draw) -> Case:
         s, b = (s, b) if opset >= 21 else (s.repeat_interleave(width), b.repeat_interleave(width))
         return F.group_norm(x, groups, s, b, epsilon)
 
-    given = {"num_groups": groups, "epsilon": epsilon, "shape": x.shape, "symbolic": ()}
-    return one(d, values, function, free="sb", by="torch", opset=opset, **given)
+    attributes = {"num_groups": groups, "epsilon": epsilon, "shape": x.shape, "symbolic": ()}
+    return one(d, values, function, free="sb", by="torch", opset=opset, **attributes)
 
 
 def _scaled(d: Draw) -> tuple[np.ndarray, int]:
@@ -60,8 +62,8 @@ def layer_norm(d: Draw) -> Case:
     values = {"x": x, "s": d.any(*x.shape[axis:])} | ({"b": d.any(*x.shape[axis:])} if d.flag() else {})
     epsilon = d.of(1e-5, 0.1)
     function = lambda x, s, b=None: F.layer_norm(x, x.shape[axis:], s, b, epsilon)  # noqa: E731
-    given = {} if axis == -1 and d.flag() else {"axis": axis}
-    return one(d, values, function, free="sb", opset=d.opset(17, 21, NEWEST), epsilon=epsilon, **given)
+    attributes = {} if axis == -1 and d.flag() else {"axis": axis}
+    return one(d, values, function, free="sb", opset=d.opset(17, 21, NEWEST), epsilon=epsilon, **attributes)
 
 
 @case("RMSNormalization", "SimplifiedLayerNormalization")
@@ -69,11 +71,11 @@ def rms_norm(d: Draw) -> Case:
     x, axis = _scaled(d)
     contributed = d.op == "SimplifiedLayerNormalization"  # an operator of the runtime's, that ONNX cannot infer
     axis = -1 if contributed else axis
-    given = {"shape": x.shape, "symbolic": (), "opset": 18} if contributed else {"opset": d.opset(23, NEWEST)}
+    attributes = {"shape": x.shape, "symbolic": (), "opset": 18} if contributed else {"opset": d.opset(23, NEWEST)}
     epsilon = d.of(1e-5, 0.1)
     function = lambda x, s: F.rms_norm(x, x.shape[axis:], s, epsilon)  # noqa: E731
     values = {"x": x, "s": d.any(*x.shape[axis:])}
-    return one(d, values, function, free="s", by="torch", axis=axis, epsilon=epsilon, **given)
+    return one(d, values, function, free="s", by="torch", axis=axis, epsilon=epsilon, **attributes)
 
 
 @case("LpNormalization")
@@ -85,11 +87,11 @@ def lp_norm(d: Draw) -> Case:
 
 @case("LRN")
 def lrn(d: Draw) -> Case:
-    """The runtime knows odd sizes of images only."""
+    """The runtime supports only odd sizes, and only images."""
     size, alpha, beta, bias = d.of(1, 3, 5), d.of(1e-4, 0.5), d.of(0.75, 0.6), d.of(1.0, 1.2)
     x = d.any(d.whole(1, 2), d.whole(1, 6), *d.each(2, 1, 3))
-    given = {"size": size, "alpha": alpha, "beta": beta, "bias": bias}
-    return one(d, {"x": x}, lambda x: F.local_response_norm(x, size, alpha, beta, bias), by="torch", **given)
+    attributes = {"size": size, "alpha": alpha, "beta": beta, "bias": bias}
+    return one(d, {"x": x}, lambda x: F.local_response_norm(x, size, alpha, beta, bias), by="torch", **attributes)
 
 
 test_gradient = gradients(case)

@@ -17,9 +17,9 @@ case = Cases()
 
 
 def _windows(d: Draw, kind: str) -> tuple[Values, dict[str, Any], bool]:
-    """What a pooling takes, and whether torch has it.
+    """Return the inputs and attributes of a pooling, and whether torch supports it.
 
-    A last window that lies in the padding is left out, but ONNX infers a shape with it before version 22.
+    A last window inside the padding is left out, but before version 22 ONNX infers a shape with it.
     """
     space = d.of(1, 2, 2, 3)
     kernel, strides = d.each(space, 1, 3), d.each(space, 1, 3)
@@ -30,17 +30,17 @@ def _windows(d: Draw, kind: str) -> tuple[Values, dict[str, Any], bool]:
         strides = [min(s, k) for s, k in zip(strides, kernel, strict=True)]
     reach = [t * (k - 1) + 1 for k, t in zip(kernel, dilations, strict=True)]
     x = d.distinct(d.whole(1, 2), d.whole(1, 2), *(r + d.whole(0, 3) for r in reach))
-    given: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "opset": opset}
+    attributes: dict[str, Any] = {"kernel_shape": kernel, "strides": strides, "opset": opset}
     if kind == "dilated":
-        given["dilations"] = dilations
+        attributes["dilations"] = dilations
     if kind == "auto_pad":
-        given["auto_pad"] = d.of("SAME_UPPER", "SAME_LOWER", "VALID")
-        return {"x": x}, given, False
+        attributes["auto_pad"] = d.of("SAME_UPPER", "SAME_LOWER", "VALID")
+        return {"x": x}, attributes, False
     pads = [0 if old else d.whole(0, k // 2) for k in kernel]
     other = pads if old or d.flag() else [d.whole(0, k - 1) for k in kernel]
-    given |= {"pads": [*pads, *other]} if any((*pads, *other)) else {}
-    given |= {"ceil_mode": 1} if kind == "ceil" else {}
-    return {"x": x}, given, pads == other
+    attributes |= {"pads": [*pads, *other]} if any((*pads, *other)) else {}
+    attributes |= {"ceil_mode": 1} if kind == "ceil" else {}
+    return {"x": x}, attributes, pads == other
 
 
 POOLINGS = {"plain": (11, 22), "ceil": (11, 19, 22), "auto_pad": (11, 19, 22), "dilated": (19, 22)}
@@ -49,24 +49,26 @@ POOLINGS = {"plain": (11, 22), "ceil": (11, 19, 22), "auto_pad": (11, 19, 22), "
 def _poolings(kind: str) -> None:
     @case("MaxPool", kind=kind)
     def max_pool(d: Draw) -> Case:
-        values, given, has = _windows(d, kind)
-        function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(given["kernel_shape"]) - 1]
-        torchs = _torch_pool(function, given, dilation=given.get("dilations", 1)) if has else None
-        return one(d, values, torchs, by="runtime", step=0.25, **given)
+        values, attributes, has = _windows(d, kind)
+        function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(attributes["kernel_shape"]) - 1]
+        torchs = _torch_pool(function, attributes, dilation=attributes.get("dilations", 1)) if has else None
+        return one(d, values, torchs, by="runtime", step=0.25, **attributes)
 
     @case("AveragePool", kind=kind)
     def average_pool(d: Draw) -> Case:
-        values, given, has = _windows(d, kind)
+        values, attributes, has = _windows(d, kind)
         values, include = {"x": d.any(*values["x"].shape)}, d.whole(0, 1)
-        function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(given["kernel_shape"]) - 1]
-        torchs = _torch_pool(function, given, count_include_pad=bool(include)) if has and kind != "dilated" else None
-        given |= {"count_include_pad": include}
-        return one(d, values, torchs, by="runtime", step=1, **given)
+        function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(attributes["kernel_shape"]) - 1]
+        torchs = (
+            _torch_pool(function, attributes, count_include_pad=bool(include)) if has and kind != "dilated" else None
+        )
+        attributes |= {"count_include_pad": include}
+        return one(d, values, torchs, by="runtime", step=1, **attributes)
 
 
-def _torch_pool(function: Any, given: dict[str, Any], **more: Any) -> Callable[..., torch.Tensor]:
-    kernel, strides, ceil = given["kernel_shape"], given["strides"], bool(given.get("ceil_mode"))
-    pads = given.get("pads", [0] * 2 * len(kernel))[: len(kernel)]
+def _torch_pool(function: Any, attributes: dict[str, Any], **more: Any) -> Callable[..., torch.Tensor]:
+    kernel, strides, ceil = attributes["kernel_shape"], attributes["strides"], bool(attributes.get("ceil_mode"))
+    pads = attributes.get("pads", [0] * 2 * len(kernel))[: len(kernel)]
     return lambda x: function(x, kernel, strides, pads, ceil_mode=ceil, **more)
 
 
@@ -76,7 +78,7 @@ for _kind in POOLINGS:
 
 @case("AveragePool", kind="blocks")
 def blocks(d: Draw) -> Case:
-    """Windows side by side."""
+    """Windows that do not overlap."""
     kernel = d.each(d.of(1, 2, 3), 1, 3)
     x = d.any(d.whole(1, 2), d.whole(1, 3), *(k * d.whole(1, 2) + d.whole(0, k - 1) for k in kernel))
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]

@@ -39,7 +39,7 @@ REDUCTIONS: dict[str, Callable[[torch.Tensor, list[int], bool], torch.Tensor]] =
 
 @case(*REDUCTIONS)
 def reduction(d: Draw) -> Case:
-    """The axes are an attribute up to version 11 of ReduceSum and 13 of the others, an input since."""
+    """The axes are an attribute up to version 11 of ReduceSum and 13 of the others, an input later."""
     shape, opset = d.shape(1, 4), d.opset(11, 13, 18, NEWEST)
     draws = {"ReduceMax": d.distinct, "ReduceMin": d.distinct, "ReduceLogSum": d.positive, "ReduceL1": d.off(0)}
     x = draws.get(d.op, d.any)(*shape)
@@ -47,15 +47,15 @@ def reduction(d: Draw) -> Case:
     axes = d.of(None, d.some(len(shape), 1))
     by_input = opset >= 18 or (opset == 13 and d.op == "ReduceSum")
     keep = d.flag()
-    given: dict[str, Any] = {"keepdims": int(keep)} if not keep or d.flag() else {}
+    attributes: dict[str, Any] = {"keepdims": int(keep)} if not keep or d.flag() else {}
     values: Values = {"x": x}
     if by_input and axes is None and d.flag():
         axes = []
     if axes is not None:
         values |= {"a": ints(*axes)} if by_input else {}
-        given |= {} if by_input else {"axes": axes}
+        attributes |= {} if by_input else {"axes": axes}
     over = axes or list(range(x.ndim))
-    return one(d, values, lambda x, a=None: REDUCTIONS[d.op](x, over, keep), fixed="a", opset=opset, **given)
+    return one(d, values, lambda x, a=None: REDUCTIONS[d.op](x, over, keep), fixed="a", opset=opset, **attributes)
 
 
 @case(*REDUCTIONS, kind="noop")

@@ -20,13 +20,13 @@ case = Cases()
 
 
 def _number(
-    d: Draw, name: str, values: Values, attribute: str, given: list[int], since: int
+    d: Draw, name: str, values: Values, attribute: str, numbers: list[int], since: int
 ) -> tuple[int, dict[str, Any]]:
-    """A list of numbers, that is an attribute before a version of the operators and an input since."""
+    """Add a list of numbers: an attribute before the version `since`, an input from it on."""
     opset = d.opset(11, 13, 18, 21, NEWEST)
     if opset < since:
-        return opset, {attribute: given}
-    values[name] = ints(*given)
+        return opset, {attribute: numbers}
+    values[name] = ints(*numbers)
     return opset, {}
 
 
@@ -52,31 +52,31 @@ def squeeze(d: Draw) -> Case:
     function = lambda x, a=None: x.squeeze(tuple(i for i, n in enumerate(x.shape) if n == 1))  # noqa: E731
     if d.flag():
         return one(d, values, function, symbolic=())
-    opset, given = _number(d, "a", values, "axes", axes, 13)
-    return one(d, values, function, fixed="a", by="torch", opset=opset, **given)
+    opset, attributes = _number(d, "a", values, "axes", axes, 13)
+    return one(d, values, function, fixed="a", by="torch", opset=opset, **attributes)
 
 
 @case("Unsqueeze")
 def unsqueeze(d: Draw) -> Case:
     rank = d.whole(1, 5)
-    places = sorted(a % rank for a in d.some(rank, 1))
-    values = {"x": d.any(*d.each(rank - len(places), 1, 3))}
-    opset, given = _number(d, "a", values, "axes", [a - rank if d.flag() else a for a in places], 13)
+    axes = sorted(a % rank for a in d.some(rank, 1))
+    values = {"x": d.any(*d.each(rank - len(axes), 1, 3))}
+    opset, attributes = _number(d, "a", values, "axes", [a - rank if d.flag() else a for a in axes], 13)
 
     def function(x: torch.Tensor, a: Any = None) -> torch.Tensor:
-        for place in places:
-            x = x.unsqueeze(place)
+        for axis in axes:
+            x = x.unsqueeze(axis)
         return x
 
-    return one(d, values, function, fixed="a", by="torch", opset=opset, **given)
+    return one(d, values, function, fixed="a", by="torch", opset=opset, **attributes)
 
 
 @case("Transpose")
 def transpose(d: Draw) -> Case:
     x = d.any(*d.shape(1, 5, 3))
     perm = d.data.draw(st.permutations(range(x.ndim)))
-    given = {"perm": perm} if d.flag() else {}
-    return one(d, {"x": x}, lambda x: x.permute(given.get("perm", list(range(x.ndim))[::-1])), **given)
+    attributes = {"perm": perm} if d.flag() else {}
+    return one(d, {"x": x}, lambda x: x.permute(attributes.get("perm", list(range(x.ndim))[::-1])), **attributes)
 
 
 @case("Expand")
@@ -108,7 +108,7 @@ def concat(d: Draw) -> Case:
 
 @case("Split")
 def split(d: Draw) -> Case:
-    """Of the first part; `test_autodiff` has gradients for several."""
+    """Differentiate the first part; `test_autodiff` differentiates several."""
     rank, count = d.whole(1, 3), d.whole(1, 3)
     axis, sizes = d.axis(rank), d.each(count, 1, 3)
     equal = d.flag()
@@ -116,16 +116,16 @@ def split(d: Draw) -> Case:
     values = {"x": d.any(*(sum(sizes) if i == axis % rank else d.whole(1, 3) for i in range(rank)))}
     if equal:
         opset = d.opset(11, 13, 18, NEWEST)
-        given: dict[str, Any] = {"num_outputs": count} if opset >= 18 else {}
+        attributes: dict[str, Any] = {"num_outputs": count} if opset >= 18 else {}
     else:
-        opset, given = _number(d, "s", values, "split", sizes, 13)
+        opset, attributes = _number(d, "s", values, "split", sizes, 13)
     function = lambda x, s=None: x.split(sizes, axis)[0]  # noqa: E731
-    return one(d, values, function, fixed="s", opset=opset, axis=axis, outputs=count, **given)
+    return one(d, values, function, fixed="s", opset=opset, axis=axis, outputs=count, **attributes)
 
 
 @case("Slice")
 def slice_(d: Draw) -> Case:
-    """Any ends, beyond the borders too, and any steps; fixed or worked out while the model runs."""
+    """Any ends, also beyond the borders, and any steps; constant or computed while the model runs."""
     x = d.any(*d.shape(1, 3, 7))
     axes = d.some(x.ndim, 1)
     steps = [d.of(1, 1, 2, 3, -1, -2) for _ in axes]
@@ -154,7 +154,7 @@ def slice_(d: Draw) -> Case:
 
 @case("Pad")
 def pad(d: Draw) -> Case:
-    """Negative widths cut off. Wrapping is known since version 19."""
+    """Negative widths crop. Wrapping exists since version 19."""
     opset = d.opset(11, 13, 18, 19, NEWEST)
     mode = d.of("constant", "reflect", "edge", *["wrap"] * (opset >= 19))
     x = d.any(*d.shape(1, 4))

@@ -1,0 +1,232 @@
+"""An ONNX graph opened at its layers: see xcam.contract.recorded. One recording serves every input shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from xcam.contract import Array, InputSpec, Layer
+from xcam.contract.caches import BoundedCache
+from xcam.contract.layouts import joined
+from xcam.contract.rows import batch_slices
+from xcam.errors import ModelError
+from xcam_onnx.cut import GRADIENT, Cut, Run
+from xcam_onnx.graph import Graph, part
+from xcam_onnx.sessions import Runtime, Session, array
+from xcam_onnx.signature import Signature, read_layers, sized
+
+CUTS = 2
+"""Layers whose sessions are kept: each holds weights."""
+
+
+class Recording:
+    """A model's graph, its layers, and the sessions of its parts.
+
+    Args:
+        model: The model, its larger weights as external data.
+        name: Its name, for messages.
+        signature: Its input and outputs.
+        spec: Its input, as the contract describes it.
+        runtime: Creates sessions.
+    """
+
+    current = True
+
+    def __init__(self, model: ModelProto, name: str, signature: Signature, spec: InputSpec, runtime: Runtime) -> None:
+        self.model, self.name, self.signature, self.spec, self.runtime = model, name, signature, spec, runtime
+        self._tensors = [output.tensor for output in signature.outputs]
+        self._cuts = BoundedCache[str, Cut](CUTS)
+        self._sessions = BoundedCache[tuple[str, ...], Session](1)
+
+    @property
+    def output_activations(self) -> Mapping[str, str | None]:
+        """The activation that is cut off each output, by the output's name."""
+        return {output.name: output.activation for output in self.signature.outputs}
+
+    @cached_property
+    def layers(self) -> Mapping[str, Layer]:
+        """Every tensor with channels, by the names that the file gives: see xcam_onnx.names."""
+        return {name: layer for name, (layer, _) in self._layers.items()}
+
+    @cached_property
+    def _layers(self) -> dict[str, tuple[Layer, str]]:
+        graph = sized(self.model, self.signature.source, self.signature.sample_shape(self.spec))
+        return read_layers(self._complete(graph, exact=True), self.signature)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, in which every rank is known."""
+        return self.with_ranks(self.model)
+
+    def with_ranks(self, model: ModelProto) -> Graph:
+        """Return the graph of a model that contains the tensors of this one, with every rank known."""
+        return self._complete(Graph(model), exact=False)
+
+    def _complete(self, graph: Graph, exact: bool) -> Graph:
+        """Add types and shapes that could not be inferred, from a run on zeros; unless `exact`, only ranks."""
+
+        def is_unknown(name: str) -> bool:
+            shape = graph.shape(name)
+            return not graph.dtype(name) or shape is None or (exact and not all(isinstance(n, int) for n in shape))
+
+        names = (n for node in graph.nodes for n in node.output if n in graph.live and not n.startswith("xcam/"))
+        unknown = [name for name in names if is_unknown(name)]
+        if unknown:
+            whole, source = Graph(self.model), self.signature.source
+            dtype = helper.tensor_dtype_to_np_dtype(whole.dtype(source))
+            zeros = np.zeros(self.signature.sample_shape(self.spec), dtype)
+            session = self.runtime.session(part(whole, [source], unknown)[0], once=True)
+            for name, value in session({source: zeros}).items():
+                if value.is_tensor():  # not a sequence
+                    shape = tuple(value.shape()) if exact else (None,) * len(value.shape())
+                    graph.set_type(name, value.element_type(), shape)
+        return graph
+
+    def tensor(self, layer: str) -> str:
+        """Return the tensor that contains a layer's value."""
+        return self._layers[layer][1]
+
+    def predict(self, x: Array) -> Mapping[str, Array]:
+        """Return the outputs by name."""
+        cut = self._cuts.latest
+        session = cut.forward(False).session if cut else self._session(self._tensors)
+        return self.outputs([session(self.feed(x[rows]), self._tensors) for rows in self.slices(len(x))])
+
+    def values(self, x: Array, layers: Sequence[str]) -> Sequence[Array]:
+        """Return the values of several layers from one forward pass."""
+        tensors = [self.tensor(layer) for layer in layers]
+        session = self._session(sorted(set(tensors)), once=True)
+        batches = [session(self.feed(x[rows])) for rows in self.slices(len(x))]
+        return [joined([array(batch[tensor]) for batch in batches]) for tensor in tensors]
+
+    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+        """Run a forward pass, opened at a layer."""
+        self.runtime.weights.check()
+        tensor = self.tensor(layer)
+        cut = self._cuts.get(
+            tensor, lambda: Cut(self.graph, self.runtime, self.signature.source, tensor, self._tensors)
+        )
+        run = cut.forward(differentiate)
+        return ForwardPass(self, cut, run, x, [run.session(self.feed(x[rows])) for rows in self.slices(len(x))])
+
+    def _session(self, tensors: Sequence[str], once: bool = False) -> Session:
+        """Return a session from the input to `tensors`; the latest is kept."""
+
+        def create() -> Session:
+            self.runtime.weights.check()
+            return self.runtime.session(part(self.graph, [self.signature.source], tensors)[0], once=once)
+
+        return self._sessions.get((str(once), *tensors), create)
+
+    def outputs(self, batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Array]:
+        """Return the outputs by name, from the values of all batches."""
+        return {
+            output.name: joined([array(batch[output.tensor]) for batch in batches])
+            for output in self.signature.outputs
+        }
+
+    def slices(self, count: int) -> list[slice]:
+        """Return the slices of `count` rows that the model takes."""
+        return batch_slices(count, self.signature.batch, self.name)
+
+    def feed(self, x: Array) -> dict[str, Any]:
+        """Return a batch as the input of a session."""
+        return {self.signature.source: np.asarray(x).astype(self.dtype(self.signature.source), copy=False)}
+
+    def dtype(self, tensor: str) -> Any:
+        """Return the NumPy type of a tensor."""
+        return helper.tensor_dtype_to_np_dtype(self.graph.dtype(tensor))
+
+
+class ForwardPass:
+    """One forward pass, opened at a layer.
+
+    Args:
+        recording: The model.
+        cut: The sessions of the layer.
+        run: The sessions that computed the pass.
+        x: The input.
+        batches: The computed tensors by name, one mapping for each slice of the rows.
+    """
+
+    def __init__(self, recording: Recording, cut: Cut, run: Run, x: Array, batches: list[dict[str, Any]]) -> None:
+        self._recording, self._cut, self._run, self._x, self._batches = recording, cut, run, x, batches
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        """The outputs by name."""
+        return self._recording.outputs(self._batches)
+
+    @property
+    def value(self) -> Array:
+        """The layer's value."""
+        return joined([array(batch[self._cut.tensor]) for batch in self._batches])
+
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+        """Yield the gradient for each cotangent."""
+        if self._run.backward is None:
+            raise self._run.refusal or ModelError(
+                f"cannot differentiate {self._recording.name}; choose another method"
+            )
+        return (self._gradient(cotangent) for cotangent in cotangents)
+
+    def _gradient(self, cotangent: Mapping[str, Array]) -> Array:
+        assert self._run.backward is not None
+        parts = []
+        for batch, rows in zip(self._batches, self._recording.slices(len(self._x)), strict=True):
+            feeds: dict[str, Any] = {}
+            for output in self._recording.signature.outputs:
+                name = self._run.cotangents.get(output.tensor)
+                if name is not None:
+                    value = np.asarray(cotangent[output.name])[rows].astype(self._recording.dtype(output.tensor))
+                    feeds[name] = feeds[name] + value if name in feeds else value  # outputs may share a tensor
+            parts.append(array(self._run.backward(batch | feeds)[GRADIENT]))
+        return joined(parts)
+
+    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+        """Run the tail again on `value`; value[k] belongs to row rows[k] of this pass."""
+        recording, tensor = self._recording, self._cut.tensor
+        x, value = self._x[rows], value.astype(recording.dtype(tensor))
+        bypass = self._bypass_rows(rows)
+        run = self._cut.tail(differentiate)
+        batches = []
+        for part_rows in recording.slices(len(x)):
+            whole = part_rows == slice(0, len(x))
+            feeds = {name: v if whole else v[part_rows] for name, v in bypass.items()} | {tensor: value[part_rows]}
+            batches.append(feeds | run.session(feeds))
+        return ForwardPass(recording, self._cut, run, x, batches)
+
+    @cached_property
+    def _bypass(self) -> dict[str, Array]:
+        """The values that pass the layer by, of all rows."""
+        session = self._cut.head(self._cut.bypass)
+        batches = [session(self._recording.feed(self._x[rows])) for rows in self._recording.slices(len(self._x))]
+        return {
+            name: np.concatenate([batch[name].numpy() for batch in batches])
+            if batches[0][name].shape()
+            else batches[0][name].numpy()
+            for name in self._cut.bypass
+        }
+
+    def _bypass_rows(self, rows: list[int]) -> dict[str, Array]:
+        """Return the bypass values of some rows; those without a row for each input are computed again."""
+        count = len(self._x)
+        if not self._cut.bypass or rows == list(range(count)):
+            return self._bypass if self._cut.bypass else {}
+        recording, result, others = self._recording, {}, []
+        for name, value in self._bypass.items():
+            first = (recording.graph.shape(name) or (1,))[0]
+            is_open = recording.signature.batch is not None or not isinstance(first, int)
+            if value.ndim and len(value) % count == 0 and is_open:
+                picked = value.reshape(count, -1, *value.shape[1:])[rows]
+                result[name] = picked.reshape(-1, *value.shape[1:])
+            else:
+                others.append(name)
+        if others:
+            again = self._cut.head(others)(recording.feed(self._x[rows]))
+            result |= {name: value.numpy() for name, value in again.items()}
+        return result

@@ -1,0 +1,273 @@
+"""The input, the outputs and the layers of a model, as its graph shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from xcam.contract import DEFAULT_SIZE, InputSpec, Layer, Layout
+from xcam.contract.messages import one_input
+from xcam.contract.outputs import cut_activation
+from xcam.contract.preprocessing import Preprocessing
+from xcam.errors import ModelError
+from xcam_onnx.channels import channel_axes, layout
+from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, reads
+from xcam_onnx.names import TensorName, tensor_names
+
+OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+STORAGE_ONLY = ("Identity", "Cast", "Dropout")
+"""Operators that only change how a value is stored."""
+MATRIX_PRODUCTS = ("MatMul", "Gemm")
+TOKEN_WISE = {"LayerNormalization", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"}
+"""Operators that treat every token alike, or only move tokens."""
+ELEMENTWISE = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Where", "Relu", "Gelu", "Erf", "Tanh", "Sigmoid"),
+    *STORAGE_ONLY,
+}
+"""Operators that treat every token alike where no operand has more axes than the result."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of the model."""
+
+    name: str
+    tensor: str
+    """The tensor that is returned for it: the logits, where a softmax or sigmoid ends the model."""
+    activation: str | None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The input and the outputs of a model."""
+
+    source: str
+    """The name of the input."""
+    size: tuple[int | None, ...]
+    """The spatial size of the input, None where it is open."""
+    channels: int
+    axis: int
+    """The channel axis of the input."""
+    dtype: str
+    batch: int | None
+    """The batch size that the model is fixed to."""
+    outputs: list[Output]
+    layers: dict[str, str]
+    """Layers that the file's metadata names: layer → tensor."""
+
+    def spec(self, preprocessing: Preprocessing | None, size: tuple[int, ...] | None) -> InputSpec:
+        """Return the contract's description of the input; `size` is used where the model leaves it open."""
+        fixed = [n for n in self.size if n is not None]
+        return InputSpec(
+            size=tuple(fixed) if len(fixed) == len(self.size) else size,
+            channels=self.channels,
+            layout="channels_first" if self.axis == 1 else "channels_last",
+            dtype=self.dtype,
+            preprocessing=preprocessing,
+            fixed=len(fixed) == len(self.size),
+        )
+
+    def sample_shape(self, spec: InputSpec) -> list[int]:
+        """Return the shape of a batch that the model takes."""
+        open_size = spec.size or DEFAULT_SIZE
+        shape = [self.batch or 2, *(n or open_size[min(i, len(open_size) - 1)] for i, n in enumerate(self.size))]
+        shape.insert(self.axis, self.channels)
+        return shape
+
+
+def read_signature(model: ModelProto, name: str, layout: Layout | None) -> Signature:
+    """Read the input and the outputs of a model.
+
+    Args:
+        model: The model.
+        name: Its name, for messages.
+        layout: The layout of the input; None: read it from the graph.
+
+    Raises:
+        ModelError: The model does not take an image, or does not return scores.
+    """
+    graph = Graph(model)
+    source = _input(graph, name)
+    shape = graph.shape(source) or ()
+    axis = _channel_axis(graph, source, shape, layout)
+    sizes = [n if isinstance(n, int) and n > 0 else None for n in shape]
+    batch, channels = sizes[0], sizes[axis]
+    try:
+        layers = dict(json.loads(metadata(model).get("xcam.layers", "{}")))
+    except (ValueError, TypeError):
+        layers = {}
+    return Signature(
+        source=source,
+        size=tuple(n for i, n in enumerate(sizes) if i not in (0, axis)),
+        channels=channels or 3,
+        axis=axis,
+        dtype="uint8" if graph.dtype(source) == TensorProto.UINT8 else "float32",
+        batch=batch,
+        outputs=_outputs(graph, name),
+        layers=layers,
+    )
+
+
+def sized(model: ModelProto, source: str, shape: list[int]) -> Graph:
+    """Return the graph for an input of a fixed shape, with all shapes inferred again."""
+    result = copied(model)
+    for value in result.graph.input:
+        if value.name == source:
+            value.CopyFrom(helper.make_tensor_value_info(source, value.type.tensor_type.elem_type, shape))
+    del result.graph.value_info[:]
+    for value in result.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return Graph(inferred(result))
+
+
+def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, str]]:
+    """Return by name the layers of a graph from `sized`, each with its tensor."""
+    rows = signature.batch or 2
+    axes = channel_axes(graph, signature.source, signature.axis)
+    outputs = [output.tensor for output in signature.outputs]
+    needed = _needed(graph, outputs)
+    final = {*outputs, *(value.name for value in graph.proto.output)}
+    result: dict[str, tuple[Layer, str]] = {}
+    for entry in tensor_names(graph):
+        shape, axis = graph.shape(entry.tensor), axes.get(entry.tensor)
+        if axis is None or not shape or len(shape) < 2 or not _is_float(graph, entry.tensor):
+            continue
+        if signature.layers:
+            entry = _renamed(entry, signature.layers, result)
+        order = layout(axis, len(shape), image=len(signature.size) == 2)
+        sizes = [n if isinstance(n, int) else None for n in shape[1:]]
+        layer = Layer(
+            name=entry.name,
+            kind=entry.kind,
+            shape=(sizes[axis - 1], *sizes[: axis - 1], *sizes[axis:]),
+            layout=order,
+            is_output=entry.tensor in final,
+            folds_batch=len(shape) > 2 and shape[0] != rows,
+            reaches_output=needed.get(entry.tensor, False) if order == "tokens" else entry.tensor in needed,
+            aliases=tuple(dict.fromkeys(entry.aliases)),
+            inner=entry.inner,
+        )
+        result[entry.name] = layer, entry.tensor
+    return result
+
+
+def _renamed(entry: TensorName, layers: Mapping[str, str], known: Mapping[str, tuple[Layer, str]]) -> TensorName:
+    """Return the entry under the innermost of the layer names that the metadata gives its tensor; `inner` without one."""
+    *outer, name = [layer for layer, tensor in layers.items() if tensor == entry.tensor] or [""]
+    if not name:
+        entry.inner = True
+    elif not any(name in layer.aliases or name == other for other, (layer, _) in known.items()):
+        return TensorName(name, entry.tensor, entry.kind, [*outer, entry.name, *entry.aliases])
+    return entry
+
+
+def _input(graph: Graph, name: str) -> str:
+    required = [value.name for value in graph.inputs]
+    if len(required) != 1:
+        listed = ", ".join(f"{n} {list(graph.shape(n) or ())}" for n in required) or "none"
+        raise one_input(name, len(required), f"make the others constants before the export; inputs: {listed}")
+    (source,) = required
+    dtype, shape = graph.dtype(source), graph.shape(source)
+    if dtype not in FLOATS and not (dtype == TensorProto.UINT8 and shape is not None and len(shape) == 4):
+        raise ModelError(
+            f"cannot use {name}: its input {source!r} is {_type_name(dtype)} {list(shape or ())}, not an image in "
+            "floating point; export the model from its float input on"
+        )
+    if shape is None or len(shape) < 3:
+        raise ModelError(
+            f"cannot use {name}: its input {source!r} has the shape {list(shape) if shape is not None else 'unknown'}, "
+            "and an image has [batch, channels, height, width]; export the model with the shape of its input"
+        )
+    return source
+
+
+def _channel_axis(graph: Graph, source: str, shape: Shape, layout: Layout | None) -> int:
+    """Return the channel axis: by the layout, by a size that only channels have, or by the operator that reads the input."""
+    last = len(shape) - 1
+    if layout is not None:
+        return last if layout == "channels_last" else 1
+    few = [axis for axis in (1, last) if shape[axis] in (1, 3, 4)]
+    if len(few) == 1:
+        return few[0]
+    for node in graph.nodes:
+        if source in node.input[:1] and node.op_type == "Transpose":
+            return last if attribute(node, "perm", [])[:2] == [0, last] else 1
+    return 1
+
+
+def _outputs(graph: Graph, name: str) -> list[Output]:
+    def producer(tensor: str) -> tuple[str | None, str] | None:
+        node = graph.nodes[graph.producer[tensor]] if tensor in graph.producer else None
+        if node is None:
+            return None
+        if node.op_type in OUTPUT_ACTIVATIONS and node.domain == "" and node.input[0] in graph.live:
+            return OUTPUT_ACTIVATIONS[node.op_type], node.input[0]
+        return (None, node.input[0]) if node.op_type in STORAGE_ONLY and _is_float(graph, node.input[0]) else None
+
+    names = [v.name for v in graph.proto.output if _is_float(graph, v.name) and not v.name.startswith("xcam/")]
+    outputs = [Output(output, *cut_activation(output, producer)) for output in names]
+    outputs = [output for output in outputs if output.tensor in graph.live]
+    if not outputs:
+        listed = ", ".join(f"{v.name} ({_type_name(graph.dtype(v.name))})" for v in graph.proto.output)
+        raise ModelError(
+            f"cannot use {name}: it returns {listed or 'nothing'}, and a score needs a float output that depends on the "
+            "image; export it with its class scores"
+        )
+    return sorted(outputs, key=lambda output: output.name != "logits")
+
+
+def _type_name(dtype: int) -> str:
+    return TensorProto.DataType.Name(dtype).lower() if dtype in TensorProto.DataType.values()[1:] else "unknown"
+
+
+def _is_float(graph: Graph, tensor: str) -> bool:
+    return graph.dtype(tensor) in FLOATS
+
+
+def _needed(graph: Graph, outputs: list[str]) -> dict[str, bool]:
+    """Return the tensors that the outputs need; for tokens, True where they need more than one of them.
+
+    Behind the last attention of a vision transformer only the class token is read: a map of the others would be blank.
+    """
+    needed: dict[str, bool] = dict.fromkeys(outputs, True)
+    for node in reversed(graph.nodes):
+        flags = [needed[name] for name in node.output if name in needed]
+        if not flags:
+            continue
+        several = any(flags)
+        if _picks_one_token(graph, node):
+            several = False
+        elif not several and not _treats_tokens_alike(graph, node):
+            several = True
+        for name in reads(node):
+            needed[name] = needed.get(name, False) or several
+    return needed
+
+
+def _picks_one_token(graph: Graph, node: NodeProto) -> bool:
+    """Return whether a node is a Gather or Slice of one entry along the middle of three axes."""
+    if node.op_type not in ("Gather", "Slice"):
+        return False
+    shape, result = graph.shape(node.input[0]), graph.shape(node.output[0])
+    if shape is None or len(shape) != 3 or result is None or not isinstance(shape[1], int) or shape[1] < 3:
+        return False
+    if node.op_type == "Gather":
+        indices = graph.constant(node.input[1])
+        return attribute(node, "axis", 0) in (1, -2) and indices is not None and indices.size == 1
+    return len(result) == 3 and result[1] == 1
+
+
+def _treats_tokens_alike(graph: Graph, node: NodeProto) -> bool:
+    live = [name for name in node.input if name in graph.live]
+    if node.op_type in MATRIX_PRODUCTS:
+        return len(live) == 1
+    result = graph.shape(node.output[0])
+    return node.op_type in TOKEN_WISE or (
+        node.op_type in ELEMENTWISE
+        and result is not None
+        and all(len(graph.shape(name) or ()) <= len(result) for name in live)
+    )
