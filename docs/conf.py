@@ -52,8 +52,8 @@ autodoc_type_aliases = {
     name: f"xcam.contract.{name}" for name in ("Array", "Outputs", "Cotangents", "Activation", "Layout", "Capability")
 } | {
     "Engine": "xcam.dataset.batch.Engine",
-    "Aim": "xcam.explanation.explain.Aim",
-    "ImageSource": "xcam.explanation.explain.ImageSource",
+    "Aim": "xcam.explanation.requests.Aim",
+    "ImageSource": "xcam.explanation.run.ImageSource",
     "Normalize": "xcam.methods.maps.Normalize",
     "Score": "xcam.targets.Score",
     "Fusion": "xcam.explanation.fusion.Fusion",

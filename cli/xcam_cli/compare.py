@@ -62,7 +62,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     """
     import xcam
     from xcam import progress
-    from xcam.report.rendering import check_place
+    from xcam.report.rendering import check_path
 
     configured = _read_config(config) if config else {}
     specs = [ModelSpec.parse(text) for text in models] + [ModelSpec(**spec) for spec in configured.pop("models", [])]
@@ -71,7 +71,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     options |= {name: value for name, value in configured.items() if source(name) is not ParameterSource.COMMANDLINE}
     layer, require, as_json = (options.pop(name) for name in ("layer", "require", "as_json"))
     report = options.pop("report")
-    page = check_place(report) if report else None
+    page = check_path(report) if report else None
     load_options = {key: options.pop(key) for key in SHARED_OPTIONS}
     with ProgressBar() as bar, progress.listening(bar.update), collected_warnings() as texts:
         opened = [spec.open(**load_options) for spec in specs]
@@ -161,9 +161,11 @@ def print_comparison(comparison: Any, page: Path | None) -> None:
     for d in comparison.divergences:
         a, b = (comparison.names[k] for k in d.pair)
         if d.layer is not None:
-            step = d.steps[d.culprit]
+            step = d.steps[d.index]
             click.echo(f"{b} begins to differ from {a} at {d.layer} ({step.first} there): error {step.error:.1e}")
-            click.echo(f"  likely cause: {d.cause}" if d.cause else "  likely cause: none of the known ones fits")
+            click.echo(f"  likely cause: {d.cause.text if d.cause else 'none of the known ones fits'}")
+            for note in d.notes:
+                click.echo(f"  note: {note}")
         elif d.steps:
             largest = max(step.error for step in d.steps)
             click.echo(f"{b} agrees with {a} along {len(d.steps)} layers; largest error {largest:.1e}")

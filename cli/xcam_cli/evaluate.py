@@ -79,9 +79,9 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
     """
     import xcam
     from xcam import progress
-    from xcam.report.rendering import check_place
+    from xcam.report.rendering import check_path
 
-    page = check_place(report) if report else None
+    page = check_path(report) if report else None
     targets = options.pop("targets")
     if len(targets) > 1:
         raise click.UsageError(f"one class is evaluated on all images, not {len(targets)}; run the command for each")

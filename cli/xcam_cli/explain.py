@@ -99,23 +99,23 @@ def explain(
     opened = open_model(backend, model, **load_options)
     explanations = run(opened, [Path(image) for image in images], plan, paths, keep=page is not None)
     if page is not None:
-        from xcam.report.rendering import write_single
+        from xcam.explanation import page as report_page
 
-        write_single(explanations, page)
+        report_page.write(explanations, page)
         click.echo(f"wrote {page}", err=plan.as_json)
 
 
 def _page_path(report: str | None, images: tuple[str, ...]) -> Path | None:
     """The path of the HTML page, checked. Raises InputError."""
-    from xcam.comparison.result import KEPT
+    from xcam.comparison.data import KEPT
     from xcam.errors import InputError
-    from xcam.report.rendering import check_place
+    from xcam.report.rendering import check_path
 
     if report is None:
         return None
     if len(images) > KEPT:
         raise InputError(f"a page holds at most {KEPT} images, not {len(images)}; write several pages")
-    return check_place(report)
+    return check_path(report)
 
 
 def run(model: Any, images: list[Path], plan: Plan, paths: list[list[Path]], keep: bool = False) -> list[Any]:
@@ -126,7 +126,7 @@ def run(model: Any, images: list[Path], plan: Plan, paths: list[list[Path]], kee
     """
     import xcam
     from xcam import progress
-    from xcam.explanation.explain import BATCH
+    from xcam.explanation.settings import BATCH
 
     methods = _supported_methods(model, plan.methods)
     documents: list[dict[str, Any]] = []
@@ -223,9 +223,9 @@ def _print_documents(documents: list[dict[str, Any]]) -> None:
 
 def _top_classes(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:
     """Label, index and probability of the three best classes."""
-    from xcam.explanation.explain import label
+    from xcam.explanation.result import class_label
 
-    return [(label(model, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
+    return [(class_label(model.labels, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
 
 
 def _print(explanation: Explanation, path: Path, model: Any) -> None:

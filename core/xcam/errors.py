@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import ParamSpec, TypeVar
 
@@ -48,6 +50,14 @@ def first_line(error: BaseException) -> str:
     """Return the error's class and the first line of its text, at most 300 characters, for a message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def warn(message: str, category: type[Warning] = XcamWarning) -> None:
+    """Warn at the line of the user's code that called xcam, however deep inside xcam the reason is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xcam":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def nearest(name: object, known: Iterable[str], n: int = 3) -> str:

@@ -13,29 +13,34 @@ import pytest
 import xcam
 from faulty import SIZE, Fault, in_keras, in_torch
 
-PICTURE = np.random.default_rng(6).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(6).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 FAULTS = [
-    (Fault("epsilon", 0), "bn0", "epsilon of a batch normalisation"),
-    (Fault("epsilon", 1), "bn1", "epsilon of a batch normalisation"),
-    (Fault("epsilon", 2), "bn2", "epsilon of a batch normalisation"),
-    (Fault("statistics", 0), "bn0", "statistics"),
-    (Fault("statistics", 2), "bn2", "statistics"),
-    (Fault("padding", 0), "(pad0|conv0|bn0).*", "shifted by a pixel"),
-    (Fault("padding", 1), "(pad1|conv1|bn1).*", "shifted by a pixel"),
-    (Fault("padding", 2), "(pad2|conv2|bn2).*", "shifted by a pixel"),
-    (Fault("order", 0), "(conv0|bn0).*", "another order"),
-    (Fault("order", 2), "(conv2|bn2).*", "another order"),
-    (Fault("preset"), "(rescaled|conv0|bn0|node_).*", "given pictures scaled as 'tf'"),
-    (Fault("channels", 0), "(conv0|bn0).*", "another order"),
-    (Fault("channels", 1), "(conv1|bn1).*", "another order"),
-    (Fault("first kernel"), "(conv0|bn0).*", "RGB against BGR"),
-    (Fault("scale"), "(rescaled|conv0|bn0|node_div).*", "scale of the input|multiplied by 0.5"),
-    (Fault("interpolation"), "up|pool", "interpolation"),
-    (Fault("gelu", 2), "act2", "exact GELU against tanh GELU"),
-    (Fault("activation", 1), "act1", "ReLU against SiLU"),
-    (Fault("flatten"), "fc", "order of flattening"),
-    (Fault("half"), "(conv0|bn0).*", "reduced precision"),
+    (Fault("epsilon", 0), "bn0", "batchnorm-statistics|channel-scale", "epsilon of a batch normalisation"),
+    (Fault("epsilon", 1), "bn1", "batchnorm-statistics|channel-scale", "epsilon of a batch normalisation"),
+    (Fault("epsilon", 2), "bn2", "batchnorm-statistics|channel-scale", "epsilon of a batch normalisation"),
+    (Fault("statistics", 0), "bn0", "batchnorm-statistics|channel-scale", "statistics"),
+    (Fault("statistics", 2), "bn2", "batchnorm-statistics|channel-scale", "statistics"),
+    (Fault("padding", 0), "(pad0|conv0|bn0).*", "uneven-padding", "shifted by a pixel"),
+    (Fault("padding", 1), "(pad1|conv1|bn1).*", "uneven-padding", "shifted by a pixel"),
+    (Fault("padding", 2), "(pad2|conv2|bn2).*", "uneven-padding", "shifted by a pixel"),
+    (Fault("order", 0), "(conv0|bn0).*", "channel-order", "another order"),
+    (Fault("order", 2), "(conv2|bn2).*", "channel-order", "another order"),
+    (Fault("preset"), "(rescaled|conv0|bn0|node_).*", "input-scale", "on images scaled as 'tf'"),
+    (Fault("channels", 0), "(conv0|bn0).*", "channel-order", "another order"),
+    (Fault("channels", 1), "(conv1|bn1).*", "channel-order", "another order"),
+    (Fault("first kernel"), "(conv0|bn0).*", "rgb-bgr", "RGB against BGR"),
+    (
+        Fault("scale"),
+        "(rescaled|conv0|bn0|node_div).*",
+        "input-scale|constant-factor",
+        "scale of the input|multiplied by 0.5",
+    ),
+    (Fault("interpolation"), "up|pool", "interpolation", "interpolation"),
+    (Fault("gelu", 2), "act2", "activation", "exact GELU against tanh GELU"),
+    (Fault("activation", 1), "act1", "activation", "ReLU against SiLU"),
+    (Fault("flatten"), "fc", "flattening-order", "order of flattening"),
+    (Fault("half"), "(conv0|bn0).*", "half-precision", "float16 or bfloat16"),
 ]
 PAIRS = ("torch to ONNX", "Keras to ONNX", "Keras to torch")
 
@@ -58,23 +63,27 @@ def second(pair: str, fault: Fault, folder: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "layer", "cause"), FAULTS, ids=lambda v: f"{v.kind} {v.depth}" if isinstance(v, Fault) else ""
+    ("fault", "layer", "code", "text"), FAULTS, ids=lambda v: f"{v.kind} {v.depth}" if isinstance(v, Fault) else ""
 )
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_planted_fault_is_named(pair: str, fault: Fault, layer: str, cause: str, tmp_path: Path) -> None:
+def test_a_planted_fault_is_named(pair: str, fault: Fault, layer: str, code: str, text: str, tmp_path: Path) -> None:
     first = clean("torch" if pair.startswith("torch") else "keras")
-    found = xcam.compare([first, second(pair, fault, tmp_path)], PICTURE, align=True)
-    assert found.divergence is not None, [(s.second, s.error) for s in found.divergences[0].steps]
-    told = [(s.first, s.second, f"{s.error:.1e}") for s in found.divergence.steps], found.divergence.cause
-    assert re.fullmatch(layer, str(found.divergence.layer)), (found.divergence.layer, told)
-    assert re.search(cause, found.divergence.cause), told
+    comparison = xcam.compare([first, second(pair, fault, tmp_path)], IMAGE, align=True)
+    divergence = comparison.divergence
+    assert divergence is not None, [(s.second, s.error) for s in comparison.divergences[0].steps]
+    details = [(s.first, s.second, f"{s.error:.1e}") for s in divergence.steps], divergence.cause
+    assert re.fullmatch(layer, str(divergence.layer)), (divergence.layer, details)
+    assert divergence.cause is not None, details
+    assert re.fullmatch(code, divergence.cause.code), details
+    assert re.search(text, divergence.cause.text), details
+    assert divergence.notes == ()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_faithful_conversion_raises_no_alarm(pair: str, tmp_path: Path) -> None:
     first = clean("torch" if pair.startswith("torch") else "keras")
-    found = xcam.compare([first, second(pair, Fault(), tmp_path)], PICTURE, align=True)
-    assert found.verdict == "identical", found.table
-    assert found.divergence is None
-    assert found.findings == ()
+    comparison = xcam.compare([first, second(pair, Fault(), tmp_path)], IMAGE, align=True)
+    assert comparison.verdict == "identical", comparison.table
+    assert comparison.divergence is None
+    assert comparison.findings == ()

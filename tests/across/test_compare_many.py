@@ -61,9 +61,9 @@ def test_the_worst_pictures_keep_their_maps_and_all_their_numbers(
 
 def test_pictures_are_read_one_by_one(models: list[Any], files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    read, compared = reading.read, compare._compared
+    read, compared = reading.read, compare.compare_image
     monkeypatch.setattr(reading, "read", lambda path: (events.append(f"read {path.name}"), read(path))[1])
-    monkeypatch.setattr(compare, "_compared", lambda *a: (events.append(f"compare {a[1].name}"), compared(*a))[1])
+    monkeypatch.setattr(compare, "compare_image", lambda *a: (events.append(f"compare {a[1].name}"), compared(*a))[1])
     xcam.compare(models, files, align=False)
     assert events[:4] == ["read 0.png", "read 1.png", "compare 0.png", "compare 1.png"]  # two are the sample
     assert events[4:] == [f"{what} {k}.png" for k in (2, 3, 4) for what in ("read", "compare")]

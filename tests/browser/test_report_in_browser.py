@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from xcam import ClassScore
-from xcam.comparison.result import Comparison, Divergence, ImageComparison, Measures, Step, Verdict
+from xcam import ClassScore, Comparison
+from xcam.comparison import Diagnosis, Divergence, ImageComparison, Measures, Step, Verdict
+from xcam.explanation import page as explanation_page
 from xcam.explanation.result import Explanation
-from xcam.report import rendering
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,12 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
         name or "gradcam",
         tuple(seen),
         (
-            Divergence((0, models - 1), steps, 14, name or "the weights of this layer were rounded to 8 bits"),
+            Divergence(
+                (0, models - 1),
+                steps,
+                14,
+                Diagnosis("half-precision", name or "the weights of this layer were rounded"),
+            ),
             Divergence((0, 1), calm, None),
         ),
         (name or "net (torch) resizes pictures with another filter: bicubic, not bilinear.",),
@@ -75,7 +80,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "comparison.html"
-    rendering.write(comparison(), path)
+    comparison().save(path)
     return path
 
 
@@ -83,7 +88,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "single.html"
     cam = np.random.default_rng(5).random((7, 7)) ** 3
-    rendering.write_single(
+    explanation_page.write(
         [
             explained(1, cam, "tiger"),
             explained(1, cam.T, "cat"),
@@ -291,10 +296,10 @@ def test_everything_that_is_seen_has_a_name(opened: Any, compared: Path) -> None
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_name_does_nothing(opened: Any, tmp_path: Path, name: str) -> None:
-    rendering.write(comparison(4, 3, name), tmp_path / "comparison.html")
+    comparison(4, 3, name).save(tmp_path / "comparison.html")
     one = explained(1, np.eye(5), name, method=name, layer=name, model=name, notes=(name,), path=Path(name))
     two = explained(1, np.eye(5), name + "2", method=name, layer=name, model=name, path=Path(name))
-    rendering.write_single([one, two], tmp_path / "single.html")
+    explanation_page.write([one, two], tmp_path / "single.html")
     for file in ("comparison.html", "single.html"):
         page = opened(tmp_path / file, viewport={"width": 360, "height": 800})
         page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")

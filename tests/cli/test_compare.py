@@ -49,7 +49,7 @@ def test_a_planted_fault_is_located_with_status_1(run: Callable[..., Any], spoil
     result = run("compare", *arguments, "--report", "r.html")
     assert result.status == 1
     assert "spoilt (onnx) begins to differ from demo (onnx) at conv4" in result.out
-    assert "likely cause: each channel scaled and shifted" in result.out
+    assert "likely cause: each channel has another scale and offset" in result.out
     assert "demo (onnx) and spoilt (onnx): different" in result.out
     assert "conv4" in (tmp_path / "r.html").read_text(encoding="utf-8")
     assert run("compare", "-m", "onnx:demo", "-m", spoilt, "--preprocess", "tf", IMAGE).status == 0, (
@@ -70,7 +70,7 @@ def test_classes_in_another_order(run: Callable[..., Any], tmp_path: Path) -> No
     result = run("compare", *arguments, "--require", "equivalent")
     assert result.status == 1
     assert "begins to differ from demo (onnx) at scores" in result.out
-    assert "likely cause: its values stand in another order" in result.out
+    assert "likely cause: its values are in another order" in result.out
     labels = demo.network().labels
     (tmp_path / "labels.txt").write_text("\n".join(labels[k] for k in order))
     result = run("compare", *arguments, "--require", "identical", "--labels", "labels.txt")

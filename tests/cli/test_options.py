@@ -85,7 +85,7 @@ def test_a_warning_is_printed_once_for_all_images(
         shutil.copy(image, image.with_name(f"{name}.png"))
     result = run(*command, "-m", "models_of_the_command:Loud", "--size", "16", "a.png", "b.png")
     assert result.status == 0
-    assert result.err.count("does not say how pictures are to be scaled") == 1
+    assert result.err.count("does not state how images are scaled") == 1
 
 
 def test_class_labels_must_fit(run: Callable[..., Result], image: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_class_labels_must_fit(run: Callable[..., Result], image: Path, tmp_path
     arguments = ["-m", "demo", "-b", "keras", "--json", "-t", "2", image]
     assert json.loads(run(*arguments, "--labels", "names.txt").out)["class"] == "c"
     for content, message in {
-        "a\nb": "there are 2 class names for the 6 classes",
+        "a\nb": "2 labels for the 6 classes",
         "": "no class labels in few.txt",
     }.items():
         (tmp_path / "few.txt").write_text(content)

@@ -1,8 +1,8 @@
-"""Which layer of one model is which of another: found from what they compute on the same pictures.
+"""Aligning the layers of two models by their values on the same images.
 
-Every layer is kept as a sketch, the values of all channels at some places, so that a large network takes little memory.
-Layers correspond when they have the same shape and much the same values, in the same order of execution: the best such
-matching is found by dynamic programming (Needleman and Wunsch 1970).
+Of every layer a sample is kept, the values of all channels at some positions, so that a large network takes little memory.
+Layers correspond when they have the same shape and similar values, in the same order of execution: the best such
+alignment is computed by dynamic programming (Needleman and Wunsch 1970).
 """
 
 from __future__ import annotations
@@ -16,103 +16,104 @@ import numpy as np
 
 from xcam.contract import Array, Layer, Model, validation
 
-PLACES = 196
-"""Positions of a layer that a sketch keeps."""
+POSITIONS = 196
+"""The number of positions in a layer's sample."""
 BUDGET = 512_000_000
-"""Bytes of activations that are asked for at once."""
+"""Bytes of activations that one forward pass may return."""
 SAME = 1e-3
-"""Layers within this error hold the same."""
+"""Layers whose error is below this have the same values."""
 CLEAR = 0.05
-"""Errors below this speak for themselves; above it, names and kinds have a say."""
+"""Below this error the values decide; above it, names and kinds count too."""
 
 
 @dataclass(frozen=True)
 class LayerSample:
-    """A layer's values on the pictures: [N, C, places], channels first."""
+    """A layer's values at some positions."""
 
     layer: Layer
     values: Array
+    """[N, C, positions], channels first."""
     shape: tuple[int, ...]
-    """(C, *space)."""
+    """The layer's shape (C, *space)."""
 
     @property
-    def is_spread(self) -> bool:
-        """It has more than one place."""
+    def is_spatial(self) -> bool:
+        """Whether the layer has more than one position."""
         return len(self.shape) > 1 and int(np.prod(self.shape[1:])) > 1
 
 
 @dataclass(frozen=True)
 class Match:
-    """A pair of layers, by their places among the sketches."""
+    """A pair of corresponding layers, by their indices among the samples."""
 
     first: int
     second: int
     error: float
     order: tuple[int, ...] | None = None
-    """Where the second model keeps the first one's channels, when not in the same order."""
+    """The indices of the first layer's channels in the second, where the order differs."""
 
 
-def sketches(model: Model, x: Array) -> list[LayerSample]:
-    """Every layer ahead of the outputs, as many forward passes as the memory asks for (one, for most networks)."""
+def samples(model: Model, x: Array) -> list[LayerSample]:
+    """Return a sample of every layer before the outputs, from one forward pass, or several to bound the memory."""
     layers = [layer for layer in _known(model) if not layer.is_output]
-    found: list[LayerSample] = []
+    results: list[LayerSample] = []
     group: list[Layer] = []
     size = 0
     for layer in [*layers, None]:
         bytes_ = 4 * len(x) * int(np.prod([n or 1 for n in layer.shape])) if layer else BUDGET
         if group and size + bytes_ > BUDGET:
             values = validation.activations(model, x, [each.name for each in group])
-            found += [sketch(each, values[each.name]) for each in group]
+            results += [sample(each, values[each.name]) for each in group]
             group, size = [], 0
         if layer is not None:
             group.append(layer)
             size += bytes_
-    return found
+    return results
 
 
-def end(model: Model, logits: Array) -> LayerSample | None:
-    """The last output, which counts as its logits [N, …]: one framework's output layer has a softmax inside, another's not."""
-    ends = [layer for layer in _known(model) if layer.is_output]
-    return sketch(ends[-1], logits) if ends and logits.ndim > 1 else None
+def output_sample(model: Model, logits: Array) -> LayerSample | None:
+    """Return the sample of the last output, as its logits [N, …]: some output layers contain a softmax, others do not."""
+    outputs = [layer for layer in _known(model) if layer.is_output]
+    return sample(outputs[-1], logits) if outputs and logits.ndim > 1 else None
 
 
 def _known(model: Model) -> list[Layer]:
     return [layer for layer in validation.layers(model) if not layer.inner and not layer.folds_batch]
 
 
-def sketch(layer: Layer, values: Array) -> LayerSample:
-    """A layer's values at evenly spread places; no more than these is copied."""
+def sample(layer: Layer, values: Array) -> LayerSample:
+    """Return a layer's values at evenly spaced positions; only these are copied."""
     shape = values.shape[1:]
-    values = values.reshape(*values.shape, *[1] * (3 - values.ndim))  # of a vector, one place
+    values = values.reshape(*values.shape, *[1] * (3 - values.ndim))  # a vector has one position
     space = values.shape[2:]
     count = int(np.prod(space))
-    picked = np.unique(np.linspace(0, count - 1, min(count, PLACES)).astype(int))
-    places: tuple[Any, ...] = np.unravel_index(picked, space)
-    return LayerSample(layer, np.ascontiguousarray(values[(..., *places)]), shape)
+    indices = np.unique(np.linspace(0, count - 1, min(count, POSITIONS)).astype(int))
+    positions: tuple[Any, ...] = np.unravel_index(indices, space)
+    return LayerSample(layer, np.ascontiguousarray(values[(..., *positions)]), shape)
 
 
 def error(a: Array, b: Array) -> float:
-    """The largest difference, relative to the largest magnitude of the first."""
+    """Return the largest difference, relative to the largest magnitude of the first."""
     size = float(np.abs(a).max())
-    apart = float(np.abs(a - b).max())
-    return apart / size if size > 0 else float(apart > 0)
+    difference = float(np.abs(a - b).max())
+    return difference / size if size > 0 else float(difference > 0)
 
 
-def handing_on(sketches: Sequence[LayerSample], place: int) -> list[LayerSample]:
-    """A layer, and those right behind it that hold the same value: the parts inside it that hand it on."""
-    value = sketches[place].values
-    return list(itertools.takewhile(lambda s: np.array_equal(s.values, value), sketches[place:]))
+def same_value_after(samples: Sequence[LayerSample], index: int) -> list[LayerSample]:
+    """Return a layer and those right behind it that have the same value: its inner parts that return it."""
+    value = samples[index].values
+    return list(itertools.takewhile(lambda s: np.array_equal(s.values, value), samples[index:]))
 
 
-def innermost(sketches: Sequence[LayerSample], place: int) -> str:
-    """The name of the innermost of the parts that hand on this layer's value: `features.7` → `features.7.conv.3`."""
-    layer, *others = (sketch.layer for sketch in handing_on(sketches, place))
+def innermost(samples: Sequence[LayerSample], index: int) -> str:
+    """Return the name of the innermost part that returns a layer's value: `features.7` → `features.7.conv.3`."""
+    layer, *others = (sample.layer for sample in same_value_after(samples, index))
     names = [*layer.aliases, *(other.name for other in others)]
     return max((n for n in names if n.startswith((f"{layer.name}.", f"{layer.name}/"))), key=len, default=layer.name)
 
 
 def align(first: Sequence[LayerSample], second: Sequence[LayerSample]) -> list[Match]:
-    """The best matching in order of execution."""
+    """Return the best alignment in order of execution."""
     n, m = len(first), len(second)
     gain = np.zeros((n, m))
     errors = np.full((n, m), np.inf)
@@ -126,41 +127,40 @@ def align(first: Sequence[LayerSample], second: Sequence[LayerSample]) -> list[M
         for j in range(m - 1, -1, -1):
             taken = best[i + 1, j + 1] + gain[i, j] if gain[i, j] > 0 else -1.0
             best[i, j] = max(taken, best[i + 1, j], best[i, j + 1])
-    found = []
+    matches = []
     i = j = 0
     while i < n and j < m:
         if gain[i, j] > 0 and np.isclose(best[i, j], best[i + 1, j + 1] + gain[i, j]):
-            elsewhere = (
-                min(errors[i].min(), errors[:, j].min()) < SAME < errors[i, j]
-            )  # out of order, and no match here
-            if not elsewhere:
-                found.append(match(first, second, i, j))
+            # The same values exist elsewhere, out of order.
+            is_elsewhere = min(errors[i].min(), errors[:, j].min()) < SAME < errors[i, j]
+            if not is_elsewhere:
+                matches.append(match(first, second, i, j))
             i, j = i + 1, j + 1
         elif best[i, j] == best[i + 1, j]:
             i += 1
         else:
             j += 1
-    return found
+    return matches
 
 
-def _gain(a: LayerSample, b: LayerSample, apart: float) -> float:
-    """How much speaks for two layers of one shape being the same: their values first, then their kinds and names."""
-    if apart < CLEAR:
-        alike = 3.0 - np.log10(max(apart, 1e-7)) / 7
+def _gain(a: LayerSample, b: LayerSample, error: float) -> float:
+    """Return the gain of matching two layers of one shape: by their values first, then by their kinds and names."""
+    if error < CLEAR:
+        values = 3.0 - np.log10(max(error, 1e-7)) / 7
     else:
-        alike = 1.5 * max(0.0, _correlation(a.values, b.values)) + 0.05
+        values = 1.5 * max(0.0, _correlation(a.values, b.values)) + 0.05
     kinds = 0.2 * (_kind(a.layer) == _kind(b.layer))
-    names = (0.5 if apart < CLEAR else 1.0) * (a.layer.name == b.layer.name) + 0.2 * (
+    names = (0.5 if error < CLEAR else 1.0) * (a.layer.name == b.layer.name) + 0.2 * (
         _last(a.layer.name) == _last(b.layer.name)
     )
-    return float(alike + kinds + names)
+    return float(values + kinds + names)
 
 
 def _kind(layer: Layer) -> str:
     kind = layer.kind.lower().replace("2d", "").replace("ing", "")
-    for word in ("conv", "batchnorm", "relu", "maxpool", "averagepool", "dense", "linear", "gemm", "add", "norm"):
-        if word in kind:
-            return {"linear": "dense", "gemm": "dense"}.get(word, word)
+    for part in ("conv", "batchnorm", "relu", "maxpool", "averagepool", "dense", "linear", "gemm", "add", "norm"):
+        if part in kind:
+            return {"linear": "dense", "gemm": "dense"}.get(part, part)
     return kind
 
 
@@ -176,24 +176,24 @@ def _correlation(a: Array, b: Array) -> float:
 
 
 def match(first: Sequence[LayerSample], second: Sequence[LayerSample], i: int, j: int) -> Match:
-    """Two layers as a pair; with the order of channels, where another one than the given explains the difference."""
+    """Return two layers as a match, with the order of channels where another order explains the difference."""
     a, b = first[i], second[j]
-    apart = error(a.values, b.values)
-    if apart > CLEAR:
+    difference = error(a.values, b.values)
+    if difference > CLEAR:
         order = permutation(a.values, b.values)
         if order is not None:
             return Match(i, j, error(a.values, b.values[:, order]), tuple(int(k) for k in order))
-    return Match(i, j, apart)
+    return Match(i, j, difference)
 
 
 def permutation(a: Array, b: Array) -> Array | None:
-    """The order in which b's channels [N, C, places] are a's, where there is one: b[:, order] = a. None where not."""
+    """Return the order with b[:, order] = a, for channels [N, C, positions]; None where there is none or it is trivial."""
     count = a.shape[1]
     if count < 2 or a.shape != b.shape:
         return None
     x, y = (np.moveaxis(v, 1, 0).reshape(count, -1).astype(np.float64) for v in (a, b))
     scale = max(float(np.abs(x).max()), 1e-12)
-    if x.shape[1] < 8:  # few values: a vector; ranks say what distances cannot
+    if x.shape[1] < 8:  # a vector has too few values for distances: match by rank
         order = np.argsort(y[:, 0], kind="stable")[np.argsort(np.argsort(x[:, 0], kind="stable"), kind="stable")]
     else:
         order = ((x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None] - 2 * x @ y.T).argmin(axis=1)

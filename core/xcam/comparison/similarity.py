@@ -1,34 +1,41 @@
-"""How far two heatmaps agree. scipy and scikit-image do the statistics; they come with the extra `report`."""
+"""The similarity of two heatmaps. scipy and scikit-image come with the extra `report`."""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 
-from xcam.comparison.result import Measures, Verdict
+from xcam.comparison.data import Measures, Verdict
 from xcam.contract import Array
 from xcam.errors import BackendError
 from xcam.explanation.result import Explanation
 from xcam.methods import maps
 
 LOGITS, HEATMAPS = 1e-4, 1e-3
-"""What `identical` means: class scores to a share of their largest magnitude, heatmaps absolutely (the design's tolerances)."""
-ALIKE = 0.99
-"""The correlation from which maps of the same class are `equivalent`."""
+"""The limits of `identical`: class scores relative to their largest magnitude, heatmaps absolute (the tolerances)."""
+CORRELATED = 0.99
+"""The correlation from which heatmaps of the same class are `equivalent`."""
 SIDE = 128
-"""Maps are compared at this many pixels on the longer side: a layer has far fewer."""
+"""Heatmaps are compared at this longer side, in pixels: a layer has far fewer."""
 HIGHEST = 0.2
-"""The share of a map that `overlap` looks at."""
+"""The share of a heatmap that `overlap` compares."""
 
 
 def measure(first: Explanation, second: Explanation, logits: float) -> Measures:
-    """The measures of two explanations of one picture; `logits` is what `scores_apart` found."""
+    """Return the measures of two explanations of one image.
+
+    Args:
+        first: An explanation.
+        second: Another one.
+        logits: The result of `score_error` for both.
+    """
     a, b = _map(first), _map(second)
     largest = float(np.abs(a - b).max())
     pearson = correlation(a, b)
-    same = first.label == second.label if _named(first, second) else first.index == second.index
-    top = _top_class(first, second)
+    same_target = first.label == second.label if _have_labels(first, second) else first.index == second.index
+    same_top = _same_top_class(first, second)
     return Measures(
         largest=largest,
         pearson=pearson,
@@ -37,28 +44,37 @@ def measure(first: Explanation, second: Explanation, logits: float) -> Measures:
         overlap=_overlap(a, b),
         distance=_distance(a, b),
         logits=logits,
-        same_class=top,
-        verdict=verdict(largest, pearson, logits, top and same),
+        same_class=same_top,
+        verdict=verdict(largest, pearson, logits, same_top and same_target),
     )
 
 
 def verdict(largest: float, pearson: float, logits: float, same_class: bool) -> Verdict:
-    """`identical`: within the tolerances; `equivalent`: the same class, correlated; else `different`."""
+    """Return `identical` within the tolerances, `equivalent` for the same class and correlated maps, else `different`."""
     if same_class and largest <= HEATMAPS and not logits > LOGITS:
         return "identical"
-    return "equivalent" if same_class and pearson >= ALIKE else "different"
+    return "equivalent" if same_class and pearson >= CORRELATED else "different"
 
 
 def correlation(a: Array, b: Array) -> float:
-    """Pearson's; of maps that are the same everywhere, 1 where they are equal and 0 where they are not."""
+    """Return Pearson's correlation; for constant maps, 1 where they are equal and 0 where they are not."""
     x, y = (np.ravel(v).astype(np.float64) for v in (a, b))
     x, y = x - x.mean(), y - y.mean()
     norm = float(np.sqrt((x * x).sum() * (y * y).sum()))  # no BLAS: waking its threads takes longer than the sum
     return float(np.clip((x * y).sum() / norm, -1, 1)) if norm > 0 else float(np.allclose(a, b))
 
 
-def scores_apart(first: Explanation, second: Explanation, labels: tuple[Any, Any]) -> float:
-    """The largest difference of the class scores, relative to their largest magnitude; NaN where they do not correspond."""
+def score_error(first: Explanation, second: Explanation, labels: tuple[Any, Any]) -> float:
+    """Return the largest difference of the class scores, relative to their largest magnitude.
+
+    Args:
+        first: An explanation.
+        second: Another one.
+        labels: The labels of both models; where they differ, the common labels are compared.
+
+    Returns:
+        The relative difference; NaN where the classes do not correspond.
+    """
     a, b = first.outputs, second.outputs
     if labels[0] is not None and labels[1] is not None and list(labels[0]) != list(labels[1]):
         common = [name for name in labels[0] if name in set(labels[1])]
@@ -72,31 +88,30 @@ def scores_apart(first: Explanation, second: Explanation, labels: tuple[Any, Any
 
 
 def _map(e: Explanation) -> Array:
-    """The heatmap at the size at which maps are compared."""
+    """Return the heatmap at the size of the comparison."""
     height, width = e.image.shape[:2]
     factor = SIDE / max(height, width)
     size = max(2, round(height * factor)), max(2, round(width * factor))
     return maps.resize(maps.normalize(e.positive[None], e.normalize)[0], size)
 
 
-def _named(first: Explanation, second: Explanation) -> bool:
+def _have_labels(first: Explanation, second: Explanation) -> bool:
     return not (first.label.isdigit() or second.label.isdigit())
 
 
-def _top_class(first: Explanation, second: Explanation) -> bool:
-    """Whether the likeliest class of the first is the second's too, by label where both have labels; or nearly so: which
-    of two equally likely ones comes first is rounding's to say."""
+def _same_top_class(first: Explanation, second: Explanation) -> bool:
+    """Return whether the top class of the first is the second's top class within rounding; by label where both have."""
     if first.outputs.ndim != 1 or second.outputs.ndim != 1:
         return first.label == second.label
-    place = int(first.scores.argmax())
+    index = int(first.scores.argmax())
     if first.labels is not None and second.labels is not None:
-        if first.labels[place] not in second.labels:
+        if first.labels[index] not in second.labels:
             return False
-        place = list(second.labels).index(first.labels[place])
+        index = list(second.labels).index(first.labels[index])
     elif first.outputs.shape != second.outputs.shape:
         return False
-    said = second.outputs
-    return bool(said.max() - said[place] <= LOGITS * np.abs(said).max())
+    outputs = second.outputs
+    return bool(outputs.max() - outputs[index] <= LOGITS * np.abs(outputs).max())
 
 
 def _spearman(a: Array, b: Array) -> float:
@@ -105,7 +120,7 @@ def _spearman(a: Array, b: Array) -> float:
 
 
 def _ssim(a: Array, b: Array) -> float:
-    """Structural similarity (Wang et al. 2004), of values in 0…1."""
+    """Return the structural similarity (Wang et al. 2004) of values in 0…1."""
     window = min(7, *a.shape)
     window -= 1 - window % 2
     if window < 3:
@@ -114,7 +129,7 @@ def _ssim(a: Array, b: Array) -> float:
 
 
 def _overlap(a: Array, b: Array) -> float:
-    """Intersection over union of the places in the highest fifth of each; where a map is zero there are none."""
+    """Return the intersection over union of the highest fifth of each map, without positions where a map is zero."""
     first, second = (v >= max(float(np.quantile(v, 1 - HIGHEST)), 1e-9) for v in (a, b))
     union = np.logical_or(first, second).sum()
     return float(np.logical_and(first, second).sum() / union) if union else 1.0
@@ -126,11 +141,9 @@ def _distance(a: Array, b: Array) -> float:
 
 
 def _import(name: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise BackendError(
-            f'comparing needs {name.partition(".")[0]}, not installed here: pip install "xcam-explain[report]"'
+            f'cannot compare: {name.partition(".")[0]} is not installed; run: pip install "xcam-explain[report]"'
         ) from error

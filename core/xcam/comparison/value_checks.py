@@ -1,6 +1,6 @@
-"""Why two layers differ, as far as their values tell: pure functions of the values [N, C, places] of both.
+"""Diagnosis by the values of two layers: pure functions of the samples [N, C, positions] of both.
 
-Each returns the cause in words, or an empty string where the values do not fit it.
+Each returns a diagnosis, or None where the values do not fit it.
 """
 
 from __future__ import annotations
@@ -10,40 +10,45 @@ from collections.abc import Callable
 import numpy as np
 
 from xcam.comparison.alignment import LayerSample, error, permutation
+from xcam.comparison.diagnosis import FLATTENING, HALF_PRECISION, Diagnosis
 from xcam.contract import Array
 from xcam.targets import sigmoid
 
-FLATTENED = "the order of flattening: [channels, height, width] against [height, width, channels]"
-NORMED = "each channel scaled and shifted: the statistics or the epsilon of a batch normalisation, or a bias"
-REDUCED = "reduced precision: its values or weights went through float16 or bfloat16"
+SCALED = (
+    "each channel has another scale and offset: the statistics or the epsilon of a batch normalisation, or a bias"
+)
+LAYERNORM = Diagnosis("layernorm-epsilon", "each position has another scale: the epsilon of a layer normalisation")
 
 FIT = 3e-3
-"""How well a cause has to explain the values, as a share of their largest magnitude."""
+"""The error that a cause may leave, as a share of the values' largest magnitude."""
 LEFT = 0.2
-"""What a cause may leave of the difference."""
+"""The share of the difference that a cause may leave."""
 
 
-def reordered(a: LayerSample, b: LayerSample, before: LayerSample | None) -> str:
-    """The channels of one are those of the other in another order, scaled and shifted each, as it may be.
+def reordered(a: LayerSample, b: LayerSample, spatial: LayerSample | None) -> Diagnosis | None:
+    """Check whether the channels are the same in another order, each with a scale and an offset of its own.
 
-    before: what had space last; a vector of its values may have been flattened in another order.
+    Args:
+        a: The layer of the first model.
+        b: The layer of the second.
+        spatial: The last spatial layer before it, in the first model: its values may be flattened in another order.
     """
-    found = permutation(a.values, b.values)
-    if found is None:
-        found = _correlated(a.values, b.values)
-    if found is None:
-        return ""
+    order = permutation(a.values, b.values)
+    if order is None:
+        order = _correlated_order(a.values, b.values)
+    if order is None:
+        return None
     if len(a.shape) > 1:
-        return "its channels stand in another order"
-    if before is not None and np.prod(before.shape) == a.shape[0]:
-        last = np.arange(a.shape[0]).reshape(before.shape[0], -1).T.ravel()  # channels last, of channels first
-        if any(error(a.values, b.values[:, order]) < FIT for order in (last, np.argsort(last))):
-            return FLATTENED
-    return "its values stand in another order"
+        return Diagnosis("channel-order", "its channels are in another order")
+    if spatial is not None and np.prod(spatial.shape) == a.shape[0]:
+        last = np.arange(a.shape[0]).reshape(spatial.shape[0], -1).T.ravel()  # channels first → channels last
+        if any(error(a.values, b.values[:, flat]) < FIT for flat in (last, np.argsort(last))):
+            return FLATTENING
+    return Diagnosis("value-order", "its values are in another order")
 
 
-def _correlated(a: Array, b: Array) -> Array | None:
-    """The order in which b's channels follow a's exactly but for scale and shift; None where there is no other order."""
+def _correlated_order(a: Array, b: Array) -> Array | None:
+    """Return the order of b's channels that equals a but for scale and offset; None where there is none or it is trivial."""
     if a.shape != b.shape or a.shape[1] < 2 or a.shape[0] * a.shape[2] < 16:
         return None
     rows = []
@@ -52,45 +57,53 @@ def _correlated(a: Array, b: Array) -> Array | None:
         row -= row.mean(axis=1, keepdims=True)
         size = np.linalg.norm(row, axis=1, keepdims=True)
         rows.append(np.divide(row, size, out=np.zeros_like(row), where=size > 1e-9))
-    alike = np.abs(rows[0] @ rows[1].T)
-    order = alike.argmax(axis=1)
-    live = alike.max(axis=1) > 0
-    own = np.arange(len(order))
-    if not live.any() or len(set(order[live].tolist())) < live.sum() or (order == own)[live].all():
+    correlations = np.abs(rows[0] @ rows[1].T)
+    order = correlations.argmax(axis=1)
+    live = correlations.max(axis=1) > 0
+    trivial = np.arange(len(order))
+    if not live.any() or len(set(order[live].tolist())) < live.sum() or (order == trivial)[live].all():
         return None
-    return order if (alike[own, order][live] > 1 - 1e-5).all() else None
+    return order if (correlations[trivial, order][live] > 1 - 1e-5).all() else None
 
 
 def _rows(values: Array) -> Array:
-    """[C, N · places] float64."""
+    """Return [C, N · positions] float64."""
     return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
 
 
-def halved(a: Array, b: Array) -> str:
-    """One side's values are numbers of half precision."""
-    return REDUCED if _half(a) != _half(b) else ""
+def half_on_one_side(a: Array, b: Array) -> Diagnosis | None:
+    """Check whether the values of one model, and not of the other, are numbers of half precision."""
+    return HALF_PRECISION if _is_half(a) != _is_half(b) else None
 
 
-def _half(values: Array) -> bool:
+def _is_half(values: Array) -> bool:
     live = values[values != 0]
     with np.errstate(over="ignore"):
         return bool(len(live) > 8 and (live.astype(np.float16).astype(np.float32) == live).mean() > 0.99)
 
 
-def rounded(a: Array, b: Array, from_the_start: bool) -> str:
-    """The difference is as small as half precision makes it, and without a structure: not the same for all values of a
-    channel, or, where the weights of channels were rounded, upwards for some and downwards for others."""
+def rounded(a: Array, b: Array, is_start: bool) -> Diagnosis | None:
+    """Check whether the difference is that of half precision: small, and without a structure.
+
+    It differs within a channel; or, where the weights were rounded, it is upwards for some channels and downwards for
+    others.
+
+    Args:
+        a: The values of the first model.
+        b: The values of the second.
+        is_start: Whether the layer is the first: all its weights may be rounded, so that the difference is larger.
+    """
     size = max(float(np.abs(a).max()), 1e-12)
-    apart = float(np.abs(b - a).max())
+    difference = float(np.abs(b - a).max())
     scale, _, left = _affine(a, b)
-    if apart < (1e-2 if from_the_start else 1.5e-3) * size and np.abs(left).max() > LEFT * apart:
-        return REDUCED
+    if difference < (1e-2 if is_start else 1.5e-3) * size and np.abs(left).max() > LEFT * difference:
+        return HALF_PRECISION
     both_ways = len(scale) >= 8 and 0.2 < float((scale > 1).mean()) < 0.8
-    return REDUCED if apart < 1e-3 * size and both_ways else ""
+    return HALF_PRECISION if difference < 1e-3 * size and both_ways else None
 
 
 def _affine(a: Array, b: Array) -> tuple[Array, Array, Array]:
-    """For each channel the scale and shift that make b of a, where both are not cut off at zero; and what is left."""
+    """Return for each channel the scale and offset that map a to b, where neither is clipped at zero; and the remainder."""
     x, y = _rows(a), _rows(b)
     clipped = bool((a >= 0).all() and (b >= 0).all() and (a == 0).mean() > 0.05)
     live = ((x > 0) & (y > 0)) if clipped else np.ones_like(x, bool)
@@ -104,46 +117,62 @@ def _affine(a: Array, b: Array) -> tuple[Array, Array, Array]:
     return scale, shift, left
 
 
-def per_channel(a: Array, b: Array, normed: bool) -> str:
-    """One factor for all, or a scale and a shift for each channel; `normed`: a batch normalisation stands here."""
+def per_channel(a: Array, b: Array, has_batchnorm: bool) -> Diagnosis | None:
+    """Check for one factor of all values, or for a scale and an offset of each channel.
+
+    Args:
+        a: The values of the first model.
+        b: The values of the second.
+        has_batchnorm: Whether there is a batch normalisation at the layer.
+    """
     if a.shape[0] * a.shape[2] < 6:
-        return ""
+        return None
     scale, _, left = _affine(a, b)
     size = max(float(np.abs(b).max()), 1e-12)
     most = min(FIT * size, LEFT * float(np.abs(b - a).max()))
     if np.abs(left).max() > most:
-        return ""
+        return None
     used = np.abs(a).max(axis=(0, 2)) > 1e-3 * np.abs(a).max()
     factor = float(np.median(scale[used])) if used.any() else 1.0
-    if not normed and abs(factor - 1) > 1e-2 and np.abs(b - factor * a).max() < most:
-        return f"everything multiplied by {factor:.4g}"
-    return NORMED
+    if not has_batchnorm and abs(factor - 1) > 1e-2 and np.abs(b - factor * a).max() < most:
+        return Diagnosis("constant-factor", f"all values are multiplied by {factor:.4g}")
+    return Diagnosis("batchnorm-statistics" if has_batchnorm else "channel-scale", SCALED)
 
 
-def per_position(a: Array, b: Array) -> str:
-    """b − a = d · (a − β) with a d for each position and a β for each channel: what another epsilon does in a layer
-    normalisation, (x − mean) / sqrt(variance + ε) · γ + β. Solved for d and β in turns."""
+def per_position(a: Array, b: Array) -> Diagnosis | None:
+    """Check for another epsilon in a layer normalisation, (x − mean) / sqrt(variance + ε) · γ + β.
+
+    Then b − a = d · (a − β) with a d for each position and a β for each channel. Solved for d and β in turns.
+    """
     x = np.moveaxis(a, 1, -1).reshape(-1, a.shape[1]).astype(np.float64)
-    apart = np.moveaxis(b, 1, -1).reshape(x.shape) - x
+    difference = np.moveaxis(b, 1, -1).reshape(x.shape) - x
     if min(x.shape) < 6:
-        return ""
+        return None
     shift = x.mean(axis=0)
     for _ in range(20):
         rest = x - shift
-        scale = (apart * rest).sum(axis=1) / np.maximum((rest**2).sum(axis=1), 1e-12)
-        shift = (scale[:, None] * (scale[:, None] * x - apart)).sum(axis=0) / max(float((scale**2).sum()), 1e-12)
-    left = apart - scale[:, None] * (x - shift)
-    if np.abs(left).max() > LEFT * np.abs(apart).max():
-        return ""
-    return "each position scaled by itself: the epsilon of a layer normalisation"
+        scale = (difference * rest).sum(axis=1) / np.maximum((rest**2).sum(axis=1), 1e-12)
+        shift = (scale[:, None] * (scale[:, None] * x - difference)).sum(axis=0) / max(float((scale**2).sum()), 1e-12)
+    left = difference - scale[:, None] * (x - shift)
+    if np.abs(left).max() > LEFT * np.abs(difference).max():
+        return None
+    return LAYERNORM
 
 
-def interpolation(before: LayerSample | None, here: LayerSample, kinds: str) -> str:
-    """Something here enlarges or shrinks maps by interpolating; kinds: of the layers since the last that agrees."""
-    named = any(word in kinds for word in ("resiz", "upsampl", "interpol"))
+def interpolation(before: LayerSample | None, here: LayerSample, kinds: str) -> Diagnosis | None:
+    """Check whether maps are resized by interpolation.
+
+    Args:
+        before: The last layer that agrees.
+        here: The first that differs.
+        kinds: The kinds of the layers between them, in lower case.
+    """
+    is_named = any(part in kinds for part in ("resiz", "upsampl", "interpol"))
     grown = before is not None and _grown(before.shape, here.shape) and "transpose" not in kinds
-    return (
-        "another interpolation: nearest against linear, or another way of aligning corners" if named or grown else ""
+    if not is_named and not grown:
+        return None
+    return Diagnosis(
+        "interpolation", "another interpolation: nearest against linear, or another alignment of corners"
     )
 
 
@@ -181,17 +210,22 @@ def _phi(z: Array) -> Array:
     return np.asarray(0.5 * (1 + np.vectorize(erf, otypes=[float])(z / np.sqrt(2))))
 
 
-def activations(first: tuple[Array, Array], second: tuple[Array, Array]) -> str:
-    """Both are known functions of the layer before: different ones. Each pair: the values before, and here."""
+def activations(first: tuple[Array, Array], second: tuple[Array, Array]) -> Diagnosis | None:
+    """Check whether both layers are known functions of the layer before, and different ones.
+
+    Args:
+        first: In the first model, the values of the layer before and of this layer.
+        second: The same in the second model.
+    """
     names = []
     for before, value in (first, second):
         if before.shape != value.shape:
-            return ""
+            return None
         z = before.astype(np.float64)
         size = max(float(np.abs(value).max()), 1e-12)
         fits = {name: float(np.abs(f(z) - value).max()) / size for name, f in ACTIVATIONS.items()}
         name = min(fits, key=lambda key: fits[key])
         names.append(name if fits[name] < 1e-5 else "")
     if all(names) and names[0] != names[1]:
-        return f"another activation: {names[0]} against {names[1]}"
-    return ""
+        return Diagnosis("activation", f"another activation: {names[0]} against {names[1]}")
+    return None

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from xcam.comparison import sentences
-from xcam.comparison.page import TINY
 from xcam.dataset import findings, storage
 from xcam.dataset.findings import KINDS, Average, Finding, Findings, Kind
 from xcam.dataset.inputs import listing
@@ -22,8 +20,8 @@ from xcam.dataset.worker import decoded
 from xcam.errors import XcamError
 from xcam.images.reading import Image
 from xcam.methods import maps
-from xcam.report import thumbnails
-from xcam.report.rendering import _environment, _rendered
+from xcam.report import formatting, thumbnails
+from xcam.report.rendering import render
 from xcam.report.thumbnails import Embedded
 
 SIDE = 192
@@ -77,10 +75,9 @@ def page(output: Output) -> bytes:
         InputError: The table cannot be read.
         BackendError: Jinja2 is not installed.
     """
-    environment = _environment()
     request = _request(output)
     collected = findings.collect(output.parts(), by_target=bool(request.get("targets")))
-    return _rendered(environment, "batch.html", content(collected, request))
+    return render("batch.html", content(collected, request))
 
 
 def content(collected: Findings, request: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +93,7 @@ def content(collected: Findings, request: dict[str, Any]) -> dict[str, Any]:
     classes = collected.classes()
     averages = [collected.everything, *classes[:SHOWN]] if collected.everything.count else []
     return {
-        "title": f"What looks wrong in {sentences.count(collected.images, 'image')}?",
+        "title": f"What looks wrong in {formatting.count(collected.images, 'image')}?",
         "run": [str(request[key]) for key in ("model", "method", "layer") if request.get(key)],
         "sentences": _sentences(collected),
         "tally": [
@@ -126,7 +123,6 @@ def content(collected: Findings, request: dict[str, Any]) -> dict[str, Any]:
         "others": collected.others,
         "failed": [(path, reason.removeprefix(path).lstrip(": ")) for path, reason in collected.failures],
         "failures": collected.failed,
-        "tiny": TINY,
         "heat": thumbnails.stops(thumbnails.HEAT),
     }
 
@@ -154,29 +150,29 @@ def _sentences(collected: Findings) -> list[str]:
     if not collected.images:
         return ["The table is empty."]
     if collected.failed == collected.images:
-        return [f"None could be explained: {sentences.count(collected.failed, 'image')} failed."]
+        return [f"None could be explained: {formatting.count(collected.failed, 'image')} failed."]
     result = []
     if collected.labelled:
         result.append(
-            f"{sentences.share(collected.correct / collected.labelled)} of the "
-            f"{sentences.count(collected.labelled, 'image')} with a given class are classified correctly; "
+            f"{formatting.percent(collected.correct / collected.labelled)} of the "
+            f"{formatting.count(collected.labelled, 'image')} with a given class are classified correctly; "
             f"{collected.labelled - collected.correct} wrongly."
         )
     zero, edge = collected.worst["zero"].count, collected.worst["edge"].count
     if collected.drawn:
-        many = f"{edge} ({sentences.share(edge / collected.drawn)})" if edge else "None"
+        many = f"{edge} ({formatting.percent(edge / collected.drawn)})" if edge else "None"
         result.append(
-            f"{many} of {sentences.count(collected.drawn, 'map')} {'are' if edge > 1 else 'is'} mostly on the border or in "
-            f"a corner. On average, {sentences.share(collected.border / collected.drawn)} of a map is on the border; of a "
-            f"uniform map it would be {sentences.share(collected.border_expected / collected.drawn)}."
+            f"{many} of {formatting.count(collected.drawn, 'map')} {'are' if edge > 1 else 'is'} mostly on the border or in "
+            f"a corner. On average, {formatting.percent(collected.border / collected.drawn)} of a map is on the border; of a "
+            f"uniform map it would be {formatting.percent(collected.border_expected / collected.drawn)}."
         )
     if zero:
         result.append(
-            f"{zero} ({sentences.share(zero / collected.explained)}) of {sentences.count(collected.explained, 'map')} "
+            f"{zero} ({formatting.percent(zero / collected.explained)}) of {formatting.count(collected.explained, 'map')} "
             f"{'is' if zero == 1 else 'are'} all zero."
         )
     if collected.failed:
-        result.append(f"{sentences.count(collected.failed, 'image')} failed.")
+        result.append(f"{formatting.count(collected.failed, 'image')} failed.")
     return result
 
 
@@ -232,7 +228,7 @@ def _thumbnails(paths: Sequence[str]) -> list[Thumbnail]:
 def _thumbnail(path: str, location: tuple[str, int | None, int | None]) -> Thumbnail:
     try:
         image: Image = decoded(storage.read(*location), path, SIDE)[0]
-        return Thumbnail(thumbnails.photo(image, SIDE))
+        return Thumbnail(thumbnails.embed(image, SIDE))
     except (XcamError, MemoryError) as error:
         reason = str(error).removeprefix(path).lstrip(": ") or type(error).__name__
         return Thumbnail(Embedded("", SIDE, SIDE), reason)
@@ -268,11 +264,11 @@ def _card(f: Finding, kind: Kind, collected: Findings, name: str, image_id: str,
     probability = ""
     if f.probability is not None:
         probability = (
-            sentences.share(min(f.probability, 1.0)) if is_probability else f"score {sentences.number(f.probability)}"
+            formatting.percent(min(f.probability, 1.0)) if is_probability else f"score {formatting.number(f.probability)}"
         )
     reason = _reason(f, kind)
     return {
-        "name": sentences.shorter(name, NAME),
+        "name": formatting.shorten(name, NAME),
         "path": f.path,
         "image": image_id,
         "shown": thumb.shown,
@@ -292,14 +288,14 @@ def _card(f: Finding, kind: Kind, collected: Findings, name: str, image_id: str,
 def _reason(f: Finding, kind: Kind) -> str:
     """Return one sentence on why this row is listed."""
     if kind == "wrong":
-        return f"Wrong, and {sentences.share(f.share)} of the map is in a fifth of the image."
+        return f"Wrong, and {formatting.percent(f.share)} of the map is in a fifth of the image."
     if kind == "edge":
         region = "on the border" if f.region == "border" else f"in the {f.region} corner"
         return (
-            f"{sentences.share(f.share)} of the map is {region}, which is {sentences.share(f.expected)} of the image."
+            f"{formatting.percent(f.share)} of the map is {region}, which is {formatting.percent(f.expected)} of the image."
         )
     if kind == "same":
-        return f"The maps for {f.target} and {f.rival} have a correlation of {sentences.likeness(f.correlation)}."
+        return f"The maps for {f.target} and {f.rival} have a correlation of {formatting.correlation(f.correlation)}."
     return f"Nothing in the image supports {f.target} at this layer."
 
 
@@ -315,6 +311,6 @@ def _average(a: Average) -> dict[str, Any]:
         "all": not a.name,
         "uri": thumbnails.heat(np.clip(maps.resize(cam, (HEAT, HEAT)), 0, 1), side=HEAT),
         "alt": f"Average map of {name}: {summary}",
-        "count": sentences.count(a.count, "map"),
-        "correct": sentences.share(a.correct / a.labelled) if a.labelled else "",
+        "count": formatting.count(a.count, "map"),
+        "correct": formatting.percent(a.correct / a.labelled) if a.labelled else "",
     }

@@ -29,7 +29,8 @@ from xcam.evaluation.registry import Measure
 from xcam.evaluation.registry import get as get_measure
 from xcam.evaluation.truth import Rectangle, located, rectangles
 from xcam.explanation.context import require
-from xcam.explanation.explain import explain, input_size
+from xcam.explanation.explain import explain
+from xcam.explanation.inputs import input_size
 from xcam.explanation.result import Explanation
 from xcam.images import opencv, reading, resizing, writing
 from xcam.images.reading import Image

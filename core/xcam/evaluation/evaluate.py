@@ -18,7 +18,8 @@ from xcam.evaluation.run import Configured, Run, shuffling
 from xcam.evaluation.scores import FLOOR
 from xcam.evaluation.truth import Truth
 from xcam.explanation.context import require
-from xcam.explanation.explain import BATCH, ImageSource
+from xcam.explanation.run import ImageSource
+from xcam.explanation.settings import BATCH
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
 from xcam.models.load import load

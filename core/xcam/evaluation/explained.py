@@ -14,7 +14,7 @@ from xcam.contract.preprocessing import PRESETS
 from xcam.evaluation.inputs import Masks
 from xcam.explanation import tokens
 from xcam.explanation.context import MethodContext, cotangent, pick, stack
-from xcam.explanation.explain import input_size
+from xcam.explanation.inputs import input_size
 from xcam.explanation.result import Explanation
 from xcam.explanation.tokens import Grid
 from xcam.images import batches, reading

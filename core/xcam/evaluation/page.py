@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xcam.comparison import sentences
 from xcam.evaluation.registry import Measure
 from xcam.evaluation.scores import FLOOR, Row, Scores
-from xcam.report.rendering import _environment, _write, check_place
+from xcam.report import formatting, rendering
 
 SIZES = {"wide": (880, 170), "narrow": (360, 112)}
 """Of a chart, in units of its view box: its width, and where its scale begins."""
@@ -25,7 +24,7 @@ def write(scores: Scores, path: Path) -> None:
         InputError: The path cannot be written.
         BackendError: Jinja2 is not installed.
     """
-    _write(check_place(path), _environment(), "evaluation.html", page(scores))
+    rendering.write(rendering.check_path(path), "evaluation.html", page(scores))
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ def page(scores: Scores) -> dict[str, Any]:
         "ranking": [
             {
                 "method": rank.method,
-                "rank": sentences.NONE if math.isnan(rank.mean_rank) else f"{rank.mean_rank:.1f}",
-                "above": f"{rank.above} of {rank.of}" if rank.method != FLOOR else sentences.NONE,
-                "below": f"{rank.below} of {rank.of}" if rank.method != FLOOR else sentences.NONE,
+                "rank": formatting.NONE if math.isnan(rank.mean_rank) else f"{rank.mean_rank:.1f}",
+                "above": f"{rank.above} of {rank.of}" if rank.method != FLOOR else formatting.NONE,
+                "below": f"{rank.below} of {rank.of}" if rank.method != FLOOR else formatting.NONE,
             }
             for rank in scores.ranking
         ],
@@ -71,7 +70,7 @@ def page(scores: Scores) -> dict[str, Any]:
 def _lead(scores: Scores) -> str:
     """Return the result in a sentence or two."""
     count = len(scores.images)
-    text = f"Measured on {sentences.count(count, 'image')} at layer {scores.layer}."
+    text = f"Measured on {formatting.count(count, 'image')} at layer {scores.layer}."
     best = scores.ranking[0]
     if len(scores.methods) < 2 or math.isnan(best.mean_rank):
         return text
@@ -97,12 +96,12 @@ def _measure(scores: Scores, measure: Measure, order: list[str]) -> dict[str, An
         "ranks": measure.ranks,
         "cells": [
             {
-                "mean": sentences.number(row.mean),
+                "mean": formatting.number(row.mean),
                 "interval": ""
                 if math.isnan(row.low)
-                else f"{sentences.number(row.low)} to {sentences.number(row.high)}",
+                else f"{formatting.number(row.low)} to {formatting.number(row.high)}",
                 "above": row.above and measure.ranks,
-                "of": f"{row.n} of {sentences.count(len(scores.images), 'image')}"
+                "of": f"{row.n} of {formatting.count(len(scores.images), 'image')}"
                 if 0 < row.n < len(scores.images)
                 else "",
             }
@@ -131,11 +130,11 @@ def _chart(measure: Measure, rows: list[Row], width: int, start: int) -> dict[st
 
     def bar(k: int, row: Row) -> Bar:
         left, right = (x(row.mean if math.isnan(v) else v) for v in (row.low, row.high))
-        kind = "culprit" if row.method == FLOOR else "before"
-        text = f"{row.method}: {sentences.number(row.mean)}"
+        kind = "marked" if row.method == FLOOR else "before"
+        text = f"{row.method}: {formatting.number(row.mean)}"
         if not math.isnan(row.low):
-            text += f", interval {sentences.number(row.low)} to {sentences.number(row.high)}"
-        return Bar(sentences.shorter(row.method, start // 8), 26.0 + LINE * k, left, x(row.mean), right, kind, text)
+            text += f", interval {formatting.number(row.low)} to {formatting.number(row.high)}"
+        return Bar(formatting.shorten(row.method, start // 8), 26.0 + LINE * k, left, x(row.mean), right, kind, text)
 
     bars = [bar(k, row) for k, row in enumerate(known)]
     floor = next((b for b, row in zip(bars, known, strict=True) if row.method == FLOOR), None)
@@ -147,7 +146,7 @@ def _chart(measure: Measure, rows: list[Row], width: int, start: int) -> dict[st
         "bottom": bottom,
         "bars": bars,
         "floor": floor,
-        "ticks": [(x(v), sentences.number(v)) for v in _ticks(low, high, 5 if width > 500 else 3)],
+        "ticks": [(x(v), formatting.number(v)) for v in _ticks(low, high, 5 if width > 500 else 3)],
         "name": f"{measure.name}, {measure.better} is better. " + "; ".join(b.text for b in bars),
     }
 

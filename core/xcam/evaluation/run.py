@@ -21,8 +21,10 @@ from xcam.evaluation.registry import Measure
 from xcam.evaluation.result import Evaluation
 from xcam.evaluation.scores import FLOOR, MIN_IMAGES
 from xcam.evaluation.truth import Truth
-from xcam.explanation.explain import BATCH, ImageSource, explain
+from xcam.explanation.explain import explain
 from xcam.explanation.result import Explanation
+from xcam.explanation.run import ImageSource
+from xcam.explanation.settings import BATCH
 from xcam.images import reading
 from xcam.methods.registry import Method
 from xcam.targets import Score, Target

@@ -1,6 +1,6 @@
-"""What a method asks of a model, answered through the contract: see xcam.methods.inputs.
+"""The inputs of a method, supplied by the model through the contract: see xcam.methods.inputs.
 
-Variants of pictures and of layer values go in, the target's values come out; tokens are seen as a grid.
+Variants of images and of layer values go in, the target's values come out; tokens are seen as a grid.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from xcam.methods.registry import Method, list_methods
 from xcam.targets import Target
 
 EPSILON = 1e-2
-"""Relative step of the difference that stands for a second derivative."""
+"""Relative step of the finite difference that replaces a second derivative."""
 
 T = TypeVar("T")
 
 
 class MethodContext:
-    """A batch of pictures at one layer, with one target for each picture."""
+    """A batch of images at one layer, with one target for each image."""
 
     def __init__(
         self, model: Model, layer: Layer, grid: Grid, batch: Array, trace: Trace, targets: Sequence[Target], m: int
     ) -> None:
         self._model, self._layer, self._grid = model, layer, grid
         self._batch, self._trace, self._targets, self._m = batch, trace, list(targets), m
-        self._own: list[Exception] = []  # what a target raised: it reaches the caller as it is
+        self._errors: list[Exception] = []  # raised by a target: they reach the caller unchanged
 
     def __call__(self, method: Method, options: Mapping[str, Any]) -> Array:
-        """The method's map [N, *spatial]."""
-        found = np.asarray(method.function(*(getattr(self, need) for need in method.inputs), **options))
-        if not np.isfinite(found).all():
+        """Return the method's map [N, *spatial]."""
+        cam = np.asarray(method.function(*(getattr(self, name) for name in method.inputs), **options))
+        if not np.isfinite(cam).all():
             raise ModelError(
                 f"{method.name} of {self._model.name} gives NaN or infinity at layer {self._layer.name!r}; check the "
                 "weights and the sizes of the layer's values"
             )
-        return found
+        return cam
 
     @property
     def activations(self) -> Array:
@@ -67,18 +67,18 @@ class MethodContext:
         return self._values(self._resumed(activations, rows, None).outputs, rows)
 
     def trace(self, x: Array, rows: Sequence[int]) -> tuple[Array, Array]:
-        cotangents = self._seeds(rows)
+        cotangents = self._cotangents(rows)
         trace = self._run(len(x), lambda: validation.trace(self._model, self._native(x), self._layer, cotangents))
         return self._grid.view(trace.activations), self._grid.view(trace.gradients[0])
 
     def hvp(self, vector: Array) -> Array:
-        """By a double backward pass, where the backend has one; else by the difference of two gradients.
+        """Return the Hessian times `vector`: by differentiating twice, or by the difference of two gradients.
 
-        A backend's own takes the cotangent v for a constant. For a value that is not linear in the outputs (a
-        probability) v changes too: Jᵀ·(∂v/∂outputs)·J·vector is added, J·vector and ∂v by differences.
+        A backend that differentiates twice takes the cotangent v for a constant. For a value that is not linear in the
+        outputs (a probability) v changes too: Jᵀ·(∂v/∂outputs)·J·vector is added, J·vector and ∂v by differences.
         """
         rows = range(len(self._batch))
-        cotangents = self._seeds(rows)
+        cotangents = self._cotangents(rows)
         if "hvp" not in self._model.capabilities:
             up, down = (
                 self._resumed(self.activations + sign * EPSILON * vector, rows, cotangents).gradients[0]
@@ -86,15 +86,17 @@ class MethodContext:
             )
             return self._grid.view(np.asarray((up - down) / np.float32(2 * EPSILON)))
         whole = self._grid.restore(vector, self._trace.activations)
-        found = validation.hvp(self._model, self._batch, self._layer.name, cotangents, [whole])[0]
+        product = validation.hvp(self._model, self._batch, self._layer.name, cotangents, [whole])[0]
         up_, down_ = (
             self._resumed(self.activations + sign * EPSILON * vector, rows, None).outputs for sign in (1, -1)
         )
         (above,), (below,) = cotangents(up_), cotangents(down_)
         change = each(lambda a, b: np.asarray((a - b) / np.float32(2 * EPSILON)), above, below)
         if any(np.any(one_output(change, name)) for name in (change if isinstance(change, Mapping) else [None])):
-            found = found + validation.trace(self._model, self._batch, self._layer, lambda _: [change]).gradients[0]
-        return self._grid.view(found)
+            product = (
+                product + validation.trace(self._model, self._batch, self._layer, lambda _: [change]).gradients[0]
+            )
+        return self._grid.view(product)
 
     @property
     def _last(self) -> bool:
@@ -117,88 +119,88 @@ class MethodContext:
         )
 
     def _run(self, count: int, work: Callable[[], T]) -> T:
-        """What the model gives; where it fails, though it did well on the clean pictures, a line that says on what."""
+        """Run the model on variants; where it fails, which it did not on the clean images, raise a ModelError."""
         try:
             return work()
         except (XcamError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            if error in self._own:
+            if error in self._errors:
                 raise
             raise ModelError(
-                f"{self._model.name} fails on a batch of {count} changed pictures or layer values: {first_line(error)}; "
-                "choose a method that changes none, such as gradcam, if the model takes no such batch"
+                f"{self._model.name} fails on a batch of {count} changed images or layer values: {first_line(error)}; "
+                "choose a method without variants, such as gradcam, if the model does not accept such a batch"
             ) from error
 
-    def _seeds(self, rows: Sequence[int]) -> Callable[[Outputs], list[Outputs]]:
+    def _cotangents(self, rows: Sequence[int]) -> Callable[[Outputs], list[Outputs]]:
         def cotangents(outputs: Outputs) -> list[Outputs]:
             try:
                 return [stack([cotangent(self._targets[row], pick(outputs, [k])) for k, row in enumerate(rows)])]
             except Exception as error:
-                self._own.append(error)
+                self._errors.append(error)
                 raise
 
         return cotangents
 
     def _values(self, outputs: Outputs, rows: Sequence[int]) -> Array:
-        """The value of each row's own target."""
-        wanted = np.asarray(rows)
-        found = np.empty(len(wanted), np.float64)
-        for row in np.unique(wanted):
-            places = np.flatnonzero(wanted == row)
-            found[places] = values(self._targets[row], pick(outputs, places.tolist()), len(places))
-        if not np.isfinite(found).all():
+        """Return the value of each variant's target."""
+        row_of = np.asarray(rows)
+        result = np.empty(len(row_of), np.float64)
+        for row in np.unique(row_of):
+            variants = np.flatnonzero(row_of == row)
+            result[variants] = values(self._targets[row], pick(outputs, variants.tolist()), len(variants))
+        if not np.isfinite(result).all():
             raise ModelError(
-                f"{self._model.name} gives NaN or infinity on changed pictures or layer values; check the weights and "
+                f"{self._model.name} gives NaN or infinity on changed images or layer values; check the weights and "
                 "float16 overflow"
             )
-        return found
+        return result
 
 
-def values(aim: Target, outputs: Outputs, count: int) -> Array:
-    """The target's value [count], a number for each row, also where it says one for all rows. Raises InputError."""
-    found = np.ravel(aim.value(outputs))
-    if len(found) == count:
-        return found
+def values(target: Target, outputs: Outputs, count: int) -> Array:
+    """Return the target's value [count] for each row, also where it returns one number. Raises InputError."""
+    result = np.ravel(target.value(outputs))
+    if len(result) == count:
+        return result
     if count == 1:
         raise InputError(
-            f"the value of {type(aim).__name__} has {len(found)} numbers for one row of outputs; "
+            f"the value of {type(target).__name__} has {len(result)} numbers for one row of outputs; "
             "value() must return one for each row"
         )
-    return np.concatenate([values(aim, pick(outputs, [k]), 1) for k in range(count)])
+    return np.concatenate([values(target, pick(outputs, [k]), 1) for k in range(count)])
 
 
-def cotangent(aim: Target, outputs: Outputs) -> Outputs:
-    """The target's cotangent, in the outputs' own order, zero where it says nothing. Raises InputError."""
-    given = aim.cotangent(outputs)
+def cotangent(target: Target, outputs: Outputs) -> Outputs:
+    """Return the target's cotangent in the order of the outputs, zero where it is missing. Raises InputError."""
+    result = target.cotangent(outputs)
     expected = outputs if isinstance(outputs, Mapping) else {"the output": outputs}
-    named = given if isinstance(given, Mapping) else {next(iter(expected)): given}
-    found = {name: np.asarray(named.get(name, np.zeros_like(value))) for name, value in expected.items()}
-    for name, value in found.items():
+    named = result if isinstance(result, Mapping) else {next(iter(expected)): result}
+    arrays = {name: np.asarray(named.get(name, np.zeros_like(value))) for name, value in expected.items()}
+    for name, value in arrays.items():
         if value.shape != expected[name].shape or not set(named) <= set(expected):
             raise InputError(
-                f"the cotangent of {type(aim).__name__} has shape {value.shape}, the outputs {expected[name].shape}; "
+                f"the cotangent of {type(target).__name__} has shape {value.shape}, the outputs {expected[name].shape}; "
                 "cotangent() must return an array like its outputs, or a mapping with their names"
             )
-    return found if isinstance(outputs, Mapping) else next(iter(found.values()))
+    return arrays if isinstance(outputs, Mapping) else next(iter(arrays.values()))
 
 
 def pick(outputs: Outputs, rows: Sequence[int]) -> Outputs:
-    """Rows of every output."""
+    """Return rows of every output."""
     if isinstance(outputs, np.ndarray):
         return outputs[rows]
     return {name: array[rows] for name, array in outputs.items()}
 
 
 def stack(rows: Sequence[Outputs]) -> Outputs:
-    """Batches of one as one batch."""
+    """Concatenate batches of one."""
     if isinstance(rows[0], np.ndarray):
         return np.concatenate([one_output(row) for row in rows])
     return {name: np.concatenate([one_output(row, name) for row in rows]) for name in rows[0]}
 
 
 def each(function: Callable[..., Array], *outputs: Outputs) -> Outputs:
-    """A function of arrays, on every output."""
+    """Apply a function of arrays to every output."""
     first = outputs[0]
     if isinstance(first, np.ndarray):
         return function(*outputs)
@@ -206,13 +208,13 @@ def each(function: Callable[..., Array], *outputs: Outputs) -> Outputs:
 
 
 def lacking(model: Model, method: Method) -> list[str]:
-    """What the method needs and the model's backend cannot do."""
-    asked = {capability for need in method.inputs for capability in CAPABILITIES.get(need, ())}
-    return sorted(asked - set(model.capabilities))
+    """Return the capabilities that the method needs and the model lacks."""
+    needed = {capability for name in method.inputs for capability in CAPABILITIES.get(name, ())}
+    return sorted(needed - set(model.capabilities))
 
 
 def require(model: Model, method: Method) -> None:
-    """Raises BackendError, with the methods that do work, where the model's backend lacks what the method needs."""
+    """Raise BackendError, with the methods that work, where the model lacks a capability that the method needs."""
     missing = lacking(model, method)
     if missing:
         able = [other.name for other in list_methods().values() if not lacking(model, other)]
@@ -223,5 +225,5 @@ def require(model: Model, method: Method) -> None:
 
 
 def without_gradients() -> list[str]:
-    """The methods that need no gradient."""
+    """Return the names of the methods that need no gradients."""
     return [name for name, method in list_methods().items() if not {"gradients", "trace", "hvp"} & set(method.inputs)]

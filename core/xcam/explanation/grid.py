@@ -43,16 +43,16 @@ def grid(
     if not explanations:
         raise InputError("there is nothing to draw; give one explanation or more")
     if not isinstance(columns, int) or columns < 0:
-        raise InputError(f"columns is {columns!r}; give a whole number, 0 for as square as can be")
-    words = list(captions) if captions is not None else distinct(explanations)
-    if len(words) != len(explanations):
-        raise InputError(f"{len(words)} captions for {len(explanations)} pictures; give one for each")
-    sheet = tiled([_small(e).overlay(alpha, colormap, blend, style) for e in explanations], words, columns)
+        raise InputError(f"cannot use columns={columns!r}; give a positive integer, or 0 for a nearly square grid")
+    texts = list(captions) if captions is not None else distinct(explanations)
+    if len(texts) != len(explanations):
+        raise InputError(f"{len(texts)} captions for {len(explanations)} images; give one for each")
+    sheet = tiled([_small(e).overlay(alpha, colormap, blend, style) for e in explanations], texts, columns)
     return with_notes(sheet, tuple(dict.fromkeys(note for e in explanations for note in e.notes)))
 
 
 def _small(e: Explanation) -> Explanation:
-    """The same over a picture that is no larger than a tile: a dozen of 48 megapixels would fill the memory."""
+    """Return a copy whose image is not larger than a tile: a dozen images of 48 megapixels would fill the memory."""
     height, width = e.image.shape[:2]
     factor = SIDE[1] / max(height, width)
     if factor >= 1:
@@ -61,17 +61,17 @@ def _small(e: Explanation) -> Explanation:
 
 
 def distinct(explanations: Sequence[Explanation]) -> list[str]:
-    """For each explanation, what tells it from the others."""
+    """Return a caption for each explanation: the properties in which they differ."""
     rows = [(_name(e), e.method, e.layer, e.model, e.backend) for e in explanations]
-    told = [k for k in range(5) if len({row[k] for row in rows}) > 1] or [0]
-    names = [", ".join(row[k] for k in told) for row in rows]
-    chances = [float(e.scores[e.index]) if e.index is not None else None for e in explanations]
-    if told == [0]:
-        return [n if p is None else f"{n} {p:.0%}" for n, p in zip(names, chances, strict=True)]
+    differing = [k for k in range(5) if len({row[k] for row in rows}) > 1] or [0]
+    names = [", ".join(row[k] for k in differing) for row in rows]
+    shares = [float(e.scores[e.index]) if e.index is not None else None for e in explanations]
+    if differing == [0]:
+        return [n if p is None else f"{n} {p:.0%}" for n, p in zip(names, shares, strict=True)]
     return names
 
 
 def _name(e: Explanation) -> str:
-    """The label; the index, where the letters cannot be drawn."""
+    """Return the label; the index where the font lacks the label's characters."""
     lost = drawable(e.label).count("?") > e.label.count("?")
     return f"class {e.index}" if lost and e.index is not None else e.label

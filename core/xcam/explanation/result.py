@@ -1,4 +1,4 @@
-"""The answer: a heatmap, with everything it was made from, that can draw, save and show itself."""
+"""The result of `explain`: a heatmap with its sources, which can be drawn, saved and shown in a notebook."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xcam.contract import files
+from xcam.errors import keywords_checked
 from xcam.images import opencv, reading, resizing, writing
 from xcam.images.montage import with_notes
 from xcam.images.overlay import Blend, Style, check_drawing, contours, overlay, signed_overlay
@@ -22,37 +23,47 @@ from xcam.methods.maps import Normalize
 from xcam.targets import Target
 
 
+def class_label(labels: Sequence[str] | None, index: int) -> str:
+    """Return the label of a class; its index in digits where there is none."""
+    return labels[index] if labels is not None and index < len(labels) else str(index)
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where one network looked, on one picture, for one target."""
+    """Where a model looked on one image, for one target."""
 
     image: reading.Image = field(repr=False)
-    """RGB uint8 [H, W, 3], as it was given, upright."""
+    """RGB uint8 [H, W, 3], upright."""
     cam: npt.NDArray[np.float32] = field(repr=False)
     """The raw map at the layer's size [h, w]: signed, before ReLU and normalisation."""
     outputs: npt.NDArray[Any] = field(repr=False)
-    """The class scores [K] as the model gave them: logits where the backend could find them."""
+    """The class scores [K]: logits where the backend can give them."""
     scores: npt.NDArray[Any] = field(repr=False)
-    """Class probabilities [K]; the outputs themselves where they are no class scores."""
+    """Class probabilities [K]; the outputs themselves where they are not class scores."""
     target: Target
-    """What was explained, with its class fixed."""
+    """The explained target; its class is fixed."""
     index: int | None
-    """The explained class, None for a target that is no class."""
+    """The explained class; None for a target that is not a class."""
     label: str
-    """Its name, or its index in digits, or the name of the target."""
+    """The label of the class, or its index in digits, or the name of the target."""
     score: float
-    """The value that was explained: the class's logit or probability."""
+    """The explained value: the logit or the probability of the class, or the target's value."""
     layer: str
+    """Name of the layer."""
     method: str
+    """Name of the method."""
     backend: str
+    """Name of the backend."""
     model: str
+    """Name of the model."""
     normalize: Normalize = "max"
+    """The normalisation of `heatmap`."""
     path: Path | None = None
-    """Where the picture came from, when it came from a file."""
+    """The image's file, where it has one."""
     notes: tuple[str, ...] = ()
-    """What a reader of the picture must know: written under it when it is saved."""
+    """Facts that a reader of the heatmap must know; they are written below a saved overlay."""
     labels: Sequence[str] | None = field(default=None, repr=False)
-    """Class names, where the model has them."""
+    """The labels of all classes, where the model has them."""
 
     @property
     def positive(self) -> npt.NDArray[np.float32]:
@@ -67,20 +78,30 @@ class Explanation:
         return maps.resize(small, (height, width))
 
     @property
+    def unit_heatmap(self) -> npt.NDArray[np.float32]:
+        """float32 [H, W], the image's size, in 0…1 whatever `normalize` is: the values that colours need."""
+        return replace(self, normalize="max").heatmap if self.normalize == "none" else self.heatmap
+
+    @property
     def signed(self) -> npt.NDArray[np.float32]:
         """float32 [H, W], the image's size, in −1…1: the raw map with its sign, divided by its largest magnitude."""
-        most = float(np.abs(self.cam).max())
+        largest = float(np.abs(self.cam).max())
         height, width = self.image.shape[:2]
-        return maps.resize(self.cam / most if most > 0 else self.cam, (height, width))
+        return maps.resize(self.cam / largest if largest > 0 else self.cam, (height, width))
 
     def top(self, n: int = 3) -> list[int]:
-        """The `n` classes with the highest scores, best first."""
+        """Return the `n` classes with the highest scores, the best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
 
     def shrunk(self, side: int = resizing.THUMBNAIL) -> Explanation:
-        """The same on a small copy of the picture, for keeping many: its longer side is `side` at most. `cam` stays."""
+        """Return a copy with a smaller image, so that many can be kept. `cam` is not changed.
+
+        Args:
+            side: The largest length of the image's longer side, in pixels.
+        """
         return replace(self, image=resizing.shrunk(self.image, side))
 
+    @keywords_checked()
     def overlay(
         self,
         alpha: float = 0.5,
@@ -88,31 +109,55 @@ class Explanation:
         blend: Blend = "mix",
         style: Style = "heat",
     ) -> reading.Image:
-        """The heatmap over the picture, uint8 [H, W, 3] RGB. See xcam.images.overlay.
+        """Draw the heatmap over the image.
 
-        style: `heat`, in colours; `contour`, as lines at 0.25, 0.5 and 0.75; `signed`, what speaks for the target in red,
-        what speaks against it in blue. Contours have no alpha and no blend, signed maps no colormap and no blend.
-        Raises InputError.
+        Args:
+            alpha: The opacity of the heatmap, 0…1; not used by contours.
+            colormap: An OpenCV colormap; not used by signed maps.
+            blend: `mix`: (1 − alpha)·image + alpha·colour; `add`: image + alpha·colour. Used by `heat` only.
+            style: `heat`: colours; `contour`: lines at 0.25, 0.5 and 0.75; `signed`: evidence for the target in red,
+                against it in blue.
+
+        Returns:
+            uint8 [H, W, 3] RGB.
+
+        Raises:
+            InputError: An argument cannot be used.
         """
         check_drawing(style, alpha, colormap, blend)
         if style == "signed":
             return signed_overlay(self.image, self.signed, alpha)
-        # Colours need 0…1; the map keeps its own scale.
-        heatmap = replace(self, normalize="max").heatmap if self.normalize == "none" else self.heatmap
         if style == "contour":
-            return contours(self.image, heatmap, colormap)
-        return overlay(self.image, heatmap, alpha, colormap, blend)
+            return contours(self.image, self.unit_heatmap, colormap)
+        return overlay(self.image, self.unit_heatmap, alpha, colormap, blend)
 
-    def save(self, path: str | os.PathLike[str], **drawing: Any) -> None:
-        """Write the overlay (.jpg, .png, …), or the arrays (.npz). Takes the arguments of `overlay`.
+    @keywords_checked()
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        alpha: float = 0.5,
+        colormap: str = "jet",
+        blend: Blend = "mix",
+        style: Style = "heat",
+    ) -> None:
+        """Write the overlay (.jpg, .png, …), or the arrays (.npz). The file is written completely or not at all.
 
-        The file appears whole or not at all. Notes are written in a strip under the picture, which leaves the
-        picture's own pixels alone. Raises InputError.
+        Notes are written in a strip below the image; the image's own pixels stay as they are.
+
+        Args:
+            path: The file to write.
+            alpha: As for `overlay`, and so the others.
+            colormap: An OpenCV colormap.
+            blend: `mix` or `add`.
+            style: `heat`, `contour` or `signed`.
+
+        Raises:
+            InputError: The file cannot be written, or an argument cannot be used.
         """
         if Path(path).suffix.lower() == ".npz":
             files.write_whole(path, self._npz())
         else:
-            writing.write(path, with_notes(self.overlay(**drawing), self.notes))
+            writing.write(path, with_notes(self.overlay(alpha, colormap, blend, style), self.notes))
 
     def _npz(self) -> bytes:
         buffer = io.BytesIO()
@@ -134,5 +179,5 @@ class Explanation:
 
     def _repr_png_(self) -> bytes:
         cv2 = opencv.load()
-        picture = with_notes(self.overlay(), self.notes)
-        return bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+        image = with_notes(self.overlay(), self.notes)
+        return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())

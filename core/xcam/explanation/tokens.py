@@ -1,6 +1,6 @@
-"""Tokens as a grid: a transformer's [N, C, T] seen as [N, C, h, w], and back.
+"""Tokens as a grid: a transformer's [N, C, T] as [N, C, h, w], and back.
 
-Class and register tokens stand before the patches; they are set aside, and put back when a value goes back into the
+Class and register tokens come before the patches; they are left out of the grid, and put back when values return to the
 model.
 """
 
@@ -15,53 +15,53 @@ from xcam.contract import Array, InputSpec, Layer
 from xcam.errors import ModelError
 
 MOST_EXTRA = 8
-"""More class and register tokens than this are not looked for."""
+"""The largest number of class and register tokens."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How many tokens stand before the patches, and the patches' (h, w); None where there is nothing to unfold."""
+    """The grid of the patches."""
 
     extra: int = 0
+    """The number of tokens before the patches."""
     size: tuple[int, int] | None = None
+    """(h, w) of the patches; None for a layer without tokens."""
 
     def view(self, tokens: Array) -> Array:
-        """[N, C, T] → [N, C, h, w], row by row; anything else as it is."""
+        """Return [N, C, T] as [N, C, h, w], row by row; the values of a layer without tokens unchanged."""
         return tokens if self.size is None else tokens[..., self.extra :].reshape(*tokens.shape[:2], *self.size)
 
     def restore(self, view: Array, tokens: Array) -> Array:
-        """[N, C, h, w] → [N, C, T], with the extra tokens of `tokens` [N, C, T] before it. The inverse of `view`."""
+        """Return [N, C, h, w] as [N, C, T], after the extra tokens of `tokens` [N, C, T]: the inverse of `view`."""
         if self.size is None:
             return view
         return np.concatenate([tokens[..., : self.extra], view.reshape(*view.shape[:2], -1)], axis=-1)
 
 
 def grid(layer: Layer, count: int, spec: InputSpec, batch_shape: Sequence[int]) -> Grid:
-    """The grid of a layer with `count` tokens, from the shape of the batch that went in. Raises ModelError."""
+    """Return the grid of a layer with `count` tokens, from the shape of the model's input. Raises ModelError."""
     if layer.layout != "tokens":
         return Grid()
     if len(layer.shape) != 2:
-        raise ModelError(
-            f"layer {layer.name!r} keeps {len(layer.shape)} axes, and tokens have two; leave --layout out"
-        )
+        raise ModelError(f"layer {layer.name!r} has {len(layer.shape)} axes, and tokens have two; leave --layout out")
     space = batch_shape[1:-1] if spec.layout == "channels_last" else batch_shape[2:]
-    found = infer(count, (space[0], space[1]))
-    if found is None:
+    result = infer(count, (space[0], space[1]))
+    if result is None:
         raise ModelError(
-            f"the {count} tokens of layer {layer.name!r} make no grid over a picture of {space[0]}×{space[1]}; "
-            "choose a layer whose tokens are patches, or give --layout if they are no tokens"
+            f"the {count} tokens of layer {layer.name!r} do not fit a grid over an image of {space[0]}×{space[1]}; "
+            "choose a layer whose tokens are patches, or give --layout if they are not tokens"
         )
-    return found
+    return result
 
 
-def infer(count: int, picture: tuple[int, int]) -> Grid | None:
-    """The grid of `count` tokens over a picture (height, width): square patches, as few extra tokens as it takes."""
-    height, width = picture
+def infer(count: int, size: tuple[int, int]) -> Grid | None:
+    """Return the grid of `count` tokens over an image of (height, width): square patches, the fewest extra tokens."""
+    height, width = size
     for extra in range(min(MOST_EXTRA, count - 1) + 1):
         for patch in range(1, min(height, width) + 1):
             cut_off = (height // patch, width // patch)
             padded = (-(-height // patch), -(-width // patch))
-            for size in (cut_off, padded):
-                if size[0] * size[1] == count - extra > 1:
-                    return Grid(extra, size)
+            for grid_size in (cut_off, padded):
+                if grid_size[0] * grid_size[1] == count - extra > 1:
+                    return Grid(extra, grid_size)
     return None

@@ -1,1 +1,1 @@
-"""HTML reports: rendering, thumbnails and templates. Arrays and strings only."""
+"""HTML reports: rendering, thumbnails, charts and templates. Arrays and strings only; no kind of result is known here."""

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from xcam import Layer
-from xcam.comparison.alignment import align, innermost, permutation, sketch
+from xcam.comparison.alignment import align, innermost, permutation, sample
 
 
 def layers(*names: str, values: Any) -> list[Any]:
-    return [sketch(Layer(n, "Conv", v.shape[1:]), v) for n, v in zip(names, values, strict=True)]
+    return [sample(Layer(n, "Conv", v.shape[1:]), v) for n, v in zip(names, values, strict=True)]
 
 
 def test_what_stands_in_another_order_is_not_matched_to_something_else() -> None:
@@ -56,17 +56,17 @@ def test_the_innermost_part_that_hands_on_a_value() -> None:
     value, other = np.random.default_rng(5).normal(size=(2, 1, 5, 6, 7)).astype(np.float32)
     found = layers("f.7", "f.7.conv", "f.7.conv.3", "f.8", values=(value, value, value, other))
     assert [innermost(found, k) for k in range(4)] == ["f.7.conv.3", "f.7.conv.3", "f.7.conv.3", "f.8"]
-    alias = sketch(Layer("f.7", "Add", value.shape[1:], aliases=("f.7.add", "add_3")), value)
+    alias = sample(Layer("f.7", "Add", value.shape[1:], aliases=("f.7.add", "add_3")), value)
     assert innermost([alias], 0) == "f.7.add"
 
 
-def test_a_sketch_keeps_the_same_places_of_all_channels() -> None:
+def test_a_sample_has_the_same_positions_of_all_channels() -> None:
     values = np.arange(2 * 3 * 20 * 30, dtype=np.float32).reshape(2, 3, 20, 30)
-    found = sketch(Layer("a", "Conv", (3, 20, 30)), np.moveaxis(np.moveaxis(values, 1, -1).copy(), -1, 1))
+    found = sample(Layer("a", "Conv", (3, 20, 30)), np.moveaxis(np.moveaxis(values, 1, -1).copy(), -1, 1))
     assert (found.shape, found.values.shape) == ((3, 20, 30), (2, 3, 196))
     picked = values[0, 0].ravel().searchsorted(found.values[0, 0])
     assert (picked[0], picked[-1]) == (0, 599)
     np.testing.assert_array_equal(found.values, values.reshape(2, 3, -1)[..., picked])
     for vector in (np.float32([[1, 2, 3]]), np.float32([[[1], [2], [3]]])):
-        assert sketch(Layer("b", "Dense", (3,)), vector).values.tolist() == [[[1], [2], [3]]]
-    assert sketch(Layer("c", "Dense", ()), np.float32([7, 8])).values.tolist() == [[[7]], [[8]]]
+        assert sample(Layer("b", "Dense", (3,)), vector).values.tolist() == [[[1], [2], [3]]]
+    assert sample(Layer("c", "Dense", ()), np.float32([7, 8])).values.tolist() == [[[7]], [[8]]]

@@ -79,7 +79,7 @@ def test_positions_in_the_chart() -> None:
     ((_, wide), _) = page(evaluation())["measures"][0]["charts"]
     ours, floor = wide["bars"]
     assert ours.low <= ours.mean <= ours.high < floor.low <= floor.mean <= floor.high
-    assert (ours.kind, floor.kind) == ("before", "culprit")
+    assert (ours.kind, floor.kind) == ("before", "marked")
     assert wide["floor"] is floor
     assert all(wide["left"] <= x <= wide["width"] for x, _ in wide["ticks"])
     assert len(wide["ticks"]) >= 3

@@ -1,10 +1,8 @@
-"""From a model and pictures to explanations, with a backend whose numbers are known."""
+"""From a model and images to explanations, with a backend whose numbers are known."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,9 @@ IMAGES = [rng.integers(0, 256, (4, 6, 3), dtype=np.uint8) for _ in range(3)]
 
 @pytest.fixture
 def model() -> FakeModel:
-    made = FakeModel()
-    made.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("raw"))
-    return made
+    model = FakeModel()
+    model.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("raw"))
+    return model
 
 
 def by_hand(image: np.ndarray, column: int) -> np.ndarray:
@@ -82,14 +80,14 @@ def test_several_targets_of_one_picture_cost_one_pass(model: FakeModel) -> None:
         np.testing.assert_allclose(e.heatmap, by_hand(IMAGES[0], column), atol=1e-6)
 
 
-def test_one_target_for_each_picture_or_an_error(model: FakeModel) -> None:
+def test_one_target_for_each_image_or_an_error(model: FakeModel) -> None:
     found = xcam.explain(model, IMAGES, target=[0, 1, 0])
     assert [e.index for e in found] == [0, 1, 0]
     mixed = xcam.explain(model, IMAGES, target=[[0, 1], 1, [0]])
     assert [e.index for e in mixed[0]] == [0, 1]
     assert mixed[1].index == 1
     assert [e.index for e in mixed[2]] == [0]
-    with pytest.raises(InputError, match="2 targets for 3 pictures"):
+    with pytest.raises(InputError, match="2 targets for 3 images"):
         xcam.explain(model, IMAGES, target=[0, 1])
     with pytest.raises(InputError, match="an empty list of targets"):
         xcam.explain(model, IMAGES[0], target=[])
@@ -124,12 +122,12 @@ def test_a_cotangent_of_the_wrong_shape_is_refused(model: FakeModel) -> None:
         xcam.explain(model, IMAGES[0], target=Wrong())
 
 
-def test_a_zero_map_is_said_to_be_zero_and_why(model: FakeModel) -> None:
+def test_a_zero_map_is_reported_with_its_cause(model: FakeModel) -> None:
     with pytest.warns(ZeroHeatmapWarning, match="every activation of the layer is zero"):
         e = xcam.explain(model, np.zeros((4, 6, 3), np.uint8), target=0)
     np.testing.assert_array_equal(e.heatmap, 0)
     model.weights[:] = [[-1, 1], [-1, 1], [-1, 1]]
-    with pytest.warns(ZeroHeatmapWarning, match="speaks against the class"):
+    with pytest.warns(ZeroHeatmapWarning, match="the whole map is negative: it argues against the class"):
         e = xcam.explain(model, IMAGES[0], target=0)
     np.testing.assert_array_equal(e.heatmap, 0)
     assert e.cam.max() < 0
@@ -165,7 +163,7 @@ def test_a_backend_that_breaks_the_contract_is_named(model: FakeModel, spoil: An
         xcam.explain(model, IMAGES[0])
 
 
-def test_nan_is_said_not_drawn(model: FakeModel) -> None:
+def test_nan_is_an_error(model: FakeModel) -> None:
     model.weights[0, 0] = np.nan
     with pytest.raises(ModelError, match="fake gives NaN or infinity in its outputs at layer 'features'"):
         xcam.explain(model, IMAGES[0])
@@ -192,45 +190,10 @@ def test_unknown_layers_methods_and_options(model: FakeModel) -> None:
         xcam.explain(model, IMAGES[0], target="bird")
 
 
-def test_a_model_that_does_not_say_its_scale_is_warned_of() -> None:
-    with pytest.warns(XcamWarning, match="does not say how pictures are to be scaled: 'unit'"):
+def test_a_model_without_a_stated_preprocessing_is_warned_of() -> None:
+    with pytest.warns(XcamWarning, match="fake does not state how images are scaled: 'unit'") as record:
         xcam.explain(FakeModel(), IMAGES[0])
-
-
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".npz"])
-def test_save(model: FakeModel, tmp_path: Path, suffix: str) -> None:
-    ramp = np.linspace(0, 255, 120)[:, None, None].repeat(80, 1) * [1, 0.5, 0]
-    ramp = ramp.astype(np.uint8)
-    e = xcam.explain(model, ramp)
-    path = tmp_path / f"cam{suffix}"
-    e.save(path)
-    if suffix == ".npz":
-        with np.load(path) as arrays:
-            np.testing.assert_array_equal(arrays["heatmap"], e.heatmap)
-            np.testing.assert_array_equal(arrays["cam"], e.cam)
-            assert (str(arrays["label"]), str(arrays["layer"])) == (e.label, "features")
-    else:
-        atol = 0 if suffix == ".png" else 12
-        np.testing.assert_allclose(xcam.images.reading.read(path).astype(int), e.overlay(), atol=atol)
-    assert list(tmp_path.iterdir()) == [path]
-    assert e._repr_png_().startswith(b"\x89PNG")
-
-
-def test_notes_stand_under_the_picture_and_leave_its_pixels_alone(model: FakeModel, tmp_path: Path) -> None:
-    model.notes = ("random weights",)
-    image = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
-    e = xcam.explain(model, image)
-    e.save(tmp_path / "cam.png")
-    picture = xcam.images.reading.read(tmp_path / "cam.png")
-    assert picture.shape[0] > 105
-    np.testing.assert_array_equal(picture[:100], e.overlay())
-    assert len(np.unique(picture[100:])) > 10  # letters
-
-
-def test_normalize_none_keeps_the_scale_and_still_draws(model: FakeModel) -> None:
-    e = xcam.explain(model, IMAGES[0], target=0, normalize="none")
-    np.testing.assert_allclose(e.heatmap, e.positive, rtol=1e-6)
-    np.testing.assert_array_equal(e.overlay(), xcam.explain(model, IMAGES[0], target=0).overlay())
+    assert record[0].filename == __file__, "the line of the caller"
 
 
 def test_no_warning_without_a_cause(model: FakeModel) -> None:
@@ -240,12 +203,12 @@ def test_no_warning_without_a_cause(model: FakeModel) -> None:
 
 
 @pytest.mark.parametrize("image", [None, 3, b"x", [IMAGES[0]], IMAGES[0].astype(float), object()])
-def test_what_is_no_image(model: FakeModel, image: Any) -> None:
+def test_values_that_are_not_images(model: FakeModel, image: Any) -> None:
     with pytest.raises(InputError, match="give a path, or RGB as uint8"):
         xcam.explain(model, [image] if isinstance(image, list) else image)
 
 
-def test_words_of_the_wrong_type(model: FakeModel) -> None:
+def test_arguments_of_the_wrong_type(model: FakeModel) -> None:
     with pytest.raises(InputError, match="unknown layer 3 in fake"):
         xcam.explain(model, IMAGES[0], layer=3)  # type: ignore[call-overload]
     assert xcam.explain(model, IMAGES[0], layer=model.layers[0]).layer == "features"  # type: ignore[call-overload]
@@ -261,9 +224,9 @@ def test_words_of_the_wrong_type(model: FakeModel) -> None:
             xcam.load("demo", "keras", **options)
 
 
-def test_whole_number_inputs_take_pixels_as_they_are(model: FakeModel) -> None:
+def test_integer_inputs_take_pixels_unchanged(model: FakeModel) -> None:
     model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("unit", scale=1 / 255))
-    with pytest.raises(InputError, match=r"takes whole numbers \(int32\), and 'unit' makes fractions; use raw"):
+    with pytest.raises(InputError, match=r"takes integers \(int32\), and 'unit' gives fractions; use raw"):
         xcam.explain(model, IMAGES[0])
 
 
@@ -274,17 +237,10 @@ def test_a_model_of_one_channel_takes_no_preprocessing_for_three(model: FakeMode
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 2)])
-def test_outputs_without_a_row_for_each_picture(model: FakeModel, shape: tuple[int, ...]) -> None:
+def test_outputs_without_a_row_for_each_image(model: FakeModel, shape: tuple[int, ...]) -> None:
     model.spoil_outputs = lambda _: np.zeros(shape, np.float32)
     with pytest.raises(ModelError, match="each image needs a row of its own"):
         xcam.explain(model, IMAGES[0])
-
-
-def test_explanations_can_be_compared_and_kept_in_sets(model: FakeModel) -> None:
-    e, f = xcam.explain(model, IMAGES[:2])
-    assert e == e
-    assert e != f
-    assert len({e, f}) == 2
 
 
 def test_classes_have_probabilities_too(model: FakeModel) -> None:
@@ -295,7 +251,7 @@ def test_classes_have_probabilities_too(model: FakeModel) -> None:
     assert (two.index, two.label) == (None, "cat-dog")
 
 
-def test_layers_pictures_and_targets_give_lists_in_that_shape(model: FakeModel) -> None:
+def test_layers_images_and_targets_give_lists_in_that_shape(model: FakeModel) -> None:
     model.trace, trace = lambda x, layer, cotangents=None: trace(x, "features", cotangents), model.trace  # type: ignore[method-assign]
     found = xcam.explain(model, IMAGES, layer=["features", "pool"], target=[["top2", 0], 1, (None,)], fuse="max")
     assert [[e.index for e in row] if isinstance(row, list) else row.index for row in found][1] == 1
@@ -305,42 +261,30 @@ def test_layers_pictures_and_targets_give_lists_in_that_shape(model: FakeModel) 
     assert found[0][2].index == 0
 
 
-def test_layers_that_make_no_sense_are_found_before_the_work(model: FakeModel) -> None:
-    for layer, more, words in (
+def test_invalid_layers_are_refused_before_the_work(model: FakeModel) -> None:
+    for layer, options, message in (
         (["features", "features"], {}, "layer 'features' is given twice"),
         (["features", "nowhere"], {}, "unknown layer 'nowhere'"),
-        (["features", "pool"], {"fuse": "sum"}, "no fusion 'sum'"),
+        (["features", "pool"], {"fuse": "sum"}, "unknown fusion 'sum'"),
         ([], {}, "an empty list of layers"),
-        (None, {"augment": "no"}, "augment is 'no'; give True or False"),
+        (None, {"augment": "no"}, "cannot use augment='no'; give True or False"),
     ):
-        with pytest.raises(InputError, match=words):
-            xcam.explain(model, IMAGES[0], layer=layer, **more)  # type: ignore[call-overload]
+        with pytest.raises(InputError, match=message):
+            xcam.explain(model, IMAGES[0], layer=layer, **options)  # type: ignore[call-overload]
     assert model.calls == []
 
 
-def test_what_is_fused_belongs_together_and_zero_is_said(model: FakeModel) -> None:
-    a, b = xcam.explain(model, IMAGES[:2], target=0)
-    with pytest.raises(InputError, match="is another picture or class than 'cat' at features"):
-        xcam.fuse([a, b])
-    with pytest.raises(InputError, match="'dog' at features is another picture or class"):
-        xcam.fuse(xcam.explain(model, IMAGES[0], target=[0, 1]))
-    halves = [replace(a, cam=np.float32([row])) for row in ([1, 0], [0, 1])]
-    with pytest.warns(ZeroHeatmapWarning, match="the product of 2 layers is zero everywhere"):
-        assert not xcam.fuse(halves, "product").cam.any()
-    np.testing.assert_array_equal(xcam.fuse(halves).cam, [[0.5, 0.5]])
-
-
-def test_augmenting_whole_numbers_keeps_them_whole_and_pixels(model: FakeModel) -> None:
-    """0.9 and 1.1 as whole numbers are 0 and 1."""
+def test_augmenting_integers_keeps_them_integers_and_pixels(model: FakeModel) -> None:
+    """0.9 and 1.1 as integers are 0 and 1."""
     model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("raw"))
     seen: list[np.ndarray] = []
     trace = model.trace
 
-    def told(x: Any, layer: str, cotangents: Any = None) -> Any:
+    def record(x: Any, layer: str, cotangents: Any = None) -> Any:
         seen.append(x)
         return trace(x.astype(np.float32), layer, cotangents)
 
-    model.trace = told  # type: ignore[method-assign]
+    model.trace = record  # type: ignore[method-assign]
     xcam.explain(model, IMAGES[0], target=0, augment=True)
     assert len(seen) == 6
     assert {x.dtype for x in seen} == {np.dtype(np.int32)}
@@ -348,23 +292,23 @@ def test_augmenting_whole_numbers_keeps_them_whole_and_pixels(model: FakeModel) 
     np.testing.assert_array_equal(seen[5], np.minimum(np.rint(seen[0][..., ::-1] * 1.1), 255))
 
 
-def test_nan_on_augmented_pictures_is_said(model: FakeModel) -> None:
+def test_nan_on_augmented_images_is_an_error(model: FakeModel) -> None:
     model.spoil_outputs = lambda outputs: outputs * np.float32(np.nan if model.calls[1:] else 1)
     with pytest.raises(ModelError, match="fake gives NaN or infinity in its outputs"):
         xcam.explain(model, IMAGES[0], target=0, augment=True)
 
 
-def test_a_layer_with_one_or_three_axes_of_space_has_no_map(model: FakeModel) -> None:
+def test_a_layer_with_one_or_three_spatial_axes_is_refused(model: FakeModel) -> None:
     for shape in ((3, 24), (3, 2, 2, 6)):
         model.layers = [xcam.Layer("features", "Conv", shape)]
         model.spoil = lambda t, shape=shape: xcam.Trace(  # type: ignore[misc]
             t.outputs, t.activations.reshape(1, *shape), [g.reshape(1, *shape) for g in t.gradients]
         )
-        with pytest.raises(ModelError, match="needs two axes of space; choose another layer"):
+        with pytest.raises(ModelError, match="needs two spatial axes; choose another layer"):
             xcam.explain(model, IMAGES[0])
 
 
-def test_one_output_for_each_picture(model: FakeModel) -> None:
+def test_one_output_for_each_image(model: FakeModel) -> None:
     model.weights, model.labels, model.output_activation = np.float32([0.01, 0.02, -0.01]), None, "sigmoid"
     trace = model.trace
     model.trace = lambda x, layer, cotangents=None: trace(  # type: ignore[method-assign]
@@ -387,11 +331,19 @@ def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
     model.gradient = lambda a, v: gradient(a, v["all"])  # type: ignore[method-assign]
 
     class Second:
-        def value(self, said: Any) -> Any:
-            return said["all"][:, 1]
+        def value(self, outputs: Any) -> Any:
+            return outputs["all"][:, 1]
 
-        def cotangent(self, said: Any) -> Any:
-            return {"all": np.eye(2)[[1] * len(said["all"])]}
+        def cotangent(self, outputs: Any) -> Any:
+            return {"all": np.eye(2)[[1] * len(outputs["all"])]}
 
     found = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", method_options={"n": 2})
     np.testing.assert_allclose(found.cam, plain.cam, rtol=1e-5)
+
+
+def test_the_image_is_a_copy(model: FakeModel) -> None:
+    image = IMAGES[0].copy()
+    one, (other,) = xcam.explain(model, image, target=0), xcam.explain(model, [image], target=0)
+    image[:] = 0
+    for e in (one, other):
+        np.testing.assert_array_equal(e.image, IMAGES[0])

@@ -64,9 +64,9 @@ def test_notes_are_below_the_grid_once() -> None:
 
 def test_invalid_arguments() -> None:
     for columns in (-1, 1.5):
-        with pytest.raises(InputError, match=f"columns is {columns}"):
+        with pytest.raises(InputError, match=f"cannot use columns={columns}"):
             xcam.grid([made()], columns=columns)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="2 captions for 1 pictures"):
+    with pytest.raises(InputError, match="2 captions for 1 images"):
         xcam.grid([made()], ["a", "b"])
     with pytest.raises(InputError, match="there is nothing to draw"):
         xcam.grid([])

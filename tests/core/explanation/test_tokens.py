@@ -33,7 +33,7 @@ def test_grids(count: int, picture: tuple[int, int], expected: Grid) -> None:
 def test_no_grid_is_an_error_with_a_remedy() -> None:
     layer = Layer("blocks.3", "Block", (8, 60), layout="tokens")
     with pytest.raises(
-        ModelError, match=r"the 60 tokens of layer 'blocks\.3' make no grid over a picture of 224×224"
+        ModelError, match=r"the 60 tokens of layer 'blocks\.3' do not fit a grid over an image of 224×224"
     ):
         grid(layer, 60, InputSpec((224, 224)), (1, 3, 224, 224))
 

@@ -17,7 +17,7 @@
     blend();
   }
 
-  // Blinking: the models of every picture in one place, one after the other.
+  // Blinking: the models of every image at one position, one after the other.
   const stacks = all(".panes").map((panes) => all(".pane.model", panes));
   const pause = one("#pause");
   let shown = 0, timer = 0;
@@ -73,25 +73,25 @@
     choose(0, false);
   }
 
-  // The layer under the pointer, or the finger, in words under its chart.
+  // The layer under the pointer or the finger, as text under its chart.
   for (const plot of all(".plot")) {
-    const words = plot.querySelector(".readout");
+    const text = plot.querySelector(".readout");
     for (const chart of all(".chart", plot)) {
       const dots = all(".dot", chart);
-      const places = dots.map((dot) => Number(dot.getAttribute("cx")));
+      const positions = dots.map((dot) => Number(dot.getAttribute("cx")));
       const clear = () => { for (const dot of dots) dot.classList.remove("near"); };
       const point = (event) => {
         const box = chart.getBoundingClientRect();
         const x = (event.clientX - box.left) / box.width * chart.viewBox.baseVal.width;
         let best = 0;
-        places.forEach((place, k) => { if (Math.abs(place - x) < Math.abs(places[best] - x)) best = k; });
+        positions.forEach((position, k) => { if (Math.abs(position - x) < Math.abs(positions[best] - x)) best = k; });
         clear();
         dots[best].classList.add("near");
-        words.textContent = dots[best].textContent;
+        text.textContent = dots[best].textContent;
       };
       chart.addEventListener("pointermove", point);
       chart.addEventListener("pointerdown", point);
-      chart.addEventListener("pointerleave", () => { clear(); words.textContent = words.dataset.rest; });
+      chart.addEventListener("pointerleave", () => { clear(); text.textContent = text.dataset.rest; });
     }
   }
 

@@ -1,0 +1,122 @@
+"""The layers of several models, aligned with those of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from xcam import progress
+from xcam.comparison import alignment, divergence
+from xcam.comparison.alignment import LayerSample, Match
+from xcam.comparison.data import Divergence, Step
+from xcam.comparison.diagnosis import Diagnosis
+from xcam.comparison.inputs import batch
+from xcam.comparison.rerun_checks import ComparedModel
+from xcam.contract import Array, InputSpec, Model, one_output
+from xcam.images import reading
+from xcam.models import layers
+
+
+class Correspondence:
+    """For each model after the first: which of its layers corresponds to which layer of the first."""
+
+    def __init__(self, models: Sequence[Model], specs: Sequence[InputSpec], images: Sequence[reading.Image]) -> None:
+        self.models = [
+            ComparedModel(model, spec, batch(spec, images)) for model, spec in zip(models, specs, strict=True)
+        ]
+        self.samples: list[list[LayerSample]] = [
+            alignment.samples(each.model, each.x) for each in progress.steps(self.models, "models' layers")
+        ]
+        self.matches: dict[int, list[Match]] = {
+            k: alignment.align(self.samples[0], self.samples[k]) for k in range(1, len(models))
+        }
+        """For each model after the first, its matches."""
+
+    def add_outputs(self, logits: Sequence[Array] | None = None) -> None:
+        """Add the last output of each model, by its logits [N, …]; where none are given, the models are run."""
+        for k, each in enumerate(self.models):
+            values = one_output(each.model.predict(each.x)) if logits is None else logits[k]
+            output = alignment.output_sample(each.model, values)
+            self.samples[k] += [output] if output else []
+        first = self.samples[0]
+        for k, matches in self.matches.items():
+            second = self.samples[k]
+            both = first[-1].layer.is_output and second[-1].layer.is_output
+            if both and first[-1].values.shape == second[-1].values.shape:
+                matches.append(alignment.match(first, second, len(first) - 1, len(second) - 1))
+
+    def fill_in(self, names: list[str | None]) -> list[str]:
+        """Fill in the missing names of explained layers: the default of the first model, and its counterparts.
+
+        Where the default has no counterpart, the nearest earlier layer that has one is taken. Returns the names of
+        models without a counterpart, as findings for people.
+        """
+        findings = []
+        if names[0] is None:
+            names[0] = self._last_common(layers.find(self.models[0].model, None).name)
+        for k in range(1, len(self.models)):
+            if names[k] is None:
+                counterpart = self._counterpart(k, str(names[0]))
+                if counterpart is None:
+                    model = self.models[k].model
+                    findings.append(
+                        f"no layer of {model.name} corresponds to {names[0]!r} in shape and values; its default layer is "
+                        "explained"
+                    )
+                    counterpart = layers.find(model, None).name
+                names[k] = counterpart
+        return findings
+
+    def _counterpart(self, k: int, name: str) -> str | None:
+        for m in self.matches[k]:
+            if self.samples[0][m.first].layer.name == name:
+                return self.samples[k][m.second].layer.name
+        return None
+
+    def _last_common(self, name: str) -> str:
+        """Return `name`, or the last layer before it that has spatial axes and a counterpart in every other model."""
+        samples = self.samples[0]
+        names = [sample.layer.name for sample in samples]
+        last = names.index(name) if name in names else len(names) - 1
+        for index in range(last, -1, -1):
+            layer = samples[index].layer
+            fits = layer.has_space and layer.reaches_output and not layer.is_output
+            if fits and all(self._counterpart(k, layer.name) for k in range(1, len(self.models))):
+                return layer.name
+        return name
+
+    def _has_reordered_outputs(self, k: int, last: Match) -> bool:
+        """Return whether the outputs are those of the first model in another order that the labels do not state."""
+        if last.order is None or not self.samples[k][last.second].layer.is_output:
+            return False
+        labels, others = self.models[0].model.labels, self.models[k].model.labels
+        if labels is None or others is None or len(others) != len(last.order):
+            return True
+        return [others[index] for index in last.order] != list(labels)
+
+    def divergences(self, unlike: Collection[int]) -> Iterator[Divergence]:
+        """Yield for each other model the errors along the layers, where they jump, and the likely cause.
+
+        Args:
+            unlike: The models that are known to differ from the first: smaller errors are examined.
+        """
+        a = self.samples[0]
+        for k, matches in self.matches.items():
+            b = self.samples[k]
+            steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
+            errors = [m.error for m in matches]
+            index = divergence.first_jump(errors)
+            if index is None and k in unlike:
+                index = divergence.first_jump(errors, divergence.SUSPECT)
+            if index is None and matches and self._has_reordered_outputs(k, matches[-1]):
+                index = len(matches) - 1
+            cause: Diagnosis | None = None
+            notes: list[str] = []
+            if index is not None:
+                # Another order of channels is not a mistake where all following layers have it too.
+                moved = (i for i, m in enumerate(matches[:index]) if m.order and len(a[m.first].shape) > 1)
+                index = next(moved, index)
+                cause, notes = divergence.diagnose(a, b, matches, index, (self.models[0], self.models[k]))
+                m = matches[index]
+                error = alignment.error(a[m.first].values, b[m.second].values)  # without reordering channels
+                steps[index] = Step(alignment.innermost(a, m.first), alignment.innermost(b, m.second), error)
+            yield Divergence((0, k), tuple(steps), index, cause, tuple(notes))

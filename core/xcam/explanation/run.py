@@ -1,0 +1,185 @@
+"""Explaining one batch of images at one layer: one trace, then the method's map for each target."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xcam.contract import Activation, Array, InputSpec, Layer, Model, Outputs, Trace, one_output, validation
+from xcam.errors import InputError, ModelError, XcamError, ZeroHeatmapWarning, first_line, warn
+from xcam.explanation import tokens
+from xcam.explanation.checks import check_finite, zero_message
+from xcam.explanation.context import MethodContext, cotangent, pick, stack, values
+from xcam.explanation.inputs import AUGMENTATIONS, augmented, input_preprocessing, input_size
+from xcam.explanation.result import Explanation, class_label
+from xcam.explanation.settings import Settings
+from xcam.images import batches, reading
+from xcam.models.load import by
+from xcam.targets import Classes, ClassScore, Target, probabilities, scores
+
+ImageSource = str | os.PathLike[str] | reading.Image
+"""One image, as `explain` takes it: a path, or RGB uint8 [H, W, 3]."""
+
+
+def explain_batch(
+    model: Model,
+    spec: InputSpec,
+    sources: Sequence[ImageSource],
+    layer: Layer,
+    targets: Sequence[Sequence[Target]],
+    settings: Settings,
+) -> list[list[Explanation]]:
+    """Explain a batch of images.
+
+    Args:
+        model: The model.
+        spec: The size, layout and preprocessing of its input; may differ from `model.input`.
+        sources: The images.
+        layer: The layer of the maps.
+        targets: For each image its targets, the same number for all.
+        settings: The method and the other options.
+
+    Returns:
+        For each image one explanation for each target.
+    """
+    paths = [Path(source) if isinstance(source, str | os.PathLike) else None for source in sources]
+    images = [reading.read(s) if isinstance(s, str | os.PathLike) else reading.check(s) for s in sources]
+    x = batches.batch(images, spec, input_size(spec), input_preprocessing(spec, model.name))
+    count = len(targets[0]) if "gradients" in settings.method.inputs else 0
+    cotangents = _Cotangents(model, targets, count)
+    trace = _clean_trace(model, x, layer, cotangents)
+    resolved = cotangents.resolved
+    grid = tokens.grid(layer, trace.activations.shape[-1], spec, x.shape)
+    if grid.view(trace.activations).ndim != 4:
+        raise ModelError(
+            f"layer {layer.name!r} has values of {by(trace.activations.shape[2:])} for each channel, and a map over an "
+            "image needs two spatial axes; choose another layer"
+        )
+
+    def raw_maps(x: Array, trace: Trace) -> list[Array]:
+        """Return for each target the maps [N, *spatial]."""
+        check_finite(x, trace, model, layer)
+        return [
+            MethodContext(model, layer, grid, x, trace, [row[m] for row in resolved], m)(
+                settings.method, settings.method_options
+            )
+            for m in range(len(targets[0]))
+        ]
+
+    cams = raw_maps(x, trace)
+    if settings.augment:
+        variants = [cams]
+        for is_mirrored, factor in AUGMENTATIONS:
+            changed = augmented(x, spec, is_mirrored, factor)
+            maps = raw_maps(changed, validation.trace(model, changed, layer, cotangents if count else None))
+            variants.append([np.flip(cam, -1) for cam in maps] if is_mirrored else maps)
+        cams = [np.mean(same, axis=0) for same in zip(*variants, strict=True)]
+    return [
+        [
+            _explanation(model, trace, n, resolved[n][m], cams[m][n], images[n], paths[n], layer, settings)
+            for m in range(len(cams))
+        ]
+        for n in range(len(images))
+    ]
+
+
+class _Cotangents:
+    """The cotangents of a batch: targets are resolved on the first, clean outputs, and stay as they are."""
+
+    def __init__(self, model: Model, targets: Sequence[Sequence[Target]], count: int) -> None:
+        self.model, self.targets, self.count = model, targets, count
+        self.resolved: list[list[Target]] = []
+        self.errors: list[BaseException] = []
+        """Errors that a target raised: they reach the caller unchanged."""
+
+    def __call__(self, outputs: Outputs) -> list[Outputs]:
+        try:
+            if not self.resolved:
+                validation.check_rows(self.model, outputs, len(self.targets))
+                self.resolved = [
+                    [_resolve(target, pick(outputs, [n]), self.model) for target in row]
+                    for n, row in enumerate(self.targets)
+                ]
+            return [
+                stack([cotangent(row[m], pick(outputs, [n])) for n, row in enumerate(self.resolved)])
+                for m in range(self.count)
+            ]
+        except Exception as error:
+            self.errors.append(error)
+            raise
+
+
+def _clean_trace(model: Model, x: Array, layer: Layer, cotangents: _Cotangents) -> Trace:
+    """Trace the model; an error of the model becomes a ModelError with a remedy."""
+    try:
+        trace = validation.trace(model, x, layer, cotangents if cotangents.count else None)
+        if not cotangents.count:
+            cotangents(trace.outputs)
+        return trace
+    except (XcamError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:
+        if error in cotangents.errors:
+            raise
+        raise ModelError(
+            f"{model.name} fails on a batch of {len(x)}: {first_line(error)}; check that it runs without xcam, "
+            "and explain the images one by one if it does not accept batches"
+        ) from error
+
+
+def _resolve(target: Target, outputs: Outputs, model: Model) -> Target:
+    if isinstance(target, ClassScore) and target.output is None and model.labels is not None:
+        count = scores(outputs).shape[1]
+        if len(model.labels) != count:
+            raise InputError(f"{len(model.labels)} labels for the {count} classes of {model.name}; give one for each")
+    resolve: Callable[[Outputs], Target] | None = getattr(target, "resolve", None)
+    return resolve(outputs) if resolve else target
+
+
+def _explanation(
+    model: Model,
+    trace: Trace,
+    n: int,
+    target: Target,
+    cam: Array,
+    image: reading.Image,
+    path: Path | None,
+    layer: Layer,
+    settings: Settings,
+) -> Explanation:
+    outputs = pick(trace.outputs, [n])
+    index = target.index if isinstance(target, ClassScore) else None
+    has_classes = isinstance(target, ClassScore | Classes)
+    raw = one_output(outputs, target.output if isinstance(target, ClassScore | Classes) else None)
+    raw = raw[:, None] if raw.ndim == 1 else raw
+    if not cam.max() > 0:
+        warn(zero_message(path, layer, cam, trace, n), ZeroHeatmapWarning)
+    return Explanation(
+        image=image,
+        cam=cam.astype(np.float32, copy=False),
+        outputs=raw[0],
+        scores=probabilities(raw, _activation(model, target))[0] if has_classes else raw[0],
+        target=target,
+        index=index,
+        label=getattr(target, "name", type(target).__name__) if index is None else class_label(model.labels, index),
+        score=float(values(target, outputs, 1)[0]),
+        layer=layer.name,
+        method=settings.method.name,
+        backend=model.backend,
+        model=model.name,
+        normalize=settings.normalize,
+        path=path,
+        notes=tuple(model.notes),
+        labels=model.labels,
+    )
+
+
+def _activation(model: Model, target: Target) -> Activation:
+    """Return the activation that was cut off the output which a target of classes reads."""
+    if isinstance(target, ClassScore):
+        return target.activation
+    activation, name = model.output_activation, getattr(target, "output", None)
+    return activation.get(name or next(iter(activation))) if isinstance(activation, Mapping) else activation

@@ -1,0 +1,101 @@
+"""`compare` and `corresponding` on networks whose numbers are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xcam
+from fake import FakeModel
+from xcam import InputError, OptionError, Preprocessing
+from xcam.comparison import Diagnosis, rerun_checks
+from xcam.comparison.compare import corresponding
+
+IMAGE = np.random.default_rng(3).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+RAW = Preprocessing("raw")
+
+
+def opened(spec: xcam.InputSpec, weights: Any = None) -> FakeModel:
+    model = FakeModel(weights)
+    model.input = spec
+    return model
+
+
+@pytest.mark.parametrize("run", [xcam.compare, corresponding])
+def test_the_models_stay_as_they_are(run: Callable[..., Any]) -> None:
+    """A later explain() with the second model must use the second model's own preprocessing and size."""
+    specs = xcam.InputSpec((4, 6), preprocessing=RAW), xcam.InputSpec(None)
+    models = [opened(spec) for spec in specs]
+    before = [dict(vars(model)) for model in models]
+    result = run(models, IMAGE)
+    assert [model.input for model in models] == list(specs)
+    for model, values in zip(models, before, strict=True):
+        assert {name: value for name, value in vars(model).items() if values.get(name) is not value} == {}
+    if run is xcam.compare:
+        assert result.verdict == "identical", "the second model is given the preprocessing and the size of the first"
+
+
+def test_the_images_of_the_result_are_copies() -> None:
+    image = IMAGE.copy()
+    result = xcam.compare([opened(xcam.InputSpec((4, 6), preprocessing=RAW)) for _ in range(2)], image)
+    image[:] = 0
+    for e in result.images[0].explanations:
+        np.testing.assert_array_equal(e.image, IMAGE)
+
+
+def test_a_check_that_fails_leaves_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: rerun_checks.LayerMismatch) -> Diagnosis | None:
+        raise MemoryError("no memory\nat all")
+
+    monkeypatch.setattr(rerun_checks, "input_changes", fails)
+    spec = xcam.InputSpec((4, 6), preprocessing=RAW)
+    models = [opened(spec), opened(dataclasses.replace(spec, preprocessing=Preprocessing("half", scale=0.5)))]
+    divergence = xcam.compare(models, IMAGE, align=True).divergence
+    assert divergence is not None
+    assert divergence.notes == ("the check for another input failed: MemoryError: no memory",)
+    assert divergence.cause == Diagnosis("constant-factor", "all values are multiplied by 0.5")
+    written = json.loads(json.dumps(xcam.compare(models, IMAGE, align=True).to_dict()))["divergences"][0]
+    assert written["notes"] == list(divergence.notes)
+    assert written["cause"] == {"code": "constant-factor", "text": "all values are multiplied by 0.5"}
+
+
+def test_another_preprocessing_is_diagnosed_and_stated() -> None:
+    spec = xcam.InputSpec((4, 6), preprocessing=RAW)
+    models = [opened(spec), opened(dataclasses.replace(spec, preprocessing=Preprocessing("half", scale=0.5)))]
+    result = xcam.compare(models, IMAGE, align=True)
+    assert result.findings == (
+        "fake (fake) states that it takes images scaled as 'half', the others are given 'raw'",
+    )
+    assert result.divergence is not None
+    assert result.divergence.cause == Diagnosis(
+        "input-scale", "the scale of the input: it takes values 0.5 times as large"
+    )
+
+
+def test_misspelt_arguments_and_options_of_methods() -> None:
+    models = [opened(xcam.InputSpec((4, 6), preprocessing=RAW)) for _ in range(2)]
+    with pytest.raises(OptionError, match=r"compare\(\) has no option 'aling'; nearest: align$"):
+        xcam.compare(models, IMAGE, aling=True)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="method 'gradcam' has no option 'k'"):
+        xcam.compare(models, IMAGE, method_options={"k": 1.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = xcam.compare(models, IMAGE, method="fem", method_options={"k": 0.5})
+    assert result.method == "fem"
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [([], "there is nothing to compare one model with"), ([FakeModel()], "give two or more")],
+)
+def test_fewer_than_two_models(models: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        xcam.compare(models, IMAGE)
+    with pytest.raises(InputError, match=f"cannot match the layers of {len(models)} models; give two"):
+        corresponding(models)
