@@ -1,4 +1,4 @@
-"""Many pictures: read one by one, kept small, the worst with their maps, all with their numbers."""
+"""Many images: read one by one, kept small, the worst with their maps, all with their numbers."""
 
 from __future__ import annotations
 
@@ -20,74 +20,74 @@ from xcam_cli import main
 
 @pytest.fixture(scope="module")
 def models() -> list[Any]:
-    """Two, of which the second is a little off: its pictures are scaled by 1.02 more."""
+    """Return two models, the second slightly different: its images are scaled by an additional factor of 1.02."""
     first, second = (xcam.load("demo", name) for name in ("onnx", "torch"))
-    own = second.input.preprocessing
-    scaled = dataclasses.replace(own, name="scaled", scale=1.02 * own.scale)
+    stated = second.input.preprocessing
+    scaled = dataclasses.replace(stated, name="scaled", scale=1.02 * stated.scale)
     second.input = dataclasses.replace(second.input, preprocessing=scaled)
     return [first, second]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    made = [tmp_path / f"{k}.png" for k in range(5)]
-    for path, scene in zip(made, scenes_with_two(5), strict=True):
+    paths = [tmp_path / f"{k}.png" for k in range(5)]
+    for path, scene in zip(paths, scenes_with_two(5), strict=True):
         writing.write(path, cv2.resize(scene.image, (768, 768)))
-    return made
+    return paths
 
 
-def test_the_worst_pictures_keep_their_maps_and_all_their_numbers(
+def test_the_worst_images_keep_their_maps_and_all_their_numbers(
     models: list[Any], files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = xcam.compare(models, files)
-    assert all(e.image.shape == (768, 768, 3) for one in whole.images for e in one.explanations)
+    assert all(e.image.shape == (768, 768, 3) for image in whole.images for e in image.explanations)
     monkeypatch.setattr(compare, "KEPT", 3)
     monkeypatch.setattr(compare, "WHOLE", 4)
-    found = xcam.compare(models, files)
+    result = xcam.compare(models, files)
     order = sorted(range(5), key=lambda k: whole.images[k].badness, reverse=True)
-    assert [bool(one.explanations) for one in found.images] == [k in order[:3] for k in range(5)]
-    for one in found.images:
-        assert {e.image.shape for e in one.explanations} <= {(512, 512, 3)}
-        assert len({id(e.image) for e in one.explanations}) <= 1  # one copy for all models
-    numbers = [found.to_dict(), whole.to_dict()]
+    assert [bool(image.explanations) for image in result.images] == [k in order[:3] for k in range(5)]
+    for image in result.images:
+        assert {e.image.shape for e in image.explanations} <= {(512, 512, 3)}
+        assert len({id(e.image) for e in image.explanations}) <= 1  # one copy for all models
+    numbers = [result.to_dict(), whole.to_dict()]
     assert json.dumps(numbers[0]) == json.dumps(numbers[1])
     assert len(numbers[0]["images"]) == 5
     assert all(len(each["predictions"]) == 2 for each in numbers[0]["images"])
-    found.save(tmp_path / "page.html")
+    result.save(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "2 more pictures agree better than these and are not shown" in page
+    assert "2 more images agree better than these and are not shown" in page
     assert [f"{k}.png" in page for k in range(5)] == [k in order[:3] for k in range(5)]
 
 
-def test_pictures_are_read_one_by_one(models: list[Any], files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_read_one_by_one(models: list[Any], files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     read, compared = reading.read, compare.compare_image
     monkeypatch.setattr(reading, "read", lambda path: (events.append(f"read {path.name}"), read(path))[1])
     monkeypatch.setattr(compare, "compare_image", lambda *a: (events.append(f"compare {a[1].name}"), compared(*a))[1])
     xcam.compare(models, files, align=False)
     assert events[:4] == ["read 0.png", "read 1.png", "compare 0.png", "compare 1.png"]  # two are the sample
-    assert events[4:] == [f"{what} {k}.png" for k in (2, 3, 4) for what in ("read", "compare")]
+    assert events[4:] == [f"{event} {k}.png" for k in (2, 3, 4) for event in ("read", "compare")]
 
 
 def test_the_last_output_counts_as_its_logits(models: list[Any], files: list[Path]) -> None:
-    found = xcam.compare(models, files[:1], align=True)
+    result = xcam.compare(models, files[:1], align=True)
     layers = xcam.comparison.compare.corresponding(models, files[0])
-    steps = [(s.first, s.second) for s in found.divergences[0].steps]
+    steps = [(s.first, s.second) for s in result.divergences[0].steps]
     assert steps == [(a, b) for a, b, _ in layers]
     ends = [[layer.name for layer in model.layers if layer.is_output][-1] for model in models]
     assert list(steps[-1]) == ends
-    a, b = (e.outputs for e in found.images[0].explanations)
-    assert found.divergences[0].steps[-1].error == pytest.approx(np.abs(a - b).max() / np.abs(a).max(), rel=1e-3)
+    a, b = (e.outputs for e in result.images[0].explanations)
+    assert result.divergences[0].steps[-1].error == pytest.approx(np.abs(a - b).max() / np.abs(a).max(), rel=1e-3)
 
 
-def test_one_page_on_several_pictures(files: list[Path], tmp_path: Path) -> None:
+def test_one_page_on_several_images(files: list[Path], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    words = ["-b", "onnx", "-m", "demo", *map(str, files[:2]), "--report", str(page)]
+    arguments = ["-b", "onnx", "-m", "demo", *map(str, files[:2]), "--report", str(page)]
     with pytest.raises(SystemExit, match="0"):
-        main([*words, "-o", f"{tmp_path}/"])
+        main([*arguments, "-o", f"{tmp_path}/"])
     text = page.read_text()
     assert "0.png" in text
     assert "1.png" in text
-    for name in xcam.load("demo", "onnx").labels[:3]:  # classes that nobody asked for have their names too
+    for name in xcam.load("demo", "onnx").labels[:3]:  # classes that are not targets have their names too
         assert name in text
     assert "class 2" not in text

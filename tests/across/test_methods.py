@@ -1,4 +1,4 @@
-"""Every method in every framework: the same maps, for pictures of any shape, alone and in a batch; and where they point."""
+"""Every method in every framework: the same maps for images of any shape, alone and in a batch, and their positions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from xcam.models import demo
 
 BACKENDS = ("onnx", "torch", "keras")
 NO_CLASS = ("random", "eigencam", "fem")
-"""They ask for no class: of two shapes they can find one."""
+"""They have no class: of two shapes they can mark one."""
 LEAST = {"random": 0.0, "eigencam": 0.4, "fem": 0.0, "eigengradcam": 0.4, "sscam": 0.2}
-"""fem marks where channels stand out, which is the rim of a shape; the main component of G·A can be what speaks for the
-other shape; and the paper's noise of twice the width of a mask drowns it, with 35 draws as with two."""
+"""fem marks outliers of the channels, at the rim of a shape; the first component of G·A can be evidence for the other
+shape; and the paper's noise, of twice the width of a mask, hides it, with 35 draws as with two."""
 CHEAP: dict[str, dict[str, Any]] = {
     "scorecam": {"max_channels": 16},
     "sscam": {"n": 2, "max_channels": 16},
@@ -56,20 +56,20 @@ def explained(backend: str, name: str, images: Any, augment: bool = False, **opt
 @pytest.mark.parametrize("kind", ["square", "portrait"])
 @pytest.mark.parametrize("name", list_methods())
 def test_the_frameworks_agree(name: str, kind: str) -> None:
-    found = [explained(backend, name, image(kind)) for backend in BACKENDS]
-    for other in found:
+    results = [explained(backend, name, image(kind)) for backend in BACKENDS]
+    for other in results:
         assert other.cam.shape == (16, 16)
         assert other.heatmap.shape == image(kind).shape[:2]
         assert 0 <= other.heatmap.min() <= other.heatmap.max() <= 1 + 1e-6
-        scale = np.abs(found[0].cam).max()
-        np.testing.assert_allclose(other.cam / scale, found[0].cam / scale, atol=1e-3)
-        np.testing.assert_allclose(other.heatmap, found[0].heatmap, atol=1e-3)
-    np.testing.assert_array_equal(explained("onnx", name, image(kind)).cam, found[0].cam)
+        scale = np.abs(results[0].cam).max()
+        np.testing.assert_allclose(other.cam / scale, results[0].cam / scale, atol=1e-3)
+        np.testing.assert_allclose(other.heatmap, results[0].heatmap, atol=1e-3)
+    np.testing.assert_array_equal(explained("onnx", name, image(kind)).cam, results[0].cam)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", list_methods())
-def test_a_batch_gives_what_its_pictures_give_alone(name: str, backend: str) -> None:
+def test_a_batch_gives_the_maps_of_its_images_alone(name: str, backend: str) -> None:
     both = [image("square"), image("portrait")]
     for together, alone in zip(explained(backend, name, both), both, strict=True):
         expected = explained(backend, name, alone).cam
@@ -88,14 +88,14 @@ def test_fusing_layers() -> None:
     parts = [xcam.explain(model("onnx"), image("square"), layer=layer, target=1) for layer in ("conv3", "conv5")]
     small = [part.positive / part.positive.max() for part in parts]
     wide = [small[0], xcam.methods.maps.resize(small[1], small[0].shape)]
-    for how, expected in (
+    for fusion, expected in (
         ("mean", np.mean(wide, axis=0)),
         ("max", np.max(wide, axis=0)),
         ("product", wide[0] * wide[1]),
     ):
-        fused = xcam.explain(model("onnx"), image("square"), layer=["conv3", "conv5"], target=1, fuse=how)
+        fused = xcam.explain(model("onnx"), image("square"), layer=["conv3", "conv5"], target=1, fuse=fusion)
         np.testing.assert_allclose(fused.cam, expected, atol=1e-6)
-        assert fused.layer == f"conv3 {how} conv5"
+        assert fused.layer == f"conv3 {fusion} conv5"
 
 
 @pytest.mark.slow

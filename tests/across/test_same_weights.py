@@ -62,7 +62,7 @@ def test_keras_and_torch_agree(
         v = np.random.default_rng(3).normal(size=(2, source.output_shape[-1])).astype(np.float32)
         s, t = a.trace(last, ours, lambda _, v=v: [v]), b.trace(x, theirs, lambda _, v=v: [v])
         pairs = list(zip(xcam.explain(a, scenes, layer=ours), xcam.explain(b, scenes, layer=theirs), strict=True))
-        # Where a maximum is taken over zeros alone, each framework gives the gradient to another of them: both are right.
+        # Where a maximum is taken over zeros only, each framework passes the gradient to another one: both are right.
         alive = s.activations != 0
         row = {
             "logits": error(t.outputs, s.outputs),
@@ -81,7 +81,7 @@ def test_keras_and_torch_agree(
         assert row["heatmap"] < 1e-3
 
 
-def test_the_demo_network_looks_at_the_same_place(demo_picture: Path) -> None:
+def test_the_demo_network_gives_the_same_heatmap(demo_picture: Path) -> None:
     e, f = (xcam.explain(xcam.load("demo", name), demo_picture, layer="conv5") for name in ("keras", "torch"))
     assert (e.label, e.backend, f.backend) == (f.label, "keras", "torch")
     np.testing.assert_allclose(f.outputs, e.outputs, atol=1e-4 * np.abs(e.outputs).max())

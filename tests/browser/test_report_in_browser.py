@@ -1,4 +1,4 @@
-"""The report in a real browser: what its controls do, what it asks of the network (nothing), how it fits a phone."""
+"""The report in a browser: its controls, its requests to the network (none), and its layout on a phone."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ HOSTILE = (
 
 def explained(seed: int, cam: np.ndarray, label: str = "tiger", **fields: Any) -> Explanation:
     rng = np.random.default_rng(seed)
-    picture = cv2.resize(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
     outputs = np.array([0.5, 3.0, 1.0, 0.0], np.float32)
-    known: dict[str, Any] = {"layer": "conv5", "method": "gradcam", "backend": "onnx", "model": "net"}
-    known |= {"path": Path(f"{seed}.jpg")} | fields
+    facts: dict[str, Any] = {"layer": "conv5", "method": "gradcam", "backend": "onnx", "model": "net"}
+    facts |= {"path": Path(f"{seed}.jpg")} | fields
     scores = np.exp(outputs) / np.exp(outputs).sum()
-    return Explanation(picture, cam.astype(np.float32), outputs, scores, ClassScore(1), 1, label, 3.0, **known)
+    return Explanation(image, cam.astype(np.float32), outputs, scores, ClassScore(1), 1, label, 3.0, **facts)
 
 
 def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
     rng = np.random.default_rng(7)
-    seen = []
+    images = []
     for k in range(n):
         first = rng.random((7, 7)) ** 3
         cams = [first] * (models - 1) + [rng.random((7, 7)) ** 3 if k == 1 else first]
@@ -49,7 +49,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
                     0.83 if bad else 3e-5, 0.31, 0.9999999, 0.99, 0.4, 0.21, 0.02, not bad, verdict
                 )
         path = {"path": Path(name)} if name else {}
-        seen.append(
+        images.append(
             ImageComparison(
                 Path(name or f"{k}.jpg"), tuple(explained(k, c, name or "tiger", **path) for c in cams), measures
             )
@@ -62,7 +62,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
         tuple(name or x for x in names),
         (name or "features/conv5",) * models,
         name or "gradcam",
-        tuple(seen),
+        tuple(images),
         (
             Divergence(
                 (0, models - 1),
@@ -72,7 +72,7 @@ def comparison(n: int = 5, models: int = 3, name: str = "") -> Comparison:
             ),
             Divergence((0, 1), calm, None),
         ),
-        (name or "net (torch) resizes pictures with another filter: bicubic, not bilinear.",),
+        (name or "net (torch) resizes images with another filter: bicubic, not bilinear.",),
         ((name or "broken.jpg", name or "cannot read broken.jpg: empty, truncated, or not an image"),),
     )
 
@@ -122,19 +122,19 @@ def test_the_slider_changes_every_heatmap(opened: Any, which: str, request: pyte
     assert page.locator("#alpha-value").inner_text() == "0%"
 
 
-def test_a_heatmap_lies_on_its_photo(opened: Any, compared: Path) -> None:
-    """The slider at its ends shows the photo alone, and the heatmap alone, in the same place."""
+def test_a_heatmap_covers_its_image(opened: Any, compared: Path) -> None:
+    """The slider at its ends shows the image alone, and the heatmap alone, at the same position."""
     page = opened(compared)
-    photo, heat = page.locator(".pane.photo svg").first, page.locator(".pane.model svg").first
+    image, heat = page.locator(".pane.original svg").first, page.locator(".pane.model svg").first
 
-    def pixels(what: Any) -> np.ndarray:
-        return cv2.imdecode(np.frombuffer(what.screenshot(), np.uint8), cv2.IMREAD_COLOR).astype(float)
+    def pixels(element: Any) -> np.ndarray:
+        return cv2.imdecode(np.frombuffer(element.screenshot(), np.uint8), cv2.IMREAD_COLOR).astype(float)
 
     slider = page.get_by_label("Heatmap opacity")
     slider.fill("0")
-    assert np.abs(pixels(photo) - pixels(heat)).mean() < 8  # panes begin at fractions of a pixel
+    assert np.abs(pixels(image) - pixels(heat)).mean() < 8  # panes begin at fractions of a pixel
     slider.fill("100")
-    assert np.abs(pixels(photo) - pixels(heat)).mean() > 30
+    assert np.abs(pixels(image) - pixels(heat)).mean() > 30
 
 
 def test_the_switch_shows_models_side_by_side_blinking_or_their_differences(opened: Any, compared: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_switch_shows_models_side_by_side_blinking_or_their_differences(open
     assert sum(visible(models)) == 1
     assert visible(differences) == [False] * 3
     boxes = [models.nth(k).bounding_box() for k in range(3)]
-    assert len({(box["x"], box["y"]) for box in boxes}) == 1  # all in one place
+    assert len({(box["x"], box["y"]) for box in boxes}) == 1  # all at one position
     before = visible(models)
     page.get_by_role("button", name="Next model").click()
     assert visible(models) == before[-1:] + before[:-1]
@@ -170,7 +170,7 @@ def test_the_switch_shows_models_side_by_side_blinking_or_their_differences(open
     assert not page.get_by_role("button", name="Pause").is_visible()
 
 
-def test_nothing_blinks_for_those_who_asked_for_less_motion(opened: Any, compared: Path) -> None:
+def test_nothing_blinks_with_reduced_motion(opened: Any, compared: Path) -> None:
     page = opened(compared, reduced_motion="reduce")
     page.get_by_label("Blink").check()
     assert page.get_by_role("button", name="Resume").is_visible()
@@ -217,7 +217,7 @@ def test_tabs_by_click_and_by_arrow_keys(opened: Any, which: str, request: pytes
     assert page.evaluate("document.activeElement.id") == tabs.nth(0).get_attribute("id")
 
 
-def test_pictures_are_folded_and_unfolded(opened: Any, compared: Path) -> None:
+def test_images_are_folded_and_unfolded(opened: Any, compared: Path) -> None:
     page = opened(compared)
     assert page.locator("details.card[open]").count() == 1
     page.get_by_role("button", name="Unfold all").click()
@@ -266,8 +266,8 @@ def test_on_paper_everything_is_there_and_no_control(opened: Any, compared: Path
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
-    for what in (".pane.model", ".pane.diff", ".panel", ".measures"):
-        assert all(part.is_visible() for part in page.locator(what).all()), what
+    for selector in (".pane.model", ".pane.diff", ".panel", ".measures"):
+        assert all(part.is_visible() for part in page.locator(selector).all()), selector
     assert not page.locator(".controls").is_visible()
     assert not page.get_by_role("tablist").is_visible()
     page.evaluate("dispatchEvent(new Event('afterprint'))")
@@ -283,10 +283,10 @@ def test_without_scripts_everything_can_be_read(chromium: Any, compared: Path) -
     page.close()
 
 
-def test_everything_that_is_seen_has_a_name(opened: Any, compared: Path) -> None:
+def test_every_visible_element_has_a_name(opened: Any, compared: Path) -> None:
     page = opened(compared)
-    pictures = page.locator("details[open]").get_by_role("img").all()
-    names = [picture.get_attribute("aria-label") for picture in pictures]
+    images = page.locator("details[open]").get_by_role("img").all()
+    names = [image.get_attribute("aria-label") for image in images]
     assert all(names)
     assert any("strongest" in name for name in names)
     for role in ("button", "radio", "slider", "tab"):
@@ -309,31 +309,31 @@ def test_a_hostile_name_does_nothing(opened: Any, tmp_path: Path, name: str) -> 
         assert overflow(page) <= 0
 
 
-def test_the_policy_stops_what_a_name_might_bring(chromium: Any, compared: Path, tmp_path: Path) -> None:
-    """Even markup that got through would neither run nor load anything."""
+def test_the_policy_blocks_injected_markup(chromium: Any, compared: Path, tmp_path: Path) -> None:
+    """Even markup that was not escaped would neither run nor load anything."""
     html = compared.read_text("utf-8")
     evil = '<img src="https://example.invalid/x.png" onerror="document.title=1"><script>document.title = 2</script>'
     broken = tmp_path / "broken.html"
     broken.write_text(html.replace("<main>", "<main>" + evil), "utf-8")
     page = chromium.new_page()
-    asked: list[str] = []
-    page.on("requestfinished", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    page.on("requestfinished", lambda request: requests.append(request.url))
     page.goto(broken.as_uri())
     page.wait_for_timeout(200)
     assert page.title().startswith("Different")
-    assert not [url for url in asked if "invalid" in url]
+    assert not [url for url in requests if "invalid" in url]
     page.close()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("which", ["compared", "single"])
-def test_pictures_for_a_person_to_look_at(
+def test_screenshots_are_not_empty(
     opened: Any, tmp_path: Path, which: str, scheme: str, width: int, request: pytest.FixtureRequest
 ) -> None:
     page = opened(request.getfixturevalue(which), viewport={"width": width, "height": 900}, color_scheme=scheme)
     path = tmp_path / f"{which}-{scheme}-{width}.png"
     page.screenshot(path=path, full_page=True)
-    picture = cv2.imread(str(path))
-    assert picture.shape[1] == width
-    assert len(np.unique(picture.reshape(-1, 3)[::7], axis=0)) > 500  # not an empty page
+    image = cv2.imread(str(path))
+    assert image.shape[1] == width
+    assert len(np.unique(image.reshape(-1, 3)[::7], axis=0)) > 500  # not an empty page

@@ -1,4 +1,4 @@
-"""An explanation with made-up numbers, for tests of what is drawn."""
+"""An explanation with invented values, for tests of drawing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xcam import ClassScore, Explanation
 
 
 def made(label: str = "cat", size: tuple[int, int] = (200, 300), **changes: Any) -> Explanation:
-    """The same values for the same label, in every call."""
+    """Return an explanation whose values depend on the label only."""
     rng = np.random.default_rng(list(label.encode()))
     facts: dict[str, Any] = {
         "image": rng.integers(0, 256, (*size, 3), dtype=np.uint8),

@@ -16,7 +16,7 @@ with numpy_example():
 
 
 class FakeModel(NumpyModel):
-    """scores = mean over space of x · W; layer `features` is x itself. Counts its traces, and spoils them if told."""
+    """scores = mean over space of x · W; layer `features` is x itself. Counts its traces, and spoils them on request."""
 
     name = backend = "fake"
     capabilities = frozenset({"gradients"})
@@ -47,13 +47,13 @@ class FakeModel(NumpyModel):
 
 
 def pool(x: Any) -> Any:
-    """The means of 2×2 places."""
+    """Return the means of 2×2 positions."""
     n, c, h, w = x.shape
     return x.reshape(n, c, h // 2, 2, w // 2, 2).mean(axis=(3, 5))
 
 
 def spread(g: Any, shape: Any) -> Any:
-    """The derivative of a mean: [N, C] or [N, C, h, w], in equal parts over the places that were averaged."""
+    """Return the derivative of a mean: [N, C] or [N, C, h, w], in equal parts over the averaged positions."""
     g = g.reshape(*g.shape, *[1] * (4 - g.ndim))
     times = [a // b for a, b in zip(shape[2:], g.shape[2:], strict=True)]
     return np.kron(g, np.full(times, 1 / np.prod(times), np.float32)[None, None])

@@ -1,4 +1,4 @@
-"""One network in Keras and in torch, with the same weights, and the mistakes that conversions make, planted on request.
+"""One network in Keras and in torch, with the same weights, and with typical mistakes of conversions on request.
 
 Three blocks of convolution, batch normalisation and activation (the second with stride 2, the third with GELU), an
 enlargement, a pool, a flattening and a dense layer.
@@ -20,12 +20,12 @@ STRIDES = (1, 2, 1)
 EPSILON = 1e-3
 _mean, _std = (np.float32(value) for value in (PRESETS["torch"].mean, PRESETS["torch"].std))
 PRESET = [float(v) for v in 0.5 / _std], [float(v) for v in (0.5 - _mean) / _std]
-"""Scale and offset that make of pictures scaled as `tf`, −1…1, what `torch` makes of them."""
+"""Scale and offset that convert images scaled as `tf`, −1…1, to the scale of `torch`."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong, and in which block, where that can be chosen."""
+    """A mistake, and its block, where it can be chosen."""
 
     kind: str = ""
     depth: int = 0
@@ -42,7 +42,7 @@ class Block:
 
 
 def weights(fault: Fault) -> tuple[list[Block], Any, Any]:
-    """Blocks, and the dense layer's kernel [height, width, channels, classes] and bias."""
+    """Return the blocks, and the dense layer's kernel [height, width, channels, classes] and bias."""
     rng = np.random.default_rng(12)
     blocks = []
     into = 3
@@ -54,8 +54,8 @@ def weights(fault: Fault) -> tuple[list[Block], Any, Any]:
         if fault.at("statistics", depth):
             norm[2], norm[3] = norm[2] + 0.05, norm[3] * np.linspace(0.9, 1.2, WIDTH)
         order = np.random.default_rng(3).permutation(WIDTH) if fault.at("channels", depth) else np.arange(WIDTH)
-        own = order if not fault.at("order", depth) else np.random.default_rng(3).permutation(WIDTH)
-        blocks.append(Block(kernel[..., own], bias[own], tuple(value[order] for value in norm)))
+        kernel_order = order if not fault.at("order", depth) else np.random.default_rng(3).permutation(WIDTH)
+        blocks.append(Block(kernel[..., kernel_order], bias[kernel_order], tuple(value[order] for value in norm)))
         into = WIDTH
     kernel = rng.normal(size=(*pooled(), WIDTH, CLASSES)) / np.sqrt(np.prod(pooled()) * WIDTH)
     if fault.kind == "flatten":  # the weights of [height, width, channels], read as [channels, height, width]
@@ -78,7 +78,7 @@ def pooled() -> tuple[int, int]:
 
 
 def in_torch(fault: Fault = Fault()) -> nn.Module:
-    """The network as a torch user writes it."""
+    """Return the network as a torch user writes it."""
     blocks, dense, bias = weights(fault)
     preset = fault.kind == "preset"
 
@@ -126,7 +126,7 @@ def in_torch(fault: Fault = Fault()) -> nn.Module:
 
 
 def in_keras(fault: Fault = Fault()) -> Any:
-    """The network as a Keras user writes it."""
+    """Return the network as a Keras user writes it."""
     from xcam_keras.backend import keras
 
     L = keras.layers
@@ -136,14 +136,14 @@ def in_keras(fault: Fault = Fault()) -> Any:
         x = L.Rescaling(0.5, name="rescaled")(x)
     if fault.kind == "preset":
         x = L.Rescaling(list(PRESET[0]), list(PRESET[1]), name="rescaled")(x)
-    made = []
+    layers = []
     for depth, (_, stride) in enumerate(zip(blocks, STRIDES, strict=True)):
         pads = ((0, 2), (0, 2)) if fault.at("padding", depth) else 1
         x = L.ZeroPadding2D(pads, name=f"pad{depth}")(x)
-        made.append(L.Conv2D(WIDTH, 3, stride, name=f"conv{depth}"))
-        x = made[-1](x)
-        made.append(L.BatchNormalization(name=f"bn{depth}", epsilon=0.1 if fault.at("epsilon", depth) else EPSILON))
-        x = made[-1](x)
+        layers.append(L.Conv2D(WIDTH, 3, stride, name=f"conv{depth}"))
+        x = layers[-1](x)
+        layers.append(L.BatchNormalization(name=f"bn{depth}", epsilon=0.1 if fault.at("epsilon", depth) else EPSILON))
+        x = layers[-1](x)
         kind: Any = "relu"
         if depth == 2:
             tanh = fault.at("gelu", depth)
@@ -154,10 +154,10 @@ def in_keras(fault: Fault = Fault()) -> Any:
         x = L.Activation(kind, name=f"act{depth}")(x)
     x = L.UpSampling2D(2, interpolation="bilinear" if fault.kind == "interpolation" else "nearest", name="up")(x)
     x = L.Flatten(name="flat")(L.AveragePooling2D(8, name="pool")(x))
-    made.append(L.Dense(CLASSES, name="fc"))
-    model = keras.Model(inputs, made[-1](x), name="net")
-    for block, conv, norm in zip(blocks, made[0:6:2], made[1:6:2], strict=True):
+    layers.append(L.Dense(CLASSES, name="fc"))
+    model = keras.Model(inputs, layers[-1](x), name="net")
+    for block, conv, norm in zip(blocks, layers[0:6:2], layers[1:6:2], strict=True):
         conv.set_weights([block.kernel, block.bias])
         norm.set_weights(list(block.norm))
-    made[-1].set_weights([dense.reshape(-1, CLASSES), bias])
+    layers[-1].set_weights([dense.reshape(-1, CLASSES), bias])
     return model

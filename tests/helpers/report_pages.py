@@ -49,7 +49,7 @@ def measured(verdict: Verdict = "identical", largest: float = 1e-6, same_class: 
     return Measures(largest, 0.99999, 0.98765, 1.0, 0.75, 0.123, math.nan, same_class, verdict)
 
 
-def photo(seed: int, height: int = 600, width: int = 800) -> np.ndarray:
+def detailed_image(seed: int, height: int = 600, width: int = 800) -> np.ndarray:
     """Return an image with as much detail as a camera's: waves, edges and noise."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8), (width, height))
@@ -64,7 +64,8 @@ def comparison(n: int = 2, models: int = 2, verdict: Verdict = "identical", **fi
         ImageComparison(
             Path(f"folder/{k}.jpg"),
             tuple(
-                explained(photo(k, 120, 160), rng.random((7, 7)), path=Path(f"folder/{k}.jpg")) for _ in range(models)
+                explained(detailed_image(k, 120, 160), rng.random((7, 7)), path=Path(f"folder/{k}.jpg"))
+                for _ in range(models)
             ),
             dict.fromkeys(pairs, measured(verdict)),
         )

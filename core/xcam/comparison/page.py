@@ -110,7 +110,7 @@ def _card(
     is_open: bool,
 ) -> dict[str, Any]:
     """One image."""
-    photo = thumbnails.embed(image.explanations[0].image, side)
+    embedded = thumbnails.embed(image.explanations[0].image, side)
     return {
         "name": name,
         "path": str(image.path or ""),
@@ -118,7 +118,7 @@ def _card(
         "largest": number(max((m.largest for m in image.measures.values()), default=math.nan)),
         "same_class": all(m.same_class for m in image.measures.values()),
         "is_open": is_open,
-        "photo": photo,
+        "image": embedded,
         "panes": [
             {
                 "letter": letters[k],

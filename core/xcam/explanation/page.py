@@ -45,7 +45,7 @@ def content(explanations: Sequence[Explanation]) -> dict[str, Any]:
             {
                 "name": name,
                 "path": str(group[0].path or ""),
-                "photo": thumbnails.embed(group[0].image, side),
+                "image": thumbnails.embed(group[0].image, side),
                 "panes": [_pane(e, name, caption, side) for e, caption in zip(group, distinct(group), strict=True)],
             }
             for name, group in zip(names, groups.values(), strict=True)

@@ -1,4 +1,4 @@
-"""Which layer of one model is which of another: matches worked out by hand."""
+"""Corresponding layers of two models: matches worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def layers(*names: str, values: Any) -> list[Any]:
     return [sample(Layer(n, "Conv", v.shape[1:]), v) for n, v in zip(names, values, strict=True)]
 
 
-def test_what_stands_in_another_order_is_not_matched_to_something_else() -> None:
-    """conv, block, norm against norm, block: where `block` is matched, `conv` must not stand in for `norm`."""
+def test_layers_out_of_order_are_not_matched_to_others() -> None:
+    """conv, block, norm against norm, block: where `block` is matched, `conv` must not be matched to `norm`."""
     conv, block, norm = np.random.default_rng(0).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
-    found = align(layers(*"abc", values=(conv, block, norm)), layers(*"vw", values=(norm, block)))
-    assert [(m.first, m.second, m.error) for m in found] == [(1, 1, 0.0)]
+    result = align(layers(*"abc", values=(conv, block, norm)), layers(*"vw", values=(norm, block)))
+    assert [(m.first, m.second, m.error) for m in result] == [(1, 1, 0.0)]
 
 
 def test_a_layer_that_differs_keeps_its_match() -> None:
@@ -33,18 +33,18 @@ def test_a_layer_that_differs_keeps_its_match() -> None:
     ]
 
 
-@pytest.mark.parametrize("places", [(6, 7), ()])
-def test_permuted_channels(places: tuple[int, ...]) -> None:
-    values = np.random.default_rng(2).normal(size=(2, 9, *places)).astype(np.float32).reshape(2, 9, -1)
+@pytest.mark.parametrize("space", [(6, 7), ()])
+def test_permuted_channels(space: tuple[int, ...]) -> None:
+    values = np.random.default_rng(2).normal(size=(2, 9, *space)).astype(np.float32).reshape(2, 9, -1)
     order = np.random.default_rng(3).permutation(9)
-    found = permutation(values, values[:, order])
-    assert found is not None
-    np.testing.assert_array_equal(values[:, order][:, found], values)
+    result = permutation(values, values[:, order])
+    assert result is not None
+    np.testing.assert_array_equal(values[:, order][:, result], values)
     assert permutation(values, values) is None
     assert permutation(values, values[:, order] + 1) is None
 
 
-def test_where_values_say_nothing_names_do() -> None:
+def test_where_values_do_not_decide_names_do() -> None:
     """conv and norm against norm alone (folded into one), all that follows spoilt: norm is norm."""
     conv, norm, spoilt = np.random.default_rng(4).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
     spoilt += 0.6 * conv
@@ -52,21 +52,21 @@ def test_where_values_say_nothing_names_do() -> None:
     assert [(m.first, m.second) for m in align(first, second)] == [(1, 0)]
 
 
-def test_the_innermost_part_that_hands_on_a_value() -> None:
+def test_the_innermost_part_that_returns_a_value() -> None:
     value, other = np.random.default_rng(5).normal(size=(2, 1, 5, 6, 7)).astype(np.float32)
-    found = layers("f.7", "f.7.conv", "f.7.conv.3", "f.8", values=(value, value, value, other))
-    assert [innermost(found, k) for k in range(4)] == ["f.7.conv.3", "f.7.conv.3", "f.7.conv.3", "f.8"]
+    result = layers("f.7", "f.7.conv", "f.7.conv.3", "f.8", values=(value, value, value, other))
+    assert [innermost(result, k) for k in range(4)] == ["f.7.conv.3", "f.7.conv.3", "f.7.conv.3", "f.8"]
     alias = sample(Layer("f.7", "Add", value.shape[1:], aliases=("f.7.add", "add_3")), value)
     assert innermost([alias], 0) == "f.7.add"
 
 
 def test_a_sample_has_the_same_positions_of_all_channels() -> None:
     values = np.arange(2 * 3 * 20 * 30, dtype=np.float32).reshape(2, 3, 20, 30)
-    found = sample(Layer("a", "Conv", (3, 20, 30)), np.moveaxis(np.moveaxis(values, 1, -1).copy(), -1, 1))
-    assert (found.shape, found.values.shape) == ((3, 20, 30), (2, 3, 196))
-    picked = values[0, 0].ravel().searchsorted(found.values[0, 0])
+    result = sample(Layer("a", "Conv", (3, 20, 30)), np.moveaxis(np.moveaxis(values, 1, -1).copy(), -1, 1))
+    assert (result.shape, result.values.shape) == ((3, 20, 30), (2, 3, 196))
+    picked = values[0, 0].ravel().searchsorted(result.values[0, 0])
     assert (picked[0], picked[-1]) == (0, 599)
-    np.testing.assert_array_equal(found.values, values.reshape(2, 3, -1)[..., picked])
+    np.testing.assert_array_equal(result.values, values.reshape(2, 3, -1)[..., picked])
     for vector in (np.float32([[1, 2, 3]]), np.float32([[[1], [2], [3]]])):
         assert sample(Layer("b", "Dense", (3,)), vector).values.tolist() == [[[1], [2], [3]]]
     assert sample(Layer("c", "Dense", ()), np.float32([7, 8])).values.tolist() == [[[7]], [[8]]]

@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from report_pages import Reader, comparison, divergence, explained, measured, photo, written
+from report_pages import Reader, comparison, detailed_image, divergence, explained, measured, written
 from xcam import Comparison
 from xcam.comparison import ImageComparison, Verdict, page
 
 
+@pytest.mark.slow
 def test_ten_images_of_three_models_weigh_less_than_two_megabytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     pairs = [(0, 1), (0, 2), (1, 2)]
     images = tuple(
         ImageComparison(
             Path(f"{k}.jpg"),
-            tuple(explained(photo(k, 1200, 1600), rng.random((14, 14))) for _ in range(3)),
+            tuple(explained(detailed_image(k, 1200, 1600), rng.random((14, 14))) for _ in range(3)),
             dict.fromkeys(pairs, measured("different", 0.9)),
         )
         for k in range(10)
@@ -89,7 +90,7 @@ def test_difference_maps_share_a_scale_on_which_rounding_stays_dark() -> None:
 def test_an_image_is_embedded_once(tmp_path: Path) -> None:
     html = written(tmp_path, comparison(1, 3))
     assert html.count("data:image/") == 1 + 3 + 3  # the image, three heatmaps, three differences
-    assert html.count('<use href="#photo-0"/>') == 1 + 3 + 3
+    assert html.count('<use href="#image-0"/>') == 1 + 3 + 3
 
 
 def test_each_layer_has_a_name_in_the_chart(tmp_path: Path) -> None:

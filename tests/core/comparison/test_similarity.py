@@ -39,10 +39,10 @@ def blocks(*rows: str) -> Any:
 
 def test_a_map_against_itself() -> None:
     e = explanation(blocks("9000", "0000", "0000", "0000"))
-    found = measure(e, e, 0.0)
-    assert (found.largest, found.distance, found.overlap, found.verdict) == (0.0, 0.0, 1.0, "identical")
-    assert found.pearson == pytest.approx(1)
-    assert found.ssim == pytest.approx(1)
+    result = measure(e, e, 0.0)
+    assert (result.largest, result.distance, result.overlap, result.verdict) == (0.0, 0.0, 1.0, "identical")
+    assert result.pearson == pytest.approx(1)
+    assert result.ssim == pytest.approx(1)
 
 
 def test_the_highest_fifth_and_the_distance_of_the_peaks() -> None:

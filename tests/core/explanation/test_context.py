@@ -1,4 +1,4 @@
-"""What methods ask of a model: in batches that fit, row by row, in pixels where it takes them; and what it answers is checked."""
+"""The inputs of methods: in batches that fit, row by row, as pixels where the model takes pixels, and checked."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_a_value_for_the_whole_batch_is_asked_for_row_by_row(name: str) -> None:
     model, x = Quadratic(), batch(4, 6)
     aims = [PerBatch()] * 2
     trace = model.trace(x, "features", lambda outputs: [np.eye(2)[[0, 0]]])
-    found = MethodContext(model, model.layers[0], Grid(), x, trace, aims, 0)(get(name), CHEAP.get(name, {}))
-    np.testing.assert_allclose(found, cam(name, model, x), rtol=1e-5, atol=1e-6)
+    result = MethodContext(model, model.layers[0], Grid(), x, trace, aims, 0)(get(name), CHEAP.get(name, {}))
+    np.testing.assert_allclose(result, cam(name, model, x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_value_with_more_numbers_than_rows_is_refused() -> None:
@@ -62,23 +62,23 @@ def test_a_value_with_more_numbers_than_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["scorecam", "iscam", "sscam", "smoothgradcam++"])
-def test_a_model_of_whole_numbers_is_given_pixels(name: str, rng: np.random.Generator) -> None:
-    """iscam's factors below 1 and noise would be cut to 0, and masked pictures arrive as fractions."""
+def test_a_model_of_integers_is_given_pixels(name: str, rng: np.random.Generator) -> None:
+    """iscam's factors below 1 and noise would be cut to 0, and masked images arrive as fractions."""
     model, seen = Quadratic(), []
     predict, trace = model.predict, model.trace
     model.predict = lambda x: seen.append(x) or predict(x)  # type: ignore[method-assign,func-returns-value]
     model.trace = lambda x, *more: seen.append(x) or trace(x.astype(np.float32), *more)  # type: ignore[method-assign,func-returns-value]
     x = rng.integers(0, 256, (1, 3, 4, 6)).astype(np.int32)
-    found = cam(name, model, x)
+    result = cam(name, model, x)
     assert {array.dtype for array in seen} == {np.dtype(np.int32)}
     assert all(array.min() >= 0 and array.max() <= 255 for array in seen)
     expected = cam(name, Quadratic(), x.astype(np.float32))
     np.testing.assert_allclose(
-        found, expected, atol=(0.7 if "smooth" in name or name == "sscam" else 0.02) * np.abs(expected).max()
+        result, expected, atol=(0.7 if "smooth" in name or name == "sscam" else 0.02) * np.abs(expected).max()
     )
 
 
-def test_what_the_model_does_on_changed_values_is_said() -> None:
+def test_errors_on_changed_values_are_reported() -> None:
     model, x = Quadratic(), batch(4, 6, n=1)
 
     def one(trace: Any, activations: Any, *_: Any) -> Any:
@@ -90,9 +90,9 @@ def test_what_the_model_does_on_changed_values_is_said() -> None:
     trace = model.trace
     model.trace = lambda x, *more: spoiled(trace(x, *more))  # type: ignore[method-assign]
 
-    def spoiled(found: Any) -> Any:
-        found.gradients = [np.full_like(g, np.nan) for g in found.gradients]
-        return found
+    def spoiled(trace: Any) -> Any:
+        trace.gradients = [np.full_like(g, np.nan) for g in trace.gradients]
+        return trace
 
     with pytest.raises(ModelError, match="of quadratic gives NaN or infinity at layer 'features'"):
         cam("smoothgradcam++", model, x)

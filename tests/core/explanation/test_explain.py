@@ -72,7 +72,7 @@ def test_a_list_gives_a_list_in_batches_equal_to_one_by_one(model: FakeModel) ->
     assert xcam.explain(model, []) == []
 
 
-def test_several_targets_of_one_picture_cost_one_pass(model: FakeModel) -> None:
+def test_several_targets_of_one_image_cost_one_pass(model: FakeModel) -> None:
     both = xcam.explain(model, IMAGES[0], target=["cat", 1])
     assert model.calls == [1]
     assert [e.label for e in both] == ["cat", "dog"]
@@ -81,8 +81,8 @@ def test_several_targets_of_one_picture_cost_one_pass(model: FakeModel) -> None:
 
 
 def test_one_target_for_each_image_or_an_error(model: FakeModel) -> None:
-    found = xcam.explain(model, IMAGES, target=[0, 1, 0])
-    assert [e.index for e in found] == [0, 1, 0]
+    result = xcam.explain(model, IMAGES, target=[0, 1, 0])
+    assert [e.index for e in result] == [0, 1, 0]
     mixed = xcam.explain(model, IMAGES, target=[[0, 1], 1, [0]])
     assert [e.index for e in mixed[0]] == [0, 1]
     assert mixed[1].index == 1
@@ -253,12 +253,12 @@ def test_classes_have_probabilities_too(model: FakeModel) -> None:
 
 def test_layers_images_and_targets_give_lists_in_that_shape(model: FakeModel) -> None:
     model.trace, trace = lambda x, layer, cotangents=None: trace(x, "features", cotangents), model.trace  # type: ignore[method-assign]
-    found = xcam.explain(model, IMAGES, layer=["features", "pool"], target=[["top2", 0], 1, (None,)], fuse="max")
-    assert [[e.index for e in row] if isinstance(row, list) else row.index for row in found][1] == 1
-    assert [len(row) if isinstance(row, list) else 0 for row in found] == [3, 0, 1]
-    assert {e.layer for e in found[0]} == {"features max pool"}
-    assert {e.index for e in found[0][:2]} == {0, 1}
-    assert found[0][2].index == 0
+    result = xcam.explain(model, IMAGES, layer=["features", "pool"], target=[["top2", 0], 1, (None,)], fuse="max")
+    assert [[e.index for e in row] if isinstance(row, list) else row.index for row in result][1] == 1
+    assert [len(row) if isinstance(row, list) else 0 for row in result] == [3, 0, 1]
+    assert {e.layer for e in result[0]} == {"features max pool"}
+    assert {e.index for e in result[0][:2]} == {0, 1}
+    assert result[0][2].index == 0
 
 
 def test_invalid_layers_are_refused_before_the_work(model: FakeModel) -> None:
@@ -337,8 +337,8 @@ def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
         def cotangent(self, outputs: Any) -> Any:
             return {"all": np.eye(2)[[1] * len(outputs["all"])]}
 
-    found = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", method_options={"n": 2})
-    np.testing.assert_allclose(found.cam, plain.cam, rtol=1e-5)
+    result = xcam.explain(model, IMAGES[0], target=Second(), method="smoothgradcam++", method_options={"n": 2})
+    np.testing.assert_allclose(result.cam, plain.cam, rtol=1e-5)
 
 
 def test_the_image_is_a_copy(model: FakeModel) -> None:

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from report_pages import Reader, explained, photo, written
+from report_pages import Reader, detailed_image, explained, written
 from xcam.errors import InputError
 from xcam.explanation import page as explanation_page
 
 
 def test_embedded_images_keep_their_content(tmp_path: Path) -> None:
-    image, cam = photo(1, 300, 1024), np.zeros((4, 4))
+    image, cam = detailed_image(1, 300, 1024), np.zeros((4, 4))
     cam[1, 2] = 5
     html = written(tmp_path, [explained(image, cam)])
     embedded = re.findall(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]+)", html)
@@ -32,8 +32,8 @@ def test_embedded_images_keep_their_content(tmp_path: Path) -> None:
 
 
 def test_explanations_of_an_image_are_tabs(tmp_path: Path) -> None:
-    a = explained(photo(0), np.eye(3))
-    b = explained(photo(0), np.eye(3), method="layercam")
+    a = explained(detailed_image(0), np.eye(3))
+    b = explained(detailed_image(0), np.eye(3), method="layercam")
     reader = Reader(written(tmp_path, [a, b]))
     tabs = [attributes for attributes in reader.has("button") if attributes.get("role") == "tab"]
     panels = [attributes for _, attributes in reader.tags if attributes.get("role") == "tabpanel"]
@@ -43,7 +43,7 @@ def test_explanations_of_an_image_are_tabs(tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_name_have_their_paths() -> None:
-    es = [explained(photo(0), np.eye(3), path=Path(p)) for p in ("x/a.jpg", "y/a.jpg", "b.jpg")]
+    es = [explained(detailed_image(0), np.eye(3), path=Path(p)) for p in ("x/a.jpg", "y/a.jpg", "b.jpg")]
     assert [g["name"] for g in explanation_page.content(es)["groups"]] == [
         str(Path("x/a.jpg")),
         str(Path("y/a.jpg")),
@@ -52,8 +52,8 @@ def test_two_files_of_one_name_have_their_paths() -> None:
 
 
 def test_a_heatmap_that_is_zero_everywhere_is_reported(tmp_path: Path) -> None:
-    assert "Zero everywhere" in written(tmp_path, [explained(photo(0), -np.eye(3))])
-    assert "Zero everywhere" not in written(tmp_path, [explained(photo(0), np.eye(3))])
+    assert "Zero everywhere" in written(tmp_path, [explained(detailed_image(0), -np.eye(3))])
+    assert "Zero everywhere" not in written(tmp_path, [explained(detailed_image(0), np.eye(3))])
 
 
 def test_nothing_to_report_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from xcam.explanation.tokens import Grid, grid, infer
 
 
 @pytest.mark.parametrize(
-    ("count", "picture", "expected"),
+    ("count", "size", "expected"),
     [
         (197, (224, 224), Grid(1, (14, 14))),  # ViT-B/16
         (198, (224, 224), Grid(2, (14, 14))),  # DeiT, distilled
@@ -26,8 +26,8 @@ from xcam.explanation.tokens import Grid, grid, infer
         (9, (12, 12), Grid(0, (3, 3))),
     ],
 )
-def test_grids(count: int, picture: tuple[int, int], expected: Grid) -> None:
-    assert infer(count, picture) == expected
+def test_grids(count: int, size: tuple[int, int], expected: Grid) -> None:
+    assert infer(count, size) == expected
 
 
 def test_no_grid_is_an_error_with_a_remedy() -> None:
@@ -40,10 +40,10 @@ def test_no_grid_is_an_error_with_a_remedy() -> None:
 
 def test_the_view_can_be_undone() -> None:
     tokens = np.random.default_rng(0).normal(size=(2, 3, 2 + 6))
-    found = Grid(2, (2, 3))
-    view = found.view(tokens)
+    grid_of_six = Grid(2, (2, 3))
+    view = grid_of_six.view(tokens)
     assert view.shape == (2, 3, 2, 3)
     np.testing.assert_array_equal(view[1, 2, 1], tokens[1, 2, 5:])
-    np.testing.assert_array_equal(found.restore(view, tokens), tokens)
+    np.testing.assert_array_equal(grid_of_six.restore(view, tokens), tokens)
     assert Grid().view(tokens) is tokens
     assert Grid().restore(view, tokens) is view

@@ -1,4 +1,4 @@
-"""The page as a file: what it loads, what it refuses, and what a hostile name can do in it: nothing."""
+"""The page as a file: it loads nothing, and hostile names in it do nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from report_pages import HOSTILE, Reader, comparison, divergence, explained, measured, photo, written
+from report_pages import HOSTILE, Reader, comparison, detailed_image, divergence, explained, measured, written
 from xcam import Comparison
 from xcam.comparison import Diagnosis, Divergence, ImageComparison, Step
 from xcam.errors import BackendError, InputError
@@ -21,7 +21,9 @@ from xcam.errors import BackendError, InputError
 
 @pytest.mark.parametrize("kind", ["comparison", "single"])
 def test_the_policy_names_the_one_style_and_the_one_script(tmp_path: Path, kind: str) -> None:
-    html = written(tmp_path, comparison() if kind == "comparison" else [explained(photo(0), np.ones((2, 2)))])
+    html = written(
+        tmp_path, comparison() if kind == "comparison" else [explained(detailed_image(0), np.ones((2, 2)))]
+    )
     reader = Reader(html)
     policies = [m["content"] for m in reader.has("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
@@ -33,13 +35,13 @@ def test_the_policy_names_the_one_style_and_the_one_script(tmp_path: Path, kind:
         assert len(reader.has(tag)) == 1
         digest = hashlib.sha256("".join(reader.inline[tag]).encode()).digest()
         assert rules[f"{tag}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
-    assert html.index("Content-Security-Policy") < html.index("<style>")  # it holds for what follows it only
+    assert html.index("Content-Security-Policy") < html.index("<style>")  # it applies to the elements after it only
 
 
 @pytest.mark.parametrize("kind", ["comparison", "single"])
 def test_nothing_is_loaded_and_nothing_is_inline(tmp_path: Path, kind: str) -> None:
     full = comparison(2, 3, "different", divergences=(divergence(),))
-    html = written(tmp_path, full if kind == "comparison" else [explained(photo(0), np.ones((2, 2)))] * 2)
+    html = written(tmp_path, full if kind == "comparison" else [explained(detailed_image(0), np.ones((2, 2)))] * 2)
     assert "http:" not in html
     assert "https:" not in html
     assert "@import" not in html
@@ -65,7 +67,7 @@ def test_a_hostile_name_is_text(tmp_path: Path, name: str, kind: str) -> None:
 
 
 def page_with(name: str, kind: str, tmp_path: Path) -> str:
-    image = photo(0, 40, 60)
+    image = detailed_image(0, 40, 60)
     explanations = tuple(
         explained(
             image,
