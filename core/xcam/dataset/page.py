@@ -264,7 +264,9 @@ def _card(f: Finding, kind: Kind, collected: Findings, name: str, image_id: str,
     probability = ""
     if f.probability is not None:
         probability = (
-            formatting.percent(min(f.probability, 1.0)) if is_probability else f"score {formatting.number(f.probability)}"
+            formatting.percent(min(f.probability, 1.0))
+            if is_probability
+            else f"score {formatting.number(f.probability)}"
         )
     reason = _reason(f, kind)
     return {
@@ -291,9 +293,7 @@ def _reason(f: Finding, kind: Kind) -> str:
         return f"Wrong, and {formatting.percent(f.share)} of the map is in a fifth of the image."
     if kind == "edge":
         region = "on the border" if f.region == "border" else f"in the {f.region} corner"
-        return (
-            f"{formatting.percent(f.share)} of the map is {region}, which is {formatting.percent(f.expected)} of the image."
-        )
+        return f"{formatting.percent(f.share)} of the map is {region}, which is {formatting.percent(f.expected)} of the image."
     if kind == "same":
         return f"The maps for {f.target} and {f.rival} have a correlation of {formatting.correlation(f.correlation)}."
     return f"Nothing in the image supports {f.target} at this layer."
