@@ -144,7 +144,7 @@ def test_layers_side_by_side(run: Callable[..., Any]) -> None:
         (["-m", "onnx:demo", "-m", "torch:demo@conv9", IMAGE], "unknown layer 'conv9' in demo"),
         (
             ["-m", "onnx:demo", "-m", "torch:demo", "nothing.png"],
-            "no picture can be compared: cannot read nothing.png",
+            "no image can be compared: cannot read nothing.png",
         ),
         (["-m", "onnx:demo", "-m", "torch:demo", IMAGE, "--report", "r.pdf"], "r.pdf"),
         (["--config", "none.toml", IMAGE], "cannot read none.toml"),
