@@ -36,7 +36,7 @@ def test_two_spellings_of_a_path_keep_both_boxes(run: Callable[..., Any], tmp_pa
 
 
 def test_two_masks_of_an_image_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"two masks, .*m.png and .*n.png; keep one"):
+    with pytest.raises(InputError, match=r"two masks for a.png, .*m.png and .*n.png; keep one"):
         read_annotations(csv(tmp_path / "t.csv", "path,mask", "./a.png,m.png", "a.png,n.png"))
 
 

@@ -1,4 +1,4 @@
-"""A fresh environment beside the one that the tests run in: it sees what is installed there, and installs its own."""
+"""A fresh virtual environment that also sees the packages of the environment in which the tests run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ sys.exit(main())
 
 
 class Fresh:
-    """An environment in which pip reaches no network."""
+    """A virtual environment in which pip does not use the network."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False)
         self.bin = folder / "bin"
-        own = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-        (own / "outside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+        site_packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
+        (site_packages / "outside.pth").write_text(
+            f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        )
         for name, module in (("pip", "pip._internal.cli.main"), ("xcam", "xcam_cli")):
             (self.bin / name).write_text(SCRIPT.format(python=self.bin / "python", module=module))
             (self.bin / name).chmod(0o755)
 
     def run(self, command: str, folder: Path) -> str:
-        """What the command says, on both streams. Raises AssertionError where it fails."""
+        """Return the output of a command, from both streams. Raises AssertionError if it fails."""
         offline = {
             "PIP_NO_INDEX": "1",
             "PIP_NO_DEPS": "1",

@@ -1,11 +1,11 @@
-"""For authors of backends: small networks with their weights, their values worked out in NumPy, and a suite of tests.
+"""For authors of backends: small networks with weights, their reference values in NumPy, and a suite of tests.
 
     from xcam.testing import Conformance, Network
 
     class TestMine(Conformance):
         def build(self, network: Network):      # the network in your framework, as a user would write it
             ...
-        def snapshot(self, native):             # all of it that must stay as it was
+        def snapshot(self, native):             # the state that must not change
             ...
 
 Needs pytest.

@@ -1,12 +1,12 @@
-"""The conformance suite: every promise of the contract, checked on every network, with a message that says what is wrong.
+"""The conformance suite: every promise of the contract, checked on every network, with a message that names the mistake.
 
-What it cannot see from outside, and a backend's own tests must: that nothing before the layer is differentiated.
+One promise cannot be checked from outside, so a backend's own tests have to: nothing before the layer is differentiated.
 """
 
 from xcam.testing.abilities import Abilities
-from xcam.testing.numbers import Numbers
-from xcam.testing.side_effects import Manners
+from xcam.testing.side_effects import SideEffects
+from xcam.testing.values import Values
 
 
-class Conformance(Numbers, Manners, Abilities):
-    """Subclass it, and say how a network is built in your framework. pytest does the rest."""
+class Conformance(Values, SideEffects, Abilities):
+    """The suite: subclass it, and define `build` and `snapshot` for your framework. pytest runs the tests."""

@@ -1,7 +1,7 @@
-"""The suite's small networks, in no framework: steps with names, inputs and weights.
+"""Small networks, independent of any framework: steps with names, inputs and weights.
 
-Each shows one thing that a backend can get wrong. A backend's tests build them with its framework's own layers, one
-for each step, under the step's name; a `/` in a name asks for a model inside the model.
+Each covers one possible mistake of a backend. A backend's tests build them with the layers of its framework, one for
+each step, under the name of the step; a `/` in a name means a model inside the model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy.typing as npt
 Op = Literal[
     "conv", "relu", "tanh", "pool", "mean", "dense", "add", "concat", "softmax", "tokens", "norm", "attend", "first"
 ]
-"""What a step does to values [N, C, H, W] (tokens: [N, C, T], vectors: [N, C]):
+"""The operation of a step on values [N, C, H, W] (tokens: [N, C, T], vectors: [N, C]):
 
-conv: weights kernel [O, I, k, k], bias [O]; stride 1, zeros around it so that the size stays.
-relu, tanh, add, concat (over channels), softmax (over the last axis of [N, C]): as everywhere.
+conv: weights kernel [O, I, k, k], bias [O]; stride 1, zero padding so that the size is kept.
+relu, tanh, add, concat (over channels), softmax (over the last axis of [N, C]): as usual.
 pool: the maximum of 2×2, stride 2. mean: over space, to [N, C]. dense: kernel [O, I], bias [O], on [N, C].
-tokens: [N, C, H, W] → [N, C, 1 + H·W]: the class token (weights [C]) first, then the places row by row.
+tokens: [N, C, H, W] → [N, C, 1 + H·W]: the class token (weights [C]) first, then the positions row by row.
 norm: layer normalisation over channels, ε = 1e-6, weights scale [C], shift [C].
 attend: x + softmax(qᵀk/√C)·v over tokens, with q, k, v = W·x; weights Wq, Wk, Wv, each [C, C] (out, in); no bias.
 first: the class token alone, to [N, C].
@@ -30,7 +30,7 @@ first: the class token alone, to [N, C].
 
 @dataclass(frozen=True)
 class Step:
-    """One layer: what it does, its name, the steps it reads (`x` is the input), its weights."""
+    """One layer: its operation, its name, the steps that it reads (`x` is the input), and its weights."""
 
     op: Op
     name: str
@@ -40,43 +40,43 @@ class Step:
 
 @dataclass(frozen=True)
 class Network:
-    """A small network. `explained` names the layers whose gradients the suite checks, with the shape of each."""
+    """A small network. `explained` names the layers at which the suite checks gradients."""
 
     name: str
     input: tuple[int, int, int]
-    """(C, H, W); H and W differ, so that exchanged axes are seen."""
+    """(C, H, W); H and W differ, so that exchanged axes are noticed."""
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
     explained: tuple[str, ...]
     activation: str | None = None
 
     def feeds(self, first: str, second: str) -> bool:
-        """Whether a path leads from one step to another."""
+        """Return whether a path leads from one step to another."""
         sources = next(step.inputs for step in self.steps if step.name == second)
         return first in sources or any(self.feeds(first, source) for source in sources if source != "x")
 
-    def beside(self, layer: str) -> list[tuple[str, str]]:
-        """The paths that pass a step by: steps that are not behind it, each with a step behind it that reads it."""
-        behind = [step for step in self.steps if self.feeds(layer, step.name)]
-        inside = {layer, *(step.name for step in behind)}
-        return [(source, step.name) for step in behind for source in step.inputs if source not in inside]
+    def bypass(self, layer: str) -> list[tuple[str, str]]:
+        """Return the edges of the bypass values: a step that is not after the layer, and one after it that reads it."""
+        after = [step for step in self.steps if self.feeds(layer, step.name)]
+        inside = {layer, *(step.name for step in after)}
+        return [(source, step.name) for step in after for source in step.inputs if source not in inside]
 
     def forks(self, layer: str) -> list[tuple[str, str]]:
-        """The ways out of a step, and out of the steps behind it, where several lead to outputs."""
-        ways: dict[str, list[str]] = {}
+        """Return the edges out of the layer and the steps after it, where several steps read the same value."""
+        edges: dict[str, list[str]] = {}
         for step in self.steps:
             for source in step.inputs:
-                ways.setdefault(source, []).append(step.name)
+                edges.setdefault(source, []).append(step.name)
         return [
             (source, reader)
-            for source, readers in ways.items()
+            for source, readers in edges.items()
             if len(readers) > 1 and (source == layer or (source != "x" and self.feeds(layer, source)))
             for reader in readers
         ]
 
 
-class _Maker:
-    """Writes down steps; draws their weights."""
+class _Builder:
+    """Collects steps, and draws their weights."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -97,21 +97,21 @@ class _Maker:
         return self("dense", name, source, weights=(self.draw(out, into), self.draw(out)))
 
 
-def _chain(m: _Maker) -> Network:
-    h = m("tanh", "tanh1", m.conv("conv1", "x", 4, 3))  # no ReLU ahead of the pool: where all are zero, it has a kink
+def _chain(m: _Builder) -> Network:
+    h = m("tanh", "tanh1", m.conv("conv1", "x", 4, 3))  # no ReLU before the pool, which has a kink where all are zero
     h = m("relu", "relu2", m.conv("conv2", m("pool", "pool", h), 5, 4))
     m.dense("scores", m("mean", "mean", h), 4, 5)
     return Network("chain", (3, 8, 6), tuple(m.steps), ("scores",), ("conv1", "tanh1", "conv2", "relu2"))
 
 
-def _residual(m: _Maker) -> Network:
+def _residual(m: _Builder) -> Network:
     a = m("relu", "relu1", m.conv("conv1", "x", 4, 3))
     b = m("add", "add", a, m.conv("conv3", m("tanh", "tanh", m.conv("conv2", a, 4, 4)), 4, 4))
     m.dense("scores", m("mean", "mean", m("relu", "relu2", b)), 3, 4)
     return Network("residual", (3, 6, 8), tuple(m.steps), ("scores",), ("conv1", "relu1", "conv2", "tanh", "conv3"))
 
 
-def _dense(m: _Maker) -> Network:
+def _dense(m: _Builder) -> Network:
     a = m.conv("conv1", "x", 3, 3)
     b = m("concat", "concat1", a, m("tanh", "tanh1", m.conv("conv2", a, 3, 3)))
     c = m("concat", "concat2", b, m("tanh", "tanh2", m.conv("conv3", b, 2, 6)))
@@ -119,27 +119,27 @@ def _dense(m: _Maker) -> Network:
     return Network("dense", (3, 6, 8), tuple(m.steps), ("scores",), ("conv1", "conv2", "conv3"))
 
 
-def _branch(m: _Maker) -> Network:
+def _branch(m: _Builder) -> Network:
     a = m("relu", "relu1", m.conv("conv1", "x", 4, 3))
     m.dense("kind", m("mean", "mean1", m("tanh", "tanh1", m.conv("conv2", a, 4, 4))), 4, 4)
-    m.dense("place", m("mean", "mean2", m("tanh", "tanh2", m.conv("conv3", a, 3, 4))), 2, 3)
-    return Network("branch", (3, 6, 8), tuple(m.steps), ("kind", "place"), ("relu1", "conv2", "conv3"))
+    m.dense("position", m("mean", "mean2", m("tanh", "tanh2", m.conv("conv3", a, 3, 4))), 2, 3)
+    return Network("branch", (3, 6, 8), tuple(m.steps), ("kind", "position"), ("relu1", "conv2", "conv3"))
 
 
-def _nested(m: _Maker) -> Network:
+def _nested(m: _Builder) -> Network:
     h = m("relu", "backbone/relu1", m.conv("backbone/conv1", "x", 4, 3))
     h = m("tanh", "backbone/tanh2", m.conv("backbone/conv2", h, 5, 4))
     m.dense("scores", m("mean", "mean", h), 3, 5)
     return Network("nested", (3, 8, 6), tuple(m.steps), ("scores",), ("backbone/conv1", "backbone/conv2"))
 
 
-def _probable(m: _Maker) -> Network:
+def _probable(m: _Builder) -> Network:
     h = m("tanh", "tanh", m.conv("conv1", "x", 4, 3))
     m("softmax", "softmax", m.dense("scores", m("mean", "mean", h), 4, 4))
     return Network("probable", (3, 8, 6), tuple(m.steps), ("softmax",), ("conv1", "tanh"), "softmax")
 
 
-def _tokens(m: _Maker) -> Network:
+def _tokens(m: _Builder) -> Network:
     h = m("tokens", "tokens", m.conv("patches", "x", 6, 3), weights=(m.draw(6),))
     h = m("norm", "norm1", h, weights=(m.draw(6, around=1, spread=0.4), m.draw(6)))
     h = m("attend", "attend", h, weights=(m.draw(6, 6), m.draw(6, 6), m.draw(6, 6)))
@@ -148,7 +148,7 @@ def _tokens(m: _Maker) -> Network:
     return Network("tokens", (3, 3, 4), tuple(m.steps), ("scores",), ("patches", "norm1", "norm2"))
 
 
-_MAKERS: tuple[Callable[[_Maker], Network], ...] = (
+_BUILDERS: tuple[Callable[[_Builder], Network], ...] = (
     _chain,
     _residual,
     _dense,
@@ -158,6 +158,6 @@ _MAKERS: tuple[Callable[[_Maker], Network], ...] = (
     _tokens,
 )
 NETWORKS: dict[str, Network] = {
-    network.name: network for seed, make in enumerate(_MAKERS) for network in [make(_Maker(seed))]
+    network.name: network for seed, make in enumerate(_BUILDERS) for network in [make(_Builder(seed))]
 }
 """By name: chain, residual, dense, branch, nested, probable, tokens."""

@@ -1,4 +1,4 @@
-"""What the suite's networks compute, in plain NumPy and float64, channels first: the truth that backends are held to."""
+"""The reference values of the networks, in plain NumPy and float64, channels first."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ import numpy.typing as npt
 from xcam.testing.networks import Network, Step
 
 Values = npt.NDArray[Any]
-
-
 Cut = Mapping[tuple[str, str], Values]
-"""(a step, one that reads it) → what the reader is given in place of the step's value: a path that is lost."""
+"""(a step, one that reads it) → the value that the reader gets instead of the step's: a lost path."""
 
 
 def run(
-    network: Network, x: Values, put: Mapping[str, Values] | None = None, cut: Cut | None = None
+    network: Network, x: Values, replacements: Mapping[str, Values] | None = None, cut: Cut | None = None
 ) -> dict[str, Values]:
-    """The value of every step for a batch x [N, C, H, W]; with the values of `put` in place of those steps' own."""
-    put, cut = put or {}, cut or {}
+    """Return the value of every step.
+
+    Args:
+        network: The network.
+        x: A batch [N, C, H, W].
+        replacements: Values of steps, used instead of their own.
+        cut: Values on edges, used instead of those of their steps.
+    """
+    replacements, cut = replacements or {}, cut or {}
     values: dict[str, Values] = {"x": np.asarray(x, np.float64)}
     for step in network.steps:
-        if step.name in put:
-            values[step.name] = np.asarray(put[step.name], np.float64)
+        if step.name in replacements:
+            values[step.name] = np.asarray(replacements[step.name], np.float64)
         else:
             weights = [w.astype(np.float64) for w in step.weights]
             read = (cut.get((name, step.name), values[name]) for name in step.inputs)
@@ -34,12 +39,12 @@ def run(
 
 
 def logits(network: Network, values: Mapping[str, Values]) -> dict[str, Values]:
-    """The outputs by name, under their softmax where they have one."""
+    """Return the outputs by name, before a softmax."""
     steps = {step.name: step for step in network.steps}
-    return {name: values[_under(steps[name])] for name in network.outputs}
+    return {name: values[_before_softmax(steps[name])] for name in network.outputs}
 
 
-def _under(step: Step) -> str:
+def _before_softmax(step: Step) -> str:
     return step.inputs[0] if step.op == "softmax" else step.name
 
 
@@ -51,29 +56,34 @@ def gradient(
     at: Values | None = None,
     without: Collection[tuple[str, str]] = (),
 ) -> Values:
-    """∂⟨v, outputs⟩/∂(value of `layer`), by central differences in float64; all entries at once, as one batch.
+    """Return ∂⟨v, outputs⟩/∂(value of `layer`), by central differences in float64, with all entries in one batch.
 
-    At the layer's own value for `x`, or at the value `at` put in its place. `without`: steps, each with one that
-    reads it, between which no change passes.
+    Args:
+        network: The network.
+        x: A batch [N, C, H, W].
+        layer: The step to differentiate at.
+        cotangents: v by output name.
+        at: A replacement for the layer's value, where the gradient is taken.
+        without: Edges that carry no change.
     """
     known = run(network, x) if at is None else run(network, x, {layer: at})
-    here = known[layer]
-    grads = np.empty_like(here)
+    value = known[layer]
+    grads = np.empty_like(value)
     step = 1e-6
-    for n in range(len(here)):
-        entries = here[n].size
-        nudges = step * np.eye(entries).reshape(entries, *here[n].shape)
-        around = np.concatenate([here[n] + nudges, here[n] - nudges])
+    for n in range(len(value)):
+        entries = value[n].size
+        nudges = step * np.eye(entries).reshape(entries, *value[n].shape)
+        variants = np.concatenate([value[n] + nudges, value[n] - nudges])
         cut = {edge: known[edge[0]][n : n + 1].repeat(2 * entries, axis=0) for edge in without}
-        said = logits(network, run(network, np.repeat(x[n : n + 1], 2 * entries, axis=0), {layer: around}, cut))
-        score = np.sum([(said[name] * v[n]).sum(axis=1) for name, v in cotangents.items()], axis=0)
-        grads[n] = ((score[:entries] - score[entries:]) / (2 * step)).reshape(here[n].shape)
+        outputs = logits(network, run(network, np.repeat(x[n : n + 1], 2 * entries, axis=0), {layer: variants}, cut))
+        score = np.sum([(outputs[name] * v[n]).sum(axis=1) for name, v in cotangents.items()], axis=0)
+        grads[n] = ((score[:entries] - score[entries:]) / (2 * step)).reshape(value[n].shape)
     return grads
 
 
 def _conv(x: Values, kernel: Values, bias: Values) -> Values:
-    around = kernel.shape[-1] // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (around, around), (around, around)))
+    pad = kernel.shape[-1] // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(2, 3))
     return np.einsum("nihwkl,oikl->nohw", windows, kernel, optimize=True) + bias[:, None, None]
 
@@ -89,8 +99,8 @@ def _softmax(x: Values, axis: int = -1) -> Values:
 
 
 def _tokens(x: Values, first: Values) -> Values:
-    places = x.reshape(*x.shape[:2], -1)
-    return np.concatenate([np.broadcast_to(first[:, None], (len(x), len(first), 1)), places], axis=2)
+    positions = x.reshape(*x.shape[:2], -1)
+    return np.concatenate([np.broadcast_to(first[:, None], (len(x), len(first), 1)), positions], axis=2)
 
 
 def _norm(x: Values, scale: Values, shift: Values) -> Values:

@@ -1,4 +1,4 @@
-"""What the suite's tests share: how a backend builds and opens a network, batches, cotangents, and the truth."""
+"""Shared parts of the suite: building and loading networks, batches, cotangents, and reference values."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ N = 3
 
 
 class Suite:
-    """What a backend's author says, and what every test is given."""
+    """The methods that a backend's author defines, and the fixtures of the tests."""
 
     def build(self, network: Network) -> Any:
-        """The network as a live model of your framework, the way a user would write it."""
+        """Return the network as a live model of your framework, as a user would write it."""
         raise NotImplementedError
 
     def load(self, native: Any, network: Network) -> Model:
-        """The live model behind the contract. Overwrite it where the backend reads files alone."""
+        """Return the live model as an xcam model. Override it if the backend reads only files."""
         return xcam.load(native, size=network.input[1:])
 
     def layer(self, name: str) -> str:
-        """The address of a step of ours in your framework: `backbone/conv1`, `backbone.conv1`, …"""
+        """Return the name of a step in your framework: `backbone/conv1`, `backbone.conv1`, …"""
         return name
 
     def snapshot(self, native: Any) -> Any:
-        """Everything about a user's model that must stay as it was, comparable by ==; a mapping is told best."""
+        """Return the state of a user's model that must not change, comparable by ==; a mapping gives the best messages."""
         raise NotImplementedError
 
     @pytest.fixture(params=NETWORKS)
@@ -58,69 +58,72 @@ class Suite:
 
     @staticmethod
     def native_batch(model: Model, x: Array) -> Array:
-        """A batch [N, C, H, W] in the model's own layout."""
+        """Convert a batch [N, C, H, W] to the model's own layout."""
         return np.ascontiguousarray(np.moveaxis(x, 1, -1)) if model.input.layout == "channels_last" else x
 
 
 class FixedCotangents:
-    """Cotangents: fixed cotangents by output name, handed over in the form that the outputs have; notes how it was used."""
+    """A cotangent function: returns fixed cotangents in the form of the outputs, and records its calls."""
 
     def __init__(self, *cotangents: Mapping[str, Array]) -> None:
         self.cotangents, self.copies = cotangents, deepcopy(cotangents)
-        self.asked: list[Outputs] = []
+        self.calls: list[Outputs] = []
 
     def __call__(self, outputs: Outputs) -> list[Outputs]:
-        self.asked.append(outputs)
+        self.calls.append(outputs)
         if not isinstance(outputs, Mapping):
             return [next(iter(v.values())) for v in self.cotangents]
-        return [dict(reversed(list(v.items()))) for v in self.cotangents]  # by name, in whatever order
+        return [dict(reversed(list(v.items()))) for v in self.cotangents]  # by name, in another order
 
-    def used_well(self, what: str) -> None:
-        count = len(self.asked)
+    def check_use(self, method: str) -> None:
+        """Assert that it was called once, and that its cotangents are unchanged."""
+        count = len(self.calls)
         assert count == 1, (
-            f"cotangents was called {count} times in one {what}(); call it once, and keep the cotangents that it returns"
+            f"cotangents was called {count} times in one {method}(); call it once, and keep the cotangents that it returns"
         )
         for v, copy in zip(self.cotangents, self.copies, strict=True):
             assert all(np.array_equal(v[name], copy[name]) for name in v), (
-                f"{what}() wrote to a cotangent that cotangents returned; work on a copy"
+                f"{method}() wrote to a cotangent that cotangents() returned; work on a copy"
             )
 
 
 def gradient(
     network: Network, x: Array, name: str, v: Mapping[str, Array], at: Array | None = None
 ) -> Callable[[Edges], Array]:
-    """The true gradient at a layer; with edges, what it would be without them."""
+    """Return a function that computes the reference gradient at a layer, without given edges."""
     return partial(reference.gradient, network, x, name, v, at)
 
 
 @contextmanager
 def resumed_before() -> Iterator[None]:
-    """Around a `resume` of a trace from which one went well."""
+    """Explain an exception in a second `resume` of a trace."""
     try:
         yield
     except Exception as error:
         raise AssertionError(
-            f"the second resume() of one trace failed: {type(error).__name__}: {error}; Trace.state must serve many"
+            f"the second resume() of one trace failed: {type(error).__name__}: {error}; keep Trace.state usable for any number of calls"
         ) from error
 
 
 def ends(network: Network) -> set[str]:
-    """The steps whose values are outputs, and those whose values are the logits under one."""
-    under = {name for step in network.steps if step.op == "softmax" for name in step.inputs}
-    return {*network.outputs, *under}
+    """Return the steps whose values are outputs, or the logits of one."""
+    logits = {name for step in network.steps if step.op == "softmax" for name in step.inputs}
+    return {*network.outputs, *logits}
 
 
 def truth(network: Network, x: Array) -> dict[str, Array]:
+    """Return the reference outputs (logits) by name."""
     return reference.logits(network, reference.run(network, x))
 
 
 def random_cotangents(network: Network, x: Array, seed: int) -> dict[str, Array]:
+    """Return a random cotangent by output name."""
     rng = np.random.default_rng(seed)
     return {name: rng.normal(size=value.shape).astype(np.float32) for name, value in truth(network, x).items()}
 
 
 def first_score(outputs: Outputs) -> Sequence[Outputs]:
-    """The cotangent of class 0 of the first output."""
+    """Return the cotangent of class 0 of the first output, in the form of the outputs."""
     z = xcam.contract.one_output(outputs)
     v = np.zeros_like(z)
     v[:, 0] = 1
@@ -128,6 +131,7 @@ def first_score(outputs: Outputs) -> Sequence[Outputs]:
 
 
 def first(network: Network, x: Array) -> dict[str, Array]:
+    """Return the cotangent of class 0 of the first output, by output name."""
     v = {name: np.zeros_like(value) for name, value in truth(network, x).items()}
     next(iter(v.values()))[:, 0] = 1
     return v

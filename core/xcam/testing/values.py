@@ -1,0 +1,251 @@
+"""Tests of values: everything that a backend computes, compared with the reference in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import get_args
+
+import numpy as np
+import pytest
+
+import xcam
+from xcam.contract import Array, Layout, Model
+from xcam.testing import reference
+from xcam.testing.assertions import axes, close, lost_paths, other_cotangents, other_steps, same, wrong_rows
+from xcam.testing.networks import Network
+from xcam.testing.suite import (
+    FixedCotangents,
+    N,
+    Suite,
+    ends,
+    first,
+    first_score,
+    gradient,
+    random_cotangents,
+    resumed_before,
+    truth,
+)
+
+ROWS = [2, 0, 2, 1, 1]
+_AXES = {2: "tokens, [N, C, T]", 3: "a map, [N, C, H, W]"}
+
+
+class Values(Suite):
+    """The facts that a model states, and the values that it computes."""
+
+    def test_model_states_its_input_and_output_activation(self, model: Model, network: Network) -> None:
+        assert isinstance(model, Model), (
+            "the object returned by load() is not an xcam.contract.Model; add the missing members"
+        )
+        assert model.input.channels == network.input[0], (
+            f"input.channels is {model.input.channels}, but the images have {network.input[0]}"
+        )
+        stated = model.output_activation
+        kinds = set(stated.values()) if isinstance(stated, Mapping) else {stated}
+        assert kinds == {network.activation}, (
+            f"output_activation is {stated!r}, but the network ends in {network.activation!r}; cut it off, and name it there"
+        )
+
+    def test_layers_in_execution_order_with_their_shapes(self, model: Model, network: Network, x: Array) -> None:
+        names = [layer.name for layer in model.layers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        assert not twice, f"layers {twice} are listed twice; give each layer a unique name"
+        for name in network.explained:
+            assert self.layer(name) in names, f"layer {self.layer(name)!r} is missing from layers: {names}; add it"
+        known = [step.name for step in network.steps if self.layer(step.name) in names]
+        for one in known:
+            for other in known:
+                right = names.index(self.layer(one)) < names.index(self.layer(other))
+                assert right or not network.feeds(one, other), (
+                    f"layers are not in execution order: {one} feeds {other}, and is listed after it ({names})"
+                )
+        values = reference.run(network, x)
+        for name in known:
+            layer = next(layer for layer in model.layers if layer.name == self.layer(name))
+            expected = values[name].shape[1:]
+            assert layer.shape == expected, (
+                f"{name}: Layer.shape is {layer.shape}, expected {expected}{axes(layer.shape, expected, 0)}"
+            )
+            assert layer.is_output == (name in ends(network)), (
+                f"{name}: Layer.is_output is {layer.is_output}; set it to True only for outputs, and for the logits of one"
+            )
+            one_token = name in ("attend", "norm2")  # only this token reaches the output: a backend may state either
+            assert layer.reaches_output or layer.is_output or one_token, (
+                f"{name}: Layer.reaches_output is False, but a path leads to an output; set it to True"
+            )
+            assert not layer.inner, (
+                f"{name}: Layer.inner is True, but it is not part of another layer; set it to False"
+            )
+            assert len(expected) == 1 or (layer.layout == "tokens") == (len(expected) == 2), (
+                f"{name}: Layer.layout is {layer.layout!r}, but its values are {_AXES[len(expected)]}"
+            )
+        listed = [layer for layer in model.layers if not layer.folds_batch]
+        activations = model.activations(self.native_batch(model, x), [layer.name for layer in listed])
+        for layer in listed:
+            assert layer.layout in get_args(Layout), (
+                f"{layer.name}: Layer.layout {layer.layout!r} is unknown; known: {', '.join(get_args(Layout))}"
+            )
+            shape = activations[layer.name].shape[1:]
+            fits = len(shape) == len(layer.shape) and all(
+                n in (None, m) for n, m in zip(layer.shape, shape, strict=True)
+            )
+            assert fits, (
+                f"{layer.name}: Layer.shape is {layer.shape}, but activations() returns {shape} for each image"
+            )
+
+    def test_predict(self, model: Model, network: Network, x: Array) -> None:
+        for n in range(N):
+            one = x[n : n + 1]
+            same(model.predict(self.native_batch(model, one)), truth(network, one), f"predict of image {n} alone")
+        label = "predict of a batch whose images alone are right (the result of one must not depend on the others)"
+        same(model.predict(self.native_batch(model, x)), truth(network, x), label)
+
+    def test_activations_of_many_layers(self, model: Model, network: Network, x: Array) -> None:
+        values = reference.run(network, x)
+        for order in (network.explained, network.explained[::-1]):
+            names = [self.layer(name) for name in order]
+            result = model.activations(self.native_batch(model, x), names)
+            assert list(result) == names, (
+                f"activations() of {names} returned {list(result)}; return all of them, in the requested order"
+            )
+            alone = model.activations(self.native_batch(model, x[:1]), names)
+            for step, name in zip(order, names, strict=True):
+                others = other_steps(network, step, values)
+                close(result[name], values[step], 1e-4, f"activations of {name}", mistakes=others)
+                close(alone[name], values[step][:1], 1e-4, f"activations of {name} for one image")
+
+    def test_trace_without_cotangents(self, model: Model, network: Network, x: Array) -> None:
+        values = reference.run(network, x)
+        for name in network.explained:
+            aliases = next((layer.aliases for layer in model.layers if layer.name == self.layer(name)), ())
+            for address in (self.layer(name), *aliases):
+                label = f"trace at {name}" + ("" if address == self.layer(name) else f" by its alias {address!r}")
+                try:
+                    trace = model.trace(self.native_batch(model, x), address)
+                except Exception as error:
+                    raise AssertionError(f"{label} failed: {type(error).__name__}: {error}") from error
+                same(trace.outputs, truth(network, x), f"outputs of {label}")
+                others = other_steps(network, name, values)
+                close(trace.activations, values[name], 1e-4, f"activations of {label}", mistakes=others)
+                assert list(trace.gradients) == [], (
+                    "trace() without cotangents returned gradients; return an empty list"
+                )
+
+    def test_gradients_for_several_cotangents(self, model: Model, network: Network, x: Array) -> None:
+        """Every path from the layer to the outputs counts, and every output; paths that bypass the layer do not."""
+        for name in network.explained:
+            fixed = [random_cotangents(network, x, seed) for seed in range(3)]
+            cotangents = FixedCotangents(*fixed)
+            trace = model.trace(self.native_batch(model, x), self.layer(name), cotangents)
+            cotangents.check_use("trace")
+            same(cotangents.calls[0], truth(network, x), "the outputs passed to cotangents()")
+            assert len(trace.gradients) == 3, (
+                f"{len(trace.gradients)} gradients for 3 cotangents; return one for each"
+            )
+            for m, result in enumerate(trace.gradients):
+                slope = gradient(network, x, name, fixed[m])
+                wrong = {**other_cotangents(network, x, name, fixed, m), **lost_paths(network, name, slope)}
+                close(result, slope(()), 1e-3, f"gradient at {name}", mistakes=wrong)
+
+    def test_a_batch_has_the_values_of_its_rows_alone(self, model: Model, network: Network, x: Array) -> None:
+        name = self.layer(network.explained[-1])
+        together = model.trace(self.native_batch(model, x), name, first_score)
+        for n in range(N):
+            row = slice(n, n + 1)
+            alone = model.trace(self.native_batch(model, x[row]), name, FixedCotangents(first(network, x[row])))
+            same(alone.outputs, truth(network, x[row]), f"outputs of trace of row {n} alone")
+            close(alone.activations, together.activations[row], 1e-4, f"activations of row {n} alone")
+            close(alone.gradients[0], together.gradients[0][row], 1e-3, f"gradient of row {n} alone")
+
+    def test_resume(self, model: Model, network: Network, x: Array) -> None:
+        """Replacements, chosen rows, bypass values of the right row, and gradients at the replacement."""
+        if "resume" not in model.capabilities:
+            pytest.skip("the backend does not declare resume")
+        rows = ROWS
+        for name in network.explained:
+            trace = model.trace(self.native_batch(model, x), self.layer(name))
+            value, all_rows = reference.run(network, x)[name], list(range(N))
+            same(
+                model.resume(trace, trace.activations).outputs,
+                truth(network, x),
+                f"resume with the unchanged value at {name}",
+                wrong_rows(network, x, all_rows, name, value),
+            )
+            factors = np.random.default_rng(1).uniform(0, 2, size=(len(rows), *trace.activations.shape[1:]))
+            replacement = (trace.activations[rows] * factors).astype(np.float32)
+            v = {key: value[rows] for key, value in random_cotangents(network, x, 4).items()}
+            cotangents = FixedCotangents(v)
+            with resumed_before():
+                resumed = model.resume(trace, replacement, rows, cotangents)
+            values = reference.run(network, x[rows], {name: replacement})
+            wrong = wrong_rows(network, x, rows, name, replacement)
+            same(resumed.outputs, reference.logits(network, values), f"outputs of resume at {name}", wrong)
+            close(resumed.activations, replacement, 1e-6, f"activations of resume at {name}")
+            cotangents.check_use("resume")
+            assert len(resumed.gradients) == 1, (
+                f"resume at {name} returned {len(resumed.gradients)} gradients for 1 cotangent; return one for each"
+            )
+            slope = gradient(network, x[rows], name, v, at=replacement)
+            wrong = {
+                **other_cotangents(network, x[rows], name, [v], 0, replacement),
+                **lost_paths(network, name, slope),
+            }
+            close(resumed.gradients[0], slope(()), 1e-3, f"gradient of resume at {name}", mistakes=wrong)
+            one = model.trace(self.native_batch(model, x[1:2]), self.layer(name))
+            outputs = model.resume(one, replacement[3:]).outputs
+            last = reference.run(network, x[[1, 1]], {name: replacement[3:]})
+            same(outputs, reference.logits(network, last), f"resume of variants of one image at {name}, without rows")
+
+    def test_hessian_vector_product(self, model: Model, network: Network, x: Array) -> None:
+        if "hvp" not in model.capabilities:
+            pytest.skip("the backend does not declare hvp")
+        kinks = [step.name for step in network.steps if step.op in ("relu", "pool")]
+        smooth = [name for name in network.explained if not any(network.feeds(name, kink) for kink in kinks)]
+        for name in smooth:  # with kinks, differences of gradients are not second derivatives
+            value = reference.run(network, x)[name]
+            fixed = [random_cotangents(network, x, seed) for seed in (2, 6)]
+            vectors = np.random.default_rng(3).normal(size=(2, *value.shape)).astype(np.float32)
+
+            def product(v: Mapping[str, Array], vector: Array, value: Array = value, name: str = name) -> Array:
+                step = 1e-4
+                up, down = (reference.gradient(network, x, name, v, at=value + s * step * vector) for s in (1, -1))
+                return (up - down) / (2 * step)
+
+            cotangents = FixedCotangents(*fixed)
+            result = model.hvp(self.native_batch(model, x), self.layer(name), cotangents, list(vectors))  # type: ignore[attr-defined]
+            cotangents.check_use("hvp")
+            assert len(result) == 2, (
+                f"hvp at {name} returned {len(result)} products for 2 cotangents; return one for each"
+            )
+            for m in range(2):
+                wrong = {
+                    f"it is the product of cotangent {j} and vector {k}; use cotangent {m} and vector {m}": partial(
+                        product, v, vector
+                    )
+                    for j, v in enumerate(fixed)
+                    for k, vector in enumerate(vectors)
+                }
+                label = f"Hessian-vector product at {name}"
+                close(result[m], product(fixed[m], vectors[m]), 1e-2, label, floor=1e-3, mistakes=wrong)
+
+    def test_the_heatmap(self, model: Model, network: Network) -> None:
+        """From an image to the heatmap of Grad-CAM, compared with the formula on reference values."""
+        image = np.random.default_rng(8).integers(0, 256, (*network.input[1:], 3), dtype=np.uint8)
+        model.input = xcam.InputSpec(
+            network.input[1:], layout=model.input.layout, preprocessing=xcam.Preprocessing("unit", scale=1 / 255)
+        )
+        name = network.explained[0]
+        x = np.moveaxis(image / np.float32(255), -1, 0)[None]
+        outputs = model.trace(self.native_batch(model, x), self.layer(name)).outputs
+        same(outputs, truth(network, x), "outputs of trace of one image")
+        a = reference.run(network, x)[name][0]
+        for index in range(2):
+            v = {key: np.zeros_like(value) for key, value in truth(network, x).items()}
+            next(iter(v.values()))[:, index] = 1
+            g = reference.gradient(network, x, name, v)[0]
+            cam = np.maximum(np.einsum("c,chw->hw", g.mean(axis=(1, 2)), a), 0)
+            if cam.max() > 0:
+                e = xcam.explain(model, image, layer=self.layer(name), target=index)
+                expected = xcam.methods.maps.resize(cam / cam.max(), network.input[1:])
+                close(e.heatmap, expected, 1e-3, f"heatmap of class {index}")
