@@ -1,6 +1,6 @@
 """A set of 12-megapixel photographs through ResNet50 on ONNX Runtime: how much of the cores goes to the model and to decoding?
 
-    python benchmarks/batch.py [--pictures 500] [--engine ray]
+    python benchmarks/batch.py [--images 500] [--engine ray]
 
 Bare inference in its best batch and bare decoding are each timed alone, in CPU seconds; what the cores could do with that
 is held against what `xcam.batch` does.
@@ -114,13 +114,13 @@ def beside(path: Path, files: list[Path], batch: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--engine", default="local")
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="xcam-batch-"))
     try:
         (place / "photos").mkdir()
-        files = photographs(place / "photos", given.pictures)
+        files = photographs(place / "photos", given.images)
         path = resnet(place)
         data = [file.read_bytes() for file in files[:DIFFERENT]]
         print(f"{DIFFERENT} photographs, {np.mean([len(d) for d in data]) / 1e6:.1f} MB each; {os.cpu_count()} cores")
@@ -140,11 +140,11 @@ def main() -> None:
         )  # fmt: skip
         wall = time.monotonic() - start
         after = os.times()
-        used = (after.user + after.system - spent.user - spent.system) / given.pictures
+        used = (after.user + after.system - spent.user - spent.system) / given.images
         allowed = (os.cpu_count() or 1) / (model + decoding)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{given.engine}: {given.pictures / wall:.2f} pictures a second in {wall:.1f} s; {allowed:.2f} allowed: {given.pictures / wall / allowed:.3f}"
+            f"{given.engine}: {given.images / wall:.2f} pictures a second in {wall:.1f} s; {allowed:.2f} allowed: {given.images / wall / allowed:.3f}"
         )
         print(
             f"CPU for each picture {1000 * used:.1f} ms: {1000 * (used - model - decoding):.1f} ms beside the two alone, {1000 * (used - least):.1f} beside both together"

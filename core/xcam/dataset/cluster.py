@@ -47,6 +47,7 @@ class Explainer:
         self.worker: Worker | None = None
 
     def __call__(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Explain and write one part; return the kind and the text of an error, or empty strings."""
         import pyarrow as pa
 
         rows = pa.ipc.open_stream(part["rows"]).read_all()

@@ -69,10 +69,12 @@ class ExplainedBatch:
 
     @cached_property
     def heatmap(self) -> Array:
+        """The maps after ReLU at the size of the model's input, with a maximum of 1, [N, H, W]."""
         return self._enlarged(np.stack([e.cam for e in self._explanations]))
 
     @property
     def heatmaps(self) -> Sequence[Array]:
+        """The same at the size of each image, N arrays [h, w]."""
         return LazySequence(
             lambda item: maps.resize(maps.normalize(item[0].positive[None])[0], item[1]),
             list(zip(self._explanations, self._sizes, strict=True)),
@@ -80,13 +82,16 @@ class ExplainedBatch:
 
     @property
     def x(self) -> Array:
+        """The images as the model takes them, channels first, [N, channels, H, W]."""
         return self._context.x
 
     def score(self, x: Array, rows: Sequence[int]) -> Array:
+        """Return the target's value [K] for changed images."""
         return self._context.forward(x, rows)
 
     @cached_property
     def clean(self) -> Array:
+        """The target's value for the unchanged images, [N]."""
         return self.score(self.x, range(len(self.x)))
 
     @cached_property
@@ -95,14 +100,17 @@ class ExplainedBatch:
 
     @cached_property
     def masked(self) -> Array:
+        """The target's value for the images seen through their maps, [N]; −∞ for an all-zero map."""
         visible = self.heatmap.any(axis=(1, 2))
         return np.where(visible, self.score(self._masked_x, range(len(self.x))), -np.inf)
 
     @cached_property
     def masked_heatmap(self) -> Array:
+        """The maps of the images seen through their maps, [N, H, W]."""
         return self.explain(self._masked_x, range(len(self.x)))
 
     def explain(self, x: Array, rows: Sequence[int]) -> Array:
+        """Return the maps [K, H, W] of changed images."""
         return self._enlarged(self._raw_maps(self._context._native(x), rows))
 
     def _enlarged(self, cams: Array) -> Array:

@@ -21,6 +21,7 @@ class SideEffects(Suite):
     """Declared capabilities, the caller's arrays, the user's model, exceptions, threads."""
 
     def test_declared_capabilities_exist(self, model: Model, network: Network, x: Array) -> None:
+        """Every declared capability works."""
         declared, known = set(model.capabilities), set(get_args(Capability))
         assert declared <= known, f"unknown capabilities {sorted(declared - known)}; known: {sorted(known)}"
         name = self.layer(network.explained[0])
@@ -75,6 +76,7 @@ class SideEffects(Suite):
             same(outputs, truth(network, x), label)
 
     def test_the_users_model_is_unchanged(self, native: Any, network: Network, x: Array) -> None:
+        """No call changes the user's model."""
         before = self.snapshot(native)
         model = self.load(native, network)
         batch, name = self.native_batch(model, x), self.layer(network.explained[-1])
@@ -100,6 +102,7 @@ class SideEffects(Suite):
     def test_an_exception_in_cotangents_reaches_the_caller_and_changes_nothing(
         self, native: Any, network: Network, x: Array
     ) -> None:
+        """An exception in cotangents() propagates unchanged, and the model is restored."""
         before = self.snapshot(native)
         model = self.load(native, network)
         name = self.layer(network.explained[-1])

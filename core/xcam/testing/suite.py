@@ -41,14 +41,17 @@ class Suite:
 
     @pytest.fixture(params=NETWORKS)
     def network(self, request: pytest.FixtureRequest) -> Network:
+        """Each of the suite's networks."""
         return NETWORKS[request.param]
 
     @pytest.fixture
     def native(self, network: Network) -> Any:
+        """The network in the framework."""
         return self.build(network)
 
     @pytest.fixture
     def model(self, native: Any, network: Network) -> Model:
+        """The network as an xcam model."""
         return self.load(native, network)
 
     @pytest.fixture

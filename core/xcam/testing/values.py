@@ -35,6 +35,7 @@ class Values(Suite):
     """The facts that a model states, and the values that it computes."""
 
     def test_model_states_its_input_and_output_activation(self, model: Model, network: Network) -> None:
+        """The facts of the model are right."""
         assert isinstance(model, Model), (
             "the object returned by load() is not an xcam.contract.Model; add the missing members"
         )
@@ -48,6 +49,7 @@ class Values(Suite):
         )
 
     def test_layers_in_execution_order_with_their_shapes(self, model: Model, network: Network, x: Array) -> None:
+        """The facts of every layer are right."""
         names = [layer.name for layer in model.layers]
         twice = sorted({name for name in names if names.count(name) > 1})
         assert not twice, f"layers {twice} are listed twice; give each layer a unique name"
@@ -95,6 +97,7 @@ class Values(Suite):
             )
 
     def test_predict(self, model: Model, network: Network, x: Array) -> None:
+        """Outputs of single images and of a batch."""
         for n in range(N):
             one = x[n : n + 1]
             same(model.predict(self.native_batch(model, one)), truth(network, one), f"predict of image {n} alone")
@@ -102,6 +105,7 @@ class Values(Suite):
         same(model.predict(self.native_batch(model, x)), truth(network, x), label)
 
     def test_activations_of_many_layers(self, model: Model, network: Network, x: Array) -> None:
+        """Activations of several layers, in the requested order."""
         values = reference.run(network, x)
         for order in (network.explained, network.explained[::-1]):
             names = [self.layer(name) for name in order]
@@ -116,6 +120,7 @@ class Values(Suite):
                 close(alone[name], values[step][:1], 1e-4, f"activations of {name} for one image")
 
     def test_trace_without_cotangents(self, model: Model, network: Network, x: Array) -> None:
+        """Outputs and activations, by each name of a layer."""
         values = reference.run(network, x)
         for name in network.explained:
             aliases = next((layer.aliases for layer in model.layers if layer.name == self.layer(name)), ())
@@ -149,6 +154,7 @@ class Values(Suite):
                 close(result, slope(()), 1e-3, f"gradient at {name}", mistakes=wrong)
 
     def test_a_batch_has_the_values_of_its_rows_alone(self, model: Model, network: Network, x: Array) -> None:
+        """Outputs, activations and gradients of a row do not depend on the batch."""
         name = self.layer(network.explained[-1])
         together = model.trace(self.native_batch(model, x), name, first_score)
         for n in range(N):
@@ -198,6 +204,7 @@ class Values(Suite):
             same(outputs, reference.logits(network, last), f"resume of variants of one image at {name}, without rows")
 
     def test_hessian_vector_product(self, model: Model, network: Network, x: Array) -> None:
+        """Compared with differences of gradients, for smooth networks."""
         if "hvp" not in model.capabilities:
             pytest.skip("the backend does not declare hvp")
         kinks = [step.name for step in network.steps if step.op in ("relu", "pool")]
