@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from xcam.contract.files import whole_or_not
+from xcam.contract.graphs import call_names
 from xcam.contract.messages import first_run, require
 from xcam.contract.types import Array
 from xcam.errors import InputError, ModelError, first_line
@@ -116,11 +117,10 @@ class _Network:
         self.names = {recorded.inputs[0].name: spec.name}
         """The names of tensors in the ONNX model, by their names in the graph."""
         inputs = [recorded.inputs[0]]
-        for variable, symbol in zip(variables, symbols, strict=True):
-            if symbol.op.name in read:
-                name = _free(variable.path, self.weights)
-                self.weights[name], self.names[symbol.name] = variable, name
-                inputs.append(symbol)
+        used = [(v, symbol) for v, symbol in zip(variables, symbols, strict=True) if symbol.op.name in read]
+        for name, (variable, symbol) in zip(call_names([v.path for v, _ in used]), used, strict=True):
+            self.weights[name], self.names[symbol.name] = variable, name
+            inputs.append(symbol)
         self.names |= {tensor.name: name for name, tensor in self.outputs.items()}
         self.layers = {name: call.value for name, call in named(calls, recorded.graph).items()}
         self.function = recorded.prune(inputs, outputs)
@@ -135,12 +135,6 @@ def _source(tensor: tf.Tensor) -> str:
     while tensor.op.type in ("Identity", "IdentityN"):
         tensor = tensor.op.inputs[tensor.value_index]
     return str(tensor.name)
-
-
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    """Return `name`, with a number behind it where it is taken."""
-    numbered = (f"{name}#{i}" for i in range(1, len(taken) + 1))
-    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _converted(network: _Network) -> Any:

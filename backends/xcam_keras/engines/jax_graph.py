@@ -8,6 +8,7 @@ compiled by jax.jit. The model itself is never changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,12 +19,16 @@ from jax.extend.core import DropVar, Jaxpr, JaxprEqn, Var, get_opaque_trace_stat
 
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
+from xcam.contract.outputs import cut_activation
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array
 from xcam_keras import calls
 
 INNER = ("jaxpr", "call_jaxpr")
 """Parameters in which an equation that calls a function stores the function."""
+STORAGE_ONLY = ("convert_element_type", "copy")
+"""Operations that only change how a value is stored."""
+BROADCAST = ("broadcast_in_dim", "reshape", "convert_element_type")
 
 
 class Graph:
@@ -200,39 +205,46 @@ def _makers(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:
 
 
 def _logits(makers: Mapping[Any, JaxprEqn], output: Any) -> tuple[Any, str | None]:
-    """Return the input of the softmax or sigmoid that makes the output, seen through casts between floats, and its name."""
-    var = _uncast(makers, output)
+    """Return the input of the softmax or sigmoid that makes the output, and its name; the output and None elsewhere."""
+    return cut_activation(output, partial(_activation_of, makers))
+
+
+def _activation_of(makers: Mapping[Any, JaxprEqn], var: Any) -> tuple[str | None, Any] | None:
+    """See xcam.contract.outputs.cut_activation."""
     equation = makers.get(var) if isinstance(var, Var) else None
     if equation is None:
-        return output, None
+        return None
+    source = equation.invars[0] if equation.invars else None
+    if equation.primitive.name in STORAGE_ONLY:
+        return (None, source) if _is_float(source.aval) else None
     if equation.primitive.name == "logistic":
-        return equation.invars[0], "sigmoid"
+        return "sigmoid", source
     softmax_input = _softmax_input(makers, equation)
     if softmax_input is not None:
-        return softmax_input, "softmax"
+        return "softmax", softmax_input
     for inner in (equation.params[key] for key in INNER if key in equation.params):
         inner = getattr(inner, "jaxpr", inner)
         logits, kind = _logits(_makers(inner), inner.outvars[equation.outvars.index(var)])
         if kind and logits in inner.invars:
-            return equation.invars[inner.invars.index(logits)], kind
-    return output, None
+            return kind, equation.invars[inner.invars.index(logits)]
+    return None
 
 
 def _softmax_input(makers: Mapping[Any, JaxprEqn], equation: JaxprEqn) -> Any:
     """Return z where the equation is the last of exp(z − max z) / Σ exp(z − max z); else None."""
     if equation.primitive.name != "div":
         return None
-    above = _uncast(makers, equation.invars[0])
-    below = _through(makers, equation.invars[1], ("broadcast_in_dim", "reshape", "convert_element_type"))
+    above = _through(makers, equation.invars[0], STORAGE_ONLY)
+    below = _through(makers, equation.invars[1], BROADCAST)
     if not (_made_by(makers, above, "exp") and _made_by(makers, below, "reduce_sum")):
         return None
-    if _uncast(makers, makers[below].invars[0]) is not above:
+    if _through(makers, makers[below].invars[0], STORAGE_ONLY) is not above:
         return None
     power = makers[above].invars[0]
     if not _made_by(makers, power, "sub"):
         return power
     z, top = makers[power].invars
-    top = _through(makers, top, ("stop_gradient", "broadcast_in_dim", "reshape", "convert_element_type", "max"))
+    top = _through(makers, top, ("stop_gradient", "max", *BROADCAST))
     return z if _made_by(makers, top, "reduce_max") and makers[top].invars[0] is z else power
 
 
@@ -244,14 +256,6 @@ def _through(makers: Mapping[Any, JaxprEqn], var: Any, primitives: Sequence[str]
     """Return the variable behind equations of these kinds; of the maximum with a number, the other operand."""
     while isinstance(var, Var) and var in makers and makers[var].primitive.name in primitives:
         var = next(iter(_inputs(makers[var])), None)
-    return var
-
-
-def _uncast(makers: Mapping[Any, JaxprEqn], var: Any) -> Any:
-    while any(_made_by(makers, var, name) for name in ("convert_element_type", "copy")):
-        if not _is_float(makers[var].invars[0].aval):
-            break
-        var = makers[var].invars[0]
     return var
 
 

@@ -28,7 +28,8 @@ OTHERS = ("torch", "jax")
 SUITES = [
     "test_conformance.py",
     "test_model.py",
-    "test_files.py",
+    "test_backend.py",
+    "test_inputs.py",
     "test_demo.py::test_the_shipped_images_are_classified_correctly",
     "test_zoo.py::test_every_name_has_the_preprocessing_of_keras",
     "test_zoo.py::test_another_size",

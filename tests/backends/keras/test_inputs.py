@@ -1,0 +1,64 @@
+"""The description of a Keras model's input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from xcam import InputSpec, ModelError, Preprocessing
+from xcam_keras.backend import keras
+from xcam_keras.inputs import data_format, input_spec
+
+L = keras.layers
+
+
+def network(*shape: int | None, first: Any = None) -> keras.Model:
+    layers = [L.Conv2D(2, 3), L.GlobalMaxPooling2D()]
+    return keras.Sequential([L.Input(shape), *([first] if first else []), *layers])
+
+
+def test_a_fixed_size() -> None:
+    assert input_spec(network(6, 8, 4), "channels_last", None, (2, 2)) == InputSpec(
+        (6, 8), 4, "channels_last", "float32", None, fixed=True
+    )
+
+
+def test_an_open_size_is_the_given_one() -> None:
+    model = network(None, None, 3)
+    for size in (None, (5, 7)):
+        assert input_spec(model, "channels_last", None, size) == InputSpec(size, 3, "channels_last")
+
+
+def test_channels_first_is_declared_by_a_layer() -> None:
+    x = inputs = L.Input((1, 6, 8))
+    model = keras.Model(inputs, L.MaxPooling2D(data_format="channels_first")(x))
+    assert data_format(model) == "channels_first"
+    assert input_spec(model, data_format(model), None, None) == InputSpec((6, 8), 1, "channels_first", fixed=True)
+    assert data_format(keras.Sequential([L.Input((3,)), L.Dense(2)])) == "channels_last"
+
+
+@pytest.mark.parametrize("first", [L.Rescaling(1 / 255), L.Normalization(mean=[0.0], variance=[1.0])])
+def test_a_model_that_scales_pixels_takes_them_raw(first: Any) -> None:
+    model = network(6, 8, 3, first=first)
+    assert input_spec(model, "channels_last", None, None).preprocessing == Preprocessing("raw")
+    unit = Preprocessing("unit", 1 / 255)
+    assert input_spec(model, "channels_last", unit, None).preprocessing == unit
+
+
+def test_a_subclassed_model_has_an_open_size_until_it_is_called() -> None:
+    class Subclassed(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x
+
+    model = Subclassed(name="own")
+    assert input_spec(model, "channels_last", None, (5, 7)) == InputSpec((5, 7), 3, "channels_last")
+    model(keras.ops.zeros((1, 4, 6, 2)))
+    assert input_spec(model, "channels_last", None, (5, 7)) == InputSpec((4, 6), 2, "channels_last", fixed=True)
+
+
+def test_several_inputs_are_an_error() -> None:
+    inputs = [L.Input((4, 4, 3)), L.Input((4, 4, 3))]
+    model = keras.Model(inputs, L.Add()(inputs), name="two")
+    with pytest.raises(ModelError, match="cannot use two: it has 2 inputs"):
+        input_spec(model, "channels_last", None, None)
