@@ -15,6 +15,12 @@ with numpy_example():
     from xcam_numpy.graph import Graph, Node
 
 
+_pixels = np.random.default_rng(3).integers(0, 256, (3, 4, 6, 3), dtype=np.uint8)
+_pixels.flags.writeable = False
+IMAGES = list(_pixels)
+"""Three images of the fake model's size; read-only, as tests share them."""
+
+
 class FakeModel(NumpyModel):
     """scores = mean over space of x · W; layer `features` is x itself. Counts its traces, and spoils them on request."""
 

@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 
 import xcam
-from fake import FakeModel
-from xcam import OptionError, Preprocessing
-
-rng = np.random.default_rng(3)
-IMAGES = [rng.integers(0, 256, (4, 6, 3), dtype=np.uint8) for _ in range(2)]
-
-
-@pytest.fixture
-def model() -> FakeModel:
-    model = FakeModel()
-    model.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("raw"))
-    return model
+from fake import IMAGES, FakeModel
+from xcam import OptionError
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".npz"])
