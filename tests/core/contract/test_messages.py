@@ -78,10 +78,10 @@ class ExhaustedError(Exception):
     """A framework's own error for exhausted memory."""
 
 
-@pytest.mark.parametrize("error", [ExhaustedError("no room\nleft"), RuntimeError("no room\nleft")])
+@pytest.mark.parametrize("error", [ExhaustedError("it is\nfull"), RuntimeError("no room:\nit is full")])
 def test_exhausted_memory_is_a_memory_error(error):
     with (
-        pytest.raises(MemoryError, match="no room left") as caught,
+        pytest.raises(MemoryError, match="it is full") as caught,
         messages.out_of_memory(ExhaustedError, signs=["room"]),
     ):
         raise error
