@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from xcam.contract.graphs import reachable
 from xcam.contract.messages import out_of_memory
 
 Hook = Callable[[nn.Module, Any], Any]
@@ -37,7 +36,16 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
     Module.modules() does the same ten times slower, and each call of a model needs it.
     """
-    return list(reachable([model], lambda module: [m for m in module._modules.values() if m is not None]))
+    modules = {model: None}
+    queue = [model]
+    for (
+        module
+    ) in queue:  # grows while it is walked; no function is called for a module, as that takes most of the time
+        for part in module._modules.values():
+            if part is not None and part not in modules:
+                modules[part] = None
+                queue.append(part)
+    return queue
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
