@@ -165,8 +165,8 @@ class RecordedModel(ABC, Generic[R]):
         known = self._layer(recording, layer)
         with self._running_at(known):
             forward_pass = recording.forward(x, known.name, cotangents is not None)
-            value = joined([forward_pass.value], known.layout)
-        return self._finish(State(known, len(x), forward_pass), value, cotangents)
+            value, outputs = joined([forward_pass.value], known.layout), forward_pass.outputs
+        return self._finish(State(known, len(x), forward_pass), outputs, value, cotangents)
 
     def resume(
         self,
@@ -182,7 +182,9 @@ class RecordedModel(ABC, Generic[R]):
         value = from_channels_first(activations, state.layer.layout)
         with self._running_at(state.layer):
             forward_pass = state.forward_pass.resumed(value, variant_rows, cotangents is not None)
-        return self._finish(State(state.layer, len(variant_rows), forward_pass), activations, cotangents)
+            outputs = forward_pass.outputs
+        state = State(state.layer, len(variant_rows), forward_pass)
+        return self._finish(state, outputs, activations, cotangents)
 
     def _hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """Implement `SupportsHvp.hvp` where `Recording.forward` returns a `SecondOrderPass`."""
@@ -196,14 +198,15 @@ class RecordedModel(ABC, Generic[R]):
             products = forward_pass.hvp(named, [from_channels_first(vector, known.layout) for vector in vectors])
             return [joined([product], known.layout) for product in products]
 
-    def _finish(self, state: State, activations: Array, cotangents: Cotangents | None) -> Trace:
+    def _finish(
+        self, state: State, outputs: Mapping[str, Array], activations: Array, cotangents: Cotangents | None
+    ) -> Trace:
         """Ask for the cotangents, run backward for each, and return the Trace."""
-        with self._running():
-            outputs = state.forward_pass.outputs
-        named = ask(cotangents, one_or_mapping(outputs), outputs)
-        with self._running_at(state.layer):
-            gradients = state.forward_pass.gradients(named) if named else ()
-            gradients = [joined([gradient], state.layer.layout) for gradient in gradients]
+        named, gradients = ask(cotangents, one_or_mapping(outputs), outputs), []
+        if named:
+            with self._running_at(state.layer):
+                for gradient in state.forward_pass.gradients(named):
+                    gradients.append(joined([gradient], state.layer.layout))
         return Trace(one_or_mapping(outputs), activations, gradients, state)
 
     @contextmanager
