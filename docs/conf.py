@@ -21,6 +21,7 @@ language = "en"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "commands",
@@ -45,6 +46,9 @@ nitpick_ignore_regex = [
 linkcheck_timeout = 20
 linkcheck_retries = 2
 
+default_role = "code"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 90
 autodoc_typehints_format = "short"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
-from docstrings import marked
+from docstrings import escaped
 
 BRACKETS = "<[{($", ">]})$"
 """What sphinx-click cuts off a metavar, at both of its ends."""
+
+
+def _marked(line: str) -> str:
+    """Turn single backticks into literals and escape the rest."""
+    return re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", escaped(line))
 
 
 def description(_: Any, __: click.Context, lines: list[str]) -> None:
@@ -16,7 +22,7 @@ def description(_: Any, __: click.Context, lines: list[str]) -> None:
     found: list[str] = []
     for line in lines:
         if not line.startswith("| "):
-            found.append(marked(line))
+            found.append(_marked(line))
             continue
         if not found or not found[-1].startswith("    "):
             found += ["", ".. code-block:: text", ""]
@@ -34,7 +40,7 @@ def options(_: Any, context: click.Context, lines: list[str]) -> None:
                 line = line.replace(cut, metavar)
             lines[place] = line
         elif not line.strip().startswith(":"):
-            lines[place] = marked(line)
+            lines[place] = _marked(line)
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -1,14 +1,12 @@
-"""The project's docstrings, made into reStructuredText for autodoc.
+"""Docstrings for autodoc: after napoleon, characters that reStructuredText would read as markup are escaped.
 
-They are prose with Markdown's `code`, and say of each parameter `name: what it is`, on a line of its own or behind
-another. Errors and public names become links; what reStructuredText would take for markup is kept as it stands.
+Docstrings are Google style with `code` in single backticks (the default role of this documentation). Shapes such as
+[N, C, *spatial] and magnitudes such as |Δ| are plain text.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from sphinx.pycode import ModuleAnalyzer
@@ -16,96 +14,39 @@ from sphinx.pycode import ModuleAnalyzer
 import xcam
 from xcam import errors
 
-ERRORS = [name for name, thing in vars(errors).items() if isinstance(thing, type) and issubclass(thing, Exception)]
-ERROR = re.compile(rf"\b(?<!`)({'|'.join(e for e in ERRORS if e in xcam.__all__)})\b")
-CODE = re.compile(r"(`[^`]+`)")
+ERRORS = [name for name in xcam.__all__ if hasattr(errors, name)]
+RAISES = re.compile(rf"^:raises ({'|'.join(ERRORS)}):")
+CODE = re.compile(r"(``[^`]+``|:[\w:]+:`[^`]+`|`[^`]+`_*)")
 OWN = re.compile(r"(?:TypeAliasForwardRef\(')?(?<![~\w.])(xcam(?:\.\w+)+)(?:'\))?")
 
 
-def process(_: Any, what: str, name: str, thing: Any, __: Any, lines: list[str]) -> None:
-    """What autodoc calls with the lines of every docstring; they are changed in place."""
-    lines[:] = list(converted(lines, parameters(thing)))
+def process(_: Any, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
+    """Escape the lines of a docstring in place; indented code, fields' names and directives stay."""
+    code = False
+    for number, line in enumerate(lines):
+        code = line.startswith("    ") and (code or lines[number - 1].rstrip().endswith("::") or not lines[number - 1])
+        if not code and not line.lstrip().startswith(".. "):
+            lines[number] = RAISES.sub(r":raises xcam.\1:", escaped(line))
 
 
-def parameters(thing: Any) -> list[str]:
-    """Names that a docstring may explain: of a function's parameters, of a dataclass's fields."""
-    try:
-        return list(inspect.signature(thing).parameters)
-    except (TypeError, ValueError):
-        return []
-
-
-def converted(lines: list[str], names: list[str]) -> Iterator[str]:
-    """Paragraphs, fields and indented code, each as reStructuredText has it."""
-    begin = re.compile(rf"{_any(names)}: ")
-    rest = list(lines)
-    last = ""
-    while rest:
-        line = rest.pop(0)
-        if names and begin.match(line):
-            while rest and rest[0].startswith("    "):  # what is continued
-                line += f" {rest.pop(0).strip()}"
-            if last != "field":
-                yield ""
-            last = "field"
-            for parts, text in fields(line, names):
-                yield from (f":param {part}: {marked(text)}" for part in parts)
-        elif not line.strip():
-            last = last if last == "code" else ""
-            yield ""
-        elif line.startswith("    ") and last in ("", "code"):
-            if not last:
-                yield from ("::", "")
-            last = "code"
-            yield line
-        else:
-            if last == "field":
-                yield ""
-            last = "text"
-            yield marked(line)
-
-
-def fields(text: str, names: list[str]) -> list[tuple[list[str], str]]:
-    """`a: one. b, c: two` → ([a], one.), ([b, c], two)."""
-    pieces = re.split(rf"(?:^|(?<=[.;] ))({_any(names)}): ", text)
-    return [(part.split(", "), said.rstrip(" ;")) for part, said in zip(pieces[1::2], pieces[2::2], strict=True)]
-
-
-def _any(names: list[str]) -> str:
-    """A pattern of one of the names, or of several with commas."""
-    one = f"(?:{'|'.join(map(re.escape, names))})"
-    return f"{one}(?:, {one})*"
-
-
-def marked(line: str) -> str:
-    """Inline markup: `code` to literals and links, everything else to plain text."""
-    return "".join(
-        _code(piece[1:-1]) if piece.startswith("`") and piece.endswith("`") and len(piece) > 1 else _plain(piece)
-        for piece in CODE.split(line)
-    )
-
-
-def _code(text: str) -> str:
-    name = text.removesuffix("()").removeprefix("xcam.")
-    if name in xcam.__all__ and (text.startswith("xcam.") or name[0].isupper()):
-        return rf"\ :py:obj:`{text} <xcam.{name}>`\ "
-    return rf"\ ``{text}``\ "
+def escaped(line: str) -> str:
+    """Escape `*`, `|` and trailing underscores outside code; a long option becomes code."""
+    return "".join(piece if CODE.fullmatch(piece) else _plain(piece) for piece in CODE.split(line))
 
 
 def _plain(text: str) -> str:
-    escaped = re.sub(r"([\\*|])", r"\\\1", text)
-    escaped = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", escaped)
-    escaped = re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"\ ``\1``\ ", escaped)  # two dashes would become one
-    return ERROR.sub(r"\ :py:exc:`~xcam.\1`\ ", escaped)
+    text = re.sub(r"(?<!\\)([*|])", r"\\\1", text)
+    text = re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text)
+    return re.sub(r"(?<![\w-])(--[a-z][\w-]*)", r"``\1``", text)  # two dashes would become one
 
 
 def sign(_: Any, __: str, ___: str, ____: Any, _____: Any, signature: str | None, returns: str | None) -> Any:
-    """Our own names are shown without their module."""
+    """Show the project's own names without their module."""
     return tuple(text and OWN.sub(r"~\1", text) for text in (signature, returns))
 
 
 def forget_overloads(_: Any) -> None:
-    """One signature with every parameter says more than overloads, which are there for type checkers."""
+    """Show one signature with every parameter instead of the overloads, which are for type checkers."""
     for module in ("xcam.explanation.explain",):
         analyzer = ModuleAnalyzer.for_module(module)
         analyzer.analyze()
@@ -113,7 +54,10 @@ def forget_overloads(_: Any) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("autodoc-process-docstring", process)
+    """Connect to autodoc, after napoleon."""
+    app.setup_extension("sphinx.ext.autodoc")
+    app.setup_extension("sphinx.ext.napoleon")
+    app.connect("autodoc-process-docstring", process, priority=900)
     app.connect("autodoc-process-signature", sign)
     app.connect("builder-inited", forget_overloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
