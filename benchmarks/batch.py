@@ -1,9 +1,9 @@
-"""A set of 12-megapixel photographs through ResNet50 on ONNX Runtime: how much of the cores goes to the model and to decoding?
+"""Explain a set of 12-megapixel images with ResNet50 on ONNX Runtime: which share of the CPU do model and decoding get?
 
     python benchmarks/batch.py [--images 500] [--engine ray]
 
-Bare inference in its best batch and bare decoding are each timed alone, in CPU seconds; what the cores could do with that
-is held against what `xcam.batch` does.
+Inference alone, with the best batch size, and decoding alone are measured in CPU seconds. The throughput that these allow
+is compared with that of `xcam.batch`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import xcam
 from xcam.dataset import worker
 
 DIFFERENT = 20
-"""Photographs that are drawn; the others are links to them."""
+"""The number of images that are drawn; the others are links to them."""
 
 
-def photographs(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 4000×3000 with detail at every scale, about as large as a camera's."""
+def jpegs(folder: Path, count: int) -> list[Path]:
+    """Write JPEGs of 4000×3000 pixels with details at every scale; the files are about as large as those of a camera."""
     for k in range(DIFFERENT):
         rng = np.random.default_rng(k)
         image = sum(
@@ -65,34 +65,34 @@ def resnet(folder: Path) -> Path:
     return path
 
 
-def cpu(work: Any, pictures: int) -> float:
-    """CPU seconds for each picture, of all threads."""
+def cpu(work: Any, images: int) -> float:
+    """Return the CPU seconds per image, of all threads."""
     start = time.process_time()
     work()
-    return (time.process_time() - start) / pictures
+    return (time.process_time() - start) / images
 
 
 def inference(path: Path) -> tuple[int, float]:
-    """The best batch, and its CPU seconds for each picture."""
+    """Return the best batch size, and its CPU seconds per image."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options)
     name = session.get_inputs()[0].name
-    found = {}
+    seconds = {}
     for size in (1, 4, 8, 16, 32):
         x = np.random.default_rng(0).normal(size=(size, 3, 224, 224)).astype(np.float32)
         session.run(None, {name: x})
         rounds = max(2, 64 // size)
-        found[size] = cpu(
+        seconds[size] = cpu(
             lambda x=x, rounds=rounds: [session.run(None, {name: x}) for _ in range(rounds)], rounds * size
         )
-    best = min(found, key=lambda size: found[size])
-    print("inference, CPU ms for each picture:", {k: round(1000 * v, 1) for k, v in found.items()})
-    return best, found[best]
+    best = min(seconds, key=lambda size: seconds[size])
+    print("inference, CPU ms per image:", {k: round(1000 * v, 1) for k, v in seconds.items()})
+    return best, seconds[best]
 
 
-def beside(path: Path, files: list[Path], batch: int) -> float:
-    """CPU seconds for each picture when bare decoding runs beside bare inference: they share caches, and get slower."""
+def both(path: Path, files: list[Path], batch: int) -> float:
+    """Return the CPU seconds per image when decoding and inference run at the same time: they share caches, and are slower."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(path), options)
@@ -102,7 +102,7 @@ def beside(path: Path, files: list[Path], batch: int) -> float:
     def work() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             coming = [
-                pool.submit(lambda file: worker.decoded(file.read_bytes(), "photo", 224), file) for file in files
+                pool.submit(lambda file: worker.decoded(file.read_bytes(), "image", 224), file) for file in files
             ]
             for k in range(0, len(files), batch):
                 session.run(None, feed)
@@ -116,42 +116,42 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--engine", default="local")
-    given = parser.parse_args()
-    place = Path(tempfile.mkdtemp(prefix="xcam-batch-"))
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="xcam-batch-"))
     try:
-        (place / "photos").mkdir()
-        files = photographs(place / "photos", given.images)
-        path = resnet(place)
+        (folder / "images").mkdir()
+        files = jpegs(folder / "images", options.images)
+        path = resnet(folder)
         data = [file.read_bytes() for file in files[:DIFFERENT]]
-        print(f"{DIFFERENT} photographs, {np.mean([len(d) for d in data]) / 1e6:.1f} MB each; {os.cpu_count()} cores")
+        print(f"{DIFFERENT} images, {np.mean([len(d) for d in data]) / 1e6:.1f} MB each; {os.cpu_count()} cores")
         best, model = inference(path)
-        decoding = cpu(lambda: [worker.decoded(d, "photo", 224) for d in data], len(data))
+        decoding = cpu(lambda: [worker.decoded(d, "image", 224) for d in data], len(data))
         print(
             f"decoding at an eighth: {1000 * decoding:.1f} ms of CPU; inference in batches of {best}: {1000 * model:.1f} ms"
         )
         layer = [n.name for n in xcam.load(path).layers if n.shape[1:] == (7, 7)][-1]
-        least = beside(path, files, best)
-        print(f"the two beside each other, without xcam: {1000 * least:.1f} ms of CPU for each picture")
+        least = both(path, files, best)
+        print(f"both at the same time, without xcam: {1000 * least:.1f} ms of CPU per image")
         before = psutil.Process().memory_info().rss
         start, spent = time.monotonic(), os.times()
         xcam.batch(
-            path, str(place / "photos"), out=place / "out", load_options={"preprocess": "torch"}, layer=layer, batch=best,
-            engine=given.engine,
+            path, str(folder / "images"), out=folder / "out", load_options={"preprocess": "torch"}, layer=layer, batch=best,
+            engine=options.engine,
         )  # fmt: skip
         wall = time.monotonic() - start
         after = os.times()
-        used = (after.user + after.system - spent.user - spent.system) / given.images
+        used = (after.user + after.system - spent.user - spent.system) / options.images
         allowed = (os.cpu_count() or 1) / (model + decoding)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
-            f"{given.engine}: {given.images / wall:.2f} pictures a second in {wall:.1f} s; {allowed:.2f} allowed: {given.images / wall / allowed:.3f}"
+            f"{options.engine}: {options.images / wall:.2f} images per second in {wall:.1f} s; {allowed:.2f} possible: {options.images / wall / allowed:.3f}"
         )
         print(
-            f"CPU for each picture {1000 * used:.1f} ms: {1000 * (used - model - decoding):.1f} ms beside the two alone, {1000 * (used - least):.1f} beside both together"
+            f"CPU per image {1000 * used:.1f} ms: {1000 * (used - model - decoding):.1f} ms more than the two alone, {1000 * (used - least):.1f} more than both at the same time"
         )
         print(f"peak {peak:.0f} MB; {before / 2**20:.0f} MB before, model file {path.stat().st_size / 2**20:.0f} MB")
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

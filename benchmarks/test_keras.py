@@ -1,4 +1,4 @@
-"""Grad-CAM against the compiled forward pass of the same Keras model, at the last layer with space."""
+"""Grad-CAM compared with the compiled forward pass of the same Keras model, at the last layer with spatial axes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def network(request: pytest.FixtureRequest) -> tuple[str, keras.Model]:
 
 
 def top(outputs: np.ndarray) -> list[np.ndarray]:
-    """The cotangent of each row's top class."""
-    found = np.zeros_like(outputs)
-    np.put_along_axis(found, outputs.argmax(axis=1)[:, None], 1, axis=1)
-    return [found]
+    """Return the cotangent of each row's top class."""
+    cotangent = np.zeros_like(outputs)
+    np.put_along_axis(cotangent, outputs.argmax(axis=1)[:, None], 1, axis=1)
+    return [cotangent]
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -53,7 +53,7 @@ def test_gradcam(network: tuple[str, keras.Model], batch: int, capsys: pytest.Ca
 
 
 def test_resume(capsys: pytest.CaptureFixture[str]) -> None:
-    """Sixteen variants of a layer inside ResNet50's last block, past which a skip connection goes."""
+    """Sixteen variants of a layer inside ResNet50's last block, which a skip connection passes by."""
     opened = xcam.load(keras.applications.ResNet50(weights=None))
     x = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
     trace = opened.trace(x, "conv5_block3_2_conv")

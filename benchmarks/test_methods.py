@@ -1,4 +1,4 @@
-"""What the methods cost, in forward passes of ResNet18 at its last stage; and the core's own share."""
+"""The cost of the methods, in forward passes of ResNet18 at its last stage, and the share of the core."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_the_cores_share(shape: tuple[int, ...], capsys: pytest.CaptureFixture[s
         print(f"\n{shape}")
         for name in ("gradcam", "gradcam++", "xgradcam", "layercam", "eigencam", "eigengradcam", "fem"):
             method = get(name)
-            given = [{"activations": a, "gradients": g}[need] for need in method.inputs]
-            spent = median(lambda method=method, given=given: method.function(*given), 30)
+            arrays = [{"activations": a, "gradients": g}[need] for need in method.inputs]
+            spent = median(lambda method=method, arrays=arrays: method.function(*arrays), 30)
             print(f"  {name:12} {1000 * spent:6.2f} ms")
 
 
@@ -88,7 +88,7 @@ model = xcam.load(getattr(torch_architectures, sys.argv[2])().eval(), preprocess
 image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
 xcam.explain(model, image, layer="layer4")
 before = status("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+open("/proc/self/clear_refs", "w").write("5")  # reset the peak
 xcam.explain(model, image, layer="layer4", method="scorecam", method_options={"max_channels": 128})
 print(status("VmHWM") - before)
 """
@@ -97,6 +97,6 @@ print(status("VmHWM") - before)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_memory_of_scorecam(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-c", MEMORY, "tests/helpers", name]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     with capsys.disabled():
-        print(f"\nscorecam of {name}: {float(said):.0f} MB above the model and Grad-CAM at its peak")
+        print(f"\nscorecam of {name}: {float(output):.0f} MB at its peak, in addition to the model and Grad-CAM")

@@ -1,4 +1,4 @@
-"""Activation and gradient at a layer against plain inference of the same file; the making of the gradient graph; memory."""
+"""Activation and gradient at a layer, compared with inference of the same file; building the gradient graph; memory."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CASES = {
     "resnet50@layer3": 1.35,
     "convnext_tiny@features.5": 1.5,
 }
-"""Network, layer, and the most that it may cost."""
+"""Network and layer, and the largest ratio allowed."""
 
 
 @pytest.fixture(scope="session")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("onnx")
 
-    def made(name: str) -> Path:
+    def exported(name: str) -> Path:
         path = folder / f"{name}.onnx"
         if not path.exists():
             to_onnx(NETWORKS[name].build(), path, (NETWORKS[name].size,) * 2)
         return path
 
-    return made
+    return exported
 
 
 def top(outputs: Any) -> list[Any]:
@@ -59,9 +59,9 @@ def test_gradient(case: str, file: Callable[[str], Path], capsys: pytest.Capture
     model = xcam.load(file(name), threads=2)
     start = time.perf_counter()
     model.trace(x, layer, top)
-    made = time.perf_counter() - start
+    first = time.perf_counter() - start
     ratios(
-        f"{case} (at most {CASES[case]}); made and run once in {made:.2f} s",
+        f"{case} (at most {CASES[case]}); built and run once in {first:.2f} s",
         {"inference": lambda: plain.run(None, {"input": x}), "trace": lambda: model.trace(x, layer, top)},
         30,
         capsys,
@@ -72,33 +72,33 @@ MEMORY = """
 import sys, gc, numpy as np
 path, layer = sys.argv[1:]
 x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-def held():
+def resident():
     gc.collect()
     rows = dict(line.split(":") for line in open("/proc/self/smaps_rollup") if "kB" in line)
     return int(rows["Rss"].split()[0]) / 1024
 import onnxruntime as ort
 if layer == "-":
-    before = held()
+    before = resident()
     model = ort.InferenceSession(path)
     run = lambda: model.run(None, {"input": x})
 else:
     import xcam, xcam_onnx.backend
-    before = held()
+    before = resident()
     model = xcam.load(path)
     run = lambda: model.trace(x, layer, lambda z: [np.eye(1000, dtype=np.float32)[:1]])
 for _ in range(3):
     run()
-print(held() - before)
+print(resident() - before)
 """
 
 
 @pytest.mark.parametrize("case", ["resnet50@layer4", "vgg16@features.29", "convnext_tiny@features.5"])
 def test_memory(case: str, file: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """What a process holds more than before it opened the model: resident pages, those of the file too."""
+    """The resident memory of a process after loading the model, including the pages of the file."""
     name, layer = case.split("@")
     plain, ours = (
         float(subprocess.run([sys.executable, "-c", MEMORY, file(name), at], capture_output=True, text=True).stdout)
         for at in ("-", layer)
     )
     with capsys.disabled():
-        print(f"\n{case}: inference holds {plain:.0f} MB, with its gradient {ours:.0f} MB: {ours / plain:.2f}×")
+        print(f"\n{case}: inference needs {plain:.0f} MB, with the gradient {ours:.0f} MB: {ours / plain:.2f}×")

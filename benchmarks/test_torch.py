@@ -1,6 +1,6 @@
-"""Grad-CAM against the bare forward pass of the same torch module, under inference_mode, at the last convolution.
+"""Grad-CAM compared with the forward pass of the same torch module in inference mode, at the last convolution.
 
-A peer's column runs where it is installed: `pip install grad-cam` or `pip install torchcam`.
+Other libraries get a column if they are installed: `pip install grad-cam` or `pip install torchcam`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def network(request: pytest.FixtureRequest) -> tuple[str, torch.nn.Module, str]:
 
 
 def top(count: int) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """The cotangents of the `count` best classes."""
+    """Return a function that gives the cotangents of the `count` best classes."""
 
     def cotangents(outputs: np.ndarray) -> list[np.ndarray]:
         best = np.argsort(-outputs, axis=1)
-        found = np.zeros((count, *outputs.shape), np.float32)
+        result = np.zeros((count, *outputs.shape), np.float32)
         for m in range(count):
-            np.put_along_axis(found[m], best[:, m, None], 1, axis=1)
-        return list(found)
+            np.put_along_axis(result[m], best[:, m, None], 1, axis=1)
+        return list(result)
 
     return cotangents
 
@@ -96,7 +96,7 @@ def test_resume(benchmark: Any) -> None:
 
 
 def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two hundred pictures in a loop leave no more memory behind than ten did."""
+    """The peak memory after two hundred images is that after ten."""
     torch.manual_seed(0)
     opened = xcam.load(resnet18(), preprocess="torch")
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
@@ -106,4 +106,4 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
         if n in (9, 199):
             peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     with capsys.disabled():
-        print(f"\npeak memory after 10 and after 200 pictures: {peak[0]:.0f} MB, {peak[1]:.0f} MB")
+        print(f"\npeak memory after 10 and after 200 images: {peak[0]:.0f} MB, {peak[1]:.0f} MB")

@@ -1,6 +1,6 @@
-"""How the documentation is built: Sphinx, with pages in Markdown. `make docs`; see CONTRIBUTING.md.
+"""Configuration of Sphinx, with pages in Markdown. `make docs` builds them; see CONTRIBUTING.md.
 
-It imports the core and the command alone, so that no framework has to be installed to build it.
+Only the core and the command are imported, so that no framework is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ extensions = [
     "mathml",
     "tables",
 ]
-smartquotes_action = "D"  # dashes alone: quotation marks stand in messages
+smartquotes_action = "D"  # only dashes: quotation marks belong to messages
 exclude_patterns = ["_*"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
@@ -38,7 +38,7 @@ copybutton_line_continuation_character = "\\"
 
 nitpicky = True
 nitpick_ignore_regex = [
-    # Other projects' names are shown and not linked: their inventories would have to be fetched from the network.
+    # Names of other projects are not linked: their inventories are on the network.
     (r"py:.*", r"(click|collections|np|npt|numpy|os|pathlib|pluggy|pytest|typing|types)(\..*)?"),
     (r"py:.*", r"(Any|BaseException|Exception|RuntimeError|Path|UserWarning|ValueError)"),
     (r"py:.*", r"xcam\..*\.[A-Z]|TypeAliasForwardRef"),  # type variables, and aliases that Sphinx fails to print

@@ -1,9 +1,9 @@
-"""The pictures and models that the pages of this documentation name, written into the folder where this is run.
+"""Write the images and models that the pages of the documentation use into the current folder.
 
     python CLONE/docs/example_files.py
 
-The models are the small trained network that comes with xcam, in each framework that is installed; nothing is
-downloaded. The tests of the documentation use the same functions.
+The models are the small trained network of xcam, in each installed framework; nothing is downloaded. The tests of the
+documentation use the same functions.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from xcam.models import demo
 from xcam.models.demo.scenes import CLASSES, scene
 
 
-def photographs() -> None:
-    """photo.jpg (a star) and copies of it, two.png (a star and a ring), and a folder of three."""
+def images() -> None:
+    """Images: photo.jpg (a star) and copies of it, two.png (a star and a ring), and images/ with three."""
     star = reading.read(demo.image_paths()[3])
     for name in ("image.jpg", "photo.jpg", "a.jpg", "b.jpg"):
         writing.write(Path(name), star)
     writing.write(Path("two.png"), scene(np.random.default_rng(7), [3, 5], 256).image)
-    Path("pictures").mkdir(exist_ok=True)
+    Path("images").mkdir(exist_ok=True)
     for path in demo.image_paths()[:3]:
-        shutil.copy(path, Path("pictures", path.name))
+        shutil.copy(path, Path("images", path.name))
 
 
 def labels() -> None:
-    """shapes.txt: the demo network's class names."""
+    """shapes.txt: the class labels of the demo network."""
     Path("shapes.txt").write_text("\n".join(CLASSES) + "\n")
 
 
 def keras_file() -> None:
-    """shapes.keras."""
-    import xcam_keras.backend  # noqa: F401  # first: it keeps TensorFlow quiet
+    """shapes.keras: the demo network."""
+    import xcam_keras.backend  # noqa: F401  # first: it silences TensorFlow
     from xcam_keras.demo import build
 
     build()[0].save("shapes.keras")
 
 
 def onnx_file() -> None:
-    """shapes.onnx."""
+    """shapes.onnx: the demo network."""
     import onnx
 
     from xcam_onnx.demo import build
@@ -52,7 +52,7 @@ def onnx_file() -> None:
 
 
 def quick_gelu_file() -> None:
-    """gelu.onnx: the demo network with one of ONNX Runtime's own operators, QuickGelu, behind conv5."""
+    """gelu.onnx: the demo network with QuickGelu, an operator of ONNX Runtime, behind conv5."""
     import onnx
     from onnx import helper
 
@@ -61,14 +61,14 @@ def quick_gelu_file() -> None:
     model = build()
     mean = next(node for node in model.graph.node if "conv5" in node.input)
     mean.input[0] = "gelu"
-    place = list(model.graph.node).index(mean)
-    model.graph.node.insert(place, helper.make_node("QuickGelu", ["conv5"], ["gelu"], "gelu", domain="com.microsoft"))
+    index = list(model.graph.node).index(mean)
+    model.graph.node.insert(index, helper.make_node("QuickGelu", ["conv5"], ["gelu"], "gelu", domain="com.microsoft"))
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, "gelu.onnx")
 
 
 def torch_module() -> None:
-    """my_models.py with a class, and its weights in shapes.pt."""
+    """my_models.py with the demo network as a class, and its weights in shapes.pt."""
     import torch
 
     from xcam_torch.demo import build
@@ -109,13 +109,13 @@ class Shapes(nn.Sequential):
 
 
 def main() -> None:
-    """Write them, and say which."""
+    """Write the files, and print their names."""
     before = set(Path().iterdir())
-    for make in (photographs, labels, keras_file, onnx_file, quick_gelu_file, torch_module):
+    for make in (images, labels, keras_file, onnx_file, quick_gelu_file, torch_module):
         try:
             make()
         except ImportError as error:
-            print(f"left out, {error.name} is not installed: {str(make.__doc__).partition('.')[0]} …")
+            print(f"skipped, {error.name} is not installed: {str(make.__doc__).partition(':')[0]}")
     print("wrote", ", ".join(sorted(path.name for path in set(Path().iterdir()) - before)) or "nothing new")
 
 

@@ -1,8 +1,7 @@
-"""Work out the figures of the explanation pages: `python docs/make_figures.py`, about a quarter of an hour.
+"""Compute the tables of the explanation pages: `python docs/make_figures.py`, about a quarter of an hour.
 
-peaks.csv counts, over scenes that training never saw and whose truth is known, how often a map's highest place lies on
-the shape that was asked for. logits.csv sets gradients of logits beside those of probabilities. Options are the
-methods' defaults.
+peaks.csv: how often the maximum of a map is on the target shape, in scenes that were not used for training and whose
+truth is known. logits.csv: gradients of logits and of probabilities. The methods have their default options.
 """
 
 from __future__ import annotations
@@ -21,58 +20,58 @@ from xcam.models.demo import CLASSES, scenes
 
 FOLDER = Path(__file__).parent / "explanation"
 HELD_OUT = 77_000
-"""A seed that training never used; tests/helpers/ground_truth.py draws the same scenes."""
+"""A seed that was not used for training; tests/helpers/ground_truth.py uses the same scenes."""
 SCENES = 20
 LAYERS = ("conv5", "conv4", "conv3")
 DEEPEST_ALONE = ("scorecam", "sscam", "iscam")
-"""They run the whole network for each channel: minutes for each further layer."""
+"""They run the network once for each channel or more: another layer takes minutes."""
 
 
 def scenes_with_two(count: int = SCENES) -> list[scenes.Scene]:
-    """Scenes with two shapes of different classes each."""
+    """Return scenes with two shapes of different classes."""
     rng = np.random.default_rng(HELD_OUT)
     return [scenes.scene(rng, rng.permutation(len(CLASSES))[:2].tolist()) for _ in range(count)]
 
 
-def peaks(model: xcam.Model, made: Sequence[scenes.Scene], method: str, layer: str) -> tuple[float, float]:
-    """The share of maps, one for each shape, with their highest place on that shape; and on any shape of the scene."""
+def peaks(model: xcam.Model, samples: Sequence[scenes.Scene], method: str, layer: str) -> tuple[float, float]:
+    """Return the share of maps, one for each shape, whose maximum is on that shape, and on any shape of the scene."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)  # a zero map points nowhere, and counts as a miss
-        found = xcam.explain(
+        warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)  # a map of zeros counts as a miss
+        explanations = xcam.explain(
             model,
-            [s.image for s in made],
+            [s.image for s in samples],
             layer=layer,
-            target=[[shape.label for shape in s.shapes] for s in made],
+            target=[[shape.label for shape in s.shapes] for s in samples],
             method=method,
         )
-    own, some = [], []
-    for scene, row in zip(made, found, strict=True):
+    on_target, on_any = [], []
+    for scene, row in zip(samples, explanations, strict=True):
         for shape, e in zip(scene.shapes, row, strict=True):
-            at = e.heatmap.argmax()
-            hit = [bool(e.heatmap.max() > 0 and other.mask.flat[at]) for other in scene.shapes]
-            own.append(bool(e.heatmap.max() > 0 and shape.mask.flat[at]))
-            some.append(any(hit))
-    return float(np.mean(own)), float(np.mean(some))
+            index = e.heatmap.argmax()
+            hits = [bool(e.heatmap.max() > 0 and other.mask.flat[index]) for other in scene.shapes]
+            on_target.append(bool(e.heatmap.max() > 0 and shape.mask.flat[index]))
+            on_any.append(any(hits))
+    return float(np.mean(on_target)), float(np.mean(on_any))
 
 
 def peak_row(model: xcam.Model, method: str) -> list[str]:
-    """A row of peaks.csv."""
-    made = scenes_with_two()
+    """Return a row of peaks.csv."""
+    samples = scenes_with_two()
     layers = LAYERS[:1] if method in DEEPEST_ALONE else LAYERS
-    shares = [peaks(model, made, method, layer) for layer in layers]
-    rest = [f"{own:.3f}" for own, _ in shares[1:]] or ["–"] * (len(LAYERS) - 1)
+    shares = [peaks(model, samples, method, layer) for layer in layers]
+    rest = [f"{on_target:.3f}" for on_target, _ in shares[1:]] or ["–"] * (len(LAYERS) - 1)
     return [f"`{method}`", f"{shares[0][0]:.3f}", f"{shares[0][1]:.3f}", *rest]
 
 
 def logit_rows(model: xcam.Model) -> list[list[str]]:
-    """The rows of logits.csv: for a sure, a divided and an absent class, what each score's raw map looks like."""
-    sure, divided = demo.image_paths()[3], scenes_with_two()[18].image
+    """Return the rows of logits.csv: the raw maps of each score, for a certain, an uncertain and an absent class."""
+    certain, uncertain = demo.image_paths()[3], scenes_with_two()[18].image
     rows = []
-    for what, image, label in (
-        ("one star", sure, "star"),
-        ("a ring and a star", divided, "ring"),
-        ("a ring and a star", divided, "star"),
-        ("one star", sure, "triangle"),
+    for description, image, label in (
+        ("one star", certain, "star"),
+        ("a ring and a star", uncertain, "ring"),
+        ("a ring and a star", uncertain, "star"),
+        ("one star", certain, "triangle"),
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
@@ -80,10 +79,19 @@ def logit_rows(model: xcam.Model) -> list[list[str]]:
                 xcam.explain(model, image, layer="conv5", target=label, score=score)
                 for score in ("logit", "probability", "log-probability")
             )
-        chance = float(p.scores[p.index])
+        probability = float(p.scores[p.index])
         sizes = [f"{np.abs(e.cam).max():.4f}" for e in (logit, p, log)]
-        alike = np.corrcoef(logit.cam.ravel(), p.cam.ravel())[0, 1]
-        rows.append([what, label, f"{chance:.4f}", f"{chance * (1 - chance):.4f}", *sizes, f"{alike:.2f}"])
+        similarity = np.corrcoef(logit.cam.ravel(), p.cam.ravel())[0, 1]
+        rows.append(
+            [
+                description,
+                label,
+                f"{probability:.4f}",
+                f"{probability * (1 - probability):.4f}",
+                *sizes,
+                f"{similarity:.2f}",
+            ]
+        )
     return rows
 
 
@@ -100,7 +108,7 @@ PEAKS = (
     "conv3: the shape asked for",
 )
 LOGITS = (
-    "picture",
+    "image",
     "class",
     "p",
     "p(1 − p)",

@@ -1,7 +1,7 @@
-"""Make the pictures of README and documentation: `python docs/make_pictures.py [FOLDER]`. The same pictures each time.
+"""Draw the figures of README and documentation: `python docs/make_pictures.py [FOLDER]`. Each run gives the same files.
 
-demo.png is the one of README; those under pictures/ belong to the explanation pages. All are made by the demo network
-from scenes that training never saw. White lines are the outlines of the shapes, from the scenes' own truth.
+demo.png is the figure of README; those under pictures/ belong to the explanation pages. All show the demo network on
+scenes that were not used for training. White lines are the true outlines of the shapes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ DOCS = Path(__file__).parent
 SIDE = 160
 COLOURS = "viridis"
 SCENE = 18
-"""Of the held-out scenes: a star and a ring, on a dark and quiet ground."""
+"""Index of a held-out scene: a star and a ring, on a dark background with little structure."""
 LAYERS = ("conv2", "conv3", "conv4", "conv5")
 STAGES = ("", "scores", "conv5", "conv4")
-"""How far the cascade of shuffled weights has come, from the end."""
+"""The last layer whose weights are shuffled, from the end of the network."""
 FEWER = {"sscam": {"n": 8}}
-"""Where the default takes longer than a picture may."""
+"""Options of methods whose defaults are too slow for a figure."""
 
 Image = Any
 held_out: Callable[[], list[scenes.Scene]] = runpy.run_path(str(DOCS / "make_figures.py"))["scenes_with_two"]
@@ -45,24 +45,24 @@ def file_name(method: str) -> str:
     return method.replace("+", "p") + ".png"
 
 
-def captioned(picture: Image, text: str) -> Image:
-    """The picture with its caption above it, black on white."""
-    strip = np.full((34, picture.shape[1], 3), 255, np.uint8)
+def captioned(image: Image, text: str) -> Image:
+    """Return the image with a caption above it, black on white."""
+    strip = np.full((34, image.shape[1], 3), 255, np.uint8)
     cv2.putText(strip, text, (4, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.62, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([strip, picture])
+    return np.vstack([strip, image])
 
 
 def demo_sheet(model: xcam.Model, folder: Path) -> None:
-    """demo.png: each shipped picture, and under it where the demo network looked."""
+    """demo.png: each image of the package, and below it the heatmap of the demo network."""
     columns = []
     for e in xcam.explain(model, demo.image_paths()):
-        said = f"{e.label} {e.scores[e.index]:.0%}"
-        columns += [np.vstack([captioned(e.image, said), e.overlay()]), np.full((546, GAP, 3), 255, np.uint8)]
+        caption = f"{e.label} {e.scores[e.index]:.0%}"
+        columns += [np.vstack([captioned(e.image, caption), e.overlay()]), np.full((546, GAP, 3), 255, np.uint8)]
     writing.write(folder / "demo.png", np.hstack(columns[:-1]))
 
 
 def shown(image: Image) -> Image:
-    """A scene as it is drawn here, without its grain, which the network sees and which would be most of each file."""
+    """Return the image as it is drawn here: smaller, and without its noise, which would make the files large."""
     soft = cv2.GaussianBlur(image, (0, 0), 1.2)
     return cv2.resize(soft, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
 
@@ -70,60 +70,60 @@ def shown(image: Image) -> Image:
 def tile(
     image: Image, heatmap: Any, shape: scenes.Shape | None = None, colours: str = COLOURS, near: bool = False
 ) -> Image:
-    """A map of any size over the picture, with the outline of a shape."""
+    """Return a map of any size over the image, with the outline of a shape."""
     wide = shown(image)
-    how = cv2.INTER_NEAREST if near else cv2.INTER_LINEAR
-    drawn = overlay(wide, cv2.resize(heatmap, (SIDE, SIDE), interpolation=how), 0.6, colours)
+    interpolation = cv2.INTER_NEAREST if near else cv2.INTER_LINEAR
+    drawn = overlay(wide, cv2.resize(heatmap, (SIDE, SIDE), interpolation=interpolation), 0.6, colours)
     return outlined(drawn, shape) if shape else drawn
 
 
-def outlined(picture: Image, shape: scenes.Shape) -> Image:
+def outlined(image: Image, shape: scenes.Shape) -> Image:
     mask = cv2.resize(shape.mask.astype(np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(picture.copy(), found, -1, (255, 255, 255), 1)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(image.copy(), contours, -1, (255, 255, 255), 1)
 
 
 def sheet(path: Path, tiles: Sequence[Image], captions: Sequence[str], columns: int, exact: bool = False) -> None:
-    """Tiles under their captions. Unless `exact`, in 32 levels of each colour, so that the file is small."""
+    """Write tiles with captions. Unless `exact`, colours have 32 levels, so that the file is small."""
     drawn = tiled(tiles, captions, columns)
     drawn = drawn if exact else drawn & 0xF8 | 0x07
     cv2.imwrite(str(path), cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
 def methods(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
-    """For each method: both classes at the last layer, where what follows is linear, and at the one before it."""
+    """For each method: both classes at the last layer, whose tail is linear, and at the layer before it."""
     for name in xcam.list_methods():
         tiles, captions = [], []
         for layer in ("conv5", "conv4"):
             labels = [shape.label for shape in scene.shapes]
-            found = xcam.explain(
+            explanations = xcam.explain(
                 model, scene.image, layer=layer, target=labels, method=name, method_options=FEWER.get(name)
             )
-            for e, shape in zip(found, scene.shapes, strict=True):
+            for e, shape in zip(explanations, scene.shapes, strict=True):
                 tiles.append(tile(e.image, e.heatmap, shape))
                 captions.append(f"{e.label}, {layer}")
         sheet(folder / file_name(name), tiles, captions, 4)
 
 
 def finer(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
-    """A class by itself, and against the three whose logits are nearest."""
+    """A class alone, and compared with the three classes whose logits are nearest."""
     tiles, captions = [], []
     for shape in scene.shapes:
-        for target, what in ((shape.label, ""), (xcam.Finer(shape.label), " against 3")):
+        for target, suffix in ((shape.label, ""), (xcam.Finer(shape.label), " against 3")):
             e = xcam.explain(model, scene.image, layer="conv4", target=target)
             tiles.append(tile(e.image, e.heatmap, shape))
-            captions.append(f"{demo.CLASSES[shape.label]}{what}")
+            captions.append(f"{demo.CLASSES[shape.label]}{suffix}")
     sheet(folder / "finercam.png", tiles, captions, 4)
 
 
 def scene_itself(scene: scenes.Scene, folder: Path) -> None:
     plain = shown(scene.image)
     both = outlined(outlined(plain, scene.shapes[0]), scene.shapes[1])
-    sheet(folder / "scene.png", [plain, both], ["the picture", "the truth"], 2)
+    sheet(folder / "scene.png", [plain, both], ["the image", "the truth"], 2)
 
 
 def scores(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
-    """One class by its logit, its probability and its log-probability."""
+    """Each class by its logit, its probability and its log-probability."""
     tiles, captions = [], []
     for shape in scene.shapes:
         for score in ("logit", "probability", "log-probability"):
@@ -134,7 +134,7 @@ def scores(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
 
 
 def empty(model: xcam.Model, folder: Path) -> None:
-    """A picture without any shape, and a class that wins all the same."""
+    """An image without a shape, and the class that is predicted."""
     rng = np.random.default_rng(77_002)
     image = [scenes.scene(rng, []).image for _ in range(42)][-1]
     with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def empty(model: xcam.Model, folder: Path) -> None:
 
 
 def resolution(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
-    """The same map as the cells that it has, and enlarged."""
+    """The same map as square cells, and enlarged smoothly."""
     star = scene.shapes[1]
     e = xcam.explain(model, scene.image, layer="conv5", target=star.label)
     small = maps.normalize(e.positive[None])[0]
@@ -156,18 +156,20 @@ def resolution(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
 
 
 def magnitude(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
-    """A class that is there and one that is not: each by its own maximum, then both by the same."""
+    """A present and an absent class: each divided by its own maximum, then both by the same."""
     star = scene.shapes[1]
-    here, absent = xcam.explain(model, scene.image, layer="conv5", target=[star.label, "square"], method="layercam")
-    most = here.positive.max()
-    tiles = [tile(e.image, maps.normalize(e.positive[None])[0]) for e in (here, absent)]
-    tiles += [tile(e.image, e.positive / most) for e in (here, absent)]
-    own = [f"{e.label} {e.scores[e.index]:.1%}" for e in (here, absent)]
-    sheet(folder / "magnitude.png", tiles, [*own, "the same scale", "the same scale"], 4)
+    present, absent = xcam.explain(
+        model, scene.image, layer="conv5", target=[star.label, "square"], method="layercam"
+    )
+    largest = present.positive.max()
+    tiles = [tile(e.image, maps.normalize(e.positive[None])[0]) for e in (present, absent)]
+    tiles += [tile(e.image, e.positive / largest) for e in (present, absent)]
+    captions = [f"{e.label} {e.scores[e.index]:.1%}" for e in (present, absent)]
+    sheet(folder / "magnitude.png", tiles, [*captions, "the same scale", "the same scale"], 4)
 
 
 def colours(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
-    """One map in three colour scales; below each the scale, and how light its colours are."""
+    """One map in three colour scales; below each the scale, and the lightness of its colours."""
     e = xcam.explain(model, scene.image, layer="conv5", target=scene.shapes[0].label)
     names, tiles = ("jet", "viridis", "inferno"), []
     for name in names:
@@ -189,7 +191,7 @@ def layers(model: xcam.Model, scene: scenes.Scene, folder: Path) -> None:
 
 
 def randomised(model: Any, scene: scenes.Scene, folder: Path) -> None:
-    """Adebayo's check: weights shuffled from the end, and what is left of three methods' maps."""
+    """Weights shuffled from the end (Adebayo et al. 2018), and the maps of three methods."""
     star, tiles, captions = scene.shapes[1], [], []
     for name in ("gradcam", "eigencam", "random"):
         clean: Any = None
@@ -201,9 +203,9 @@ def randomised(model: Any, scene: scenes.Scene, folder: Path) -> None:
                     other, scene.image, layer="conv5", target=star.label, method=name, score="probability"
                 )
             clean = e.cam if clean is None else clean
-            alike = np.corrcoef(clean.ravel(), e.cam.ravel())[0, 1]
+            similarity = np.corrcoef(clean.ravel(), e.cam.ravel())[0, 1]
             tiles.append(tile(e.image, e.heatmap, star))
-            captions.append(f"{stage}: {alike:.2f}" if n else name)
+            captions.append(f"{stage}: {similarity:.2f}" if n else name)
     sheet(folder / "randomised.png", tiles, captions, len(STAGES))
 
 

@@ -1,4 +1,4 @@
-"""The command's help, made into reStructuredText for sphinx-click: examples stay as typed, `code` is code."""
+"""The command's help as reStructuredText, for sphinx-click: examples stay literal, `code` becomes code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from docstrings import escaped
 
 BRACKETS = "<[{($", ">]})$"
-"""What sphinx-click cuts off a metavar, at both of its ends."""
+"""Characters that sphinx-click removes from both ends of a metavar."""
 
 
 def _marked(line: str) -> str:
@@ -18,32 +18,33 @@ def _marked(line: str) -> str:
 
 
 def description(_: Any, __: click.Context, lines: list[str]) -> None:
-    """Lines behind `\\b` are examples: sphinx-click has put a bar ahead of each."""
-    found: list[str] = []
+    """Turn examples into code blocks; sphinx-click puts a bar before the lines after `\\b`."""
+    result: list[str] = []
     for line in lines:
         if not line.startswith("| "):
-            found.append(_marked(line))
+            result.append(_marked(line))
             continue
-        if not found or not found[-1].startswith("    "):
-            found += ["", ".. code-block:: text", ""]
-        found.append(f"    {line[2:]}")
-    lines[:] = found
+        if not result or not result[-1].startswith("    "):
+            result += ["", ".. code-block:: text", ""]
+        result.append(f"    {line[2:]}")
+    lines[:] = result
 
 
 def options(_: Any, context: click.Context, lines: list[str]) -> None:
-    """Help is prose; metavars are shown whole."""
+    """Escape the help texts, and show metavars completely."""
     metavars = [p.metavar for p in context.command.params if isinstance(p, click.Option) and p.metavar]
     whole = {f"<{metavar.lstrip(BRACKETS[0]).rstrip(BRACKETS[1])}>": metavar for metavar in metavars}
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         if line.startswith(".. option::"):
             for cut, metavar in whole.items():
                 line = line.replace(cut, metavar)
-            lines[place] = line
+            lines[index] = line
         elif not line.strip().startswith(":"):
-            lines[place] = _marked(line)
+            lines[index] = _marked(line)
 
 
 def setup(app: Any) -> dict[str, bool]:
+    """Connect to sphinx-click."""
     app.setup_extension("sphinx_click")
     app.connect("sphinx-click-process-description", description)
     app.connect("sphinx-click-process-options", options)

@@ -24,7 +24,9 @@ def process(_: Any, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) 
     """Escape the lines of a docstring in place; indented code, fields' names and directives stay."""
     code = False
     for number, line in enumerate(lines):
-        code = line.startswith("    ") and (code or lines[number - 1].rstrip().endswith("::") or not lines[number - 1])
+        code = line.startswith("    ") and (
+            code or lines[number - 1].rstrip().endswith("::") or not lines[number - 1]
+        )
         if not code and not line.lstrip().startswith(".. "):
             lines[number] = RAISES.sub(r":raises xcam.\1:", escaped(line))
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no script, nothing fetched from another site."""
+"""Formulas as MathML, which browsers render without a script and without files from other sites."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
 DOTS = re.compile(r"\\dots(?![a-z])")
-"""docutils knows \\ldots alone."""
+"""docutils supports only \\ldots."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def block(translator: Any, node: nodes.math_block) -> None:
 
 
 def mathml(node: nodes.Element, alone: bool) -> str:
-    """What cannot be set is a warning, and shown as it was typed."""
+    """Return the formula as MathML; where it cannot be converted, its source as code, with a warning."""
     tex = DOTS.sub(r"\\ldots", node.astext())
     try:
         return str(tex2mathml(tex, as_block=alone))

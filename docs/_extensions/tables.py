@@ -1,4 +1,4 @@
-"""Tables that are made from the program itself: `{xcam-methods}`, `{xcam-measures}`, `{xcam-targets}`, `{xcam-presets}`."""
+"""Tables generated from the program: `{xcam-methods}`, `{xcam-measures}`, `{xcam-targets}`, `{xcam-presets}`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xcam.contract.preprocessing import PRESETS
 
 
 class Table(SphinxDirective):
-    """Headings, and rows of Markdown."""
+    """A table with headings, and rows in Markdown."""
 
     headings: Sequence[str] = ()
 
@@ -29,7 +29,7 @@ class Table(SphinxDirective):
 
 
 class Methods(Table):
-    """What `xcam.list_methods()` holds."""
+    """The methods of `xcam.list_methods()`."""
 
     headings = ("method", "map, before ReLU", "passes", "options", "source")
 
@@ -40,9 +40,9 @@ class Methods(Table):
 
 
 class Measures(Table):
-    """What `xcam.list_measures()` holds."""
+    """The measures of `xcam.list_measures()`."""
 
-    headings = ("measure", "what it measures", "better", "passes", "source")
+    headings = ("measure", "summary", "better", "passes", "source")
 
     def rows(self) -> Iterable[Sequence[str]]:
         for m in xcam.list_measures().values():
@@ -50,13 +50,12 @@ class Measures(Table):
 
 
 class Targets(Table):
-    """The targets in the box, with the first sentence of each."""
+    """The targets of `xcam.targets`, with the first line of each docstring."""
 
-    headings = ("target", "what is explained", "parameters")
+    headings = ("target", "summary", "parameters")
 
     def rows(self) -> Iterable[Sequence[str]]:
-        found = [getattr(targets, name) for name in targets.__all__]
-        for target in found:
+        for target in [getattr(targets, name) for name in targets.__all__]:
             if isinstance(target, type) and target is not targets.Target:
                 first = (inspect.getdoc(target) or "").partition("\n")[0]
                 names = ", ".join(f"`{name}`" for name in inspect.signature(target).parameters)
@@ -64,7 +63,7 @@ class Targets(Table):
 
 
 class Presets(Table):
-    """The presets of preprocessing."""
+    """The presets for preprocessing."""
 
     headings = ("name", "scale", "mean", "standard deviation", "order of channels")
 

@@ -1,6 +1,6 @@
-"""What a page takes for granted: photographs, models, a name or two. Written into the folder where its blocks run.
+"""Images, models and names that the pages use, written into the folder where their blocks run.
 
-The models are the demo network, which is trained, in every framework; nothing is downloaded.
+The models are the demo network, which is trained, in each framework; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-from example_files import MY_MODELS, keras_file, labels, onnx_file, photographs, quick_gelu_file, torch_module
+from example_files import MY_MODELS, images, keras_file, labels, onnx_file, quick_gelu_file, torch_module
 
 Setup = Callable[[], dict[str, Any] | None]
 SETUPS: dict[str, tuple[Setup, ...]] = {}
 
 
 def namespace(page: str) -> dict[str, Any]:
-    """Set a page's folder up; the names that its first block finds."""
-    photographs()
-    found: dict[str, Any] = {}
+    """Write the files of a page, and return the names that are defined for its blocks."""
+    images()
+    names: dict[str, Any] = {}
     for setup in SETUPS.get(page, ()):
-        found |= setup() or {}
-    return found
+        names |= setup() or {}
+    return names
 
 
-def ill_frameworks() -> dict[str, Any]:
-    """Keras is not there; torch is, and cannot be imported."""
+def missing_frameworks() -> dict[str, Any]:
+    """Keras is not installed; torch is installed, but cannot be imported."""
     import sys
 
     sys.modules["keras"] = None  # type: ignore[assignment]
@@ -39,7 +39,7 @@ ANIMALS = ("cat", "dog", "lion", "tiger", "zebra", "horse")
 
 
 def readme() -> dict[str, Any]:
-    """The files that README.md names, with the demo network in them; `model` has its last layers in a backbone."""
+    """The files that README.md uses, with the demo network in them."""
     import json
 
     import keras
@@ -56,7 +56,7 @@ def readme() -> dict[str, Any]:
     network.save("vgg.keras")
     onnx.save(onnx_demo(), "vgg.onnx")
     larger = onnx_demo()
-    for node in larger.graph.node:  # the layer's name, and the size of input, that README.md has
+    for node in larger.graph.node:  # the layer's name and the input size of README.md
         node.input[:] = ["layer4" if name == "conv5" else name for name in node.input]
         node.output[:] = ["layer4" if name == "conv5" else name for name in node.output]
         node.name = "layer4" if node.name == "conv5" else node.name
@@ -82,11 +82,11 @@ README_NOT_RUN = {
     "xcam -b keras -m resnet50 a.jpg b.jpg": "it downloads ImageNet weights",
     "xcam -m hf:microsoft/resnet-50 image.jpg": "it downloads weights from the Hugging Face hub",
 }
-"""README.md's commands that are not run, and why: it has no marks of its own."""
+"""Commands of README.md that are not run, with the reasons: README.md has no marks."""
 
 
 def demo_model() -> dict[str, Any]:
-    """`model`, opened, and `xcam`."""
+    """Define `model`, the demo network, and `xcam`."""
     import xcam
 
     return {"xcam": xcam, "model": xcam.load("demo", "onnx")}
@@ -97,7 +97,7 @@ SETUPS |= {
     "docs/tutorial/first-heatmap.md": (labels, keras_file, onnx_file, torch_module),
     "docs/index.md": (demo_model,),
     "docs/reference/formats.md": (demo_model,),
-    "docs/troubleshooting.md": (onnx_file, quick_gelu_file, ill_frameworks, demo_model),
+    "docs/troubleshooting.md": (onnx_file, quick_gelu_file, missing_frameworks, demo_model),
     "docs/reference/methods.md": (demo_model,),
     "docs/how-to/export.md": (labels, onnx_file),
     "docs/how-to/onnx-file.md": (labels, onnx_file),

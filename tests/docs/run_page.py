@@ -1,14 +1,14 @@
 """Run every block of one page of the documentation, in order: `python run_page.py PAGE [--keep]`, in an empty folder.
 
-    ```python           run, all of a page in one namespace; what it prints, warns or raises is what a ```text block
-                        directly behind it says, where there is one (`...` stands for anything)
-    ```console          each `$ command` is run; what it says is compared, where something is shown
-    <!-- file: NAME --> ahead of a block: it is written to that file
-    <!-- not run: WHY --> ahead of a block: it is not run; the tests count these
+    ```python           is run; all blocks of a page share a namespace. Its output, warnings and errors are compared with
+                        the ```text block directly behind it, if there is one (`...` matches anything)
+    ```console          each `$ command` is run; its output is compared with the lines below it, if there are any
+    <!-- file: NAME -->   before a block: it is written to that file
+    <!-- not run: WHY --> before a block: it is not run; the tests count these marks
 
-README.md's commands stand in indented blocks: a line that begins with `xcam ` is run.
-Pictures that the page shows and its blocks write are copied beside it by `--keep`; the tests hold them against each other.
-A page's process is its own, so that what it registers or changes is gone with it.
+In README.md, commands are in indented blocks: each line that begins with `xcam ` is run.
+Images that the page shows and its blocks write are copied next to the page by `--keep`; the tests compare the two.
+Each page runs in a separate process, so that its changes do not affect others.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class Block:
     line: int
     file: str = ""
     not_run: str = ""
-    said: str | None = None
+    output: str | None = None
     """The `text` block directly behind it."""
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page's source, in order; in indented blocks, lines that begin with `xcam `."""
-    found: list[Block] = []
+    """Return the fenced blocks of a page, in order, and each line of an indented block that begins with `xcam `."""
+    result: list[Block] = []
     mark: dict[str, str] = {}
     follows = False
     lines = iter(enumerate(page.splitlines(), 1))
     for number, line in lines:
-        if told := MARK.match(line):
-            mark[told[1]] = told[2]
+        if match := MARK.match(line):
+            mark[match[1]] = match[2]
         elif opened := FENCE.match(line):
             indent, fence, kind = opened.groups()
             inside = []
@@ -71,40 +71,44 @@ def blocks(page: str) -> list[Block]:
             if kind.startswith("{"):
                 follows = False
                 continue
-            if kind == "text" and follows and found[-1].kind == "python":
-                found[-1].said = text
+            if kind == "text" and follows and result[-1].kind == "python":
+                result[-1].output = text
             else:
-                found.append(Block(kind, text, number, mark.get("file", ""), mark.get("not run", "")))
+                result.append(Block(kind, text, number, mark.get("file", ""), mark.get("not run", "")))
             mark, follows = {}, True
         elif line.startswith("    xcam "):
             command, _, _ = line.strip().partition("  #")
             why = README_NOT_RUN.get(command.strip(), "")
-            found.append(Block("console", f"$ {command.strip()}\n", number, not_run=why))
+            result.append(Block("console", f"$ {command.strip()}\n", number, not_run=why))
             follows = False
         elif line.strip():
             mark, follows = {}, False
-    return found
+    return result
 
 
-def pictures(page: Path, folder: Path) -> dict[Path, Path]:
-    """Pictures beside the page that it shows, and for each the file in `folder` that its blocks wrote."""
+def images(page: Path, folder: Path) -> dict[Path, Path]:
+    """Return the images next to the page that it shows, and for each the file in `folder` that its blocks wrote."""
     shown = re.findall(r"(?:```\{image\} |\]\()([\w.-]+\.(?:png|jpg))", page.read_text(encoding="utf-8"))
     return {page.parent / name: folder / name for name in shown if (folder / name).exists()}
 
 
 class PageError(Exception):
-    """A block did not do what the page says."""
+    """The result of a block differs from the page."""
 
 
 class Runner:
-    """One page's namespace, and what its last command returned."""
+    """The namespace of one page, and the exit status of its last command."""
 
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = {"__name__": "__page__"} | namespace
         self.status = 0
 
     def run(self, block: Block) -> None:
-        """Raises PageError."""
+        """Run a block.
+
+        Raises:
+            PageError: Its result differs from the page.
+        """
         if block.not_run:
             return
         if block.file:
@@ -112,77 +116,81 @@ class Runner:
         elif block.kind == "python":
             self._python(block)
         elif block.kind == "console":
-            for command, said in commands(block.text):
-                self._command(command, said)
+            for command, output in commands(block.text):
+                self._command(command, output)
 
     def _python(self, block: Block) -> None:
         import xcam
 
         out = io.StringIO()
-        code = compile("\n" * block.line + block.text, "page", "exec")  # errors name the page's own lines
+        code = compile("\n" * block.line + block.text, "page", "exec")  # errors have the page's line numbers
         with contextlib.redirect_stdout(out), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", xcam.XcamWarning)
             try:
                 exec(code, self.namespace)
             except xcam.XcamError as error:
-                if block.said is None:
+                if block.output is None:
                     raise
                 print(f"{type(error).__name__}: {error}")
         for warning in caught:
             if issubclass(warning.category, xcam.XcamWarning):
                 out.write(f"{warning.category.__name__}: {warning.message}\n")
-        if block.said is not None or "Warning: " in out.getvalue():
-            compare(block.said or "", out.getvalue(), "the block")
+        if block.output is not None or "Warning: " in out.getvalue():
+            compare(block.output or "", out.getvalue(), "the block")
 
-    def _command(self, command: str, said: str) -> None:
+    def _command(self, command: str, expected: str) -> None:
         if command == "echo $?":
-            compare(said, f"{self.status}\n", command)
+            compare(expected, f"{self.status}\n", command)
             return
-        words = shlex.split(command, comments=True)
+        arguments = shlex.split(command, comments=True)
         out = io.StringIO()
-        if words[0] == "xcam":
-            self.status = in_process(words[1:], out)
+        if arguments[0] == "xcam":
+            self.status = in_process(arguments[1:], out)
         else:
-            if words[0] == "python":
-                words[0] = sys.executable
-            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+            if arguments[0] == "python":
+                arguments[0] = sys.executable
+            done = subprocess.run(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
             self.status = done.returncode
             out.write(done.stdout)
-        if said.strip():
-            compare(said, out.getvalue(), command)
+        if expected.strip():
+            compare(expected, out.getvalue(), command)
         elif self.status:
             raise PageError(f"$ {command}\nstatus {self.status}\n{out.getvalue()}")
 
 
-def in_process(words: list[str], out: io.StringIO) -> int:
-    """`xcam WORDS` without a new process; its status."""
+def in_process(arguments: list[str], out: io.StringIO) -> int:
+    """Run `xcam ARGUMENTS` without a new process, and return the exit status."""
     from xcam_cli import main
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            main(words)
+            main(arguments)
         except SystemExit as stop:
             return int(stop.code or 0)
     return 0
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with what is shown below it."""
+    """Yield the commands of a console block, each with the output that the page shows below it."""
     for part in re.split(r"^\$ ", text.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
-        command, _, said = part.partition("\n")
-        yield command.strip(), said
+        command, _, output = part.partition("\n")
+        yield command.strip(), output
 
 
-def compare(said: str, out: str, what: str) -> None:
-    """Raises PageError where what is shown and what came differ; lines that are only rules do not count."""
+def compare(expected: str, actual: str, source: str) -> None:
+    """Compare the output on the page with the actual one; lines that consist of rules (─) are ignored.
+
+    Raises:
+        PageError: They differ.
+    """
     checker = doctest.OutputChecker()
-    wanted, got = (re.sub(r"^[─ ]+$\n?", "", text, flags=re.MULTILINE) for text in (said, out))
+    wanted, got = (re.sub(r"^[─ ]+$\n?", "", text, flags=re.MULTILINE) for text in (expected, actual))
     if not checker.check_output(f"{wanted.strip()}\n", f"{got.strip()}\n", FLAGS):
-        raise PageError(f"{what} said\n{out}\nwhere the page shows\n{said}")
+        raise PageError(f"{source} printed\n{actual}\nbut the page shows\n{expected}")
 
 
 def main(page: Path, folder: Path) -> int:
-    """Status 1 where a block fails."""
+    """Run a page in a folder, and return 1 if a block fails, else 0."""
     os.chdir(folder)
     sys.path.insert(0, "")
     source = page.read_text(encoding="utf-8")
@@ -204,6 +212,6 @@ if __name__ == "__main__":
     this = Path(sys.argv[1]).resolve()
     status = main(this, Path.cwd())
     if "--keep" in sys.argv and not status:
-        for place, file in pictures(this, Path.cwd()).items():
-            shutil.copy(file, place)
+        for shown, written in images(this, Path.cwd()).items():
+            shutil.copy(written, shown)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""Docstrings, as they reach the reference: parameters become fields, code becomes code, formulas stay as they stand."""
+"""The extension `docstrings` of the documentation: plain text of a docstring is escaped, markup is not."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ def docstrings(monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("docstrings")
 
 
-def test_parameters_become_fields(docstrings: Any) -> None:
-    """On lines of their own, behind each other, two under one text, and continued."""
-    lines = ["Do it.", "", "a: one. b, c: two,", "    and more. d: four.", "Then this."]
-    found = list(docstrings.converted(lines, ["a", "b", "c", "d"]))
-    assert [line for line in found if line] == [
-        "Do it.",
-        ":param a: one.",
-        ":param b: two, and more.",
-        ":param c: two, and more.",
-        ":param d: four.",
-        "Then this.",
-    ]
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("[N, C, *spatial] of max |Δ|", r"[N, C, \*spatial] of max \|Δ\|"),
+        ("weights_ and a_b", r"weights\_ and a_b"),
+        ("with --require and a - b", "with ``--require`` and a - b"),
+        (r"already \*escaped", r"already \*escaped"),
+        ("`*args`, ``|x|`` and :class:`a_`", "`*args`, ``|x|`` and :class:`a_`"),
+    ],
+)
+def test_characters_outside_code_are_escaped(docstrings: Any, line: str, expected: str) -> None:
+    assert docstrings.escaped(line) == expected
 
 
-def test_a_word_with_a_colon_that_is_no_parameter_stays(docstrings: Any) -> None:
-    assert list(docstrings.converted(["Default: a. Note: b."], ["a"])) == ["Default: a. Note: b."]
+def test_code_and_directives_of_a_docstring_stay(docstrings: Any) -> None:
+    lines = ["See a*b::", "", "    a * b", "", "Then a*b.", "", ".. note:: a*b"]
+    docstrings.process(None, "", "", None, None, lines)
+    assert lines == [r"See a\*b::", "", "    a * b", "", r"Then a\*b.", "", ".. note:: a*b"]
 
 
-def test_markup(docstrings: Any) -> None:
-    assert docstrings.marked("[N, C, *spatial] of `x_` max |Δ|") == r"[N, C, \*spatial] of \ ``x_``\  max \|Δ\|"
-    assert docstrings.marked("Raises InputError.") == r"Raises \ :py:exc:`~xcam.InputError`\ ."
-    assert docstrings.marked("`xcam.load` and `load`") == r"\ :py:obj:`xcam.load <xcam.load>`\  and \ ``load``\ "
-    assert docstrings.marked("with --require") == r"with \ ``--require``\ "
+def test_errors_of_xcam_are_linked(docstrings: Any) -> None:
+    lines = [":raises InputError: An index is wrong.", ":raises KeyError: never"]
+    docstrings.process(None, "", "", None, None, lines)
+    assert lines == [":raises xcam.InputError: An index is wrong.", ":raises KeyError: never"]
 
 
-def test_indented_code_stays_code(docstrings: Any) -> None:
-    assert list(docstrings.converted(["See:", "", "    a * b", "", "Then."], [])) == [
-        "See:", "", "::", "", "    a * b", "", "Then.",
-    ]  # fmt: skip
+def test_names_of_the_project_are_shown_without_their_module(docstrings: Any) -> None:
+    signature = "(layer: xcam.contract.types.Layer, path: os.PathLike)"
+    assert docstrings.sign(None, "", "", None, None, signature, "xcam.Model") == (
+        "(layer: ~xcam.contract.types.Layer, path: os.PathLike)",
+        "~xcam.Model",
+    )

@@ -1,4 +1,4 @@
-"""Every block of the documentation and of README.md runs, and says what the page shows."""
+"""Every block of the documentation and of README.md runs, and its output is the one on the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGES = sorted(
     if "build" not in path.parts
 )
 NOT_RUN = 13
-"""Blocks that cannot run here, at most: what needs the network, or would install something."""
+"""The most blocks that may not be run: those that need the network, or would install something."""
 
 
 def _load(name: str) -> Any:
@@ -44,12 +44,11 @@ def _source(page: str) -> str:
 
 
 def _runs(page: str) -> list[Any]:
-    found = run_page.blocks(_source(page))
-    return [b for b in found if not b.not_run and b.kind in ("python", "console")]
+    return [b for b in run_page.blocks(_source(page)) if not b.not_run and b.kind in ("python", "console")]
 
 
 def _marked(page: str) -> Any:
-    """Slow where a block that runs loads a large framework."""
+    """Mark a page as slow if a block loads a large framework."""
     text = "\n".join(block.text for block in _runs(page)).lower()
     return pytest.param(
         page, marks=[pytest.mark.slow] if re.search("keras|torch|transformers|xcam demo", text) else []
@@ -58,15 +57,15 @@ def _marked(page: str) -> Any:
 
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES if _runs(page)])
 def test_every_block_of_the_page_runs(page: str, tmp_path: Path) -> None:
-    words = [sys.executable, str(HERE / "run_page.py"), str(ROOT / page)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(HERE / "run_page.py"), str(ROOT / page)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
-    for shown, written in run_page.pictures(ROOT / page, tmp_path).items():
+    for shown, written in run_page.images(ROOT / page, tmp_path).items():
         change = np.abs(reading.read(shown).astype(float) - reading.read(written))
-        assert change.mean() < 2, f"{shown.name} is another picture now: run_page.py {page} --keep, and look at it"
+        assert change.mean() < 2, f"{shown.name} has changed: run run_page.py {page} --keep, and look at it"
 
 
-def test_what_is_not_run_says_why_and_is_little() -> None:
+def test_few_blocks_are_not_run_and_each_has_a_reason() -> None:
     left = [(page, block.line, block.not_run) for page in PAGES for block in run_page.blocks(_source(page))]
     left = [(page, line, why) for page, line, why in left if why]
     assert all(len(why.split()) > 2 for *_, why in left), left
@@ -74,8 +73,8 @@ def test_what_is_not_run_says_why_and_is_little() -> None:
     assert set(run_page.README_NOT_RUN.values()) <= {why for page, _, why in left if page == "README.md"}
 
 
-def test_every_block_says_what_it_is() -> None:
-    """A block without a language would neither be run nor be coloured."""
+def test_every_block_has_a_language() -> None:
+    """A block without a language would be neither run nor highlighted."""
     known = {"python", "console", "text", "toml", "yaml", "json", "markdown"}
     wrong = [
         (page, block.line, block.kind)
@@ -86,8 +85,8 @@ def test_every_block_says_what_it_is() -> None:
     assert wrong == []
 
 
-def test_no_code_hides_from_the_runner() -> None:
-    """Code in directives is not run here; one page has a test of its own, which runs it."""
+def test_the_runner_sees_all_code() -> None:
+    """Code in directives is not run here; the only page with such code has a separate test."""
     hidden = [
         page for page in PAGES if re.search(r"\{(code-block|code|sourcecode)\} *(python|console)", _source(page))
     ]
@@ -95,18 +94,18 @@ def test_no_code_hides_from_the_runner() -> None:
     assert (HERE / "test_write_a_backend.py").is_file()
 
 
-def test_what_is_to_be_installed_exists() -> None:
-    """The distribution is xcam-explain; `xcam` on the package index is somebody else's. Extras are ours."""
+def test_distributions_and_extras_exist() -> None:
+    """The distribution is xcam-explain, since `xcam` on the package index is another project; extras are in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for page in [*PAGES, "CONTRIBUTING.md"]:
         text = _source(page)
         assert not re.search(r"pip install [^\n`]*\bxcam(?!-explain)\b", text), page
-        for words in re.findall(r"(?:xcam-explain|\"\.|-e \"?\.)\[([\w,]+)\]", text):
-            assert set(words.split(",")) <= set(project["optional-dependencies"]), (page, words)
+        for extras in re.findall(r"(?:xcam-explain|\"\.|-e \"?\.)\[([\w,]+)\]", text):
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), (page, extras)
 
 
-def test_the_runner_sees_what_differs(tmp_path: Path) -> None:
-    """Each kind of failure is a failure: another output, an exception, a warning, a status."""
+def test_the_runner_detects_differences(tmp_path: Path) -> None:
+    """Another output, an exception, a warning or another exit status is an error."""
     runner = run_page.Runner({})
 
     def run(page: str) -> None:

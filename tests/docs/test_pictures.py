@@ -1,4 +1,4 @@
-"""The pictures and figures of the documentation are what the program makes, and every method is explained."""
+"""The figures and tables of the documentation are those of the program, and every method has a section."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECTIONS = {
 }
 COSTLY = ("scorecam", "sscam", "iscam")
 LARGEST = 1_500_000
-"""Bytes of all pictures of the explanation pages together."""
+"""The largest total size of the figures of the explanation pages, in bytes."""
 
 
 @cache
@@ -48,25 +48,25 @@ def table(name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_script_makes_the_committed_pictures(tmp_path: Path) -> None:
+def test_the_script_draws_the_committed_figures(tmp_path: Path) -> None:
     script("make_pictures")["main"](tmp_path)
-    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
-    assert made == [Path("demo.png"), *sorted(Path("pictures", path.name) for path in DOCS.glob("pictures/*"))]
-    for name in made:
+    names = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+    assert names == [Path("demo.png"), *sorted(Path("pictures", path.name) for path in DOCS.glob("pictures/*"))]
+    for name in names:
         again, committed = (cv2.imread(str(folder / name)).astype(int) for folder in (tmp_path, DOCS))
         assert again.shape == committed.shape, name
-        apart = np.abs(again - committed)
-        assert apart.mean() < 0.5, name
-        assert (apart > 16).mean() < 0.002, name
+        difference = np.abs(again - committed)
+        assert difference.mean() < 0.5, name
+        assert (difference > 16).mean() < 0.002, name
 
 
-def test_pictures_are_small() -> None:
+def test_figures_are_small() -> None:
     assert sum(path.stat().st_size for path in DOCS.glob("pictures/*")) < LARGEST
 
 
 @pytest.mark.parametrize("name", xcam.list_methods())
-def test_every_method_has_its_section(name: str) -> None:
-    """With its formula, source, cost, options and picture, and when it misleads."""
+def test_every_method_has_a_section(name: str) -> None:
+    """Formula, source, cost, options and figure, and when the method misleads."""
     method, text = xcam.list_methods()[name], SECTIONS[name]
     assert re.search(r"^\$\$.+?\$\$$", text, re.DOTALL | re.MULTILINE)
     assert f"- Source: {method.source}" in text
@@ -77,13 +77,11 @@ def test_every_method_has_its_section(name: str) -> None:
     assert "When it misleads: " in text or name == "random"
 
 
-def test_every_picture_is_shown_and_told() -> None:
+def test_every_figure_is_shown_and_described() -> None:
     shown = {}
     for page in PAGES.glob("*.md"):
-        for picture, alt in re.findall(
-            r"\{image\} \.\./pictures/(\S+)\n:alt: (.+)", page.read_text(encoding="utf-8")
-        ):
-            shown[picture] = alt
+        for name, alt in re.findall(r"\{image\} \.\./pictures/(\S+)\n:alt: (.+)", page.read_text(encoding="utf-8")):
+            shown[name] = alt
     assert set(shown) == {path.name for path in DOCS.glob("pictures/*")}
     assert all(len(alt) > 40 for alt in shown.values())
 
@@ -99,9 +97,9 @@ def test_the_table_of_logits() -> None:
     headings, rows = script("make_figures")["LOGITS"], script("make_figures")["logit_rows"](model())
     for row, stored in zip(rows, table("logits.csv"), strict=True):
         assert tuple(stored) == headings
-        assert row[:2] == [stored["picture"], stored["class"]]
-        found, expected = ([float(cell) for cell in cells[2:]] for cells in (row, list(stored.values())))
-        assert found == pytest.approx(expected, rel=0.01, abs=2e-4)
+        assert row[:2] == [stored["image"], stored["class"]]
+        actual, expected = ([float(cell) for cell in cells[2:]] for cells in (row, list(stored.values())))
+        assert actual == pytest.approx(expected, rel=0.01, abs=2e-4)
 
 
 def test_the_table_of_peaks_names_every_method() -> None:
@@ -113,22 +111,24 @@ def test_the_table_of_peaks_names_every_method() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in xcam.list_methods() if name not in COSTLY])
 def test_the_table_of_peaks(name: str) -> None:
-    """A peak may go from one of two equal places to the other: one map of the forty is let go."""
+    """One map of forty may differ: the maximum may move from one of two equal values to the other."""
     stored = next(row for row in table("peaks.csv") if row["method"] == f"`{name}`")
-    layers = 2 if name == "reciprocam" else 3  # conv3 has 1024 places
-    made = ground_truth.scenes_with_two(20)
-    (_, own, some, *rest) = stored.values()
-    for layer, share in zip(script("make_figures")["LAYERS"][:layers], (own, *rest), strict=False):
-        assert ground_truth.hits(model(), made, name, layer=layer) == pytest.approx(float(share), abs=0.026), layer
-    assert script("make_figures")["peaks"](model(), made, name, "conv5")[1] == pytest.approx(float(some), abs=0.026)
+    layers = 2 if name == "reciprocam" else 3  # conv3 has 1024 positions
+    scenes = ground_truth.scenes_with_two(20)
+    (_, on_target, on_any, *rest) = stored.values()
+    for layer, share in zip(script("make_figures")["LAYERS"][:layers], (on_target, *rest), strict=False):
+        assert ground_truth.hits(model(), scenes, name, layer=layer) == pytest.approx(float(share), abs=0.026), layer
+    assert script("make_figures")["peaks"](model(), scenes, name, "conv5")[1] == pytest.approx(
+        float(on_any), abs=0.026
+    )
 
 
-def test_what_the_pages_say_of_methods_that_coincide() -> None:
+def test_methods_that_the_pages_call_equal_are_equal() -> None:
     image = script("make_figures")["scenes_with_two"]()[18].image
 
     def cam(method: str, layer: str) -> Any:
-        found = xcam.explain(model(), image, layer=layer, target="ring", method=method).cam
-        return found / np.abs(found).max()
+        raw = xcam.explain(model(), image, layer=layer, target="ring", method=method).cam
+        return raw / np.abs(raw).max()
 
     for method in ("xgradcam", "hirescam", "shapleycam"):
         np.testing.assert_allclose(cam(method, "conv5"), cam("gradcam", "conv5"), atol=1e-3)
@@ -137,7 +137,7 @@ def test_what_the_pages_say_of_methods_that_coincide() -> None:
 
 
 def test_a_class_can_win_with_an_empty_map() -> None:
-    """What logits.md tells of the picture without a shape."""
+    """The numbers of logits.md on the image without a shape."""
     from xcam.models.demo import scenes
 
     rng = np.random.default_rng(77_002)

@@ -40,8 +40,8 @@ def test_the_changelog_has_this_version_and_the_form_of_keep_a_changelog() -> No
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.name != "config.yml"], ids=lambda form: form.name)
-def test_an_issue_form_is_one(form: Path) -> None:
-    """The parts that GitHub asks for: without one of them it shows no form at all."""
+def test_an_issue_form_is_complete(form: Path) -> None:
+    """GitHub does not show a form that lacks one of the required parts."""
     content = _yaml(form)
     assert {"name", "description", "body"} <= set(content)
     fields = [part for part in content["body"] if part["type"] != "markdown"]
@@ -51,7 +51,7 @@ def test_an_issue_form_is_one(form: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_links_from_the_root_lead_somewhere() -> None:
+def test_links_of_root_files_have_targets() -> None:
     lost = []
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Messages on the page of symptoms that no block can bring about: they are what xcam says."""
+"""Messages of the page on troubleshooting that none of its blocks can cause: they are those of xcam."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from xcam_cli import main
 PAGE = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 
 
-def shown(what: str) -> str:
-    """A pattern of the line of the page that begins so; `...` stands for anything."""
-    line = next(line for line in PAGE.splitlines() if line.startswith(what))
+def shown(start: str) -> str:
+    """Return a pattern for the line of the page that begins with `start`; `...` matches anything."""
+    line = next(line for line in PAGE.splitlines() if line.startswith(start))
     return re.escape(line).replace(r"\.\.\.", ".*")
 
 
 class Narrow:
-    """The demo network, where memory ends at so many pictures."""
+    """The demo network, with memory for `most` images at once."""
 
     def __init__(self, most: int) -> None:
         self._model, self._most = xcam.load("demo", "onnx"), most
@@ -40,13 +40,13 @@ class Narrow:
 def test_memory_that_runs_out_halves_the_batch() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = xcam.explain(Narrow(4), [demo.image_paths()[0]] * 8)
-    assert [e.label for e in found] == ["disc"] * 8
+        explanations = xcam.explain(Narrow(4), [demo.image_paths()[0]] * 8)
+    assert [e.label for e in explanations] == ["disc"] * 8
     (warning,) = caught
     assert re.fullmatch(shown("out of memory with 8 pictures"), str(warning.message))
 
 
-def test_memory_that_runs_out_with_one_picture(
+def test_memory_that_runs_out_with_one_image(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The page on writing a backend, followed to the letter in an empty folder; its code is that of examples/xcam-numpy."""
+"""The page on writing a backend: its steps work in an empty folder, and its code is that of examples/xcam-numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOCK = re.compile(r"^```\{code-block\} (\w+)\n((?::\w+:[^\n]*\n)*)\n?(.*?)^```$
 
 
 def _run_page() -> Any:
-    """The runner of the other pages, for its reading of console blocks."""
+    """Return the runner of the other pages, which reads console blocks."""
     spec = importlib.util.spec_from_file_location("run_page", Path(__file__).with_name("run_page.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -34,14 +34,14 @@ def _run_page() -> Any:
 
 
 def blocks() -> Iterator[tuple[str, str, str]]:
-    """Kind, caption (a file's name), text."""
+    """Yield the kind, the caption (a file name) and the text of each block."""
     for kind, options, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         caption = re.search(r":caption: (\S+)", options)
         yield kind, caption[1] if caption else "", text
 
 
 def joined(parts: list[str]) -> str:
-    """The parts of a file: methods are one blank line apart, what stands at the margin two."""
+    """Join the parts of a file: one blank line between methods, two between parts without indentation."""
     text = parts[0]
     for part in parts[1:]:
         text += ("\n" if part.startswith(" ") else "\n\n") + part
@@ -53,10 +53,10 @@ def test_its_code_is_the_example() -> None:
     for _, file, text in blocks():
         if file:
             parts[file].append(text)
-    own = [p for p in NUMPY.rglob("*") if p.suffix in (".py", ".toml")]
-    assert set(parts) == {p.relative_to(NUMPY).as_posix() for p in own}
-    for file, found in parts.items():
-        assert joined(found) == (NUMPY / file).read_text(encoding="utf-8"), file
+    files = [p for p in NUMPY.rglob("*") if p.suffix in (".py", ".toml")]
+    assert set(parts) == {p.relative_to(NUMPY).as_posix() for p in files}
+    for file, texts in parts.items():
+        assert joined(texts) == (NUMPY / file).read_text(encoding="utf-8"), file
 
 
 def test_the_backend_is_short() -> None:
@@ -67,7 +67,7 @@ def test_the_backend_is_short() -> None:
 
 
 @pytest.mark.slow
-def test_followed_to_the_letter_it_passes_the_suite(tmp_path: Path) -> None:
+def test_its_steps_give_a_backend_that_passes_the_suite(tmp_path: Path) -> None:
     run_page, fresh, folder = _run_page(), Fresh(tmp_path / "venv"), tmp_path / "empty"
     folder.mkdir()
     parts: dict[str, list[str]] = defaultdict(list)
@@ -79,10 +79,10 @@ def test_followed_to_the_letter_it_passes_the_suite(tmp_path: Path) -> None:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(joined(parts[file]), encoding="utf-8")
         elif kind == "console":
-            for command, said in run_page.commands(text):
+            for command, expected in run_page.commands(text):
                 out = fresh.run(command, folder)
                 ran.append(command)
-                if said.strip():
-                    run_page.compare(said, out, command)
+                if expected.strip():
+                    run_page.compare(expected, out, command)
     assert ran[:3] == ["pip install -e .", "xcam backends", "python -m pytest -q"]
     assert reading.read(folder / "red.png").shape[2] == 3
