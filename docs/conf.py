@@ -21,7 +21,6 @@ language = "en"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "commands",
@@ -47,8 +46,6 @@ linkcheck_timeout = 20
 linkcheck_retries = 2
 
 default_role = "code"
-napoleon_numpy_docstring = False
-napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 90
 autodoc_typehints_format = "short"

@@ -1,4 +1,4 @@
-"""Docstrings for autodoc: after napoleon, characters that reStructuredText would read as markup are escaped.
+"""Docstrings for autodoc: napoleon reads the sections, then characters that would be markup are escaped.
 
 Docstrings are Google style with `code` in single backticks (the default role of this documentation). Shapes such as
 [N, C, *spatial] and magnitudes such as |Δ| are plain text.
@@ -9,24 +9,29 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sphinx.ext.napoleon import Config, GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 
 import xcam
 from xcam import errors
 
+NAPOLEON = Config(napoleon_use_rtype=False)
 ERRORS = [name for name in xcam.__all__ if hasattr(errors, name)]
 RAISES = re.compile(rf"^:raises ({'|'.join(ERRORS)}):")
 CODE = re.compile(r"(``[^`]+``|:[\w:]+:`[^`]+`|`[^`]+`_*)")
 OWN = re.compile(r"(?:TypeAliasForwardRef\(')?(?<![~\w.])(xcam(?:\.\w+)+)(?:'\))?")
 
 
-def process(_: Any, __: str, ___: str, ____: Any, _____: Any, lines: list[str]) -> None:
-    """Escape the lines of a docstring in place; indented code, fields' names and directives stay."""
-    code = False
+def process(_: Any, __: str, name: str, obj: Any, ___: Any, lines: list[str]) -> None:
+    """Convert the lines of a docstring in place. Indented code and directives are not escaped."""
+    # Without the kind of the object: of an attribute, napoleon would read the text before a colon as its type.
+    lines[:] = GoogleDocstring(lines, NAPOLEON, name=name, obj=obj).lines()
+    code, previous = False, ""
     for number, line in enumerate(lines):
-        code = line.startswith("    ") and (
-            code or lines[number - 1].rstrip().endswith("::") or not lines[number - 1]
-        )
+        if not line.strip():
+            continue
+        code = line.startswith("    ") and (code or previous.endswith("::"))
+        previous = line.rstrip()
         if not code and not line.lstrip().startswith(".. "):
             lines[number] = RAISES.sub(r":raises xcam.\1:", escaped(line))
 
@@ -56,10 +61,9 @@ def forget_overloads(_: Any) -> None:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Connect to autodoc, after napoleon."""
+    """Connect to autodoc."""
     app.setup_extension("sphinx.ext.autodoc")
-    app.setup_extension("sphinx.ext.napoleon")
-    app.connect("autodoc-process-docstring", process, priority=900)
+    app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-process-signature", sign)
     app.connect("builder-inited", forget_overloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

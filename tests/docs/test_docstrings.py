@@ -33,16 +33,53 @@ def test_characters_outside_code_are_escaped(docstrings: Any, line: str, expecte
     assert docstrings.escaped(line) == expected
 
 
+def converted(docstrings: Any, *lines: str) -> list[str]:
+    result = list(lines)
+    docstrings.process(None, "", "xcam.f", None, None, result)
+    return [line for line in result if line]
+
+
 def test_code_and_directives_of_a_docstring_stay(docstrings: Any) -> None:
-    lines = ["See a*b::", "", "    a * b", "", "Then a*b.", "", ".. note:: a*b"]
-    docstrings.process(None, "", "", None, None, lines)
-    assert lines == [r"See a\*b::", "", "    a * b", "", r"Then a\*b.", "", ".. note:: a*b"]
+    lines = (
+        "See a*b::",
+        "",
+        "    a * b",
+        "",
+        "    c * d",
+        "",
+        "Then a*b.",
+        "",
+        "    A quoted a*b.",
+        "",
+        ".. note:: a*b",
+    )
+    assert converted(docstrings, *lines) == [
+        *(r"See a\*b::", "    a * b", "    c * d", r"Then a\*b.", r"    A quoted a\*b.", ".. note:: a*b"),
+    ]
 
 
-def test_errors_of_xcam_are_linked(docstrings: Any) -> None:
-    lines = [":raises InputError: An index is wrong.", ":raises KeyError: never"]
-    docstrings.process(None, "", "", None, None, lines)
-    assert lines == [":raises xcam.InputError: An index is wrong.", ":raises KeyError: never"]
+def test_sections_become_fields_and_errors_of_xcam_are_linked(docstrings: Any) -> None:
+    lines = (
+        "Do it.",
+        "",
+        "Args:",
+        "    x: An array [N, *space].",
+        "Raises:",
+        "    InputError: It is wrong.",
+        "    KeyError: Never.",
+    )
+    assert converted(docstrings, *lines) == [
+        *(
+            "Do it.",
+            r":param x: An array [N, \*space].",
+            ":raises xcam.InputError: It is wrong.",
+            ":raises KeyError: Never.",
+        ),
+    ]
+
+
+def test_text_before_a_colon_is_not_a_type(docstrings: Any) -> None:
+    assert converted(docstrings, "In −1…1: the raw map.") == ["In −1…1: the raw map."]
 
 
 def test_names_of_the_project_are_shown_without_their_module(docstrings: Any) -> None:
