@@ -43,7 +43,7 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
         explanations = xcam.explain(Narrow(4), [demo.image_paths()[0]] * 8)
     assert [e.label for e in explanations] == ["disc"] * 8
     (warning,) = caught
-    assert re.fullmatch(shown("out of memory with 8 pictures"), str(warning.message))
+    assert re.fullmatch(shown("out of memory with 8 images"), str(warning.message))
 
 
 def test_memory_that_runs_out_with_one_image(
