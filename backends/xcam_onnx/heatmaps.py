@@ -21,7 +21,7 @@ def gradcam(o: Ops, a: Value, g: Value) -> Value:
 
 
 def gradcam_plus_plus(o: Ops, a: Value, g: Value) -> Value:
-    """w = S(α·relu(G)), α = 1/(2 + max(S(A), 0)·G) where G > 0 (Chattopadhay et al. 2018, Eq. 19)."""
+    """Σc w·A, w = S(α·relu(G)), α = 1/(2 + max(S(A), 0)·G) where G > 0 (Chattopadhay et al. 2018, Eq. 19)."""
     positive = o.Relu(g)
     alpha = 1 / (2 + o.Relu(o.ReduceSum(a, SPACE, keepdims=1)) * positive)
     return weighted_sum(o, o.ReduceSum(alpha * positive, SPACE, keepdims=1), a)
@@ -38,7 +38,7 @@ def hirescam(o: Ops, a: Value, g: Value) -> Value:
 
 
 def xgradcam(o: Ops, a: Value, g: Value) -> Value:
-    """w = S(G·A)/S(A), 0 where S(A) is 0 (Fu et al. 2020)."""
+    """Σc w·A, w = S(G·A)/S(A), 0 where S(A) is 0 (Fu et al. 2020)."""
     total = o.ReduceSum(a, SPACE, keepdims=1)
     zero = o.Equal(total, 0)
     weights = o.ReduceSum(g * a, SPACE, keepdims=1) / o.Where(zero, 1, total)

@@ -239,7 +239,10 @@ def test_a_live_model_is_not_changed_and_its_copy_is_deleted(tmp_path: Path) -> 
     assert folder.is_dir()
     np.testing.assert_allclose(model.predict(X), small.by_hand(X)["y"], atol=1e-5)
     assert live.SerializeToString(deterministic=True) == before
+    trace = model.trace(X, "relu1")
     del model
+    assert folder.is_dir(), "the trace's sessions map the weights"
+    del trace
     assert not folder.exists()
     refused(onnx.load(with_weight_file(tmp_path), load_external_data=False), "their folder is unknown")
 
