@@ -93,7 +93,7 @@ def test_class_labels_must_fit(run: Callable[..., Result], image: Path, tmp_path
     arguments = ["-m", "demo", "-b", "keras", "--json", "-t", "2", image]
     assert json.loads(run(*arguments, "--labels", "names.txt").out)["class"] == "c"
     for content, message in {
-        "a\nb": "2 labels for the 6 classes",
+        "a\nb": "cannot use 2 labels for the 6 classes of demo; give one for each",
         "": "no class labels in few.txt",
     }.items():
         (tmp_path / "few.txt").write_text(content)
@@ -105,7 +105,8 @@ def test_class_labels_must_fit(run: Callable[..., Result], image: Path, tmp_path
     for content in ('"abc"', "{}", "[" * 100_000, "[1]"):
         (tmp_path / "odd.json").write_text(content)
         result = run(*arguments, "--labels", "odd.json")
-        assert result.status == (0 if content == "[1]" else 2) or "class names" in result.err
+        assert result.status == 2
+        assert ("cannot use 1 label for the 6 classes" if content == "[1]" else "odd.json") in result.err
         assert "Traceback" not in result.err
 
 

@@ -18,6 +18,7 @@ from xcam.explanation.result import Explanation, class_label
 from xcam.explanation.settings import Settings
 from xcam.images import batches, reading
 from xcam.models.load import by
+from xcam.report import formatting
 from xcam.targets import Classes, ClassScore, Target, probabilities, scores
 
 ImageSource = str | os.PathLike[str] | reading.Image
@@ -134,7 +135,8 @@ def _resolve(target: Target, outputs: Outputs, model: Model) -> Target:
     if isinstance(target, ClassScore) and target.output is None and model.labels is not None:
         count = scores(outputs).shape[1]
         if len(model.labels) != count:
-            raise InputError(f"{len(model.labels)} labels for the {count} classes of {model.name}; give one for each")
+            labels = formatting.count(len(model.labels), "label")
+            raise InputError(f"cannot use {labels} for the {count} classes of {model.name}; give one for each")
     resolve: Callable[[Outputs], Target] | None = getattr(target, "resolve", None)
     return resolve(outputs) if resolve else target
 
