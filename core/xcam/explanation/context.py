@@ -45,28 +45,35 @@ class MethodContext:
 
     @property
     def activations(self) -> Array:
+        """The layer's value, [N, C, *spatial]; tokens as a grid."""
         return self._grid.view(self._trace.activations)
 
     @property
     def gradients(self) -> Array:
+        """The gradient of the target's value, of the shape of `activations`."""
         return self._grid.view(self._trace.gradients[self._m])
 
     @property
     def x(self) -> Array:
+        """The batch, channels first, in floating point."""
         x = np.moveaxis(self._batch, -1, 1) if self._last else self._batch
         return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
     @property
     def value(self) -> Array:
+        """The target's value [N] on the clean images."""
         return self._values(self._trace.outputs, range(len(self._batch)))
 
     def forward(self, x: Array, rows: Sequence[int]) -> Array:
+        """Return the target's value [K] for changed images; the whole model runs."""
         return self._values(self._run(len(x), lambda: validation.predict(self._model, self._native(x))), rows)
 
     def resume(self, activations: Array, rows: Sequence[int]) -> Array:
+        """Return the target's value [K] for changed values of the layer; the tail runs."""
         return self._values(self._resumed(activations, rows, None).outputs, rows)
 
     def trace(self, x: Array, rows: Sequence[int]) -> tuple[Array, Array]:
+        """Return activations and gradients for changed images."""
         cotangents = self._cotangents(rows)
         trace = self._run(len(x), lambda: validation.trace(self._model, self._native(x), self._layer, cotangents))
         return self._grid.view(trace.activations), self._grid.view(trace.gradients[0])

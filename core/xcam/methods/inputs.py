@@ -1,4 +1,6 @@
-"""The inputs of methods. A method requests them by the names of its positional parameters::
+"""The inputs of methods.
+
+A method requests them by the names of its positional parameters::
 
     activations  [N, C, *space]: the layer's activations A
     gradients    [N, C, *space]: the gradients G of the target's value with respect to A

@@ -72,6 +72,7 @@ class Abilities(Suite):
         )
 
     def test_shuffled_weights_leave_the_model_unchanged(self) -> None:
+        """A copy has other outputs; the model and the user's object keep theirs."""
         native, model = self._able(Randomizable)
         before = self.snapshot(native)
         copy = model.with_shuffled_weights(list(model.parameter_layers))
@@ -82,6 +83,7 @@ class Abilities(Suite):
         )
 
     def test_shuffled_weights_follow_the_seed(self) -> None:
+        """One seed gives one result, another seed another."""
         _, model = self._able(Randomizable)
         parts, batch = list(model.parameter_layers), self.native_batch(model, X)
         outputs = [model.with_shuffled_weights(parts, seed).predict(batch) for seed in (3, 3, 4)]
@@ -118,16 +120,19 @@ class Abilities(Suite):
             )
 
     def test_an_unknown_part_is_an_input_error(self) -> None:
+        """The name of a part that does not exist is refused."""
         _, model = self._able(Randomizable)
         _raises(lambda: model.with_shuffled_weights([MISSING]), f"with_shuffled_weights([{MISSING!r}])")
 
     def test_the_default_layer_is_one_of_the_layers(self) -> None:
+        """It is a name or an alias of a listed layer, or None."""
         _, model = self._able(NamesDefaultLayer)
         known = {name for layer in model.layers for name in (layer.name, *layer.aliases)}
         name = model.default_layer
         assert name is None or name in known, f"default_layer is {name!r}, which is not one of the model's layers"
 
     def test_missing_layers_are_explained_in_one_line(self) -> None:
+        """The reason is one line or None, and `trace` raises an error of xcam."""
         _, model = self._able(ExplainsMissingLayers)
         reason = model.explain_missing_layer(MISSING)
         assert reason is None or (isinstance(reason, str) and reason and "\n" not in reason), (

@@ -32,7 +32,7 @@ class Suite:
         return xcam.load(native, size=network.input[1:])
 
     def layer(self, name: str) -> str:
-        """Return the name of a step in your framework: `backbone/conv1`, `backbone.conv1`, …"""
+        """Return the name of a step in your framework: `backbone/conv1` or `backbone.conv1`."""
         return name
 
     def snapshot(self, native: Any) -> Any:
@@ -73,6 +73,7 @@ class FixedCotangents:
         self.calls: list[Outputs] = []
 
     def __call__(self, outputs: Outputs) -> list[Outputs]:
+        """Record the outputs and return the fixed cotangents."""
         self.calls.append(outputs)
         if not isinstance(outputs, Mapping):
             return [next(iter(v.values())) for v in self.cotangents]
