@@ -216,7 +216,7 @@ def _activation_of(makers: Mapping[Any, JaxprEqn], var: Any) -> tuple[str | None
         return None
     source = equation.invars[0] if equation.invars else None
     if equation.primitive.name in STORAGE_ONLY:
-        return (None, source) if _is_float(source.aval) else None
+        return (None, source) if source is not None and _is_float(source.aval) else None
     if equation.primitive.name == "logistic":
         return "sigmoid", source
     softmax_input = _softmax_input(makers, equation)
