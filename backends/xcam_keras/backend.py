@@ -76,14 +76,14 @@ def read(path: Path) -> keras.Model:
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:
-        text = one_line(error)
+        text = " ".join(str(error).split())
         if "safe_mode" in text or "unsafe" in text.lower():
             remedy = "it contains Python code: load it yourself if you trust it, and pass the model object"
         elif "ould not locate" in text or "Unknown layer" in text or "custom_objects" in text:
             remedy = "register its classes with keras.saving.register_keras_serializable, or pass the model object"
         else:
             remedy = "check that it was saved by model.save(), by Keras 3 or in the h5 format, and is complete"
-        raise ModelError(f"cannot load {path}: {text}; {remedy}") from error
+        raise ModelError(f"cannot load {path}: {one_line(error)}; {remedy}") from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"cannot load {path}: it holds a {type(model).__name__}, not a model; save the whole model")
     return model

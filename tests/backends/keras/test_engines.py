@@ -83,7 +83,7 @@ def start(name: str, args: list[str], cache: Path) -> subprocess.CompletedProces
     environment = {
         **os.environ,
         "KERAS_BACKEND": name,
-        "PYTHONPATH": str(ROOT / "tests/helpers"),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("tests/helpers", "core", "backends", "cli")),
         "OMP_NUM_THREADS": "1",  # two at a time
         # On JAX most of the time is spent compiling functions that run for milliseconds, the same in many tests.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
