@@ -40,7 +40,7 @@ def options(_: Any, context: click.Context, lines: list[str]) -> None:
                 line = line.replace(cut, metavar)
             lines[index] = line
         elif not line.strip().startswith(":"):
-            lines[index] = _marked(line)
+            lines[index] = _marked(line).replace(r"\*\*Required\*\*", "**Required**")  # sphinx-click's own markup
 
 
 def setup(app: Any) -> dict[str, bool]:

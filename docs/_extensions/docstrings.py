@@ -1,4 +1,4 @@
-"""Docstrings for autodoc: napoleon reads the sections, then characters that would be markup are escaped.
+"""Docstrings for autodoc: characters that would be markup are escaped, then napoleon reads the sections.
 
 Docstrings are Google style with `code` in single backticks (the default role of this documentation). Shapes such as
 [N, C, *spatial] and magnitudes such as |Δ| are plain text.
@@ -22,18 +22,30 @@ CODE = re.compile(r"(``[^`]+``|:[\w:]+:`[^`]+`|`[^`]+`_*)")
 OWN = re.compile(r"(?:TypeAliasForwardRef\(')?(?<![~\w.])(xcam(?:\.\w+)+)(?:'\))?")
 
 
+class Docstring(GoogleDocstring):
+    """A docstring in which text before a colon is never a type: types are in the annotations.
+
+    Without `what`, the kind of the object, this also holds for the docstrings of attributes.
+    """
+
+    def _consume_returns_section(self, preprocess_types: bool = False) -> list[tuple[str, str, list[str]]]:
+        lines = self._dedent(self._consume_to_next_section())
+        return [("", "", lines)] if lines else []
+
+
 def process(_: Any, __: str, name: str, obj: Any, ___: Any, lines: list[str]) -> None:
-    """Convert the lines of a docstring in place. Indented code and directives are not escaped."""
-    # Without the kind of the object: of an attribute, napoleon would read the text before a colon as its type.
-    lines[:] = GoogleDocstring(lines, NAPOLEON, name=name, obj=obj).lines()
-    code, previous = False, ""
+    """Convert the lines of a docstring in place. Indented code, which follows `::`, and directives are not escaped."""
+    code: int | None = None
     for number, line in enumerate(lines):
-        if not line.strip():
+        indent = len(line) - len(line.lstrip())
+        if not line.strip() or (code is not None and indent > code):
             continue
-        code = line.startswith("    ") and (code or previous.endswith("::"))
-        previous = line.rstrip()
-        if not code and not line.lstrip().startswith(".. "):
-            lines[number] = RAISES.sub(r":raises xcam.\1:", escaped(line))
+        code = indent if line.rstrip().endswith("::") else None
+        if not line.lstrip().startswith(".. "):
+            lines[number] = escaped(line)
+    lines[:] = [
+        RAISES.sub(r":raises xcam.\1:", line) for line in Docstring(lines, NAPOLEON, name=name, obj=obj).lines()
+    ]
 
 
 def escaped(line: str) -> str:

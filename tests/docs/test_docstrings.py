@@ -78,8 +78,15 @@ def test_sections_become_fields_and_errors_of_xcam_are_linked(docstrings: Any) -
     ]
 
 
+def test_markup_of_napoleon_stays(docstrings: Any) -> None:
+    assert converted(docstrings, "Warns:", "    UserWarning: It is [*x].") == [
+        r":Warns: **UserWarning** -- It is [\*x]."
+    ]
+
+
 def test_text_before_a_colon_is_not_a_type(docstrings: Any) -> None:
     assert converted(docstrings, "In −1…1: the raw map.") == ["In −1…1: the raw map."]
+    assert converted(docstrings, "Returns:", "    The model: a new object.") == [":returns: The model: a new object."]
 
 
 def test_names_of_the_project_are_shown_without_their_module(docstrings: Any) -> None:

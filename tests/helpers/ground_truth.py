@@ -20,13 +20,16 @@ def scenes_with_two(count: int) -> list[scenes.Scene]:
     return [scenes.scene(rng, rng.permutation(len(CLASSES))[:2].tolist()) for _ in range(count)]
 
 
-def hits(model: xcam.Model, images: list[scenes.Scene], method: str, **options: Any) -> float:
+def hits(
+    model: xcam.Model, images: list[scenes.Scene], method: str, layer: str | None = None, **options: Any
+) -> float:
     """Return the share of (scene, class) pairs whose heatmap has its maximum within the outline of that class's shape."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)  # an all-zero map counts as a miss below
         explanations = xcam.explain(
             model,
             [scene.image for scene in images],
+            layer=layer,
             target=[[s.label for s in scene.shapes] for scene in images],
             method=method,
             method_options=options,
