@@ -261,7 +261,7 @@ def test_exhausted_memory_halves_the_batch_with_a_warning(rng: np.random.Generat
     model = opened(Greedy(), preprocess="unit")
     images = [rng.integers(0, 256, (10, 8, 3), dtype=np.uint8) for _ in range(5)]
     with pytest.warns(
-        xcam.XcamWarning, match=r"out of memory with \d pictures at once \(CUDA out of memory.*trying \d"
+        xcam.XcamWarning, match=r"out of memory with \d images in one batch \(CUDA out of memory.*trying \d"
     ):
         result = xcam.explain(model, images, layer="body.0", target=0)
     for image, e in zip(images, result, strict=True):
