@@ -79,7 +79,6 @@ def readme() -> dict[str, Any]:
 
 README_NOT_RUN = {
     "xcam --backend keras image.jpg": "it downloads ImageNet weights",
-    "xcam -b keras -m resnet50 a.jpg b.jpg": "it downloads ImageNet weights",
     "xcam -m hf:microsoft/resnet-50 image.jpg": "it downloads weights from the Hugging Face hub",
 }
 """Commands of README.md that are not run, with the reasons: README.md has no marks."""

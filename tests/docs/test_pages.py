@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import xcam
 from xcam.images import reading
 
 HERE = Path(__file__).parent
@@ -102,6 +103,14 @@ def test_distributions_and_extras_exist() -> None:
         assert not re.search(r"pip install [^\n`]*\bxcam(?!-explain)\b", text), page
         for extras in re.findall(r"(?:xcam-explain|\"\.|-e \"?\.)\[([\w,]+)\]", text):
             assert set(extras.split(",")) <= set(project["optional-dependencies"]), (page, extras)
+
+
+def test_the_page_of_supported_models_is_complete() -> None:
+    from xcam_onnx.autodiff import RULES
+
+    text = _source("docs/reference/supported.md")
+    assert f"gradients through {len(RULES)} operators" in text
+    assert {name for name in xcam.list_methods() if f"`{name}`" not in text} == set()
 
 
 def test_the_runner_detects_differences(tmp_path: Path) -> None:
