@@ -37,7 +37,7 @@ SUITES = [
 AT_LEAST = 155
 """Number of tests of SUITES that pass on each engine."""
 SKIPPED = (
-    "the backend declares no hvp",
+    "the backend does not declare hvp",
     "to_onnx() needs more than is installed: cannot export to ONNX: Keras runs on",
     *(
         f"backend 'keras' does not implement {ability} "
