@@ -18,12 +18,12 @@ pytest_plugins = ["without_frameworks"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave the seeds to `pytest_runtest_setup`: pytest-randomly draws the order of the tests, not their values."""
+    """Let pytest-randomly draw the order of the tests only; `pytest_runtest_setup` sets the seeds."""
     config.option.randomly_reset_seed = False
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Name the order also in quiet runs, which have no header: CI's failures are repeated with it."""
+    """Print the seed of the order in quiet runs too, which have no header: it reproduces a failure of CI."""
     if config.get_verbosity() < 0 and (seed := config.getoption("randomly_seed", None)) is not None:
         terminalreporter.write_line(f"--randomly-seed={seed}")
 
@@ -38,13 +38,13 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture
 def rng() -> np.random.Generator:
-    """A random generator of the test's own: a shared one would give values that depend on the tests run before."""
+    """Return a new random generator; values of a shared one would depend on the tests run before."""
     return np.random.default_rng(2)
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    """A JPEG of 240×320 pixels (height × width)."""
+def image_path(tmp_path: Path) -> Path:
+    """Return the path of a JPEG of 240×320 pixels (height × width)."""
     image = scene(np.random.default_rng(1), [3, 5], 320).image[40:280]
     path = tmp_path / "photo.jpg"
     writing.write(path, image)
@@ -52,6 +52,6 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def demo_picture() -> Path:
-    """The image that `xcam demo` explains."""
+def demo_image() -> Path:
+    """Return the path of the image that `xcam demo` explains."""
     return demo.image_paths()[0]

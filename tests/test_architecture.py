@@ -1,4 +1,4 @@
-"""The map of the house leads to rooms that are there."""
+"""ARCHITECTURE.md and CONTRIBUTING.md name existing paths; modules and their tests have the same names."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def text(page: str) -> str:
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_every_path_in_backticks_exists(page: str) -> None:
-    """From the root; `*` stands for any name."""
-    words = re.findall(r"`([^`\s]+)`", text(page))
-    paths = [word for word in words if "/" in word or re.search(r"\.(md|toml|txt)$", word)]
+    """Paths are relative to the root; `*` matches any name."""
+    names = re.findall(r"`([^`\s]+)`", text(page))
+    paths = [name for name in names if "/" in name or re.search(r"\.(md|toml|txt)$", name)]
     assert paths
     assert [path for path in paths if not any(ROOT.glob(path.rstrip("/")))] == []
 
 
 @pytest.mark.parametrize("code", MIRRORED)
-def test_each_of_its_files_has_a_test_of_the_same_name(code: str) -> None:
+def test_each_module_has_a_test_file_of_the_same_name(code: str) -> None:
     tests = MIRRORED[code]
     assert f"`{code}/`" in text("ARCHITECTURE.md")
     assert f"`{tests}/`" in text("ARCHITECTURE.md")

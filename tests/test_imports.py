@@ -1,4 +1,4 @@
-"""Modules: no import circles, layers in order, and every dotted path of a module leads to that module."""
+"""Modules: no import circles, and every dotted path of a module gives that module."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PACKAGES = {
 
 @cache
 def imports(package: str) -> dict[str, set[str]]:
-    """Each module of a package with the modules of the same package that it imports, inside functions too."""
+    """Return each module of a package with the modules of the same package that it imports, inside functions too."""
     graph: Any = grimp.build_graph(package, cache_dir=None)
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
-    """One import circle, as module names; empty without any."""
+    """Return one import circle as module names, or an empty list."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -39,7 +39,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def modules(package: str) -> list[str]:
-    """All modules of a package, by their files."""
+    """Return the names of all modules of a package, derived from their files."""
     folder = PACKAGES[package] / package
     return [
         ".".join(path.relative_to(PACKAGES[package]).with_suffix("").parts).removesuffix(".__init__")
@@ -77,7 +77,7 @@ def test_no_function_hides_a_module(name: str) -> None:
 
 @pytest.mark.parametrize("package", ["xcam_keras", "xcam_onnx", "xcam_torch"])
 def test_no_package_of_a_backend_binds_the_name_of_its_module(package: str) -> None:
-    """The same without the framework: an `__init__` imports no object called like one of its modules."""
+    """No `__init__` imports an object with the name of one of its modules; read from the source, without the framework."""
     import ast
 
     for path in (PACKAGES[package] / package).rglob("__init__.py"):

@@ -1,4 +1,4 @@
-"""The plugin for JAX, a distribution of its own, installed beside xcam in a fresh environment: found, used, tested."""
+"""The plugin for JAX, a separate distribution, installed with xcam in a fresh environment."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PLUGIN = ROOT / "examples" / "xcam-jax"
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Fresh:
-    """An environment with the two wheels; frameworks are seen where the tests have them."""
+    """Return an environment with both wheels installed; it shares the frameworks of the tests' environment."""
     folder = tmp_path_factory.mktemp("jax")
-    made = Fresh(folder / "venv")
-    made.run(f"pip install -q --ignore-installed {ROOT} {PLUGIN}", folder)
-    where = made.run("python -c 'import xcam, xcam_jax.plugin as p; print(xcam.__file__, p.__file__)'", folder)
-    assert where.count(str(folder / "venv")) == 2, where
-    return made
+    environment = Fresh(folder / "venv")
+    environment.run(f"pip install -q --ignore-installed {ROOT} {PLUGIN}", folder)
+    paths = environment.run("python -c 'import xcam, xcam_jax.plugin as p; print(xcam.__file__, p.__file__)'", folder)
+    assert paths.count(str(folder / "venv")) == 2, paths
+    return environment
 
 
 @pytest.mark.slow
-def test_it_is_found_as_soon_as_it_is_installed(fresh: Fresh, tmp_path: Path) -> None:
+def test_the_installed_plugin_is_listed(fresh: Fresh, tmp_path: Path) -> None:
     rows = json.loads(fresh.run("xcam backends --json", tmp_path))
     assert {"name": "jax", "state": "available", "from": "xcam-jax", "remedy": ""} in rows
     code = "import sys, xcam; xcam.list_backends(); print(sorted({'jax', 'flax'} & set(sys.modules)))"
@@ -34,7 +34,7 @@ def test_it_is_found_as_soon_as_it_is_installed(fresh: Fresh, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_demo_explains_with_it_and_it_agrees_with_the_others(fresh: Fresh, tmp_path: Path) -> None:
+def test_the_demo_agrees_with_other_backends(fresh: Fresh, tmp_path: Path) -> None:
     alone = fresh.run("xcam demo -b jax", tmp_path)
     assert "93.51%  disc (0)" in alone
     assert "gradcam of demo (jax) at conv5" in alone
@@ -43,17 +43,17 @@ def test_the_demo_explains_with_it_and_it_agrees_with_the_others(fresh: Fresh, t
 
 
 @pytest.mark.slow
-def test_it_passes_its_own_tests(fresh: Fresh, tmp_path: Path) -> None:
-    """Of the conformance suite a skip connection in a function, and a module with a softmax: the whole takes minutes."""
-    some = "test_plugin or (TestFunctions and residual) or (TestModules and probable)"
-    words = f"python -m pytest -q -p no:cacheprovider -k '{some}' {PLUGIN}"
-    found = re.search(r"^(\d+) passed, \d+ deselected", fresh.run(words, tmp_path), re.MULTILINE)
-    assert found
-    assert int(found[1]) > 50
+def test_the_plugin_passes_its_tests(fresh: Fresh, tmp_path: Path) -> None:
+    """Two networks of the conformance suite are enough here; the whole suite takes minutes."""
+    selection = "test_plugin or (TestFunctions and residual) or (TestModules and probable)"
+    command = f"python -m pytest -q -p no:cacheprovider -k '{selection}' {PLUGIN}"
+    match = re.search(r"^(\d+) passed, \d+ deselected", fresh.run(command, tmp_path), re.MULTILINE)
+    assert match
+    assert int(match[1]) > 50
 
 
-def test_it_stays_small() -> None:
-    """It is what authors of plugins read: less than 250 lines besides blank ones and docstrings."""
+def test_the_plugin_has_less_than_250_lines() -> None:
+    """Authors of plugins read it as an example. Blank lines and docstrings are not counted."""
     count = 0
     for path in (PLUGIN / "xcam_jax").glob("*.py"):
         text = re.sub(r'^\s*""".*?"""$', "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)

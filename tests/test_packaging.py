@@ -1,4 +1,4 @@
-"""The wheel holds every package and data file, and nothing else; no message names the project of others."""
+"""The wheel holds every package and data file, and nothing else; no text names the distribution xcam, which is another project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return zipfile.ZipFile(next(folder.glob("xcam_explain-*.whl"))).namelist()
 
 
-def test_the_wheel_holds_all_that_is_tracked_in_the_packages(wheel: list[str]) -> None:
+def test_the_wheel_holds_all_tracked_files_of_the_packages(wheel: list[str]) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "core", "backends", "cli"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout.split()
@@ -39,6 +39,6 @@ def test_no_message_says_pip_install_xcam() -> None:
         assert not re.search("pip install xcam(?!-explain|_)", path.read_text("utf-8")), path
 
 
-def test_no_init_directly_in_the_houses() -> None:
-    for house in ("core", "backends", "cli"):
-        assert not (ROOT / house / "__init__.py").exists()
+def test_the_folders_of_packages_are_not_packages() -> None:
+    for folder in ("core", "backends", "cli"):
+        assert not (ROOT / folder / "__init__.py").exists()

@@ -1,4 +1,4 @@
-"""Run by `make wheel` in an environment that holds the wheel and what it depends on, no framework, no test tool."""
+"""Smoke test of the wheel. `make wheel` runs it where only the wheel and its dependencies are installed."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Conversions with a mistake planted in them: the layer where it sits is named, and its kind; faithful ones raise no alarm."""
+"""Conversions with a planted mistake: its layer and its kind are reported. Correct conversions are identical."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_planted_fault_is_named(pair: str, fault: Fault, layer: str, code: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_faithful_conversion_raises_no_alarm(pair: str, tmp_path: Path) -> None:
+def test_a_correct_conversion_is_reported_as_identical(pair: str, tmp_path: Path) -> None:
     first = clean("torch" if pair.startswith("torch") else "keras")
     comparison = xcam.compare([first, second(pair, Fault(), tmp_path)], IMAGE, align=True)
     assert comparison.verdict == "identical", comparison.table

@@ -1,4 +1,4 @@
-"""Many images: read one by one, kept small, the worst with their maps, all with their numbers."""
+"""Comparisons of many images: numbers of all of them, maps of the worst ones only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every method in every framework: the same maps for images of any shape, alone and in a batch, and their positions."""
+"""All methods in all frameworks: the same maps for images of any shape, alone and in a batch, at the right position."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from xcam.models import demo
 
 BACKENDS = ("onnx", "torch", "keras")
 NO_CLASS = ("random", "eigencam", "fem")
-"""They have no class: of two shapes they can mark one."""
+"""Methods that do not use the class: of two shapes, they can mark either."""
 LEAST = {"random": 0.0, "eigencam": 0.4, "fem": 0.0, "eigengradcam": 0.4, "sscam": 0.2}
-"""fem marks outliers of the channels, at the rim of a shape; the first component of G·A can be evidence for the other
-shape; and the paper's noise, of twice the width of a mask, hides it, with 35 draws as with two."""
+"""Lowest expected shares of hits. fem marks outliers of the channels, at the edge of a shape. The first component of G·A
+can be evidence for the other shape. sscam's noise (as in the paper) is twice as wide as a mask and hides it, however many
+samples are drawn."""
 CHEAP: dict[str, dict[str, Any]] = {
     "scorecam": {"max_channels": 16},
     "sscam": {"n": 2, "max_channels": 16},
@@ -100,8 +101,8 @@ def test_fusing_layers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_methods())
-def test_each_class_is_found_on_its_own_shape(name: str, record_property: Any) -> None:
-    """In scenes with two shapes; methods that ask for no class find one of the two, and random weights find less."""
+def test_the_map_of_each_class_marks_its_shape(name: str, record_property: Any) -> None:
+    """Scenes have two shapes. Methods that do not use the class mark one of them; with random weights, maps miss more often."""
     share = hits(model("onnx"), scenes_with_two(25), name, **CHEAP.get(name, {}))
     record_property("share", share)
     assert LEAST.get(name, 0.9) <= share <= (0.75 if name in NO_CLASS else 1.0)

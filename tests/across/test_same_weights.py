@@ -19,7 +19,7 @@ from xcam_keras.backend import keras
 
 
 def error(result: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest magnitude."""
+    """Return the largest difference, relative to the largest magnitude."""
     return float(np.abs(result - expected).max() / np.abs(expected).max())
 
 
@@ -37,7 +37,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_keras_and_torch_agree(
     build: Callable[[], Any], preset: str, first: str, precision: str, tmp_path: Path
 ) -> None:
-    """In float32 at images where no ReLU and no maximum is near a tie: rounding would decide it (see `kinks`).
+    """The images keep every ReLU and every maximum away from a tie, which float32 rounding would decide (see `kinks`).
 
     first: what the first of the three layers is called in a file, where batch norms are folded into convolutions.
     """
@@ -81,8 +81,8 @@ def test_keras_and_torch_agree(
         assert row["heatmap"] < 1e-3
 
 
-def test_the_demo_network_gives_the_same_heatmap(demo_picture: Path) -> None:
-    e, f = (xcam.explain(xcam.load("demo", name), demo_picture, layer="conv5") for name in ("keras", "torch"))
+def test_the_demo_network_gives_the_same_heatmap(demo_image: Path) -> None:
+    e, f = (xcam.explain(xcam.load("demo", name), demo_image, layer="conv5") for name in ("keras", "torch"))
     assert (e.label, e.backend, f.backend) == (f.label, "keras", "torch")
     np.testing.assert_allclose(f.outputs, e.outputs, atol=1e-4 * np.abs(e.outputs).max())
     np.testing.assert_allclose(f.heatmap, e.heatmap, atol=1e-3)

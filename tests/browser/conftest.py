@@ -1,4 +1,4 @@
-"""A real browser, and pages in it that may ask nothing of any network."""
+"""Chromium, and pages that must not use the network."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def chromium() -> Iterator[Any]:
 
 
 @dataclass
-class Opened:
-    """A page, and what it did that it should not."""
+class PageCheck:
+    """A page with the list of its errors and network requests."""
 
     page: Any
     faults: list[str] = field(default_factory=list)
@@ -44,34 +44,34 @@ class Opened:
 
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Any]:
-    """A function that opens a file; at the end, nothing may have been asked of the network, nor gone wrong."""
-    all_opened: list[Opened] = []
+    """Return a function that opens a file; afterwards, check that pages reported no error and used no network."""
+    checks: list[PageCheck] = []
 
     def open_(path: Path, **context: Any) -> Any:
         options = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "no-preference"} | context
         page = chromium.new_page(**options)
-        this = Opened(page)
-        all_opened.append(this)
+        check = PageCheck(page)
+        checks.append(check)
 
-        def asked(request: Any) -> None:
+        def on_request(request: Any) -> None:
             if request.url != path.as_uri() and not request.url.startswith("data:"):
-                this.faults.append(f"request: {request.url[:200]}")
+                check.faults.append(f"request: {request.url[:200]}")
 
-        def spoke(message: Any) -> None:
-            this.faults.append(f"console: {message.text}")
+        def on_console(message: Any) -> None:
+            check.faults.append(f"console: {message.text}")
 
-        def popped(dialog: Any) -> None:
-            this.faults.append(f"dialog: {dialog.message}")
+        def on_dialog(dialog: Any) -> None:
+            check.faults.append(f"dialog: {dialog.message}")
             dialog.dismiss()
 
-        page.on("request", asked)
-        page.on("console", spoke)
-        page.on("pageerror", lambda error: this.faults.append(f"error: {error}"))
-        page.on("dialog", popped)
+        page.on("request", on_request)
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: check.faults.append(f"error: {error}"))
+        page.on("dialog", on_dialog)
         page.goto(path.as_uri())
         return page
 
     yield open_
-    for this in all_opened:
-        this.page.close()
-    assert [fault for this in all_opened for fault in this.faults] == []
+    for check in checks:
+        check.page.close()
+    assert [fault for check in checks for fault in check.faults] == []

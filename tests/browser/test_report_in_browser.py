@@ -123,7 +123,7 @@ def test_the_slider_changes_every_heatmap(opened: Any, which: str, request: pyte
 
 
 def test_a_heatmap_covers_its_image(opened: Any, compared: Path) -> None:
-    """The slider at its ends shows the image alone, and the heatmap alone, at the same position."""
+    """The slider shows the image alone at one end and the heatmap alone at the other, at the same position."""
     page = opened(compared)
     image, heat = page.locator(".pane.original svg").first, page.locator(".pane.model svg").first
 
@@ -260,7 +260,7 @@ def test_no_width_scrolls_sideways(opened: Any, which: str, width: int, request:
         assert overflow(page) <= 0
 
 
-def test_on_paper_everything_is_there_and_no_control(opened: Any, compared: Path) -> None:
+def test_a_printed_page_is_complete_and_has_no_controls(opened: Any, compared: Path) -> None:
     page = opened(compared)
     page.get_by_label("Difference", exact=True).check()
     page.emulate_media(media="print")
@@ -310,7 +310,7 @@ def test_a_hostile_name_does_nothing(opened: Any, tmp_path: Path, name: str) -> 
 
 
 def test_the_policy_blocks_injected_markup(chromium: Any, compared: Path, tmp_path: Path) -> None:
-    """Even markup that was not escaped would neither run nor load anything."""
+    """The policy also stops markup that is not escaped: it can neither run nor load anything."""
     html = compared.read_text("utf-8")
     evil = '<img src="https://example.invalid/x.png" onerror="document.title=1"><script>document.title = 2</script>'
     broken = tmp_path / "broken.html"

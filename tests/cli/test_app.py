@@ -22,7 +22,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_help_is_quick() -> None:
-    """It imports click alone, neither NumPy nor the core: seconds would depend on the machine."""
+    """Help imports only click. Imports are checked, as measured times depend on the machine."""
     code = """
 import sys
 before = {name.partition(".")[0] for name in sys.modules}

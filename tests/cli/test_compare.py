@@ -17,7 +17,7 @@ from xcam.models import demo
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo network in ONNX, the bias of its fourth convolution raised: a batch norm gone wrong."""
+    """Return the path of the demo network in ONNX with a larger bias in its fourth convolution, as a wrong batch norm causes."""
     from xcam_onnx.demo import build
 
     model = build()
@@ -58,7 +58,7 @@ def test_a_planted_fault_is_located_with_status_1(run: Callable[..., Any], spoil
 
 
 def test_classes_in_another_order(run: Callable[..., Any], tmp_path: Path) -> None:
-    """A divergence without labels; identical with labels. --labels applies to the model without its own."""
+    """Without labels the models differ, with labels they are identical. --labels applies to the model that has none."""
     from xcam_onnx.demo import build
 
     order, model = [5, 3, 4, 0, 1, 2], build()

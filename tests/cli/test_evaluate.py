@@ -23,7 +23,7 @@ QUICK = ["--measure", "complexity", "--measure", "increase"]
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    """A folder with ten scenes, and a table of the box and the class of the first shape in each."""
+    """Return a folder with ten scenes, and a table with the box and the class of each scene's first shape."""
     folder = tmp_path / "scenes"
     folder.mkdir()
     rows = ["path,class,x0,y0,x1,y1"]
@@ -35,7 +35,7 @@ def scenes(tmp_path: Path) -> Path:
     return folder
 
 
-def test_methods_by_measures_the_best_first(run: Callable[..., Any], scenes: Path, tmp_path: Path) -> None:
+def test_methods_are_ordered_by_their_mean_rank(run: Callable[..., Any], scenes: Path, tmp_path: Path) -> None:
     arguments = ["-b", "onnx", "-m", "demo", "--method", "eigencam", "--method", "gradcam"]
     arguments += ["--measure", "energy", "--measure", "complexity"]
     result = run("evaluate", *arguments, "--table", scenes / "boxes.csv", "--report", "trust.html")
@@ -85,14 +85,14 @@ def test_masks_and_images_without_a_row(run: Callable[..., Any], scenes: Path) -
     assert document["table"][0]["n"] == 1
 
 
-def test_random_is_the_floor_unless_it_is_left_out(run: Callable[..., Any]) -> None:
+def test_random_is_the_baseline_unless_left_out(run: Callable[..., Any]) -> None:
     arguments = ["-b", "onnx", "-m", "demo", *QUICK, "--json", demo.image_paths()[0]]
     assert [r["method"] for r in json.loads(run("evaluate", *arguments).out)["ranking"]].count("random") == 1
     alone = json.loads(run("evaluate", *arguments, "--no-floor").out)
     assert [r["method"] for r in alone["ranking"]] == ["gradcam"]
 
 
-def test_every_measure_that_there_is(run: Callable[..., Any]) -> None:
+def test_all_measures(run: Callable[..., Any]) -> None:
     document = json.loads(
         run(
             "evaluate", "-b", "onnx", "-m", "demo", "--measure", "all", "--stages", 1, "--json", demo.image_paths()[0]
@@ -118,7 +118,7 @@ def test_an_unreadable_image_is_reported_with_status_2(run: Callable[..., Any], 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("", "t.csv has no column 'path'; its columns: none; name the pictures in a column path"),
+        ("", "t.csv has no column 'path'; its columns: none; give the paths of the images in a column path"),
         ("name,x0\na.png,1\n", "t.csv has no column 'path'; its columns: name, x0"),
         ("path,x0,y0,x1\n0.png,1,1,2\n", "t.csv has the columns x0, y0, x1; a box needs x0, y0, x1, y1"),
         (
@@ -126,7 +126,7 @@ def test_an_unreadable_image_is_reported_with_status_2(run: Callable[..., Any], 
             "t.csv has neither boxes nor masks; give it the columns x0, y0, x1, y1, or mask",
         ),
         ("path,x0,y0,x1,y1\n", "t.csv has no rows"),
-        ("path,x0,y0,x1,y1\n,1,1,2,2\n", "row 1 of t.csv names no picture"),
+        ("path,x0,y0,x1,y1\n,1,1,2,2\n", "row 1 of t.csv has an empty path; fill in the column 'path'"),
         ("path,x0,y0,x1,y1\n0.png,1,one,2,2\n", "the box in row 1 of t.csv is 1, one, 2, 2; give four numbers"),
         ("path,x0,y0,x1,y1\n0.png,1,1,200,20\n", "not within the image's 128×128 pixels"),
         (
@@ -139,7 +139,10 @@ def test_an_unreadable_image_is_reported_with_status_2(run: Callable[..., Any], 
             "the class of 0.png: class -1 is negative; give an index from 0",
         ),
         ("path,class,x0,y0,x1,y1\n0.png,disc-ring,1,1,2,2\n", "the class of 0.png: unknown class 'disc-ring'"),
-        ("path,class,x0,y0,x1,y1\n0.png,disc,1,1,2,2\n0.png,ring,1,1,2,2\n", "two classes, disc and ring"),
+        (
+            "path,class,x0,y0,x1,y1\n0.png,disc,1,1,2,2\n0.png,ring,1,1,2,2\n",
+            "t.csv has two classes for 0.png, disc and ring; keep one",
+        ),
     ],
 )
 def test_a_bad_table_is_one_line_and_status_2(
@@ -161,14 +164,20 @@ def test_a_bad_table_is_one_line_and_status_2(
         (["--method", "gradcan", "IMAGE"], "unknown method 'gradcan'; nearest: gradcam"),
         (["--measure", "rode", "IMAGE"], "unknown measure 'rode'"),
         (["--measure", "energy", "IMAGE"], "give boxes= or masks= (--table)"),
-        (["--report", "r.pdf", "IMAGE"], "r.pdf is no name for a report"),
+        (
+            ["--report", "r.pdf", "IMAGE"],
+            "cannot write a report to r.pdf: its name does not end in .html; end it in .html",
+        ),
         (["--table", "none.csv", "IMAGE"], "cannot read none.csv"),
         (["--level", "95", "IMAGE"], "95"),
         (["-t", "top2", "IMAGE"], "several targets for one image"),
         (["-l", "conv9", "IMAGE"], "unknown layer 'conv9'"),
         (["--measure", "all", "--measure", "rode", "IMAGE"], "unknown measure 'rode'"),
         (["--method", "all", "--method", "gradcan", "IMAGE"], "unknown method 'gradcan'"),
-        (["--report", "none/trust.html", "IMAGE"], "xcam: cannot write none/trust.html: there is no folder none"),
+        (
+            ["--report", "none/trust.html", "IMAGE"],
+            "xcam: cannot write none/trust.html: the folder none does not exist; create it first",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], arguments: list[str], message: str) -> None:
@@ -208,9 +217,9 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     os.mkfifo(tmp_path / "pipe.html")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name not in ("closed", "old.html"))
     for path, message in {
-        "closed/r.html": "closed is write-protected; choose another place",
-        "old.html": "it is write-protected, or no ordinary file; choose another name",
-        "pipe.html": "it is write-protected, or no ordinary file; choose another name",
+        "closed/r.html": "closed is write-protected; choose another folder",
+        "old.html": "it is write-protected or not a file; choose another name",
+        "pipe.html": "it is write-protected or not a file; choose another name",
     }.items():
         result = run("evaluate", "-b", "onnx", "-m", "nothing", "--report", path, demo.image_paths()[0])
         assert (result.status, result.out) == (2, "")

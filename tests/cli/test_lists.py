@@ -1,4 +1,4 @@
-"""`xcam layers`, `xcam methods`, `xcam backends`, as they are typed."""
+"""`xcam layers`, `xcam methods` and `xcam backends` on the command line."""
 
 from __future__ import annotations
 

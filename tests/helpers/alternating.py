@@ -1,4 +1,4 @@
-"""Timing functions against each other, in turns: the speed of a machine drifts, and rows timed one after the other with it."""
+"""Timing functions in alternation, so that a drift of the machine's speed affects all of them alike."""
 
 from __future__ import annotations
 

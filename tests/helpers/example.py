@@ -1,4 +1,4 @@
-"""The folders of examples/, importable as they stand."""
+"""Modules of examples/, imported from their folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUMPY = EXAMPLES / "xcam-numpy"
 
 @contextmanager
 def numpy_example() -> Iterator[None]:
-    """The NumPy backend and the operators of its tests, while they are imported."""
+    """Make the NumPy backend and the operators of its tests importable inside a `with` block."""
     folders = [str(NUMPY), str(NUMPY / "tests")]
     sys.path[:0] = folders
     try:

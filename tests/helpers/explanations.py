@@ -9,7 +9,7 @@ import numpy as np
 from xcam import ClassScore, Explanation
 
 
-def made(label: str = "cat", size: tuple[int, int] = (200, 300), **changes: Any) -> Explanation:
+def explanation(label: str = "cat", size: tuple[int, int] = (200, 300), **changes: Any) -> Explanation:
     """Return an explanation whose values depend on the label only."""
     rng = np.random.default_rng(list(label.encode()))
     facts: dict[str, Any] = {

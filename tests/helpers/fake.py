@@ -1,4 +1,4 @@
-"""A backend for tests of the core: the NumPy example on a network so small that its maps are worked out by hand."""
+"""A backend for tests of the core: the NumPy example on a network whose maps can be computed by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES = list(_pixels)
 
 
 class FakeModel(NumpyModel):
-    """scores = mean over space of x · W; layer `features` is x itself. Counts its traces, and spoils them on request."""
+    """scores = mean over space of x · W; layer `features` is x itself. It counts its traces and can falsify them."""
 
     name = backend = "fake"
     capabilities = frozenset({"gradients"})

@@ -25,7 +25,7 @@ PRESET = [float(v) for v in 0.5 / _std], [float(v) for v in (0.5 - _mean) / _std
 
 @dataclass(frozen=True)
 class Fault:
-    """A mistake, and its block, where it can be chosen."""
+    """A mistake, and the index of its block where the mistake concerns one block."""
 
     kind: str = ""
     depth: int = 0

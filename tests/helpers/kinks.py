@@ -1,4 +1,4 @@
-"""How far the values of a network stay away from the kinks of its operators (ReLU, max-pool, …)."""
+"""Distances of a network's values from the kinks of its operators (ReLU, max-pool, …)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xcam_onnx.graph import Graph, attribute
 KINKS = {"Relu": (0.0,), "LeakyRelu": (0.0,), "PRelu": (0.0,), "Abs": (0.0,), "HardSwish": (-3.0, 3.0)}
 BY_ATTRIBUTES = ("Clip", "HardSigmoid", "MaxPool")
 ROUNDING = 1e-6
-"""How far float32 is off, in standard deviations of a tensor: sums of hundreds of terms are rounded about this much."""
+"""Error of float32 in standard deviations of a tensor: the usual rounding of sums of hundreds of terms."""
 
 
 def clearest(path: Path, layer: str, x: np.ndarray, count: int = 2) -> tuple[np.ndarray, float]:
-    """Return which rows of `x` stay farthest from every kink behind the layer, and the smallest of their clearances.
+    """Return the rows of `x` that stay farthest from every kink behind the layer, and their smallest distance.
 
     At such inputs rounding changes the branch of no ReLU and no maximum, so the gradient is that of a smooth function:
     every entry is the same on any processor, up to rounding.
@@ -36,7 +36,7 @@ def clearest(path: Path, layer: str, x: np.ndarray, count: int = 2) -> tuple[np.
 
 
 def clearance(model: ModelProto, tensor: str, x: np.ndarray) -> np.ndarray:
-    """The smallest distance of a value from a kink, for each row of `x`, in units of its shift by rounding.
+    """Return the smallest distance of a value from a kink, for each row of `x`, in units of its shift by rounding.
 
     The shift is measured: how far the values move when every pixel is changed by `ROUNDING`; it is `ROUNDING` at least.
 
@@ -88,7 +88,7 @@ def _kinks(graph: Graph, node: NodeProto) -> Iterator[float]:
 
 
 def _gap(node: NodeProto, a: np.ndarray) -> float:
-    """The smallest difference between the two largest values of a window; zeros, which ReLU leaves, tie exactly."""
+    """Return the smallest difference between the two largest values of a window; zeros, which ReLU leaves, tie exactly."""
     kernel: Sequence[int] = attribute(node, "kernel_shape")
     if max(kernel) == 1:
         return np.inf

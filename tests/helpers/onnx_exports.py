@@ -1,4 +1,4 @@
-"""torchvision's networks with random weights, always the same, and their gradients by torch's autograd."""
+"""Networks of torchvision with fixed random weights, and their gradients by torch's autograd."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _registered: list[torch.library.Library] = []
 
 @dataclass(frozen=True)
 class Network:
-    """A network of torchvision's, and three layers of it: early, middle, late."""
+    """A network of torchvision with three of its layers: early, middle, late."""
 
     name: str
     layers: tuple[str, str, str]
     size: int = 224
     small: int = 32
-    """The size in tests: with fewer values, inputs exist at which none is near a kink."""
+    """Image size in tests. With few values, there are inputs at which no value is near a kink."""
 
     def build(self, size: int | None = None) -> nn.Module:
-        """The network in evaluation mode, with weights that keep its values near one all the way down."""
+        """Return the network in evaluation mode, with weights that keep the values of all layers near one."""
         size = size or self.size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
@@ -82,7 +82,7 @@ NETWORKS = {
 
 
 def images(count: int, size: int, seed: int) -> np.ndarray:
-    """Smooth random images with some noise, [N, 3, size, size]: unlike noise alone, they differ from each other."""
+    """Return smooth random images with some noise, [N, 3, size, size]: unlike noise alone, they differ from each other."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(size=(count, 4, 4, 3)).astype(np.float32)
     smooth = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC) for image in coarse])
@@ -91,10 +91,10 @@ def images(count: int, size: int, seed: int) -> np.ndarray:
 
 
 def torchvision() -> Any:
-    """torchvision, from the folder of its own where `make test` puts it."""
+    """Import torchvision from the separate folder into which `make test` installs it."""
     sys.path.append(str(Path(sys.prefix) / "torchvision"))
     try:
-        if not _registered:  # what torchvision's CUDA library would have registered
+        if not _registered:  # torchvision's CUDA library would register these operators
             _registered.append(torch.library.Library("torchvision", "DEF"))
             for name in ("nms", "qnms"):
                 _registered[0].define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -111,7 +111,7 @@ def torchvision_unloaded() -> None:
 
 @torch.no_grad()
 def fill(module: nn.Module, x: Tensor) -> None:
-    """Random weights. Batch norms get the mean and variance that they see for `x`, each somewhat off."""
+    """Set random weights. Batch norms get the mean and variance of their inputs for `x`, slightly changed."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             fan_in = part.weight[0].numel()
@@ -144,7 +144,7 @@ def fill(module: nn.Module, x: Tensor) -> None:
 def truth(
     module: nn.Module, layers: tuple[str, ...], x: Tensor, v: Tensor
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The logits, and for each layer its value and the gradient of ⟨v, logits⟩ there, in the precision of `module`."""
+    """Return the logits, and for each layer its value and the gradient of ⟨v, logits⟩ there, in the precision of `module`."""
     values: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

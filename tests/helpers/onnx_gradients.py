@@ -33,7 +33,7 @@ def single(
     shape: Sequence[int] | None = None,
     **attributes: Any,
 ) -> onnx.ModelProto:
-    """A model of one node. An input called `_…` is left out; those in `fixed` are initialisers.
+    """Return a model of one node. An input called `_…` is left out; those in `fixed` are initialisers.
 
     symbolic: True for `x`, or the inputs whose sizes have names; shape: y's, where ONNX cannot infer it.
     """
@@ -64,7 +64,7 @@ def single(
 
 
 def written(text: str, opset: int = 21, more: str = "", **initialisers: np.ndarray) -> onnx.ModelProto:
-    """A model in ONNX's own notation: `(float[N, 3] x) => (float[N, 3] y) { [name] y = Relu(x) }`.
+    """Return a model from ONNX's text format: `(float[N, 3] x) => (float[N, 3] y) { [name] y = Relu(x) }`.
 
     more: further operator sets, such as `, "com.microsoft": 1`.
     """
@@ -128,7 +128,7 @@ def by_reference(model: onnx.ModelProto, feeds: Arrays, at: str = "x") -> Functi
 
 
 def by_runtime(model: onnx.ModelProto, feeds: Arrays, at: str = "x") -> Function:
-    """Return the same by ONNX Runtime, in the model's precision: for functions that are linear between distant points."""
+    """Return the output by ONNX Runtime, in the model's precision, for functions that are linear between distant points."""
     run = session(model)
     return lambda x: np.asarray(run.run(["y"], {**feeds, at: x.astype(feeds[at].dtype)})[0], np.float64)
 

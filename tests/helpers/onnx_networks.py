@@ -1,4 +1,4 @@
-"""The suite's networks as ONNX models, channels first or, as tf2onnx leaves them, with an input that is channels last."""
+"""The networks of the conformance suite as ONNX models, with inputs channels first or (as tf2onnx writes them) last."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Writer:
 
 
 def build(network: Network, *, opset: int = 18, batch: int | str = "batch", nhwc: bool = False) -> onnx.ModelProto:
-    """The network; the value of a step has the step's name."""
+    """Return the network; the value of each step has the step's name."""
     writer = _Writer(network, opset)
     channels, height, width = network.input
     shape = [batch, height, width, channels] if nhwc else [batch, channels, height, width]

@@ -41,17 +41,17 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and where the truth about its gradient comes from."""
+    """A model, and the source of its correct gradient."""
 
     model: onnx.ModelProto
     values: Values
-    """Of all inputs, initialisers too."""
+    """Values of all inputs, including initialisers."""
     at: str = "x"
     torch: Callable[..., torch.Tensor] | None = None
-    """The same operator in torch; takes the values in order."""
+    """The same operator in torch, called with the values in order."""
     by: str = "reference"
-    """Differences of: ONNX's reference; torch, where that is wrong or lacks the operator; ONNX Runtime, where the operator
-    is linear between points `step` apart."""
+    """The implementation that is differentiated: ONNX's reference, torch where the reference is wrong or lacks the operator,
+    or ONNX Runtime where the operator is linear between points `step` apart."""
     step: float = 1e-5
     tolerance: float = TOLERANCE
 
@@ -87,7 +87,7 @@ class Draw:
         return tuple(self.whole(1, side) for _ in range(self.whole(low, high)))
 
     def opset(self, *among: int) -> int:
-        """Draw a version that has the operator; its meaning or its implementation in the runtime differs between them."""
+        """Draw a version that has the operator; versions differ in definition or in the runtime's implementation."""
         return self.of(*(v for v in among or (11, 13, 18, 21, NEWEST) if v >= SINCE.get(self.op, 1)))
 
     def any(self, *shape: int) -> np.ndarray:
@@ -100,7 +100,7 @@ class Draw:
         return np.asarray(self.rng.uniform(-0.9, 0.9, shape), np.float32)
 
     def off(self, *kinks: float) -> Callable[..., np.ndarray]:
-        """Values that are at least 0.05 away from the kinks."""
+        """Draw values that are at least 0.05 away from the kinks."""
 
         def drawn(*shape: int) -> np.ndarray:
             x = self.rng.normal(size=shape) * 1.5
@@ -111,12 +111,12 @@ class Draw:
         return drawn
 
     def distinct(self, *shape: int) -> np.ndarray:
-        """Whole numbers, none twice, around zero."""
+        """Draw distinct integers around zero."""
         n = math.prod(shape)
         return (self.rng.permutation(n) - n // 2).reshape(shape).astype(np.float32)
 
     def broadcast(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A shape that can be broadcast to this one."""
+        """Draw a shape that can be broadcast to this one."""
         kept = shape[self.whole(0, len(shape)) :]
         return tuple(1 if self.of(False, False, True) else n for n in kept)
 
@@ -139,24 +139,24 @@ def one(
     tolerance: float = TOLERANCE,
     **rest: Any,
 ) -> Case:
-    """A case of one node. `fixed` inputs are initialisers, `free` ones now and then."""
+    """Draw a case of one node. `fixed` inputs are always initialisers, `free` ones sometimes."""
     where = d.of(*at)
     fixed = [name for name in values if name in fixed or (name in free and name != where and d.flag())]
     live = [name for name in values if name not in fixed and not name.startswith("_")]
     named = d.of((), ("x",), [name for name in live if name in (*at, "x")])
     rest = {"opset": opset or d.opset(), "domain": d.domain, "symbolic": named} | rest
     model = single(d.op, values, fixed=fixed, **rest)
-    if not model.graph.output[0].type.tensor_type.HasField("shape"):  # an exporter would have declared it
+    if not model.graph.output[0].type.tensor_type.HasField("shape"):  # exporters declare it
         y = session(model).run(["y"], {name: np.asarray(values[name]) for name in live})[0]
         model = single(d.op, values, fixed=fixed, shape=[f"y{i}" for i in range(y.ndim)], **rest)
     return Case(model, values, where, torch, by, step, tolerance)
 
 
 class Cases(dict[str, tuple[tuple[str, str], Callable[[Draw], Case]]]):
-    """The cases of one family of rules, by name: the operator, and what draws an example."""
+    """The cases of one family of rules, by name: the operator, and the function that draws an example."""
 
     def __call__(self, *ops: str, kind: str = "", domain: str = "") -> Callable[[Any], Any]:
-        """Register cases for operators, one set for each; `kind` tells several sets of one operator apart."""
+        """Register cases for operators, one set for each; `kind` distinguishes several sets of one operator."""
 
         def register(build: Any) -> Any:
             for op in ops:
@@ -245,11 +245,11 @@ def rules_of(family: str) -> set[tuple[str, str]]:
 
 
 Half = Mapping[str, tuple[list[tuple[int, ...]], dict[str, Any], Callable[..., torch.Tensor]]]
-"""By operator: the shapes of its inputs, its attributes, and the same in torch."""
+"""By operator: the shapes of its inputs, its attributes, and its equivalent in torch."""
 
 
 def in_float16(half: Half) -> Callable[[str], None]:
-    """Return the test that gradients in half precision are right, and of that type."""
+    """Return the test that gradients in half precision are correct and have that type."""
 
     @pytest.mark.parametrize("op", half)
     def test_float16(op: str) -> None:

@@ -1,4 +1,4 @@
-"""A small ONNX network that tests change and break, and its numbers by hand in NumPy."""
+"""A small ONNX network that tests modify, and its values computed in NumPy."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build(
     domains: Sequence[str] = (),
     functions: Sequence[onnx.FunctionProto] = (),
 ) -> onnx.ModelProto:
-    """`more`: further constants, called k0, k1, …"""
+    """Return the network; `more`: further constants, called k0, k1, …"""
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind != TensorProto.UINT8 else np.float32
     weights = arrays(dtype) | {f"k{i}": value for i, value in enumerate(more)}
     steps = nodes() if steps is None else steps
@@ -80,7 +80,7 @@ def build(
 
 
 def inserted(index: int, steps: Sequence[NodeProto]) -> list[NodeProto]:
-    """Return the network's nodes with others before node `index`, which reads the output of the last of these."""
+    """Return the network's nodes with others inserted before node `index`, which then reads the output of the last of them."""
     result = nodes()
     result[index].input[0] = steps[-1].output[0]
     return [*result[:index], *steps, *result[index:]]
@@ -92,7 +92,7 @@ def conv(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def by_hand(x: np.ndarray) -> dict[str, np.ndarray]:
-    """Every value of the network."""
+    """Return every value of the network."""
     w = arrays()
     v = {"c1": conv(x, w["w1"], w["b1"])}
     v["r1"] = np.maximum(v["c1"], 0)
@@ -103,7 +103,7 @@ def by_hand(x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def gradient(x: np.ndarray, layer: str, classes: Sequence[int]) -> np.ndarray:
-    """Of the score of one class for each image, at r2, c2 or r1."""
+    """Return the gradient of one class score per image, at r2, c2 or r1."""
     w, v = arrays(), by_hand(x)
     g = np.broadcast_to(w["w3"][list(classes)][:, :, None, None] / v["r2"][0, 0].size, v["r2"].shape)
     if layer == "r2":
@@ -116,5 +116,5 @@ def gradient(x: np.ndarray, layer: str, classes: Sequence[int]) -> np.ndarray:
 
 
 def cotangents(*classes: int) -> Any:
-    """A cotangent for the class of each row."""
+    """Return the cotangent that selects the class of each row."""
     return lambda y: [np.eye(y.shape[1], dtype=np.float32)[list(classes)]]

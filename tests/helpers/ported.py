@@ -18,7 +18,7 @@ def vgg16() -> tuple[keras.Model, nn.Module, list[tuple[str, str]]]:
     keras.utils.set_random_seed(5)
     source = keras.applications.VGG16(weights=None, input_shape=(64, 64, 3))
     head = source.get_layer("predictions")
-    head.set_weights([w * 30 for w in head.get_weights()])  # so that the classes differ
+    head.set_weights([w * 30 for w in head.get_weights()])  # makes the scores of the classes differ
     parts: list[nn.Module] = []
     names: dict[str, str] = {}
     for layer in source.layers:
@@ -47,7 +47,7 @@ def vgg16() -> tuple[keras.Model, nn.Module, list[tuple[str, str]]]:
 
 
 class Block(nn.Module):
-    """Two convolutions with batch norm, and what passes them by."""
+    """Two convolutions with batch norm, and a skip connection."""
 
     def __init__(self, name: str, source: keras.Model) -> None:
         super().__init__()
@@ -103,8 +103,8 @@ def residual() -> tuple[keras.Model, nn.Module, list[tuple[str, str]]]:
 
 def conv(layer: Any) -> nn.Conv2d:
     kernel, bias = layer.get_weights()
-    made = nn.Conv2d(kernel.shape[2], kernel.shape[3], kernel.shape[0], padding=kernel.shape[0] // 2)
-    return filled(made, kernel.transpose(3, 2, 0, 1), bias)
+    module = nn.Conv2d(kernel.shape[2], kernel.shape[3], kernel.shape[0], padding=kernel.shape[0] // 2)
+    return filled(module, kernel.transpose(3, 2, 0, 1), bias)
 
 
 def linear(layer: Any) -> nn.Linear:
@@ -114,10 +114,10 @@ def linear(layer: Any) -> nn.Linear:
 
 def norm(layer: Any) -> nn.BatchNorm2d:
     gamma, beta, mean, variance = layer.get_weights()
-    made = filled(nn.BatchNorm2d(len(gamma), eps=layer.epsilon), gamma, beta)
-    made.running_mean.copy_(torch.from_numpy(mean))
-    made.running_var.copy_(torch.from_numpy(variance))
-    return made
+    module = filled(nn.BatchNorm2d(len(gamma), eps=layer.epsilon), gamma, beta)
+    module.running_mean.copy_(torch.from_numpy(mean))
+    module.running_var.copy_(torch.from_numpy(variance))
+    return module
 
 
 def filled(module: Any, weight: np.ndarray, bias: np.ndarray) -> Any:

@@ -26,5 +26,5 @@ def cam(name: str, model: Quadratic, x: Any, index: int = 0, score: Any = "logit
 
 
 def batch(*space: int, n: int = 2, channels: int = 3) -> Any:
-    """The same random values in every call, whatever ran before."""
+    """Return the same random values in every call, independent of earlier tests."""
     return np.random.default_rng(2).normal(size=(n, channels, *space)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Comparisons and explanations with invented values, and a reader of the pages on them."""
+"""Comparisons and explanations with invented values, and a parser of their pages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def measured(verdict: Verdict = "identical", largest: float = 1e-6, same_class: 
 
 
 def detailed_image(seed: int, height: int = 600, width: int = 800) -> np.ndarray:
-    """Return an image with as much detail as a camera's: waves, edges and noise."""
+    """Return an image with the amount of detail of a camera image: waves, edges and noise."""
     rng = np.random.default_rng(seed)
     coarse = cv2.resize(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8), (width, height))
     noise = rng.normal(0, 12, (height, width, 3))

@@ -21,7 +21,7 @@ DEMO: dict[str, Any] = {"model": "demo", "backend": "onnx"}
 
 
 class SmallModel(FakeModel):
-    """4×6 pixels, unscaled: red supports `cat`."""
+    """A model that takes images of 4×6 pixels unscaled; red supports `cat`."""
 
     def __init__(self) -> None:
         super().__init__(weights=[[0.05, 0], [0, 0.05], [0, 0]])
@@ -56,7 +56,7 @@ def write_csv(path: Path, *lines: str) -> str:
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes | str]]) -> str:
-    """Write a tar; text instead of bytes is the target of a hard link."""
+    """Write a tar archive; a member whose data is text is a hard link to that path."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             member = tarfile.TarInfo(name)

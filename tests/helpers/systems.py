@@ -1,4 +1,4 @@
-"""Marks for tests of what not every operating system has."""
+"""Marks that skip tests on operating systems without the tested feature."""
 
 import os
 import sys

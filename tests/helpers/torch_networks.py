@@ -18,8 +18,8 @@ class Tokens(nn.Module):
         self.first = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        places = x.flatten(2).transpose(1, 2)
-        return torch.cat([self.first.expand(len(x), 1, -1), places], dim=1)
+        positions = x.flatten(2).transpose(1, 2)
+        return torch.cat([self.first.expand(len(x), 1, -1), positions], dim=1)
 
 
 class Attend(nn.Module):
@@ -58,7 +58,7 @@ def part(step: Step) -> nn.Module:
             return Tokens(len(step.weights[0]))
         case "attend":
             return Attend(len(step.weights[0]))
-    made = {
+    modules = {
         "relu": nn.ReLU(inplace=True),
         "tanh": nn.Tanh(),
         "pool": nn.MaxPool2d(2),
@@ -68,24 +68,24 @@ def part(step: Step) -> nn.Module:
         "softmax": nn.Softmax(dim=1),
         "first": Do(lambda x: x[:, 0]),
     }
-    return made[step.op]
+    return modules[step.op]
 
 
 class Net(nn.Module):
-    """A network of the suite: each step a module of its own, `backbone/conv1` inside a module `backbone`."""
+    """A network of the suite: one module per step, `backbone/conv1` inside a module `backbone`."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
         for step in network.steps:
-            made = part(step)
+            module = part(step)
             with torch.no_grad():
-                for parameter, value in zip(made.parameters(), step.weights, strict=True):
+                for parameter, value in zip(module.parameters(), step.weights, strict=True):
                     parameter.copy_(torch.from_numpy(value))
             scope, _, name = step.name.rpartition("/")
             if scope and not hasattr(self, scope):
                 self.add_module(scope, nn.Module())
-            (getattr(self, scope) if scope else self).add_module(name, made)
+            (getattr(self, scope) if scope else self).add_module(name, module)
 
     def forward(self, x: torch.Tensor) -> Any:
         values = {"x": x}

@@ -38,15 +38,15 @@ def recipe(model: keras.Model, image: np.ndarray, layer: str) -> tuple[np.ndarra
     return heatmap, cv2.resize(heatmap, (image.shape[1], image.shape[0])), best
 
 
-def test_vgg16(photo: Path, tmp_path: Path) -> None:
+def test_vgg16(image_path: Path, tmp_path: Path) -> None:
     keras.utils.set_random_seed(11)
     vgg = keras.applications.VGG16(weights=None)
     head = vgg.get_layer("predictions")
     head.set_weights([w * 40 for w in head.get_weights()])  # so that the softmax is not flat
-    image = xcam.images.reading.read(photo)
+    image = xcam.images.reading.read(image_path)
     small, heatmap, best = recipe(vgg, image, "block5_conv3")
 
-    e = xcam.explain(vgg, photo, layer="block5_conv3", score="probability", normalize="max")
+    e = xcam.explain(vgg, image_path, layer="block5_conv3", score="probability", normalize="max")
     assert (e.index, e.label) == (best, xcam.models.labels.imagenet()[best])
     assert 0.002 < e.score < 1
     np.testing.assert_allclose(

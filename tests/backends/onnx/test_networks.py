@@ -1,7 +1,7 @@
-"""Whole networks against their own framework's autograd, at three depths: torchvision's by torch.onnx, Keras' by tf2onnx.
+"""Whole networks compared with their framework's autograd at three depths (exports by torch.onnx and tf2onnx).
 
 The criterion holds on any processor. A gradient jumps where a ReLU's input is zero or two values of a pool are equal, and
-near such a kink rounding, which differs between processors, picks the side. So the gradient is judged at inputs that stay
+near such a kink rounding, which differs between processors, decides the side. Therefore the gradient is compared at inputs that stay
 away from the kinks behind the layer: of many images, the two with the largest distance (see `kinks`), measured on the
 processor that the test runs on, in units of the shift that rounding causes. No branch can change there: the gradient is
 that of a smooth function, and every entry must agree. A rule that is wrong by 1 % fails.
@@ -27,9 +27,9 @@ from xcam_onnx.autodiff import RULES, engine
 from xcam_torch.export import to_onnx
 
 TOLERANCE = 2e-4
-"""Of the largest entry: ten times what float32 is off here, and a fiftieth of an error of 1 %."""
+"""Relative to the largest entry: ten times the error of float32 here, and a fiftieth of an error of 1 %."""
 CLEARANCE = 4
-"""Of the nearest value from its kink, in units of about twice its shift by rounding."""
+"""Distance of the nearest value from its kink, in units of about twice its shift by rounding."""
 
 
 def worst(result: np.ndarray, exact: np.ndarray) -> float:
@@ -38,7 +38,7 @@ def worst(result: np.ndarray, exact: np.ndarray) -> float:
 
 @pytest.fixture(scope="module", autouse=True)
 def without_torchvision() -> Iterator[None]:
-    """Other tests show what happens without it."""
+    """Unload torchvision afterwards, as other tests need its absence."""
     yield
     torchvision_unloaded()
 
@@ -59,7 +59,7 @@ class Case:
         self.exact = [(a.numpy(), g.numpy()) for a, g in values]
 
     def check(self, x: np.ndarray | None = None) -> None:
-        """Raises AssertionError where an output, an activation or a gradient is wrong."""
+        """Raise AssertionError where an output, an activation or a gradient is wrong."""
         model = xcam.load(self.path)
         for layer, (a, g) in zip(self.network.layers, self.exact, strict=True):
             trace = model.trace(self.x if x is None else x, layer, lambda _: [self.v.numpy()])
@@ -87,7 +87,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_criterion_fails_for_a_rule_that_is_wrong_by_one_percent(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each operator in turn."""
+    """Each operator's rule is falsified in turn."""
     used: set[tuple[str, str]] = set()
     for key, entry in list(RULES.items()):
         monkeypatch.setitem(RULES, key, replace(entry, rule=watched(entry.rule, key, used)))
@@ -123,7 +123,7 @@ def scaled(rule: engine.Rule, factor: float) -> engine.Rule:
 
 @pytest.mark.slow
 def test_another_processor_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other kernels round differently: those of ONNX Runtime without its optimisations, and pixels a few digits off."""
+    """Other kernels are simulated by ONNX Runtime without optimisations, and by slightly changed pixels."""
     rng = np.random.default_rng(5)
     for _ in range(3):
         case.check(case.x * (1 + kinks.ROUNDING * rng.normal(size=case.x.shape)).astype(np.float32))
@@ -146,7 +146,7 @@ def keras() -> Any:
 
 
 def randomised(keras: Any, build: Any, size: int) -> Any:
-    """Weights and statistics at which values neither vanish nor explode."""
+    """Set weights and statistics at which values neither vanish nor explode."""
     keras.utils.set_random_seed(7)
     model = build(weights=None, input_shape=(size, size, 3))
     rng = np.random.default_rng(7)
@@ -173,7 +173,7 @@ def randomised(keras: Any, build: Any, size: int) -> Any:
     ],
 )
 def test_keras_applications(keras: Any, name: str, layers: Sequence[str], size: int, tmp_path: Path) -> None:
-    """Keras' own gradients are those of the Keras backend, which has tests of its own."""
+    """The reference is the Keras backend, whose gradients other tests check."""
     source = xcam.load(randomised(keras, getattr(keras.applications, name), size))
     source.to_onnx(tmp_path / "model.onnx")
     model = xcam.load(tmp_path / "model.onnx")

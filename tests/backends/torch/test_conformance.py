@@ -1,4 +1,4 @@
-"""The conformance suite, for torch: on modules in training mode, with in-place ReLUs, and under a caller's modes."""
+"""The conformance suite, for torch: modules in training mode, with in-place ReLUs, and under the caller's modes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xcam.testing import Conformance, Network
 
 
 def snapshot(native: nn.Module) -> Any:
-    """Weights, gradients, modes, flags and hooks."""
+    """Return all state that a call must not change: weights, gradients, modes, flags and hooks."""
     weights = [(name, p.detach().numpy().tobytes(), p.requires_grad, p.grad) for name, p in native.named_parameters()]
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in native.modules()]
     modes = [(m.training, sorted(vars(m))) for m in native.modules()]

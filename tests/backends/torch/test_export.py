@@ -1,4 +1,4 @@
-"""Modules written as ONNX files: ONNX Runtime's numbers are torch's, and the module stays as it was."""
+"""Export of modules to ONNX files: same values in ONNX Runtime as in torch, and an unchanged module."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_every_layer_has_torchs_name_value_and_gradient(tmp_path: Path) -> None:
     assert {"stem", "layer", "layer.0", "layer.0.bn1", "layer.1.relu#0", "layer.1.relu", "fc"} <= set(seen)
 
 
-def test_the_module_stays_as_it_was(tmp_path: Path) -> None:
+def test_the_module_is_unchanged(tmp_path: Path) -> None:
     module = Net().train()
     module.fc.requires_grad_(False)
     module.stem.weight.grad = torch.ones_like(module.stem.weight)
@@ -252,7 +252,7 @@ def test_modules_that_cannot_be_written(
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_partial_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"earlier")
     with pytest.raises(InputError, match=r"cannot write .*none/net.onnx: No such file or directory; give a folder"):

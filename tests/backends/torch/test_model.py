@@ -1,4 +1,4 @@
-"""Behaviour beyond the conformance suite: torch's own ways to write, run and break a module."""
+"""Behaviour specific to torch that the conformance suite does not test."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def opened(module: nn.Module, **options: Any) -> Any:
 
 
 def captured(model: Any, layer: str) -> Any:
-    """Return the tail that `resume` captured behind a layer; None: it cannot be captured."""
+    """Return the tail that `resume` captured behind a layer, or None where it could not be captured."""
     return model._recording(X)._tails.get(layer, lambda: pytest.fail(f"nothing was captured behind {layer}"))
 
 
 def by_hand(module: nn.Module, at: int, k: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Activations and gradient of a Sequential behind its module `at`, by plain autograd."""
+    """Return activations and gradient of a Sequential behind its module `at`, by plain autograd."""
     module = module.eval()
     head, tail = module[: at + 1], module[at + 1 :]
     value = head(torch.from_numpy(X)).detach().requires_grad_()
@@ -101,14 +101,14 @@ def test_under_a_callers_modes_and_with_frozen_parameters(mode: Any) -> None:
     assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_weights_made_under_inference_mode() -> None:
+def test_weights_created_in_inference_mode() -> None:
     _, expected = by_hand(small(), 0)
     with torch.inference_mode():
         module = small()
     np.testing.assert_allclose(opened(module).trace(X, "0", cotangents()).gradients[0], expected, atol=1e-7)
 
 
-def test_batch_norm_in_training_mode_is_explained_at_rest_and_keeps_its_statistics() -> None:
+def test_batch_norm_in_training_mode_is_explained_in_evaluation_mode_and_keeps_its_statistics() -> None:
     module = small(nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     module.train()
     module[3].eval()  # one part is at rest already
@@ -268,7 +268,7 @@ def test_exhausted_memory_halves_the_batch_with_a_warning(rng: np.random.Generat
         np.testing.assert_allclose(e.cam, xcam.explain(model, image, layer="body.0", target=0).cam, atol=1e-6)
 
 
-def test_wrappers_are_seen_through() -> None:
+def test_wrapped_modules_are_unwrapped() -> None:
     _, expected = by_hand(small(), 0)
     for wrapped in (nn.DataParallel(small()), torch.compile(small())):
         model = opened(wrapped)
@@ -312,7 +312,7 @@ def test_a_tail_follows_its_weights() -> None:
 
 
 def test_eight_threads_one_of_them_training_mode() -> None:
-    """Modes are restored by the last to leave, not by the first."""
+    """The last thread that finishes restores the modes, not the first."""
     module = small(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).train()
     expected = opened(module).trace(X, "0", cotangents()).gradients[0]
     model = opened(module)
@@ -384,7 +384,7 @@ def test_devices() -> None:
 
 
 class Bypass(nn.Module):
-    """The bypass values do not have one row per image: windows folded into the batch, or a value of the batch."""
+    """A network whose bypass values do not have one row per image: windows folded into the batch, or one value for all."""
 
     def __init__(self, fold: bool) -> None:
         super().__init__()
@@ -488,7 +488,7 @@ def test_checkpointed_parts() -> None:
 
 
 def test_resumes_in_threads_while_others_trace_one_live_module() -> None:
-    """Capturing must not show its fakes to passes that run meanwhile, nor must two captures break each other."""
+    """The fake tensors of a capture must not reach concurrent passes or other captures."""
     module = small()
     expected = opened(module).trace(X, "1", cotangents())
     wrong: list[Any] = []
@@ -517,7 +517,7 @@ def test_resumes_in_threads_while_others_trace_one_live_module() -> None:
 
 
 def test_a_part_that_its_container_writes_to_comes_before_it() -> None:
-    """`F.relu(norm(conv(x)), inplace=True)`: the container's value is the same tensor, and another value."""
+    """`F.relu(norm(conv(x)), inplace=True)`: the container returns the same tensor with other values."""
 
     class Basic(nn.Module):
         def __init__(self, into: int) -> None:
@@ -533,7 +533,7 @@ def test_a_part_that_its_container_writes_to_comes_before_it() -> None:
 
 
 def test_a_part_that_runs_in_inference_mode() -> None:
-    """Its tensors do not count writes in place; the layers behind it can be explained."""
+    """Inference tensors have no version counter. Layers behind the part can be explained."""
 
     class Frozen(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

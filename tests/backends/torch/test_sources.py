@@ -1,4 +1,4 @@
-"""Where a torch model can come from, and what is refused with its reason."""
+"""Sources of torch models, and errors for sources that are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def other() -> Small:
-    """The same architecture with other weights."""
+    """Return the same architecture with other weights."""
     module = Small()
     with torch.no_grad():
         for p in module.parameters():
@@ -205,7 +205,7 @@ def test_hugging_face_models(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, photo: Path) -> None:
+def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, image_path: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
@@ -217,7 +217,7 @@ def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, photo: 
     (tmp_path / "model" / "preprocessor_config.json").write_text(
         json.dumps({"size": {"height": 96, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3})
     )
-    arguments = ["-b", "torch", "-m", "hf:model", "-t", "dog", "--json", photo, "-o", "cam.png"]
+    arguments = ["-b", "torch", "-m", "hf:model", "-t", "dog", "--json", image_path, "-o", "cam.png"]
     done = subprocess.run(
         [sys.executable, "-m", "xcam_cli", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -227,7 +227,7 @@ def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, photo: 
     model = xcam.load(f"hf:{tmp_path / 'model'}")
     assert model.input.size == (96, 64)
     assert model.input.preprocessing.mean == (0.5, 0.5, 0.5)
-    e = xcam.explain(model, photo, target="dog")
+    e = xcam.explain(model, image_path, target="dog")
     np.testing.assert_array_equal(xcam.images.reading.read(tmp_path / "cam.png"), e.overlay())
 
 

@@ -1,4 +1,4 @@
-"""Corresponding layers of two models: matches worked out by hand."""
+"""Corresponding layers of two models: matches determined by hand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_permuted_channels(space: tuple[int, ...]) -> None:
 
 
 def test_where_values_do_not_decide_names_do() -> None:
-    """conv and norm against norm alone (folded into one), all that follows spoilt: norm is norm."""
+    """One model has conv and norm, the other only norm (folded). All later values differ, so the names decide."""
     conv, norm, spoilt = np.random.default_rng(4).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
     spoilt += 0.6 * conv
     first, second = layers("block.conv", "block.norm", values=(conv, norm)), layers("block.norm", values=(spoilt,))

@@ -1,4 +1,4 @@
-"""`compare` and `corresponding` on networks whose numbers are known."""
+"""`compare` and `corresponding` on networks whose values are known."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def opened(spec: xcam.InputSpec, weights: Any = None) -> FakeModel:
 
 
 @pytest.mark.parametrize("run", [xcam.compare, corresponding])
-def test_the_models_stay_as_they_are(run: Callable[..., Any]) -> None:
+def test_the_models_are_unchanged(run: Callable[..., Any]) -> None:
     """A later explain() with the second model must use the second model's own preprocessing and size."""
     specs = xcam.InputSpec((4, 6), preprocessing=RAW), xcam.InputSpec(None)
     models = [opened(spec) for spec in specs]

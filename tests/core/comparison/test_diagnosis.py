@@ -12,7 +12,7 @@ from xcam.comparison.diagnosis import CODES, Diagnosis
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_codes_that_the_checks_return_are_those_that_are_listed() -> None:
+def test_all_codes_that_checks_return_are_listed() -> None:
     sources = [path.read_text("utf-8") for path in (ROOT / "core/xcam/comparison").glob("*.py")]
     calls = [call for source in sources for call in re.findall(r"Diagnosis\(\s*([^)]*)", source)]
     returned = {code for call in calls for code in re.findall(r'"([a-z]+(?:-[a-z]+)*)"', call)}

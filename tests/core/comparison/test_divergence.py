@@ -1,4 +1,4 @@
-"""Where errors jump: sequences written by hand."""
+"""Detection of the first jump in sequences of errors."""
 
 from __future__ import annotations
 

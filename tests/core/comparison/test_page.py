@@ -52,7 +52,7 @@ def test_the_first_difference_and_its_cause_are_on_top(tmp_path: Path) -> None:
     assert "Likely cause: a bias is missing" in top
 
 
-def test_a_difference_that_begins_at_no_single_layer(tmp_path: Path) -> None:
+def test_a_difference_without_a_first_layer(tmp_path: Path) -> None:
     text = Reader(written(tmp_path, comparison(verdict="different", divergences=(divergence(None),)))).text
     assert "The difference does not begin at a single layer." in text
 

@@ -1,4 +1,4 @@
-"""Diagnosis by intervention, on models that are functions; the second has one mistake."""
+"""Diagnosis by rerunning: models are functions, and the second one contains a mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def conv(x: np.ndarray, stride: int = 1, start: int = 0, mode: str = "constant")
 
 @dataclass
 class Function2:
-    """A model of one layer, `l`."""
+    """A model with a single layer, `l`."""
 
     values: Function
     outputs: Function = lambda a: a

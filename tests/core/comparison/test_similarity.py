@@ -1,4 +1,4 @@
-"""The measures of two maps, and the verdict on them, against numbers worked out by hand."""
+"""Similarity measures of two maps and the verdict, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def explanation(cam: Any, outputs: tuple[float, ...] = (2.0, 1.0), labels: Any =
 
 
 def blocks(*rows: str) -> Any:
-    """A map of 128×128 pixels, given as tenths of 1 on a coarse grid."""
+    """Return a map of 128×128 pixels from tenths on a coarse grid."""
     coarse = np.array([[int(c) / 9 for c in row] for row in rows])
     return np.kron(coarse, np.ones((128 // coarse.shape[0], 128 // coarse.shape[1])))
 
@@ -46,7 +46,7 @@ def test_a_map_against_itself() -> None:
 
 
 def test_the_highest_fifth_and_the_distance_of_the_peaks() -> None:
-    """Of 16 fields the highest fifth is the one that is lit here: none of it is shared, half of it, all of it."""
+    """The highest fifth of 16 fields is the bright one: the maps share none, half or all of it."""
     a = explanation(blocks("9900", "0000", "0000", "0000"))
     half = explanation(blocks("0990", "0000", "0000", "0000"))
     apart = explanation(blocks("0000", "0000", "0000", "0099"))

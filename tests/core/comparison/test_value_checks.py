@@ -1,4 +1,4 @@
-"""Diagnosis by values alone: each cause from values that it produced, and none from other values."""
+"""Diagnosis by values alone: each cause is detected in values that it produced, and only there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fake model, as the tests of explanations use it."""
+"""Fixture for tests of explanations: the fake model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inputs of methods: in batches that fit, row by row, as pixels where the model takes pixels, and checked."""
+"""Method inputs: batch sizes that fit into memory, models without batch axis, integer inputs, and checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
 
 
 class PerBatch:
-    """A value that is one for the whole batch, however many rows it has."""
+    """A layer that returns one value for the whole batch."""
 
     def value(self, outputs: Any) -> Any:
         return outputs[:, 0].mean()
@@ -42,7 +42,7 @@ class PerBatch:
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_a_value_for_the_whole_batch_is_asked_for_row_by_row(name: str) -> None:
+def test_a_value_for_the_whole_batch_is_computed_row_by_row(name: str) -> None:
     model, x = Quadratic(), batch(4, 6)
     aims = [PerBatch()] * 2
     trace = model.trace(x, "features", lambda outputs: [np.eye(2)[[0, 0]]])

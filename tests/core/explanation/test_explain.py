@@ -1,4 +1,4 @@
-"""From a model and images to explanations, with a backend whose numbers are known."""
+"""`explain` with a backend whose values are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xcam import InputError, OptionError
 
 
 def by_hand(image: np.ndarray, column: int) -> np.ndarray:
-    """Grad-CAM of the fake model: mean gradient w/24 times each channel, ReLU, over its maximum."""
+    """Return Grad-CAM of the fake model: ReLU of the channels weighted by w/24, divided by the maximum."""
     weights = FakeModel().weights[:, column] / 24
     cam = np.maximum(image.astype(np.float32) @ weights, 0)
     return cam / cam.max()
@@ -50,7 +50,7 @@ def test_probability_scales_the_gradient_by_p_times_1_minus_p(model: FakeModel) 
     np.testing.assert_allclose(p.score, e[1], rtol=1e-5)
 
 
-def test_the_random_method_asks_for_no_gradient(model: FakeModel) -> None:
+def test_the_random_method_computes_no_gradient(model: FakeModel) -> None:
     a, b = (xcam.explain(model, IMAGES[0], target=t, method="random", method_options={"seed": 1}) for t in (0, 1))
     np.testing.assert_array_equal(a.cam, b.cam)
     assert np.any(a.cam != xcam.explain(model, IMAGES[0], method="random", method_options={"seed": 2}).cam)

@@ -12,7 +12,7 @@ from fake import IMAGES, FakeModel
 from xcam import InputError, ZeroHeatmapWarning
 
 
-def test_maps_of_other_images_or_classes_are_refused_and_zero_is_reported(model: FakeModel) -> None:
+def test_maps_of_other_images_or_classes_are_refused_and_zero_maps_are_reported(model: FakeModel) -> None:
     a, b = xcam.explain(model, IMAGES[:2], target=0)
     with pytest.raises(InputError, match="is another image or class than 'cat' at features"):
         xcam.fuse([a, b])

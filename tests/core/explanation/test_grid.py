@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import xcam
-from explanations import made
+from explanations import explanation
 from xcam import Explanation, InputError
 from xcam.explanation.grid import distinct
 from xcam.images import montage
 
 
 def test_tiles_are_the_overlays() -> None:
-    parts = [made(), made("dog"), made("cow")]
+    parts = [explanation(), explanation("dog"), explanation("cow")]
     sheet = xcam.grid(parts, columns=2)
     gap, line = montage.GAP, 30  # a tenth of 300
     assert sheet.shape == (2 * (200 + line + gap) + gap, 2 * (300 + gap) + gap, 3)
@@ -32,7 +32,7 @@ def test_a_large_image_is_shrunk_before_it_is_coloured(monkeypatch: pytest.Monke
     drawn = Explanation.overlay
     monkeypatch.setattr(Explanation, "overlay", lambda e, *a: shapes.append(e.image.shape) or drawn(e, *a))
     ramp = np.linspace(0, 255, 4800).astype(np.uint8)[None, :, None].repeat(2400, 0).repeat(3, 2)
-    large = made(image=ramp)
+    large = explanation(image=ramp)
     sheet = xcam.grid([large])
     assert shapes == [(240, 480, 3)]
     tile = sheet[-montage.GAP - 240 : -montage.GAP, montage.GAP : -montage.GAP].astype(int)
@@ -41,11 +41,11 @@ def test_a_large_image_is_shrunk_before_it_is_coloured(monkeypatch: pytest.Monke
 
 
 def test_captions_name_the_differences() -> None:
-    assert distinct([made(), made("dog")]) == ["cat 75%", "dog 75%"]
-    assert distinct([made(), made(method="fem")]) == ["gradcam", "fem"]
-    assert distinct([made(), made("dog", layer="relu")]) == ["cat, conv", "dog, relu"]
-    assert distinct([made("difference", index=None)]) == ["difference"]
-    assert distinct([made("猫"), made("犬", index=0), made("café"), made("really?")]) == [
+    assert distinct([explanation(), explanation("dog")]) == ["cat 75%", "dog 75%"]
+    assert distinct([explanation(), explanation(method="fem")]) == ["gradcam", "fem"]
+    assert distinct([explanation(), explanation("dog", layer="relu")]) == ["cat, conv", "dog, relu"]
+    assert distinct([explanation("difference", index=None)]) == ["difference"]
+    assert distinct([explanation("猫"), explanation("犬", index=0), explanation("café"), explanation("really?")]) == [
         "class 1 75%",
         "class 0 25%",
         "café 75%",
@@ -54,7 +54,7 @@ def test_captions_name_the_differences() -> None:
 
 
 def test_notes_are_below_the_grid_once() -> None:
-    parts = [made(), made("dog")]
+    parts = [explanation(), explanation("dog")]
     bare = xcam.grid(parts)
     noted = xcam.grid([replace(part, notes=("random weights",)) for part in parts])
     np.testing.assert_array_equal(noted[: len(bare)], bare)
@@ -65,8 +65,8 @@ def test_notes_are_below_the_grid_once() -> None:
 def test_invalid_arguments() -> None:
     for columns in (-1, 1.5):
         with pytest.raises(InputError, match=f"cannot use columns={columns}"):
-            xcam.grid([made()], columns=columns)  # type: ignore[arg-type]
+            xcam.grid([explanation()], columns=columns)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="2 captions for 1 images"):
-        xcam.grid([made()], ["a", "b"])
+        xcam.grid([explanation()], ["a", "b"])
     with pytest.raises(InputError, match="there is nothing to draw"):
         xcam.grid([])

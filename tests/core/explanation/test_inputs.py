@@ -38,7 +38,7 @@ def test_a_model_of_one_channel_takes_no_preprocessing_for_three(model: FakeMode
 
 
 def test_augmenting_integers_keeps_them_integers_and_pixels(model: FakeModel) -> None:
-    """0.9 and 1.1 as integers are 0 and 1."""
+    """The scales 0.9 and 1.1 would be 0 and 1 as integers."""
     model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("raw"))
     seen: list[np.ndarray] = []
     trace = model.trace

@@ -64,7 +64,7 @@ def test_a_misspelt_drawing_option_is_an_error(model: FakeModel, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_unit_heatmap_is_in_0_to_1_whatever_the_normalisation(model: FakeModel) -> None:
+def test_the_unit_heatmap_is_in_0_to_1_for_every_normalisation(model: FakeModel) -> None:
     plain, raw = (xcam.explain(model, IMAGES[0], target=0, normalize=n) for n in ("max", "none"))  # type: ignore[arg-type]
     assert raw.heatmap.max() > 1
     np.testing.assert_array_equal(raw.unit_heatmap, plain.heatmap)

@@ -13,7 +13,7 @@ from quadratic import Quadratic
 from xcam import ContractError, InputError, ModelError, Preprocessing
 
 
-def test_a_target_of_ones_own(model: FakeModel) -> None:
+def test_a_custom_target(model: FakeModel) -> None:
     class Difference:
         name = "cat − dog"
 
@@ -102,7 +102,7 @@ def test_one_output_for_each_image(model: FakeModel) -> None:
     np.testing.assert_allclose([e.outputs[0], e.score], [z, 1 / (1 + np.exp(-z))], rtol=1e-5)
 
 
-def test_a_cotangent_for_one_of_several_outputs_serves_every_method() -> None:
+def test_all_methods_accept_a_cotangent_for_one_of_several_outputs() -> None:
     model = Quadratic()
     model.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("unit", scale=1 / 255))
     plain = xcam.explain(model, IMAGES[0], target=1, method="smoothgradcam++", method_options={"n": 2})

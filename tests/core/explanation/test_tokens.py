@@ -1,4 +1,4 @@
-"""Grids of the transformers that people use, and the way back."""
+"""Token grids of common transformers, and their inverse."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_grids(count: int, size: tuple[int, int], expected: Grid) -> None:
     assert infer(count, size) == expected
 
 
-def test_no_grid_is_an_error_with_a_remedy() -> None:
+def test_a_layer_without_a_grid_is_an_error_with_a_remedy() -> None:
     layer = Layer("blocks.3", "Block", (8, 60), layout="tokens")
     with pytest.raises(
         ModelError, match=r"the 60 tokens of layer 'blocks\.3' do not fit a grid over an image of 224×224"

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from explanations import made
+from explanations import explanation
 from xcam import InputError
 from xcam.images.overlay import colormaps, contours, diverging, lookup_table, overlay, signed_overlay
 
@@ -74,7 +74,7 @@ def test_signed_maps_are_red_for_and_blue_against(rng: np.random.Generator) -> N
 
 
 def test_a_signed_map_is_independent_of_the_normalisation() -> None:
-    part = made()
+    part = explanation()
     assert float(np.abs(part.cam).max()) != 1.0
     for normalize in ("none", "minmax"):
         other = replace(part, normalize=normalize)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def test_contours_are_lines_in_the_colour_of_their_level() -> None:
 
 
 def test_an_argument_without_effect_on_the_style_is_refused() -> None:
-    part = made()
+    part = explanation()
     for arguments, name in (
         ({"style": "contour", "alpha": 0.3}, "alpha"),
         ({"style": "contour", "blend": "add"}, "blend"),
@@ -118,6 +118,6 @@ def test_images_in_any_memory_order(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)
     for turned in (image.transpose(1, 0, 2), image[::-1, ::-1], np.asfortranarray(image)):
         for style in ("heat", "contour", "signed"):
-            part = made(image=turned, cam=np.ones((2, 2), np.float32))
+            part = explanation(image=turned, cam=np.ones((2, 2), np.float32))
             plain = replace(part, image=np.ascontiguousarray(turned))
             np.testing.assert_array_equal(part.overlay(style=style), plain.overlay(style=style))  # type: ignore[arg-type]
