@@ -30,7 +30,7 @@ def clearest(path: Path, layer: str, x: np.ndarray, count: int = 2) -> tuple[np.
         layer: As xcam calls it.
         x: [N, …].
     """
-    distances = clearance(onnx.load(path), xcam.load(path).tensor(layer), x)
+    distances = clearance(onnx.load(path), xcam.load(path).recording.tensor(layer), x)
     rows = np.argsort(-distances)[:count]
     return rows, float(distances[rows].min())
 
