@@ -24,7 +24,7 @@ from xcam_keras.model import KerasModel
 
 
 class KerasBackend:
-    """Keras 3, on whichever of TensorFlow, torch and JAX it runs."""
+    """The backend for Keras 3 on TensorFlow, torch or JAX."""
 
     def load(
         self,

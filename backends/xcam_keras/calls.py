@@ -25,7 +25,7 @@ class Call:
     """One call of one layer, recorded when it ended."""
 
     start: int
-    """Its rank in the order in which calls began; a container begins before its parts and ends after them."""
+    """Its rank in the order in which calls begin. A container begins before its parts and ends after them."""
     name: str
     """The names of the layers that contain it, and its own, joined by `/`."""
     index: int
@@ -41,9 +41,9 @@ class Call:
 
 
 Note = Callable[[Call], Any]
-"""A call that has ended → the value that replaces its return value."""
+"""A finished call → the value that replaces its return value."""
 Skip = Callable[[Key], Any]
-"""A call that is about to begin → its return value, or None to make the call."""
+"""A call that is about to begin → a return value that replaces the call, or None to make the call."""
 
 _patching = threading.Lock()
 _watching = 0
@@ -55,8 +55,8 @@ _local = threading.local()
 def watching(note: Note, skip: Skip | None = None) -> Iterator[None]:
     """Pass every layer call of this thread, except the outermost, to `note`.
 
-    Keras has no hook for this: while any thread watches, `Layer.__call__` is replaced by a method that forwards the calls
-    of all other threads.
+    Keras has no hook for this: while a thread records its calls, `Layer.__call__` is replaced by a method that forwards
+    the calls of all other threads.
 
     Args:
         note: called when a call has ended.
@@ -191,7 +191,7 @@ def float_outputs(model: keras.Model, structured: Any, is_float: Callable[[Any],
     result = {name: tensor for name, tensor in all_outputs(model, structured).items() if is_float(tensor)}
     if not result:
         raise ModelError(
-            f"cannot explain {model.name}: a score is a float, and the model has no float output; wrap it in a model "
+            f"cannot explain {model.name}: it has no float output, which a score needs; wrap it in a model "
             "that returns its class scores"
         )
     return result

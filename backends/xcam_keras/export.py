@@ -1,8 +1,8 @@
 """Export of a Keras model to an ONNX file, by tf2onnx.
 
-tf2onnx converts the architecture alone. It copies its input about thirty times, which takes 20 GB for VGG16's weights;
-so every weight of two or more axes is an input of the graph that it converts, and becomes an initializer afterwards.
-(Kernels also stay as they are in Keras: a batch normalisation behind one is not multiplied into it.)
+tf2onnx converts the architecture alone. It copies its input about thirty times, which takes 20 GB for VGG16's weights.
+Therefore every weight of two or more axes is an input of the graph that it converts, and becomes an initializer
+afterwards. (This also keeps the kernels unchanged: tf2onnx does not fold the following batch normalisation into them.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from xcam_keras.inputs import data_format, input_spec, symbolic_inputs
 from xcam_keras.quiet import quiet
 
 OPSET = 18
-"""The newest that tf2onnx 1.17 writes."""
+"""The newest operator set that tf2onnx 1.17 writes."""
 BATCH = "batch"
 """The ONNX model's name for the size of the batch."""
 LAYERS = "xcam.layers"
@@ -158,7 +158,7 @@ def _converted(network: _Network) -> Any:
                 custom_op_handlers={"Erfc": (_erfc, [])},
                 tensors_to_rename=network.names,
             )
-            if errors:  # it continues after an error, with part of the network missing
+            if errors:  # tf2onnx continues after an error, with part of the network missing
                 raise ValueError(errors[0])
             onnx.checker.check_model(proto)
         except MemoryError:
@@ -184,7 +184,7 @@ def _erfc(graph: Any, node: Any, name: str, _: Any) -> None:
 
 
 def _describe(proto: Any, network: _Network) -> None:
-    """Name the open axes, and store which tensor is which layer's value."""
+    """Name the open axes, and store the tensor of each layer's value in the metadata."""
     import onnx
 
     graph = proto.graph

@@ -87,7 +87,7 @@ class KerasModel(RecordedModel[Recording]):
 
     def _record(self, shape: tuple[int, ...]) -> Recording:
         if not all(layer.built for layer in self.model._flatten_layers()):
-            # Weights that are created while an engine records stay half initialised: Keras then fails at its next
+            # Weights that are created while an engine records are only half initialised: Keras then fails at its next
             # StatelessScope, in any other model.
             self.model(keras.ops.zeros((1, *shape), self.input.dtype), training=False)
         recording: Recording = engine().Recording(self.model, shape, self.input.dtype, self.layout)

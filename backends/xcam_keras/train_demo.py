@@ -1,9 +1,9 @@
 """Train the demo network: `python -m xcam_keras.train_demo OUT.npz`. Seeded; about ten minutes on two cores.
 
-The network is the project's ground truth, so it learns the location of each shape in addition to its class: its last
-step is linear, so each class has a score at each position, and their mean is the class's score. The means are trained on
-the classes, the scores at positions on the outlines. A map with its peak elsewhere is then a fault of the method. Batch
-normalisation is used for training only, and folded into the kernels before they are saved.
+The network is the project's ground truth. It learns the location of each shape in addition to its class: its last step
+is linear, each class has a score at each position, and the mean of these is the score of the class. The means are
+trained on the classes, the scores at positions on the outlines. A map with its peak elsewhere is then a fault of the
+method. Batch normalisation is used for training only, and folded into the kernels before they are saved.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _facts(builder: Callable[..., keras.Model], model: keras.Model) -> dict[str,
 def preprocessing_of(function: Callable[[Array], Array]) -> Preprocessing:
     """Return the affine form of one of Keras' `preprocess_input` functions, from its values for black and pure colours.
 
-    So no table of models has to be maintained, and the core does the arithmetic for all frameworks.
+    This avoids a table of models, and the core computes the preprocessing for all frameworks.
     """
     black = function(np.zeros((1, 1, 1, 3), np.float32)).ravel()
     colours = np.stack([function(255 * colour.reshape(1, 1, 1, 3)).ravel() for colour in np.eye(3, dtype=np.float32)])

@@ -134,7 +134,7 @@ class Cut:
         return self._heads.get(key, lambda: self._runtime.session(part(self._graph, [self._source], key)[0]))
 
     def _run(self, name: str, differentiable: bool, make: Callable[[], ModelProto]) -> Run:
-        """Return a differentiable run where there is one; one without gradient is lighter, and is made if that suffices."""
+        """Return an existing differentiable run. Otherwise create a run, without gradient where none is needed."""
         with self._lock:
             if (name, True) in self._runs:
                 return self._runs[name, True]

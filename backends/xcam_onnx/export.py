@@ -60,7 +60,7 @@ def export(
     target = find(model, layer)
     proto = copied(recording.model)
     if any(name.startswith("xcam/") for name in Graph(proto).producer):
-        raise InputError(f"{model.name} is self-explaining already; export the model that it was made from")
+        raise InputError(f"{model.name} is self-explaining already; export the original model")
     try:
         written = _explained(model, recording, proto, target, method)
     except TooOld:
@@ -178,7 +178,7 @@ def _newer(proto: ModelProto, name: str) -> ModelProto:
 
 
 def _save(proto: ModelProto, path: Path, weights: WeightFiles) -> None:
-    """Write next to `path`, check, then move."""
+    """Write the model to a temporary file next to `path`, check it, then move it."""
     try:
         with whole_or_not(path) as file:
             large = external_size(proto.graph.initializer) > LIMIT

@@ -1,4 +1,4 @@
-"""ONNX files: opened without reading their weights; external data is checked before anything maps it."""
+"""ONNX files: opened without reading their weights; external data is checked before it is mapped."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def store(model: ModelProto) -> tuple[ModelProto, WeightFiles]:
 
 
 def _resolved(path: Path) -> Path:
-    """Follow a link, as download caches use them; but not where the weights are in files next to the link."""
+    """Follow a link, as download caches use them, unless the weights are in files next to the link."""
     if not path.is_symlink():
         return path
     target = path.resolve()

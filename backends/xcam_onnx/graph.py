@@ -61,7 +61,7 @@ class Graph:
         return self._types.get(name, (0, None))[1]
 
     def set_type(self, name: str, dtype: int, shape: Shape) -> None:
-        """Set the type and shape of a tensor, as a run showed them."""
+        """Set the type and shape of a tensor to those of a run."""
         self._types[name] = dtype, shape
 
     def constant(self, name: str) -> Array | None:
@@ -158,8 +158,7 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[M
         outputs: Names of the tensors that it returns.
 
     Returns:
-        The model, with the constants and weights that it reads; and its further inputs: the tensors that pass `inputs`
-        by.
+        The model, with the constants and weights that it reads; and its further inputs: the bypass values of `inputs`.
     """
     nodes = graph.between(inputs, outputs)
     computed = {name for node in nodes for name in node.output}

@@ -69,7 +69,7 @@ class OnnxModel(RecordedModel[Recording]):
         return self.recording.runtime.threads
 
     def _record(self, shape: tuple[int, ...]) -> Recording:
-        """Return the one recording. Its layers are read once, for the input size that the model has by then."""
+        """Return the only recording. Its layers are read once, for the model's input size at that time."""
         self.recording.spec = self.input
         return self.recording
 
@@ -103,7 +103,7 @@ class OnnxModel(RecordedModel[Recording]):
         )
 
     def disable_spinning(self) -> None:
-        """See xcam.contract.abilities. Existing sessions stay as they are."""
+        """See xcam.contract.abilities. Existing sessions are not changed."""
         self.recording.runtime = dataclasses.replace(self.recording.runtime, spinning=False)
 
     def explain_missing_layer(self, name: str) -> str | None:

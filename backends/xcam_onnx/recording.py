@@ -202,7 +202,7 @@ class ForwardPass:
 
     @cached_property
     def _bypass(self) -> dict[str, Array]:
-        """The values that pass the layer by, of all rows."""
+        """The bypass values of all rows."""
         session = self._cut.head(self._cut.bypass)
         batches = [session(self._recording.feed(self._x[rows])) for rows in self._recording.slices(len(self._x))]
         return {

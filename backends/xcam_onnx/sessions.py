@@ -46,7 +46,7 @@ class Runtime:
         Args:
             model: The model, or a part of it.
             shared: Weights that other sessions read too: they are read from the mapped files, and not packed.
-            once: The session is run once, so that packing its weights is not worth the time.
+            once: The session is run once, so that packing its weights would only cost time.
 
         Raises:
             ModelError: The runtime cannot open the model, or cannot start the device.
@@ -71,7 +71,7 @@ class Runtime:
                 model.SerializeToString(),
                 options,
                 providers=list(self.providers),
-                enable_fallback=0,  # it prints, and runs on another device than the one asked for
+                enable_fallback=0,  # otherwise it prints, and runs on another device than the requested one
             )
         provider = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
         if provider not in session.get_providers():

@@ -1,4 +1,4 @@
-"""The input, the outputs and the layers of a model, as its graph shows them."""
+"""The input, the outputs and the layers of a model, derived from its graph."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, st
 
 
 def _renamed(entry: TensorName, layers: Mapping[str, str], known: Mapping[str, tuple[Layer, str]]) -> TensorName:
-    """Return the entry under the innermost of the layer names that the metadata gives its tensor; `inner` without one."""
+    """Return the entry with the innermost layer name that the metadata has for its tensor; without one, it is `inner`."""
     *outer, name = [layer for layer, tensor in layers.items() if tensor == entry.tensor] or [""]
     if not name:
         entry.inner = True

@@ -1,8 +1,8 @@
-"""Weights that stay in their files: of a model only the graph is read, and of each larger weight its location.
+"""Weights that stay in their files: only the graph of a model is read, and the location of each larger weight.
 
 ONNX stores a weight either in the model file (as `raw_data`, a field of a protobuf message) or in another file (external
-data). Here both become external data: file name, offset, length. So opening a model of any size takes little memory, and
-the sessions for its parts map the same pages of the same file.
+data). Here both become external data: file name, offset, length. Opening a model of any size then takes little memory,
+and the sessions of its parts share the mapped pages.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class WeightFiles:
             tensor.ClearField("data_location")
 
     def array(self, tensor: TensorProto) -> Array:
-        """Return a weight as an array in its mapped file, of which nothing is read before it is used."""
+        """Return a weight as an array in its mapped file, which is read only when it is used."""
         info = ExternalDataInfo(tensor)
         if info.location not in self._maps:
             with (self.folder / info.location).open("rb") as file:

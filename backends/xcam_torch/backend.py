@@ -64,9 +64,9 @@ class TorchBackend:
 
 
 def live(source: Any, device: torch.device | None, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module of a live object, wrappers removed, and what is known of it.
+    """Return the module of a live object, without its wrappers, and the facts that are known of it.
 
-    It is copied before weights or a device would change the caller's own module.
+    It is copied where weights or a device would change the caller's module.
     """
     if isinstance(source, torch.export.ExportedProgram):
         return files.unflattened(source, "the exported program")

@@ -28,7 +28,7 @@ class Call:
 
     module: nn.Module
     index: int
-    """Which of the module's calls, from 0."""
+    """Index of this call among the module's calls."""
     calls: int
     """Number of the module's calls."""
     layer: Layer
@@ -112,7 +112,7 @@ def record(
 def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
     """Return the calls in the order in which they ended; a container that returns its last part's value comes first.
 
-    (Not where it wrote to the value in place before: `F.relu(norm(conv(x)), inplace=True)`.)
+    (Except where it wrote to the value in place: `F.relu(norm(conv(x)), inplace=True)`.)
     """
     order: list[int] = []
     for end, call in enumerate(seen):
@@ -122,7 +122,7 @@ def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
             order.append(end)
             continue
         last = max(parts, key=lambda i: seen[i].start)  # the innermost of those that ended last
-        around = [i for i in parts if i >= last]  # it, and the containers between it and this one
+        around = [i for i in parts if i >= last]  # this part, and the containers around it within the current one
         order.insert(min(order.index(i) for i in around), end)
     return [seen[i] for i in order]
 

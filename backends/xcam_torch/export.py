@@ -31,9 +31,9 @@ BATCH = "batch"
 def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int = 3) -> None:
     """Write `module`, in evaluation mode, as an ONNX model of one input [batch, channels, *size].
 
-    The batch is of any size where the module can be captured so, else of one. Outputs are the float tensors that the
-    module returns, by key; a single one is named `output`. Weights of more than 1.5 GB are stored next to the file, in
-    `<name>.data`. The file appears when it is complete.
+    The batch size is open if the module can be captured with an open one, else 1. Outputs are the float tensors that
+    the module returns, by key; a single one is named `output`. Weights of more than 1.5 GB are stored next to the file,
+    in `<name>.data`. The file appears when it is complete.
 
     Raises:
         BackendError: onnx or onnxscript is not installed.
@@ -50,7 +50,7 @@ def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int 
             names = _return_tuple(twin, example, name)
             try:
                 program = _exported(twin, example, {0: torch.export.Dim.DYNAMIC})
-            except Exception:  # whatever prevents a batch of any size
+            except Exception:  # the cause does not matter: a fixed batch may still work
                 try:
                     program = _exported(twin, example[:1], None)
                 except Exception as error:
@@ -64,7 +64,7 @@ def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int 
 
 
 def _twin(module: nn.Module, name: str) -> nn.Module:
-    """Return a copy on the CPU that shares the weights which are there: the exporter replaces parameters by fakes."""
+    """Return a copy on the CPU that shares weights on the CPU. The exporter replaces parameters by fake tensors."""
     with torch.no_grad():
         shared: dict[int, Any] = {
             id(value): nn.Parameter(value.detach().cpu(), value.requires_grad) for value in module.parameters()
@@ -82,7 +82,7 @@ def _twin(module: nn.Module, name: str) -> nn.Module:
 
 
 def _return_tuple(twin: nn.Module, example: Tensor, name: str) -> list[str]:
-    """Let `twin` return its float outputs as a tuple, and return their names."""
+    """Make `twin` return its float outputs as a tuple; return their names."""
     forward = twin.forward
     with first_run(name, example.shape[1:]):
         names = list(tensors(forward(example), name))
@@ -123,7 +123,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop the exporter's warnings, log and prints (of graphs that it gave up), which no user could act on."""
+    """Suppress the exporter's warnings, log and prints (of failed attempts), which do not help a user."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -21,7 +21,7 @@ TORCHSCRIPT = (
 
 
 def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module in a file and what is known of it.
+    """Return the module in a file and the facts that are known of it.
 
     Raises:
         ModelError: the file holds no model; the message names what it holds.

@@ -34,13 +34,11 @@ _stance: Any = None
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """Return every module once.
 
-    Module.modules() does the same ten times slower, and each call of a model needs it.
+    Module.modules() does the same ten times slower, and it is needed in each call of a model.
     """
     modules = {model: None}
     queue = [model]
-    for (
-        module
-    ) in queue:  # grows while it is walked; no function is called for a module, as that takes most of the time
+    for module in queue:  # grows during the loop; no function is called for a module, as that takes most of the time
         for part in module._modules.values():
             if part is not None and part not in modules:
                 modules[part] = None
@@ -106,7 +104,7 @@ def hooked(
 
 @contextlib.contextmanager
 def _eagerly() -> Iterator[None]:
-    """Run compiled parts eagerly. torch has one stance for all threads: the last to leave restores it."""
+    """Run compiled parts eagerly. torch's stance is global; the last thread to leave restores it."""
     global _eager_threads, _stance
     with _lock:
         if not _eager_threads:

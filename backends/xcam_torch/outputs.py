@@ -62,7 +62,7 @@ def first_float(value: Any) -> Tensor | None:
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """Return `value` with `new` in place of `old`."""
+    """Return `value` with `old` replaced by `new`."""
     if value is old:
         return new
     if isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
 
 
 class EndActivation(TorchFunctionMode):
-    """Record the input of every softmax and sigmoid of this thread, to find those that compute the model's outputs."""
+    """Record the input of every softmax and sigmoid of this thread, to identify those at the model's outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,11 +95,11 @@ class EndActivation(TorchFunctionMode):
         return value
 
     def logits(self, output: Tensor) -> tuple[Tensor, str | None]:
-        """Return the tensor under the output's softmax or sigmoid and its name, or the output itself and None."""
+        """Return the input of the output's softmax or sigmoid and its name, or the output itself and None."""
         return cut_activation(output, lambda tensor: self._producers.get(id(tensor)))
 
 
 def float32(tensor: Tensor) -> Array:
-    """Return a tensor as float32 NumPy on the CPU, in memory of its own."""
+    """Return a tensor as a float32 NumPy copy on the CPU."""
     array: Array = tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
     return array

@@ -81,7 +81,7 @@ class Recording:
         return self.cut(self.tensor(x), self.calls[layer])
 
     def cut(self, x: Tensor, call: Call, replacement: Tensor | None = None) -> ForwardPass:
-        """Run the whole module, opened at a call, with a replacement of the layer's value where one is given."""
+        """Run the whole module, opened at a call, with an optional replacement of the layer's value."""
         batches = self._batches(x)
         replacements = [None] * len(batches) if replacement is None else self._batches(replacement)
         cuts = [self._forward.cut(batch, call, value) for batch, value in zip(batches, replacements, strict=True)]
@@ -120,7 +120,7 @@ class ForwardPass:
                 for name, output in cuts[0].outputs.items()
             }
         self._bypass: tuple[Tail, list[Tensor]] | None = None
-        """The tail that was used last, and the values that pass the layer by."""
+        """The tail that was used last, and the bypass values."""
 
     @property
     def outputs(self) -> Mapping[str, Array]:

@@ -12,7 +12,7 @@ from xcam.contract.shuffling import cannot_copy, to_shuffle
 
 
 def parameter_layers(module: nn.Module, order: Sequence[str] = ()) -> list[str]:
-    """Return the paths of the parts that have weights of their own; those named in `order` in that order, others first."""
+    """Return the paths of parts with their own weights: first those missing in `order`, then the others in that order."""
     first_call = {name: index for index, name in reversed(list(enumerate(order)))}
     return sorted(_weights(module), key=lambda name: first_call.get(name, -1))
 
@@ -44,7 +44,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module], values: dict[int, Tensor]) -> nn.Module:
-    """Return a tree of new modules around the same code, with weights and buffers of its own."""
+    """Return a tree of new modules that share the code, with copies of weights and buffers."""
     if module in twins:
         return twins[module]
 

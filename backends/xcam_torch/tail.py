@@ -1,4 +1,4 @@
-"""The tail behind a layer, as a graph of its own: captured by torch.export, cut at the layer, run with any batch.
+"""The tail behind a layer as a separate graph: captured by torch.export, cut at the layer, run with any batch.
 
 Only the tail runs again for each variant of the layer's value; the bypass values (skip connections) are computed once.
 Modules that torch.export cannot capture have no tail, and are run whole.
@@ -27,11 +27,11 @@ STORAGE_ONLY = ("_to_copy", "clone", "alias")
 """Operations that only change how a value is stored."""
 
 CAPTURING = threading.Lock()
-"""torch.export keeps state for the whole process: two captures at once break each other."""
+"""torch.export keeps state for the whole process: concurrent captures fail."""
 
 
 class Tail:
-    """A captured tail. Holds the module's own parameters, so new values in them count."""
+    """A captured tail. It shares the module's parameters and therefore uses their current values."""
 
     def __init__(
         self, module: nn.Module, graph: fx.GraphModule, cut: fx.Node, outputs: Mapping[str, fx.Node]
@@ -56,7 +56,7 @@ class Tail:
         return self._pointers == _pointers(module)
 
     def bypass(self, x: Tensor) -> list[Tensor]:
-        """Return the values that pass the layer by, for the batch `x`."""
+        """Return the bypass values for the batch `x`."""
         return list(self._head(x)) if self._head else []
 
     def rows(self, bypass: list[Tensor], x: Tensor, pick: Tensor) -> list[Tensor]:
@@ -92,7 +92,7 @@ def verified(forward: Forward, x: Tensor, call: Call) -> Tail | None:
 
 
 def _same(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
-    """Return whether outputs agree: to a hundredth of how far the changed value moved them, or to rounding."""
+    """Return whether outputs agree: to a hundredth of the change that the changed value caused, or to rounding."""
     for name, value in expected.items():
         moved, error, size = (
             float(difference.detach().abs().max())
@@ -115,21 +115,21 @@ def capture(forward: Forward, x: Tensor, call: Call) -> Tail | None:
     path = module_names(module)[call.module]
     try:
         with CAPTURING, warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporter's own, which no user could act on
-            # The exporter replaces parameters by fakes: in a copy that shares them, as other threads are running.
+            warnings.simplefilter("ignore")  # warnings of the exporter, which do not help a user
+            # The exporter replaces parameters by fake tensors: only in a copy, as other threads use the module.
             shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
             module = copy.deepcopy(module, shared)
             two = x.expand(2, *x.shape[1:]).contiguous()  # a batch of one would be taken for a constant
             program = torch.export.export(
                 module, (two,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), strict=False
             )
-            # Without operations that write in place: their effect would pass the cut unseen.
+            # Operations that write in place are replaced: their effect would bypass the cut.
             graph = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         cut = _cut(graph, call, path)
         outputs = _outputs(graph, forward.output_activations)
         return Tail(module, graph, cut, outputs)
-    except Exception:  # whatever the exporter cannot do: the module is run whole instead
+    except Exception:  # the exporter failed: the whole module is run instead
         return None
 
 

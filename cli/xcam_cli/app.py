@@ -35,7 +35,7 @@ def app() -> None:
 
     \b
     xcam --backend keras image.jpg      VGG16 with ImageNet weights; writes image.cam.jpg
-    xcam -m model.keras image.jpg       a model of your own
+    xcam -m model.keras image.jpg       your own model
     xcam demo                           the small network in the package
 
     `xcam explain` is the default command: `xcam explain --help` lists its options. `--debug` anywhere shows the

@@ -34,7 +34,7 @@ SHOWN = 10
     help="Two or more: onnx:vgg.onnx@features.29, vgg.keras@block5_conv3. The first is the reference.",
 )
 @click.option("--config", metavar="FILE.toml", help="Read the models, and these options, from a file.")
-@click.option("-l", "--layer", metavar="LAYER", help="For models without a layer of their own. Default: aligned.")
+@click.option("-l", "--layer", metavar="LAYER", help="For models without @LAYER. Default: aligned.")
 @click.option("-t", "--target", metavar="CLASS", help="Default: the first model's top class.")
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`.")
 @score_option

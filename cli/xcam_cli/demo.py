@@ -1,4 +1,4 @@
-"""`xcam demo`: the network in the package explains a generated image, in every installed backend."""
+"""`xcam demo`: the network in the package and an explanation of a generated image, in every installed backend."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
 
 
 def _demo_models(names: list[str]) -> Iterator[Any]:
-    """The demo network in each backend that has it: a plugin may have none, or be broken.
+    """Return the demo network in each backend that has it; plugins may lack it or be broken.
 
     Raises:
         XcamError: the error of the last backend, where no backend has the network.

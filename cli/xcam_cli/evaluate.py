@@ -30,7 +30,7 @@ def _list(context: click.Context, _: click.Parameter, requested: bool) -> None:
             [m.name, m.summary, m.better, m.passes, "" if m.default else "when named", m.source]
             for m in xcam.list_measures().values()
         ]
-        print_table(["measure", "definition", "better", "cost on top of the explanation", "", "source"], rows)
+        print_table(["measure", "definition", "better", "cost in addition to the explanation", "", "source"], rows)
         context.exit()
 
 
@@ -116,7 +116,7 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
 
 
 def _annotations(paths: list[str], table: dict[str, Annotation], file: str | None) -> list[Annotation]:
-    """The annotation of each image; an empty list without a table. Raises InputError."""
+    """Return the annotation of each image; an empty list without a table. Raises InputError."""
     from xcam.errors import InputError
 
     if file is None:
@@ -130,7 +130,7 @@ def _annotations(paths: list[str], table: dict[str, Annotation], file: str | Non
 
 
 def _classes(model: Any, paths: list[str], annotations: list[Annotation]) -> list[int | None] | None:
-    """The class index of each image from the table; None without classes. Raises InputError."""
+    """Return the class index of each image from the table; None without classes. Raises InputError."""
     from xcam.errors import InputError
     from xcam.targets.parsing import class_index
 
@@ -152,7 +152,7 @@ def _classes(model: Any, paths: list[str], annotations: list[Annotation]) -> lis
 
 
 def _methods(names: tuple[str, ...], model: Any) -> list[str]:
-    """The methods that were named; for `all`, those that the backend supports. Raises InputError."""
+    """Return the named methods; for `all`, those that the backend supports. Raises InputError."""
     import xcam
     from xcam.explanation.context import lacking
     from xcam.methods.registry import get
@@ -165,7 +165,7 @@ def _methods(names: tuple[str, ...], model: Any) -> list[str]:
 
 
 def _measures(names: tuple[str, ...], model: Any, located: bool) -> list[str] | None:
-    """The measures that were named; for `all`, those whose inputs are available. Raises InputError."""
+    """Return the named measures; for `all`, those whose inputs are available. Raises InputError."""
     import xcam
     from xcam.contract.abilities import Randomizable, supports
     from xcam.evaluation.registry import get

@@ -106,7 +106,7 @@ def explain(
 
 
 def _page_path(report: str | None, images: tuple[str, ...]) -> Path | None:
-    """The path of the HTML page, checked. Raises InputError."""
+    """Return the checked path of the HTML page. Raises InputError."""
     from xcam.comparison.data import KEPT
     from xcam.errors import InputError
     from xcam.report.rendering import check_path
@@ -133,7 +133,7 @@ def run(model: Any, images: list[Path], plan: Plan, paths: list[list[Path]], kee
     kept: list[Any] = []
     printed: list[str] = []
     with ProgressBar() as bar, progress.listening(bar.update):
-        for start in progress.steps(range(0, len(images), BATCH), "images"):  # thousands are never held at once
+        for start in progress.steps(range(0, len(images), BATCH), "images"):  # thousands are never in memory at once
             part = slice(start, start + BATCH)
             try:
                 with collected_warnings(printed) as texts, stdout_to_stderr():
@@ -154,13 +154,13 @@ def run(model: Any, images: list[Path], plan: Plan, paths: list[list[Path]], kee
 
 
 def _shrunk(row: list[Any], whole: bool) -> list[Any]:
-    """The explanations of one image with one copy of it, at the size at which the page shows it."""
+    """Return the explanations of one image with one copy of it, at the size at which the page shows it."""
     image = row[0].image if whole else row[0].shrunk().image
     return [replace(e, image=image) for e in row]
 
 
 def _explain_all(model: Any, images: list[Path], plan: Plan, methods: list[str]) -> list[list[Any]]:
-    """For each image its explanations: by method, then by layer, then by class."""
+    """Return the explanations of each image, ordered by method, layer and class."""
     import xcam
 
     rows: list[list[Any]] = [[] for _ in images]
@@ -176,7 +176,7 @@ def _explain_all(model: Any, images: list[Path], plan: Plan, methods: list[str])
 
 
 def _supported_methods(model: Any, names: tuple[str, ...]) -> list[str]:
-    """The methods that were named; for `all`, those that the backend supports at no more than Score-CAM's cost."""
+    """Return the named methods; for `all`, those that the backend supports at no more than Score-CAM's cost."""
     import xcam
     from xcam.explanation.context import lacking
 
@@ -222,7 +222,7 @@ def _print_documents(documents: list[dict[str, Any]]) -> None:
 
 
 def _top_classes(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:
-    """Label, index and probability of the three best classes."""
+    """Return label, index and probability of the three best classes."""
     from xcam.explanation.result import class_label
 
     return [(class_label(model.labels, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
@@ -246,7 +246,7 @@ def _print(explanation: Explanation, path: Path, model: Any) -> None:
 
 
 def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any]:
-    """The summary of one explanation for `--json`."""
+    """Return the summary of one explanation for `--json`."""
     return {
         "image": str(explanation.path),
         "output": str(path),

@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 def expand_images(names: list[str]) -> list[str]:
-    """Expand folders and patterns to the image files in them; plain file names stay.
+    """Expand folders and patterns to the image files in them; plain file names are unchanged.
 
     Raises:
-        InputError: nothing is named, a folder or pattern has no images, or a path is on another machine.
+        InputError: no path is given, a folder or pattern has no images, or a path is on another machine.
     """
     from xcam.errors import InputError
     from xcam.images.writing import WRITABLE

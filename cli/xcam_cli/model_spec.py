@@ -21,7 +21,7 @@ class ModelSpec:
     labels: str | None = None
 
     def open(self, labels: str | None, **options: Any) -> Any:
-        """Load the model; `labels` is for a model without class labels of its own."""
+        """Load the model; `labels` are used if the model has no class labels."""
         from xcam.models.labels import load
 
         model = open_model(

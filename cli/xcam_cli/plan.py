@@ -38,7 +38,7 @@ class Plan:
 def make_plan(
     layers: tuple[str, ...], targets: tuple[str, ...], fuse: str | None, options: dict[str, Any]
 ) -> tuple[Plan, dict[str, Any]]:
-    """Make the plan from the command's options; the others, those of `xcam.load`, are returned next to it.
+    """Return the plan from the command's options, and the remaining options, which are those of `xcam.load`.
 
     Raises:
         InputError: options contradict each other, or a name is unknown.
@@ -110,7 +110,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def output_paths(images: tuple[str, ...], plan: Plan, output: str | None) -> list[list[Path]]:
-    """For each image the output paths: one for each target, or one for all. Checked before the work.
+    """Return the output paths of each image, one for each target or one for all, after checking them.
 
     Raises:
         InputError: an image is missing, a path cannot be written, or two explanations would have the same path.

@@ -138,7 +138,7 @@ def test_layers_side_by_side(run: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "onnx:demo", IMAGE], "there is nothing to compare one model with"),
+        (["-m", "onnx:demo", IMAGE], "cannot compare fewer than two models; give two or more"),
         (["-m", "onnx:demo", "-m", "torch:demo"], "no image is given"),
         (["-m", "onnx:demo", "-m", "torch:demo", "none-*.png"], "no file matches none-*.png"),
         (["-m", "onnx:demo", "-m", "torch:demo@conv9", IMAGE], "unknown layer 'conv9' in demo"),

@@ -1,8 +1,8 @@
 """A forward pass as a jaxpr, and the cuts in it.
 
-The weights are arguments, so that new ones need no new compilation. A cut is three runs of the jaxpr's equations: from
-the input to the layer and the bypass values; from there to the outputs; and the transpose of that (jax.vjp). Each is
-compiled by jax.jit. The model itself is never changed.
+The weights are arguments, so that new ones need no new compilation. A cut consists of three functions of the jaxpr's
+equations: one from the input to the layer and the bypass values, one from there to the outputs, and the transpose of
+the latter (jax.vjp). Each is compiled by jax.jit. The model itself is never changed.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Cut:
         behind = graph.following(layer)
         ahead = graph.from_x - behind
         read = {v for e in graph.jaxpr.eqns if not behind.isdisjoint(e.outvars) for v in _inputs(e)}
-        read |= {var for var in graph.outputs if isinstance(var, Var)}  # an output that the layer has no part in
+        read |= {var for var in graph.outputs if isinstance(var, Var)}  # an output that does not depend on the layer
         bypass = ahead & read & graph.ancestors(graph.outputs, stop=[layer, *ahead])
         self.layer = layer
         self.bypass = [v for v in [graph.x, *(v for e in graph.jaxpr.eqns for v in e.outvars)] if v in bypass]

@@ -1,10 +1,10 @@
 """A Keras model on TensorFlow, traced once into a graph and cut there.
 
 The whole forward pass is recorded once for each input shape. Every cut is then made in that graph: the forward part
-returns the few tensors that the backward part needs, the backward part takes them and a cotangent. So cotangents are
-computed in plain Python between two compiled functions, nothing before the layer is differentiated, and the model itself
-is never changed. (A gradient tape with a callback inside one compiled function takes as long; this needs no callback
-and no call ids, and `resume` uses the same parts.)
+returns the few tensors that the backward part needs, the backward part takes them and a cotangent. Cotangents are
+computed in plain Python between two compiled functions. Nothing before the layer is differentiated, and the model
+itself is never changed. (A gradient tape with a callback inside one compiled function is not faster. This way needs no
+callback and no call ids, and `resume` uses the same parts.)
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Cut:
         known = existing & self.recording.from_x
         backward = reachable([gradient.op], lambda op: [t.op for t in op.inputs if t.op.name not in existing])
         read = [t for op in backward for t in op.inputs if t.op.name in known]
-        # Of a loop or a branch all outputs are passed: pruning meets the others on its way.
+        # Of a loop or a branch all outputs are passed: pruning reads the others too.
         whole = [other for t in read for other in (t.op.outputs if t.op.type in CONTROL_FLOW else [t])]
         return list({t.name: t for t in whole}.values())
 

@@ -1,4 +1,4 @@
-"""Recording of a Keras model as a TensorFlow graph, and walks through the graph."""
+"""Recording of a Keras model as a TensorFlow graph, and traversal of the graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xcam.contract.graphs import reachable
 from xcam_keras import calls
 
 TRACING = threading.RLock()
-"""Held while a model is recorded or a graph is extended: two threads that trace at once break each other."""
+"""The lock for recording a model or extending a graph: concurrent tracing in two threads fails."""
 
 OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 

@@ -1,7 +1,7 @@
-"""A Keras model on torch: run as it is, its layer calls watched, and differentiated from the layer to the outputs.
+"""A Keras model on torch: the model runs unchanged, its layer calls are recorded, and the tail is differentiated.
 
-Before the layer gradients are off; its value becomes a leaf, from which torch's own graph starts. `.grad` of the
-user's parameters is never touched. xcam_keras.engines.torch_replay spares `resume` the calls before the layer.
+Gradients are off before the layer. Its value becomes a leaf, from which torch's own graph starts. `.grad` of the user's
+parameters is never changed. xcam_keras.engines.torch_replay saves `resume` the calls before the layer.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Recording:
         return outputs, leaf[0]
 
     def replay(self, name: str) -> Replay | None:
-        """Return the replay for a layer; None where no call can be spared, or its results differ from the whole model's."""
+        """Return the replay for a layer; None where all calls are needed, or its results differ from the whole model's."""
         return self._replays.get(name, lambda: self._tested_replay(name))
 
     def bypass(self, x: Tensor, replay: Replay) -> Bypass:

@@ -21,7 +21,7 @@ STORAGE_ONLY = ("to", "float", "double", "contiguous")
 
 
 class EndActivation(TorchFunctionMode):
-    """Records the input of every softmax and sigmoid of this thread, to identify the one that makes the model's output."""
+    """A recorder of the inputs of softmax and sigmoid in this thread, to identify the one that computes the model's output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class EndActivation(TorchFunctionMode):
         return value
 
     def logits(self, output: Tensor) -> tuple[Tensor, str | None]:
-        """Return the tensor under the output's softmax or sigmoid and its name, or the output itself and None."""
+        """Return the input of the output's softmax or sigmoid and its name, or the output itself and None."""
         return cut_activation(output, self._activation_of)
 
     def _activation_of(self, value: Tensor) -> tuple[str | None, Tensor] | None:

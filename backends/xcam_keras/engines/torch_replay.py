@@ -1,9 +1,8 @@
 """Replay of the layer calls before a cut, for `resume` on torch.
 
-torch keeps no graph to run a part of. So the whole model is called, but a layer call before the cut returns its former
-value, row by row, without being computed, if the tail reads it. The other calls return NaN, which nothing should read.
-torch's own graph of one pass shows whether that holds, and a run of the whole model confirms it (see
-xcam_keras.engines.torch).
+torch keeps no graph of which a part could be run. Therefore the whole model is called, but layer calls before the cut
+are not computed: they return their earlier values row by row if the tail reads them, else NaN. torch's own graph of one
+pass shows which values the tail reads, and a run of the whole model confirms it (see xcam_keras.engines.torch).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Bypass = Mapping[Key, Any]
 
 @dataclass(frozen=True)
 class Replay:
-    """The calls that are spared when the model is cut open at one layer."""
+    """The calls that need not be computed when the model is cut at one layer."""
 
     ahead: Mapping[Key, Any]
     """The calls before the cut, with NaN in the shape of one row of their values."""
@@ -35,7 +34,7 @@ class Replay:
     """Those whose values the tail reads."""
 
     def skip(self, bypass: Bypass, rows: Sequence[int]) -> calls.Skip:
-        """Return the return values of the spared calls, for these rows of the batch that `bypass` is of."""
+        """Return the return values of these calls, for the given rows of the batch of `bypass`."""
 
         def value(key: Key) -> Any:
             if key in bypass:

@@ -46,7 +46,7 @@ class Backward:
 
 
 def inline_undifferentiable(model: ModelProto, at: str, outputs: Sequence[str]) -> ModelProto:
-    """Return the model, with operators behind `at` that have no rule replaced by their definitions, where they have one."""
+    """Return the model, with the operators behind `at` that lack a rule replaced by their definitions, if these exist."""
     _, path = _path(Graph(model), at, set(outputs))
     operators = {(node.domain, node.op_type) for node in path}
     without_rule = [key for key in sorted(operators) if key not in RULES and _is_defined_by_others(key, model)]
@@ -85,7 +85,7 @@ def _is_defined_by_others(key: tuple[str, str], model: ModelProto) -> bool:
 def differentiate(graph: Graph, at: str, cotangents: Mapping[str, str], name: str, opset: int) -> Backward:
     """Write the gradient of Σ ⟨cotangent, output⟩ with respect to a tensor.
 
-    The graph stays as it is, except that nodes get optional outputs that the gradient needs.
+    The graph is not changed, except that nodes get optional outputs that the gradient needs.
 
     Args:
         graph: The forward graph.

@@ -82,15 +82,15 @@ class Value:
 
 
 class Unsupported(Exception):  # noqa: N818  (internal: the engine turns it into a ModelError)
-    """A rule cannot differentiate a node; the message gives the reason."""
+    """Error of a rule that cannot differentiate a node; the message gives the reason."""
 
 
 class TooOld(Exception):  # noqa: N818
-    """A rule writes an operator that does not exist in the graph's operator set."""
+    """Error of a rule that needs an operator which the graph's operator set lacks."""
 
 
 class Ops:
-    """Writes nodes: `ops.Relu(x)`, `ops.Concat(a, b, axis=1)`, `ops("Split", x, outputs=2)`.
+    """A writer of nodes: `ops.Relu(x)`, `ops.Concat(a, b, axis=1)`, `ops("Split", x, outputs=2)`.
 
     Args:
         graph: The forward graph, whose types and shapes are read.
@@ -105,7 +105,7 @@ class Ops:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.shapes: list[NodeProto] = []
-        """Shape nodes that belong behind the forward graph: a shape is smaller to pass on than its tensor."""
+        """Shape nodes that belong behind the forward graph: passing a shape takes less memory than its tensor."""
         self.requested: dict[str, tuple[int, Shape | None]] = {}
         """Additional outputs of the forward graph (shapes, optional outputs): their types and shapes."""
         self._cache: dict[Any, Value] = {}

@@ -1,6 +1,6 @@
 """Aligning the layers of two models by their values on the same images.
 
-Of every layer a sample is kept, the values of all channels at some positions, so that a large network takes little memory.
+To save memory, only a sample of each layer is kept: the values of all channels at some positions.
 Layers correspond when they have the same shape and similar values, in the same order of execution: the best such
 alignment is computed by dynamic programming (Needleman and Wunsch 1970).
 """

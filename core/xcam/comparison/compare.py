@@ -31,9 +31,9 @@ from xcam.models.load import load
 from xcam.targets import Score
 
 SAMPLES = 2
-"""Images on which layers are aligned."""
+"""The number of images on which layers are aligned."""
 WHOLE = 12
-"""Of more images than this, small copies are kept."""
+"""Up to this number of images, results keep whole images; for more images, small copies."""
 
 
 @keywords_checked(option_names)
@@ -60,8 +60,8 @@ def compare(
             `Comparison.failed`.
         layer: One name for all models, or one for each (None: find it); default: the first model's default layer, and
             the corresponding layers of the others.
-        target: As for `explain`; default: the first model's top class. The others are asked for the same label, where
-            both have labels, else for the same index.
+        target: As for `explain`; default: the first model's top class. The other models explain the class with the same
+            label if both have labels, else the class with the same index.
         method: A name from `xcam.list_methods()`.
         method_options: The method's own options, by name.
         score: `logit`, `probability` or `log-probability`, as for `explain`.
@@ -80,10 +80,10 @@ def compare(
     settings = checked_settings(method, method_options, score, normalize, augment)
     opened = _opened(models)
     if len(opened) < 2:
-        raise InputError("there is nothing to compare one model with; give two or more (-m A -m B)")
+        raise InputError("cannot compare fewer than two models; give two or more (-m A -m B)")
     images = list(image) if isinstance(image, list | tuple) else [image]
     if not images:
-        raise InputError("an empty list of images; give one or more")
+        raise InputError("cannot compare an empty list of images; give one or more")
     specs = inputs.common_inputs(opened, preprocess)
     findings = inputs.differences(opened, specs, preprocess)
     failed: list[tuple[str, str]] = []

@@ -47,8 +47,8 @@ class Correspondence:
     def fill_in(self, names: list[str | None]) -> list[str]:
         """Fill in the missing names of explained layers: the default of the first model, and its counterparts.
 
-        Where the default has no counterpart, the nearest earlier layer that has one is taken. Returns the names of
-        models without a counterpart, as findings for people.
+        Where the default has no counterpart, the nearest earlier layer that has one is taken. Returns notes on models
+        without a counterpart.
         """
         findings = []
         if names[0] is None:
@@ -94,7 +94,7 @@ class Correspondence:
         return [others[index] for index in last.order] != list(labels)
 
     def divergences(self, unlike: Collection[int]) -> Iterator[Divergence]:
-        """Yield for each other model the errors along the layers, where they jump, and the likely cause.
+        """Yield for each other model the errors along the layers, the layer where they jump, and the likely cause.
 
         Args:
             unlike: The models that are known to differ from the first: smaller errors are examined.

@@ -13,7 +13,7 @@ from xcam.explanation.result import Explanation
 
 Verdict = Literal["identical", "equivalent", "different"]
 KEPT = 60
-"""The number of images, the worst, that keep their explanations: memory must not grow with the number of images."""
+"""The number of images whose explanations are kept, the worst ones: this limits the memory for many images."""
 ORDER: tuple[Verdict, ...] = ("identical", "equivalent", "different")
 """From best to worst."""
 

@@ -34,7 +34,7 @@ class Diagnosis:
     code: str
     """One of `CODES`, for scripts."""
     text: str
-    """The cause in this comparison, for people."""
+    """The cause in this comparison, as text for the user."""
 
     def __post_init__(self) -> None:
         if self.code not in CODES:

@@ -50,7 +50,10 @@ def first_jump(errors: Sequence[float], threshold: float = ROUNDING) -> int | No
 
 
 def _lasting(errors: Sequence[float]) -> float:
-    """Return the first of some consecutive errors, as far as it lasts: a nearly closed sigmoid multiplies it once."""
+    """Return the first of some consecutive errors, or the median of the others if it is smaller.
+
+    An error that is large at a single layer (at a nearly saturated sigmoid, for example) does not last.
+    """
     first, *others = errors
     return min(first, statistics.median_low(others)) if others else first
 

@@ -1,6 +1,6 @@
 """The inputs of a comparison: one preprocessing and one size for all models, and the images, read one by one.
 
-The models are not changed: their common input travels as an `InputSpec` for each.
+The models are not changed: each gets an `InputSpec` for the common input.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def common_preprocessing(models: Sequence[Model], preprocess: str | Preprocessin
 def differences(
     models: Sequence[Model], specs: Sequence[InputSpec], preprocess: str | Preprocessing | None
 ) -> list[str]:
-    """Return the differences of the models in preprocessing, size and labels, for people."""
+    """Return the differences of the models in preprocessing, size and labels, as text."""
     texts = []
     common = common_preprocessing(models, preprocess)
     for model in models:

@@ -22,7 +22,7 @@ from xcam.report.formatting import count, number
 OPEN = 3
 """Up to this number of images, all are unfolded; of more, only the worst is."""
 SCALES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""The differences that the brightest colour can represent: below 0.05, rounding would look like an alarm."""
+"""The range of differences that the brightest colour may represent: below 0.05, rounding would appear bright."""
 
 
 def write(comparison: ComparisonData, path: Path) -> None:

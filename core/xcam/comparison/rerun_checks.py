@@ -22,7 +22,7 @@ DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != 
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """A model, the input that the comparison gives it, and a batch in this form."""
+    """A model with its input specification in the comparison, and a batch prepared for it."""
 
     model: Model
     spec: InputSpec
@@ -114,15 +114,15 @@ def _shifted(a: Array, b: Array, step: tuple[int, int]) -> tuple[Array, Array]:
 def _follows_the_input(mismatch: LayerMismatch, expected: Array, margin: int) -> bool:
     """Check a strided layer: its values agree when the image is shifted by a position of the layer before it.
 
-    Values near the border are spoilt where the shifted image wraps around, so the mean error decides, not the largest;
-    it has to fall to half in one direction.
+    Values near the border are wrong where the shifted image wraps around. Therefore the mean error decides, not the
+    largest. It must fall to half in one direction.
     """
     x = mismatch.models[1].x
     axes = (-3, -2) if mismatch.models[1].spec.layout == "channels_last" else (-2, -1)
     rows = x.shape[axes[0]]
     finer = mismatch.before.shape[1] if mismatch.before is not None and mismatch.before.is_spatial else rows
     shifts = [max(1, rows // finer) * 2**k for k in range(8)]
-    # Up to half a position of this layer.
+    # Shifts of at most half the distance between two positions of this layer.
     shifts = [n for n in shifts if n * expected.shape[-2] <= rows / 2 or n == shifts[0]]
 
     def mean_error(batch: Array) -> float:

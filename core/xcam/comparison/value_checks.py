@@ -26,7 +26,7 @@ LEFT = 0.2
 
 
 def reordered(a: LayerSample, b: LayerSample, spatial: LayerSample | None) -> Diagnosis | None:
-    """Check whether the channels are the same in another order, each with a scale and an offset of its own.
+    """Check whether the channels are the same in another order, each with its own scale and offset.
 
     Args:
         a: The layer of the first model.
@@ -48,7 +48,7 @@ def reordered(a: LayerSample, b: LayerSample, spatial: LayerSample | None) -> Di
 
 
 def _correlated_order(a: Array, b: Array) -> Array | None:
-    """Return the order of b's channels that equals a but for scale and offset; None where there is none or it is trivial."""
+    """Return the order in which b's channels equal a's up to scale and offset; None where it does not exist or is trivial."""
     if a.shape != b.shape or a.shape[1] < 2 or a.shape[0] * a.shape[2] < 16:
         return None
     rows = []
@@ -85,8 +85,8 @@ def _is_half(values: Array) -> bool:
 def rounded(a: Array, b: Array, is_start: bool) -> Diagnosis | None:
     """Check whether the difference is that of half precision: small, and without a structure.
 
-    It differs within a channel; or, where the weights were rounded, it is upwards for some channels and downwards for
-    others.
+    The difference varies within a channel. Where the weights were rounded, it is positive for some channels and
+    negative for others.
 
     Args:
         a: The values of the first model.

@@ -1,6 +1,6 @@
 """The contract between the core and a backend, and the helpers that backends share.
 
-The types are importable from here; presets, plugins, validation and the helpers are in modules of their own.
+The types are importable from here; presets, plugins, validation and the helpers are in separate modules.
 """
 
 from xcam.contract.outputs import like, one_output

@@ -77,7 +77,7 @@ class Randomizable(Model, Protocol):
     def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> Model:
         """Return a copy in which the learnt weights of `parts` are shuffled. The model itself is not changed.
 
-        Each part has a random generator of its own (see `xcam.contract.shuffling`): the result for a part depends on
+        Each part has its own random generator (see `xcam.contract.shuffling`): the result for a part depends on
         `seed` and on the part's name, and not on which other parts are shuffled.
 
         Raises:
@@ -124,7 +124,7 @@ def supports(model: object, ability: Callable[..., T]) -> TypeGuard[T]:
 
 
 def members(protocol: Any) -> list[str]:
-    """Return the names of a protocol's own public members, those that it inherits left out."""
+    """Return the names of a protocol's public members, without inherited ones."""
     return [name for name in (*protocol.__annotations__, *vars(protocol)) if not name.startswith("_")]
 
 

@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[K, V]):
-    """The values that were used last, each made once for all threads.
+    """A cache of the most recently used values; each is created once for all threads.
 
     One thread makes a value at a time; the others wait. `make` may use the cache itself.
     """

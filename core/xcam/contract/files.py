@@ -111,7 +111,7 @@ def whole_or_not(path: Path) -> Iterator[Path]:
                 _replace(part, path.with_name(part.name))
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; give a folder that exists and has room"
+            f"cannot write {path}: {error.strerror or error}; give an existing folder with enough free space"
         ) from error
 
 

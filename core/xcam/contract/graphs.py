@@ -1,4 +1,4 @@
-"""Walks through a recorded forward pass, and the names of its calls."""
+"""Traversal of a recorded forward pass, and the names of its calls."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def reachable(starts: Iterable[N], neighbours: Callable[[N], Iterable[N]], stop:
     Args:
         starts: nodes of a graph.
         neighbours: the nodes one step further: inputs for ancestors, users for the nodes computed from it.
-        stop: nodes that are returned when they are met, but not walked through.
+        stop: nodes that are returned, but not traversed.
     """
     result: dict[N, None] = dict.fromkeys(starts)
     queue = [node for node in result if node not in stop]
-    for node in queue:  # grows while it is walked
+    for node in queue:  # grows during the loop
         for neighbour in neighbours(node):
             if neighbour not in result:
                 result[neighbour] = None

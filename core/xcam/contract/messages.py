@@ -87,7 +87,7 @@ def out_of_memory(*kinds: type[Exception], signs: Sequence[str] = ()) -> Iterato
 
     Args:
         kinds: classes of errors that always mean exhausted memory.
-        signs: parts of an error's text that mean it, whatever its class.
+        signs: parts of an error's text that mean exhausted memory, for errors of any class.
     """
     try:
         yield

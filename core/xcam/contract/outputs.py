@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 
 def one_or_mapping(named: Mapping[str, T]) -> T | Mapping[str, T]:
-    """Return values by output name as the contract has them: the value itself where there is one, else the mapping.
+    """Return the value itself if there is only one, else the mapping by output name.
 
-    For outputs as for `Model.output_activation`.
+    The contract uses this form for outputs and for `Model.output_activation`.
     """
     return named if len(named) > 1 else next(iter(named.values()))
 
@@ -47,7 +47,7 @@ def like(outputs: Outputs, value: Array, name: str | None = None) -> Outputs:
 
 
 def cut_activation(output: T, producer: Callable[[T], tuple[str | None, T] | None]) -> tuple[T, str | None]:
-    """Return the logits under an output and the activation that was cut off, or the output itself and None.
+    """Return an output's logits and the activation that was cut off, or the output itself and None.
 
     Args:
         output: a model output, as the framework's tensor, graph node or name.

@@ -1,9 +1,9 @@
-"""`Model` on top of recordings: what the backends share once a framework's model can be opened at a layer.
+"""A base class for models whose layers are known only after a run; the backends share it.
 
-A backend may implement `Model` directly. One that has to run a model before it knows its layers writes instead a
-`Recording` (the layers for one input shape) and a `ForwardPass` (one pass, opened at a layer), and inherits from
-`RecordedModel`. Arrays are NumPy, float32, in the layout in which the framework stores the layer's value; conversion to
-channels first, fixed names of outputs, rows, cotangents and errors are done here.
+A backend may implement `Model` directly. A backend that must run a model to know its layers implements a `Recording`
+(the layers for one input shape) and a `ForwardPass` (one pass, opened at a layer), and inherits from `RecordedModel`.
+Arrays are NumPy, float32, in the layout in which the framework stores the layer's value. Conversion to channels first,
+fixed names of outputs, rows, cotangents and errors are handled here.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class RecordedModel(ABC, Generic[R]):
 
     @abstractmethod
     def _running(self) -> AbstractContextManager[None]:
-        """Enter the state in which the framework runs the model, and leave it as it was.
+        """Enter the state in which the framework runs the model; restore the earlier state at the end.
 
         Evaluation mode, device, memory errors: entered around each call of a recording or a forward pass, and not
         around the caller's cotangents.

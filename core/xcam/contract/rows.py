@@ -1,4 +1,4 @@
-"""Rows of a batch: which row of a trace a variant belongs to, and the parts of a batch that a fixed size asks for."""
+"""Rows of a batch: the row of a trace for each variant, and slices for models with a fixed batch size."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from xcam.errors import InputError
 
 
 def rows_of(rows: Sequence[int] | None, images: int, variants: int) -> list[int]:
-    """Return for each variant that `resume` is given the row of the trace that it belongs to.
+    """Return the row of the trace for each variant that is passed to `resume`.
 
     Args:
-        rows: as given to `resume`; None: all 0 when the trace has one row, else one for one.
+        rows: as given to `resume`; None: all 0 when the trace has one row, else row k for variant k.
         images: number of rows of the trace.
         variants: number of variants.
 

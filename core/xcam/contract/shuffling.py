@@ -1,7 +1,7 @@
 """Shuffling of weights for the model-parameter randomisation test (Adebayo et al. 2018).
 
-Values are exchanged within each learnt weight, so that its distribution stays. Statistics that are counted and not
-learnt (those of a batch norm) stay as they are.
+Values are permuted within each learnt weight, which keeps their distribution. Running statistics (of a batch norm) are
+not shuffled.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def to_shuffle(
 ) -> Iterator[tuple[W, np.random.Generator]]:
     """Yield each learnt weight of `parts` with the random generator that shuffles it.
 
-    Each part has a generator of its own, seeded by `seed` and the part's name: the order of `parts`, and which other
-    parts are shuffled, do not matter. `shuffled` uses up one permutation; a backend whose arrays are not NumPy's
+    Each part has its own generator, seeded by `seed` and the part's name. The result for a part does not depend on the
+    order of `parts` or on the other parts. `shuffled` uses up one permutation; a backend whose arrays are not NumPy's
     takes `generator.permutation(size)` itself, once for each weight.
 
     Args:

@@ -44,7 +44,7 @@ class Layer:
     layout: Layout = "channels_first"
     """The order in which the framework stores it. A Trace is always channels first."""
     is_output: bool = False
-    """Whether its value is a model output, or the logits under one: it has an empty tail."""
+    """Whether its value is a model output, or the logits of one: the tail behind it is empty."""
     folds_batch: bool = False
     """Whether its first axis also counts windows or frames: it does not have one value for each image."""
     reaches_output: bool = True
@@ -137,7 +137,7 @@ class Model(Protocol):
             trace: a result of `trace` or `resume`.
             activations: K variants of the layer's value.
             rows: rows[k] is the row of `trace` that variant k belongs to; default: all 0 when the trace has one row,
-                else one for one.
+                else row k for variant k.
             cotangents: as for `trace`.
         """
 

@@ -1,7 +1,7 @@
 """Validation of the values that a backend returns, before the core works with them.
 
 The core calls a model through these functions. Types, dtypes, shapes and counts are checked; values are not, and nothing
-is copied. A broken promise is a ContractError that names the plugin, so that the report reaches its authors.
+is copied. A violation is a ContractError that names the plugin, so that users report it to its authors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def activations(model: Model, x: Array, names: Sequence[str]) -> Mapping[str, Ar
         layer = listed.get(name)
         if layer is None or layer.folds_batch:
             continue
-        if len(layer.shape) > 1:  # rows of vectors may be positions, which a model put next to each other
+        if len(layer.shape) > 1:  # rows of vectors may be positions that the model moved to the batch axis
             _check_float32(model, value, subject, None, len(x))
         _check_axes(model, value, layer, x, subject)
     return result
@@ -113,7 +113,7 @@ def check_rows(model: Model, outputs: Outputs, count: int) -> None:
 
 
 class _Cotangents:
-    """The core's cotangents on their way to a backend: what they are given is checked; their errors stay their own."""
+    """The core's cotangent function as passed to a backend: outputs are checked, and its own errors pass unchanged."""
 
     def __init__(self, model: Model, cotangents: Cotangents | None, activation: Activation = None) -> None:
         self._model, self._cotangents, self._activation = model, cotangents, activation
@@ -156,7 +156,7 @@ def _declared(model: Model, capability: Capability, checked: _Cotangents, call: 
         if capability not in model.capabilities or any(error is raised for raised in checked.raised):
             raise
         fact = f"it declares {capability!r}, and does not implement it: NotImplementedError: {error}"
-        raise violation(model.backend, fact, "what `capabilities` promises") from error
+        raise violation(model.backend, fact, "every capability that the model declares") from error
 
 
 def _check_trace(model: Model, trace: Any, count: int, checked: _Cotangents, layer: Layer | None, call: str) -> Trace:

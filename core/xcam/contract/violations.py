@@ -1,4 +1,4 @@
-"""Errors for a backend that breaks a promise of the contract, and the questions that find it out."""
+"""Errors for a backend that violates the contract, and helpers that detect violations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same job on Ray. Each worker loads the model once and writes whole parts, so that one that dies costs its part's time."""
+"""The same job on Ray. Each worker loads the model once and writes whole parts; a crash loses one part's work at most."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT = 10
 
 
 class Explainer:
-    """A Ray worker: it holds the model, and writes parts. It returns errors of xcam, because Ray would print raised ones often.
+    """A Ray worker: it holds the model and writes parts. It returns xcam's errors, as Ray would print raised ones repeatedly.
 
     Args:
         source: The model to load.

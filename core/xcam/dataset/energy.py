@@ -12,9 +12,9 @@ Floats = npt.NDArray[np.float32]
 HOT = 0.2
 """The hottest fifth of a map, as in the overlap of two maps."""
 RING = 0.1
-"""Of each side, at least one cell: as wide as a frame, or as the padding that a few 3×3 convolutions see."""
+"""Width of the border as a share of each side: about that of a frame, or of the effect of padding; at least one cell."""
 CORNER = 0.25
-"""Of each side: about the size of a watermark or a date."""
+"""Size of a corner as a share of each side: about that of a watermark or a date."""
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
 

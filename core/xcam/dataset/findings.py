@@ -20,7 +20,7 @@ KINDS: tuple[Kind, ...] = ("wrong", "edge", "same", "zero")
 """In the order in which they should be inspected."""
 
 CONFIDENT = EDGE = 0.5
-"""Of `excess`: half way from a uniform map to one with all its energy in the region."""
+"""Thresholds of `excess`: halfway from a uniform map to one with all its energy in the region."""
 SAME = 0.95
 """The correlation of the maps of two classes above which the difference is hardly visible."""
 WORST = 12

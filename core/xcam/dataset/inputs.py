@@ -68,7 +68,7 @@ def schema() -> Any:
 def parquet(data: bytes) -> Any:
     """Open a Parquet file. Its pages are compared with their checksums, if there are any.
 
-    Nothing is read ahead: Arrow's threads would keep a process that fails from ending.
+    Nothing is read ahead, as Arrow's threads would prevent a failed process from exiting.
     """
     import pyarrow.parquet
 

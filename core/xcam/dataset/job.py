@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except TypeError as error:
         raise InputError(
-            f"cannot record {value!r}, as a batch has to: it is not a plain value; give text and numbers"
+            f"cannot record {value!r} in run.json: it is not a plain value; give text and numbers"
         ) from error
 
 

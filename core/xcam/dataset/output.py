@@ -54,7 +54,7 @@ def schema(measures: Sequence[str], maps: bool, rivals: bool) -> Any:
 
 
 class WriteError(InputError):
-    """The output cannot be written: the disk is full, or write-protected. No image is the cause."""
+    """Error for a full or write-protected disk: the cause is not an image."""
 
 
 class Output:
@@ -149,7 +149,7 @@ class Output:
         """
         path = storage.join(self.path, RUN)
         names = storage.walk(self.overlays) if storage.is_folder(self.overlays) else ()
-        # A run that failed before it wrote any results, by a misspelt option, does not bind the next one.
+        # The record of a run that failed before its first result (a misspelt option) is replaced.
         if not self.done() and not any(map(self.has_overlay, names)):
             data = json.dumps(request, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
             storage.write(path, data)

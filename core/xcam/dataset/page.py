@@ -45,8 +45,8 @@ TITLES: dict[Kind, tuple[str, str, str]] = {
     "edge": (
         "On the border or in a corner",
         "on the border or in a corner",
-        "Watermarks, dates, logos and frames are there, and the zeros with which convolutions pad an image have their "
-        "effect there (Alsallakh et al. 2021, “Mind the Pad”). Such a map is right where the object itself is there.",
+        "Watermarks, dates, logos and frames appear in these regions, and the zero padding of convolutions affects "
+        "them (Alsallakh et al. 2021, “Mind the Pad”). Such a map is correct if the object is located there.",
     ),
     "same": (
         "The same map for different classes",

@@ -65,7 +65,7 @@ class Prepared:
 
 
 class Worker:
-    """Explains images with one model, after checks that would fail for every image.
+    """A worker that explains images with one model; it first checks for errors that would affect every image.
 
     Args:
         model: The model.
@@ -113,7 +113,7 @@ class Worker:
         """
         cv2 = opencv.load()
         before = cv2.getNumThreads()
-        cv2.setNumThreads(1)  # images are resized in several threads already; more for each take twice the time
+        cv2.setNumThreads(1)  # images are already resized in several threads; more threads double the time
         with ThreadPoolExecutor(self._threads, "decode") as pool:
             try:
                 images = progress.counted(self._decoded(pool, parts), "images", sum(len(rows) for *_, rows in parts))

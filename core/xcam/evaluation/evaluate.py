@@ -65,7 +65,7 @@ def evaluate(
         score: As for `explain`.
         floor: Evaluate `random` too, the method that every other has to beat. It draws new weights for each image.
         level: The confidence level of the intervals, between 0 and 1.
-        seed: For everything that is drawn.
+        seed: The seed of all random numbers.
         stages: The largest number of stages of the randomisation test; the layers are divided among them.
 
     Returns:

@@ -24,7 +24,7 @@ from xcam.targets import ClassScore, Target
 
 
 class LazySequence(Sequence[Any]):
-    """A function applied to each item on access: the maps and masks of large images would fill the memory together."""
+    """A sequence whose items are computed on access: all maps and masks of large images would exceed the memory."""
 
     def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
         self._function, self._items = function, items

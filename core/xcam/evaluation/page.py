@@ -12,7 +12,7 @@ from xcam.evaluation.scores import FLOOR, Row, Scores
 from xcam.report import formatting, rendering
 
 SIZES = {"wide": (880, 170), "narrow": (360, 112)}
-"""Of a chart, in units of its view box: its width, and where its scale begins."""
+"""The width of a chart and the start of its scale, in units of the view box."""
 LINE = 30
 """The height of a method's line."""
 

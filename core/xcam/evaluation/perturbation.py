@@ -32,7 +32,7 @@ def deletion(
         steps: The number of steps from the image to the baseline.
         baseline: The value of removed pixels: `mean` of each channel over the image, `zero`, or the image's `blur`. The
             authors use zero, which is the mean of their data, because their model's input is standardised.
-        seed: For the order of equal values.
+        seed: The seed of the order of equal values.
     """
     return _area(_curve(x, _baseline(x, baseline), heatmap, score, steps, seed))
 

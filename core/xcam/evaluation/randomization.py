@@ -10,7 +10,7 @@ from xcam.evaluation.registry import measure
 from xcam.methods.maps import Array
 
 BINS = 100
-"""Of the histogram whose entropy is the complexity of a map, as in the paper's experiments."""
+"""Bins of the histogram whose entropy is the complexity of a map, as in the paper's experiments."""
 
 
 @measure(

@@ -22,8 +22,8 @@ def interval(values: Array, level: float = 0.95, seed: int = 0, resamples: int =
     Args:
         values: One number per image, [n]; NaN values are left out.
         level: The confidence level, between 0 and 1.
-        seed: For the resamples.
-        resamples: Their number.
+        seed: The seed of the resampling.
+        resamples: The number of resamples.
 
     Returns:
         The lower and upper end; NaN where fewer than two values are left.

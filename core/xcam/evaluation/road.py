@@ -41,7 +41,7 @@ def road(heatmap: Array, x: Array, score: Runner, *, noise: float = 0.01, seed: 
         x: Images [N, channels, H, W].
         score: The target's value for changed images.
         noise: The standard deviation of the noise, as a share (0…1) of the range of the image's values.
-        seed: For the noise and the order of equal values.
+        seed: The seed of the noise and of the order of equal values.
 
     Raises:
         InputError: The noise is out of range.

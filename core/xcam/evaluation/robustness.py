@@ -31,7 +31,7 @@ def max_sensitivity(
         explain: The maps of changed images.
         n: The number of noises.
         radius: A share of the range of the image's values.
-        seed: For the noise.
+        seed: The seed of the noise.
     """
     check(n=n, radius=radius)
     random = generator(seed)

@@ -45,7 +45,7 @@ class _Loaded:
 
 
 class Run:
-    """Collects the values of all measures, batch by batch.
+    """An evaluation in progress, which collects the values of all measures batch by batch.
 
     Args:
         model: The model.
@@ -55,7 +55,7 @@ class Run:
         measures: The measures with their options.
         target: One for all images, or a list with one for each.
         truth: Boxes and masks.
-        seed: For everything that is drawn.
+        seed: The seed of all random numbers.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The inputs of a method, supplied by the model through the contract: see xcam.methods.inputs.
 
-Variants of images and of layer values go in, the target's values come out; tokens are seen as a grid.
+The target's values are computed for variants of images and of layer values. Tokens are arranged as a grid.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class MethodContext:
         )
 
     def _run(self, count: int, work: Callable[[], T]) -> T:
-        """Run the model on variants; where it fails, which it did not on the clean images, raise a ModelError."""
+        """Run the model on variants. A failure becomes a ModelError: the model has already run on the clean images."""
         try:
             return work()
         except (XcamError, MemoryError):

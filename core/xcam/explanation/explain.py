@@ -136,7 +136,7 @@ def explain(
 def explain_at(
     model: Model, spec: InputSpec, image: Any, *, layer: str | Layer | None, target: Any, settings: Settings
 ) -> Any:
-    """Explain at one layer, with an input specification of one's own: `explain` without checks of the options.
+    """Explain at one layer, with a given input specification: `explain` without checks of the options.
 
     The images are not copied.
     """

@@ -20,9 +20,7 @@ def input_size(spec: InputSpec) -> tuple[int, int]:
     if spec.size is None:
         return DEFAULT_SIZE
     if len(spec.size) != 2:
-        raise ModelError(
-            f"the model takes inputs of {by(spec.size)}, not images; call model.trace with an array of your own"
-        )
+        raise ModelError(f"the model takes inputs of {by(spec.size)}, not images; call model.trace with an array")
     return spec.size[0], spec.size[1]
 
 

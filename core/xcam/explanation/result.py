@@ -30,7 +30,7 @@ def class_label(labels: Sequence[str] | None, index: int) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where a model looked on one image, for one target."""
+    """An explanation: where a model looked on one image, for one target."""
 
     image: reading.Image = field(repr=False)
     """RGB uint8 [H, W, 3], upright."""
@@ -79,7 +79,7 @@ class Explanation:
 
     @property
     def unit_heatmap(self) -> npt.NDArray[np.float32]:
-        """float32 [H, W], the image's size, in 0…1 whatever `normalize` is: the values that colours need."""
+        """float32 [H, W], the image's size, in 0…1 for every `normalize`: the values that colours represent."""
         return replace(self, normalize="max").heatmap if self.normalize == "none" else self.heatmap
 
     @property
@@ -142,11 +142,11 @@ class Explanation:
     ) -> None:
         """Write the overlay (.jpg, .png, …), or the arrays (.npz). The file is written completely or not at all.
 
-        Notes are written in a strip below the image; the image's own pixels stay as they are.
+        Notes are written in a strip below the image; the image's own pixels are unchanged.
 
         Args:
             path: The file to write.
-            alpha: As for `overlay`, and so the others.
+            alpha: As for `overlay`.
             colormap: An OpenCV colormap.
             blend: `mix` or `add`.
             style: `heat`, `contour` or `signed`.

@@ -88,7 +88,7 @@ def explain_batch(
 
 
 class _Cotangents:
-    """The cotangents of a batch: targets are resolved on the first, clean outputs, and stay as they are."""
+    """The cotangents of a batch: targets are resolved on the first, clean outputs, and then fixed."""
 
     def __init__(self, model: Model, targets: Sequence[Sequence[Target]], count: int) -> None:
         self.model, self.targets, self.count = model, targets, count

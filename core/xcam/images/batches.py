@@ -44,6 +44,6 @@ def batch(
     elif spec.channels != 3:
         raise InputError(f"the model takes {spec.channels} channels, an image has 3; call model.trace with an array")
     x = np.stack(resized)
-    if spec.layout == "channels_first":  # bytes are moved in an eighth of the time of floats
+    if spec.layout == "channels_first":  # moving bytes takes an eighth of the time of moving floats
         return preprocessing(np.ascontiguousarray(np.moveaxis(x, -1, 1)), axis=1).astype(spec.dtype, copy=False)
     return preprocessing(x).astype(spec.dtype, copy=False)

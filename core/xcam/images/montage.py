@@ -56,7 +56,7 @@ def tiled(tiles: Sequence[Image], captions: Sequence[str], columns: int = 0) -> 
 
 
 def with_notes(image: Image, notes: Sequence[str]) -> Image:
-    """Return the image with its notes in a dark strip below it, in letters that fit its width."""
+    """Return the image with its notes in a dark strip below it, in a font size that fits its width."""
     if not notes:
         return image
     cv2 = opencv.load()

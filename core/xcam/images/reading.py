@@ -1,4 +1,4 @@
-"""Reading of images and masks from files: any Unicode path, RGB uint8 arrays, upright."""
+"""Reading of images and masks from files: any Unicode path in, upright RGB uint8 arrays out."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ PASSIVE = (
     "squeeze",
     "identity",
 )
-"""Parts of the names of kinds, in any framework, that only move, pool or drop values."""
+"""Parts of the names of layer kinds, in any framework, that only move, pool or drop values."""
 
 
 def default(model: Model) -> Layer:

@@ -108,7 +108,7 @@ def split_backend(name: str) -> tuple[str | None, str]:
 
 
 def _source(model: Any) -> Any:
-    """Return the path that a string is, the result of the factory that it names, or the argument itself."""
+    """Return a path for a string that is one, the result of a factory that it names, or else the argument itself."""
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
     if not isinstance(model, str):

@@ -1,1 +1,1 @@
-"""HTML reports: rendering, thumbnails, charts and templates. Arrays and strings only; no kind of result is known here."""
+"""HTML reports: rendering, thumbnails, charts and templates. The package takes arrays and strings, not results."""

@@ -6,7 +6,7 @@ import math
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 NONE = "–"
-"""Replaces a value that does not exist, in a table."""
+"""Text for a missing value in a table."""
 
 
 def number(value: float) -> str:

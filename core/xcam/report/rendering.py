@@ -24,7 +24,7 @@ STYLE, SCRIPT = "style.css", "script.js"
 
 
 def check_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a report, if a report can be written there. To be called before the work of the report.
+    """Return the path of a report, if a report can be written there. Call it before the report is computed.
 
     Raises:
         InputError: The name does not end in .html, or the file cannot be written.

@@ -23,7 +23,7 @@ FULL = 12
 HEATMAP_SIDE = 256
 """The largest longer side of a heatmap, which is interpolated from a few cells."""
 TINY = 96
-"""An image with a shorter longer side is drawn with hard pixels: blurred, nobody would recognise it."""
+"""Images with a smaller longer side are enlarged without interpolation, which would blur them beyond recognition."""
 QUALITY = 80
 """JPEG quality."""
 HEAT, DIFFERENCE = "jet", "inferno"
@@ -40,7 +40,7 @@ class Embedded:
 
     @property
     def is_tiny(self) -> bool:
-        """Whether the image is drawn with hard pixels."""
+        """Whether the image is enlarged without interpolation."""
         return max(self.width, self.height) < TINY
 
 
@@ -83,7 +83,7 @@ def _shrink(values: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
 
 
 def _encode(image: Image) -> str:
-    """Encode as JPEG or PNG, whichever is smaller: PNG for drawings and flat maps, which then lose nothing."""
+    """Encode as JPEG or PNG, whichever is smaller: PNG, which is lossless, for drawings and flat maps."""
     cv2 = opencv.load()
     bgr = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
     jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()

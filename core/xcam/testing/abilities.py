@@ -93,7 +93,7 @@ class Abilities(Suite):
         assert not _equal(outputs[0], outputs[2]), "with_shuffled_weights() ignores its seed"
 
     def test_a_part_is_shuffled_alike_whatever_else_is(self) -> None:
-        """Values ahead of the last part depend on the first part's weights alone."""
+        """Values before the last part depend only on the first part's weights."""
         _, model = self._able(Randomizable)
         names, batch = [layer.name for layer in model.layers], self.native_batch(model, X)
         *_, last = model.parameter_layers
@@ -107,7 +107,7 @@ class Abilities(Suite):
         ahead = [name for name in names if _equal(plain[name], behind[name])]
         alone, both, reversed_ = values(earliest), values(earliest, last), values(last, earliest)
         assert any(not _equal(alone[name], plain[name]) for name in ahead), (
-            f"parameter_layers is not in execution order: {earliest!r} changes no value ahead of {last!r}"
+            f"parameter_layers is not in execution order: {earliest!r} changes no value before {last!r}"
         )
         for name in ahead:
             assert _equal(alone[name], both[name]), (
@@ -152,7 +152,7 @@ class Abilities(Suite):
             same(outputs, truth(NETWORK, X), f"trace() after {call} disable_spinning()")
 
     def _able(self, ability: Callable[..., A]) -> tuple[Any, A]:
-        """Return the live model and the one behind the contract; skip where that lacks an ability."""
+        """Return the live model and its xcam model; skip the test if that lacks an ability."""
         native = self.build(NETWORK)
         model = self.load(native, NETWORK)
         if not supports(model, ability):
@@ -174,7 +174,7 @@ class Abilities(Suite):
         return xcam.load(path, backend="onnx")
 
     def _same_outputs(self, model: Model, subject: str) -> None:
-        """Compare the single output, under whatever name, with the reference."""
+        """Compare the only output, regardless of its name, with the reference."""
         (expected,) = truth(NETWORK, X).values()
         close(one_output(model.predict(self.native_batch(model, X))), expected, 1e-4, subject)
 

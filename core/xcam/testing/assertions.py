@@ -31,7 +31,7 @@ def close(
         result: The array of the backend.
         expected: The array of the reference.
         tolerance: The largest error, relative to the largest magnitude of `expected`.
-        label: What the array is, for the message.
+        label: The name of the array in the message.
         floor: The smallest magnitude that errors are relative to.
         mistakes: Mistakes to look for after a failure.
     """
@@ -61,7 +61,7 @@ def same(result: Any, expected: Mapping[str, Array], label: str, mistakes: Mista
     Args:
         result: The outputs of the backend.
         expected: The outputs of the reference, by name.
-        label: What the outputs are, for the message.
+        label: The name of the outputs in the message.
         mistakes: Mistakes to look for after a failure; each gives outputs by name.
     """
     if len(expected) == 1 and not isinstance(result, Mapping):

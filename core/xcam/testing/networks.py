@@ -76,7 +76,7 @@ class Network:
 
 
 class _Builder:
-    """Collects steps, and draws their weights."""
+    """A builder of networks: it collects steps and draws their weights."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)

@@ -101,7 +101,9 @@ class Values(Suite):
         for n in range(N):
             one = x[n : n + 1]
             same(model.predict(self.native_batch(model, one)), truth(network, one), f"predict of image {n} alone")
-        label = "predict of a batch whose images alone are right (the result of one must not depend on the others)"
+        label = (
+            "predict of a batch of images that are correct alone (the result of one must not depend on the others)"
+        )
         same(model.predict(self.native_batch(model, x)), truth(network, x), label)
 
     def test_activations_of_many_layers(self, model: Model, network: Network, x: Array) -> None:

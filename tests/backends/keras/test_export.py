@@ -212,7 +212,7 @@ def test_a_failed_export_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
         ModelError, match=r"cannot convert odd with tf2onnx: .*Lgamma.* is not supported; change that part"
     ):
         to_onnx(strange, tmp_path / "a.onnx")
-    with pytest.raises(InputError, match=r"cannot write .*; give a folder that exists and has room"):
+    with pytest.raises(InputError, match=r"cannot write .*; give an existing folder with enough free space"):
         to_onnx(backbone(), tmp_path / "absent" / "a.onnx")
     assert list(tmp_path.iterdir()) == []
     find = importlib.util.find_spec

@@ -356,5 +356,5 @@ def test_a_file_is_not_exported_twice_and_does_not_overwrite_itself(tmp_path: Pa
             xcam.export(source, same)
     assert source.read_bytes() == before
     xcam.export(source, path)
-    with pytest.raises(InputError, match="self-explaining already; export the model that it was made from"):
+    with pytest.raises(InputError, match="self-explaining already; export the original model"):
         xcam.export(path, tmp_path / "f.onnx")

@@ -263,7 +263,7 @@ def test_no_partial_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
-    with pytest.raises(InputError, match="No space left on device; give a folder that exists and has room"):
+    with pytest.raises(InputError, match="No space left on device; give an existing folder with enough free space"):
         to_onnx(Net(), path, SIZE)
     assert path.read_bytes() == b"earlier"
     assert list(tmp_path.iterdir()) == [path]

@@ -92,7 +92,7 @@ def test_misspelt_arguments_and_options_of_methods() -> None:
 
 @pytest.mark.parametrize(
     ("models", "message"),
-    [([], "there is nothing to compare one model with"), ([FakeModel()], "give two or more")],
+    [([], "cannot compare fewer than two models"), ([FakeModel()], "give two or more")],
 )
 def test_fewer_than_two_models(models: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):

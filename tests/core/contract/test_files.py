@@ -125,7 +125,7 @@ def test_a_failure_leaves_the_old_model_only(tmp_path: Path) -> None:
             file.write_bytes(b"half")
             raise problem
 
-    with pytest.raises(InputError, match=r"cannot write .*onnx: No space left on device; give a folder that exists"):
+    with pytest.raises(InputError, match=r"cannot write .*onnx: No space left on device; give an existing folder"):
         write(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(KeyboardInterrupt):
         write(KeyboardInterrupt())
@@ -134,5 +134,5 @@ def test_a_failure_leaves_the_old_model_only(tmp_path: Path) -> None:
 
 def test_a_model_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     path = tmp_path / "none" / "net.onnx"
-    with pytest.raises(InputError, match=r"net\.onnx: No such file or directory; give a folder that exists"), whole_or_not(path):  # fmt: skip
+    with pytest.raises(InputError, match=r"net\.onnx: No such file or directory; give an existing folder"), whole_or_not(path):  # fmt: skip
         pass

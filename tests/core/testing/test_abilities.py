@@ -279,7 +279,7 @@ WRONG = [
     (InTheOrderGiven, r"with_shuffled_weights\(\) depends on the order of its parts"),
     (
         LastPartFirst,
-        "parameter_layers is not in execution order: 'scores' changes no value ahead of 'backbone/conv1'",
+        "parameter_layers is not in execution order: 'scores' changes no value before 'backbone/conv1'",
     ),
     (UnknownPartIgnored, r"with_shuffled_weights\(\['xcam-.*'\]\) raised nothing; raise an InputError"),
     (UnknownPartFails, r"with_shuffled_weights\(\['xcam-.*'\]\) raised KeyError: .*; raise an InputError"),

@@ -715,7 +715,7 @@ WRONG = [
     ),
     (TraceSqueezed, "chain", "outputs of trace of row 0 alone: scores: shape .*: the batch axis is missing"),
     (OneTimesTwo, "chain", "predict of image 0 alone: scores: .*it is 2 times the expected value"),
-    (OfTheBatch, "chain", "predict of a batch whose images alone are right .* not depend on the others"),
+    (OfTheBatch, "chain", "predict of a batch of images that are correct alone .* not depend on the others"),
     (
         OneBufferOfOutputs,
         "chain",

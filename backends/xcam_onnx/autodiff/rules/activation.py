@@ -47,7 +47,7 @@ def thresholded_relu(n: Node, g: Value) -> Value:
 
 @vjp("Clip", broadcasts=True)
 def clip(n: Node, g: Value) -> tuple[Value | None, ...]:
-    """Nothing passes at the bounds themselves, as for ReLU and ReLU6."""
+    """The gradient at the bounds themselves is zero, as for ReLU and ReLU6."""
     low, high = n.input(1), n.input(2)
     inside = g
     if low is not None:

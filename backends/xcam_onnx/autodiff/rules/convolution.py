@@ -1,8 +1,8 @@
 """Convolutions.
 
 The gradient with respect to the input is itself a convolution of stride 1 with flipped kernels, which runtimes compute
-fast; a transposed convolution is many times slower for depthwise kernels. The kernel is flipped by operators on a
-constant: a runtime folds them when it opens the graph.
+fast. A transposed convolution is many times slower for depthwise kernels. The kernel is flipped by operators on a
+constant, which a runtime folds when it opens the graph.
 
 Source: Dumoulin and Visin, A guide to convolution arithmetic for deep learning (2016), section 4.
 """

@@ -82,7 +82,7 @@ def scatter_nd(n: Node, g: Value) -> tuple[Value, None, Value]:
 
 
 def _adds(n: Node) -> bool:
-    """Return whether a scatter adds to the values that it meets, instead of replacing them."""
+    """Return whether a scatter adds to the existing values, instead of replacing them."""
     reduction = n.attr("reduction", "none")
     if reduction not in ("none", "add"):
         raise Unsupported(f"its reduction {reduction!r} is not supported, only none and add")
