@@ -36,7 +36,7 @@ class Call:
 
     @property
     def key(self) -> Key:
-        """Identifies the call in every pass of the same model."""
+        """The key that identifies the call in every pass of the same model."""
         return self.name, self.index
 
 

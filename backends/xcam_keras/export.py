@@ -113,7 +113,7 @@ class _Network:
         outputs = list(self.outputs.values())
         read = ancestors(outputs)
         self.weights: dict[str, Any] = {}
-        """By the name in the ONNX model: the variable's path, and a number where two variables have the same."""
+        """Weights by name in the ONNX model: the variable's path, with a number for a repeated path."""
         self.names = {recorded.inputs[0].name: spec.name}
         """The names of tensors in the ONNX model, by their names in the graph."""
         inputs = [recorded.inputs[0]]

@@ -32,7 +32,7 @@ class Gradient:
 
     model: ModelProto
     cotangents: dict[str, str]
-    """For each output, the name of the input that takes its cotangent."""
+    """The name of the input that takes the cotangent, by output."""
     forward_values: list[str]
     """Its other inputs: tensors of the forward model."""
 
@@ -92,7 +92,7 @@ class Run:
     session: Session
     backward: Session | None = None
     cotangents: Mapping[str, str] = field(default_factory=dict)
-    """For each output tensor, the input of `backward` that takes its cotangent."""
+    """The input of `backward` that takes the cotangent, by output tensor."""
     refusal: ModelError | None = None
     """The reason for a missing gradient."""
 

@@ -1,6 +1,6 @@
 """A self-explaining model: an ordinary ONNX file that returns its heatmap in addition to its outputs.
 
-Inputs and outputs stay as they are. These are added:
+The model's inputs and outputs are unchanged. These are added:
 
     xcam/class_index   an optional input, int64 [N]: the class to explain; −1 (the default): the top class
     xcam/activations   float32 [N, C, *space], the layer's value, channels first

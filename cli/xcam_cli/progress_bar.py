@@ -18,7 +18,7 @@ class ProgressBar:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
         self._since: dict[str, tuple[float, int]] = {}
-        """For each task, the time at which its count started, and the steps done so far."""
+        """The time at which the count of each task started, and the steps done so far."""
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 def residual() -> tuple[keras.Model, nn.Module, list[tuple[str, str]]]:
-    """A residual network of three blocks, batch norm with statistics of its own, odd sizes, 64×48 pixels."""
+    """A residual network of three blocks, batch norm with non-trivial statistics, odd sizes, 64×48 pixels."""
     keras.utils.set_random_seed(6)
     rng = np.random.default_rng(6)
     x = inputs = L.Input((64, 48, 3))

@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing; skips the test that imports a framework."""
+    """An import finder that skips the test which imports a framework, and returns no module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -163,11 +163,11 @@ class Cut:
         self.backward = self._run("backward", [*cotangents, *saved], [gradient])
 
     def tail(self) -> Run:
-        """From the layer's value and `bypass` to the outputs and `inside`."""
+        """The function from the layer's value and `bypass` to the outputs and `inside`."""
         return self._run("tail", [self.layer, *self.bypass], [*self.recording.outputs.values(), *self.inside])
 
     def head(self) -> Run:
-        """From the input to `bypass`."""
+        """The function from the input to `bypass`."""
         return self._run("head", [self.recording.x], self.bypass)
 
     def _run(self, part: str, feeds: Sequence[tf.Tensor], fetches: Sequence[tf.Tensor]) -> Run:

@@ -31,7 +31,7 @@ class Replay:
     ahead: Mapping[Key, Any]
     """The calls before the cut, with NaN in the shape of one row of their values."""
     read: set[Key]
-    """Those whose values the tail reads."""
+    """The calls whose values the tail reads."""
 
     def skip(self, bypass: Bypass, rows: Sequence[int]) -> calls.Skip:
         """Return the return values of these calls, for the given rows of the batch of `bypass`."""

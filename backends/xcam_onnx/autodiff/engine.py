@@ -41,7 +41,7 @@ class Backward:
     reads: list[str]
     """Tensors of the forward graph that the nodes read."""
     requested: dict[str, tuple[int, Shape | None]]
-    """Those that the forward graph did not have (shapes, optional outputs of its nodes): their types and shapes."""
+    """Types and shapes of tensors that are added to the forward graph (shapes, optional outputs of its nodes)."""
     gradient: str
 
 

@@ -32,7 +32,7 @@ class Entry:
 
 
 RULES: dict[tuple[str, str], Entry] = {}
-"""By domain and operator type."""
+"""Rules by domain and operator type."""
 
 
 def vjp(*ops: str, broadcasts: bool = False, domain: str = "") -> Callable[[Rule], Rule]:

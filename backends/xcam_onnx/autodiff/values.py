@@ -46,7 +46,7 @@ class Value:
 
     @property
     def shape(self) -> Shape:
-        """The shape as far as it is known. Raises Unsupported where the rank is unknown."""
+        """The known dimensions of the shape. Raises Unsupported where the rank is unknown."""
         shape = self.ops.graph.shape(self.name)
         if shape is None:
             raise Unsupported(f"the shape of {self.name!r} is unknown")

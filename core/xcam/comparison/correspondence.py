@@ -17,7 +17,7 @@ from xcam.models import layers
 
 
 class Correspondence:
-    """For each model after the first: which of its layers corresponds to which layer of the first."""
+    """The layers of each model after the first that correspond to layers of the first."""
 
     def __init__(self, models: Sequence[Model], specs: Sequence[InputSpec], images: Sequence[reading.Image]) -> None:
         self.models = [
@@ -29,7 +29,7 @@ class Correspondence:
         self.matches: dict[int, list[Match]] = {
             k: alignment.align(self.samples[0], self.samples[k]) for k in range(1, len(models))
         }
-        """For each model after the first, its matches."""
+        """The matches of each model after the first."""
 
     def add_outputs(self, logits: Sequence[Array] | None = None) -> None:
         """Add the last output of each model, by its logits [N, …]; where none are given, the models are run."""

@@ -15,7 +15,7 @@ Verdict = Literal["identical", "equivalent", "different"]
 KEPT = 60
 """The number of images whose explanations are kept, the worst ones: this limits the memory for many images."""
 ORDER: tuple[Verdict, ...] = ("identical", "equivalent", "different")
-"""From best to worst."""
+"""All verdicts, from best to worst."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ImageComparison:
     explanations: tuple[Explanation, ...]
     """One for each model; empty for an image that is not among the worst `KEPT`."""
     measures: dict[tuple[int, int], Measures]
-    """For each pair of models, by their indices."""
+    """The similarity of each pair of models, by their indices."""
     predictions: tuple[Prediction, ...] = ()
     """One for each model."""
 

@@ -1,4 +1,4 @@
-"""Where two models begin to differ, and the likely cause.
+"""The layer at which two models begin to differ, and the likely cause.
 
 Along corresponding layers the relative error grows as rounding accumulates. Where it jumps, there is another cause. The
 cause is diagnosed from the values themselves (`value_checks`), or by running the second model with the suspected mistake

@@ -121,7 +121,7 @@ class Registry:
         self.plugins: dict[str, Plugin] = {}
         self._loaded: dict[str, Backend] = {}
         plugins = [(point, self._find(point)) for point in points]
-        # xcam's own keep their names, whatever the order on sys.path; and a broken plugin takes no name from another.
+        # xcam's own backends keep their names in any order of sys.path. A broken plugin must not take the name of another.
         for point, plugin in sorted(plugins, key=lambda pair: (pair[1].distribution != OWN, pair[1].spec is None)):
             if plugin.name in self.plugins:
                 other = self.plugins[plugin.name].distribution
@@ -293,7 +293,7 @@ def registry() -> Registry:
 
 
 def list_backends() -> Mapping[str, Plugin]:
-    """Return every backend by name, whatever its state. Imports no framework."""
+    """Return every backend by name, also missing and broken ones. Imports no framework."""
     return registry().plugins
 
 

@@ -96,7 +96,8 @@ class Trace:
 class Model(Protocol):
     """A model as the core uses it. Every backend's `load` returns one. See `abilities` for optional members.
 
-    Exhausted memory is a MemoryError, whatever the framework raises: the core then halves the batch.
+    A backend raises MemoryError for exhausted memory, instead of the framework's own error: the core then halves the
+    batch.
     """
 
     name: str

@@ -108,7 +108,7 @@ def check_rows(model: Model, outputs: Outputs, count: int) -> None:
     if array is not None:
         raise ModelError(
             f"cannot explain {model.name}: an output has the shape {array.shape} for {count} images, and each image "
-            "needs a row of its own; wrap it in a model that returns [batch, classes]"
+            "needs its own row; wrap it in a model that returns [batch, classes]"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the energy of maps is concentrated: pure functions of maps float32 [N, h, w] ≥ 0."""
+"""Regions in which the energy of maps is concentrated: pure functions of maps float32 [N, h, w] ≥ 0."""
 
 from __future__ import annotations
 

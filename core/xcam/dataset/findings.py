@@ -17,7 +17,7 @@ from xcam.methods import maps
 
 Kind = Literal["wrong", "edge", "same", "zero"]
 KINDS: tuple[Kind, ...] = ("wrong", "edge", "same", "zero")
-"""In the order in which they should be inspected."""
+"""The kinds of findings, in the order in which they should be inspected."""
 
 CONFIDENT = EDGE = 0.5
 """Thresholds of `excess`: halfway from a uniform map to one with all its energy in the region."""

@@ -317,7 +317,7 @@ def _with_integer_classes(table: Any) -> Any:
 
 
 def _known(name: str, columns: Sequence[str]) -> list[str]:
-    """Return the columns of a table that are read: a path, and whatever else is known."""
+    """Return the columns of a table that are read: the path, and all other known columns."""
     path = next((column for column in PATHS if column in columns), None)
     if path is None:
         joined = len(columns) == 1 and any(c in columns[0] for c in ";\t|")

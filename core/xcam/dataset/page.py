@@ -217,7 +217,7 @@ class Thumbnail:
 
     shown: Embedded
     error: str = ""
-    """Why the image could not be read."""
+    """The reason if the image could not be read."""
 
 
 def _thumbnails(paths: Sequence[str]) -> list[Thumbnail]:

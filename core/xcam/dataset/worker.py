@@ -1,4 +1,4 @@
-"""From a part of the listing to rows of the table: images are decoded ahead, explained in batches, and measured."""
+"""Computing rows of the table from a part of the listing: images are decoded ahead, explained in batches, and measured."""
 
 from __future__ import annotations
 

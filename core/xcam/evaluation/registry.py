@@ -34,10 +34,10 @@ class Measure(Registered):
     passes: str
     """The cost per image, in addition to the explanation itself."""
     default: bool = True
-    """Used when no measures are named and its inputs are available."""
+    """Whether it is used when no measures are named and its inputs are available."""
     ranks: bool = True
-    """Counts in the ranking of methods. False for measures that a useless map can win (an empty map is the simplest),
-    and for those to which `random` is not a lower bound."""
+    """Whether it counts in the ranking of methods. False for measures that a useless map can win (an empty map is the
+    simplest), and for those to which `random` is not a lower bound."""
     requires: str = ""
     """A module of the extra `batch` that the measure imports."""
 

@@ -75,7 +75,7 @@ class Run:
         self.needs_shuffling = any("shuffled" in measure.inputs for measure, _ in measures)
         self.names: list[str] = []
         self.sources: list[ImageSource] = []
-        """Where to read the images again; empty if they are not needed again."""
+        """The sources of the images for reading them again; empty if they are not needed again."""
         self.targets: list[Target] = []
         self.labels: list[str] = []
         self.failed: list[tuple[str, str]] = []

@@ -47,7 +47,7 @@ def load(
         device: A device, in the backend's notation, for example `cuda`.
         layout: The layout of the model's input, `channels_first` or `channels_last`, for backends that cannot infer it.
         weights: For models known by name: a file, `imagenet` or `none`.
-        threads: The number of threads within an operator, for backends whose models have threads of their own (ONNX
+        threads: The number of threads within an operator, for backends with separate threads for each model (ONNX
             Runtime).
 
     Returns:

@@ -1,4 +1,4 @@
-"""For authors of backends: small networks with weights, their reference values in NumPy, and a suite of tests.
+"""Tools for authors of backends: small networks with weights, reference values in NumPy, and a suite of tests.
 
     from xcam.testing import Conformance, Network
 

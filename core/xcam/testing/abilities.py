@@ -125,7 +125,7 @@ class Abilities(Suite):
         _raises(lambda: model.with_shuffled_weights([MISSING]), f"with_shuffled_weights([{MISSING!r}])")
 
     def test_the_default_layer_is_one_of_the_layers(self) -> None:
-        """It is a name or an alias of a listed layer, or None."""
+        """The default layer is a name or an alias of a listed layer, or None."""
         _, model = self._able(NamesDefaultLayer)
         known = {name for layer in model.layers for name in (layer.name, *layer.aliases)}
         name = model.default_layer

@@ -160,4 +160,4 @@ _BUILDERS: tuple[Callable[[_Builder], Network], ...] = (
 NETWORKS: dict[str, Network] = {
     network.name: network for seed, make in enumerate(_BUILDERS) for network in [make(_Builder(seed))]
 }
-"""By name: chain, residual, dense, branch, nested, probable, tokens."""
+"""The networks by name: chain, residual, dense, branch, nested, probable, tokens."""

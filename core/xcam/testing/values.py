@@ -206,7 +206,7 @@ class Values(Suite):
             same(outputs, reference.logits(network, last), f"resume of variants of one image at {name}, without rows")
 
     def test_hessian_vector_product(self, model: Model, network: Network, x: Array) -> None:
-        """Compared with differences of gradients, for smooth networks."""
+        """Hessian-vector products equal differences of gradients, for smooth networks."""
         if "hvp" not in model.capabilities:
             pytest.skip("the backend does not declare hvp")
         kinks = [step.name for step in network.steps if step.op in ("relu", "pool")]
@@ -239,7 +239,7 @@ class Values(Suite):
                 close(result[m], product(fixed[m], vectors[m]), 1e-2, label, floor=1e-3, mistakes=wrong)
 
     def test_the_heatmap(self, model: Model, network: Network) -> None:
-        """From an image to the heatmap of Grad-CAM, compared with the formula on reference values."""
+        """The heatmap of Grad-CAM for an image, compared with the formula on reference values."""
         image = np.random.default_rng(8).integers(0, 256, (*network.input[1:], 3), dtype=np.uint8)
         model.input = xcam.InputSpec(
             network.input[1:], layout=model.input.layout, preprocessing=xcam.Preprocessing("unit", scale=1 / 255)

@@ -1,4 +1,4 @@
-"""xcam for JAX: Flax NNX modules as they are, and functions whose values are named with `layer`."""
+"""xcam for JAX: unmodified Flax NNX modules, and functions whose values are named with `layer`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Keras on torch: torch's own state does not change, and `resume` spares the layers before the cut."""
+"""Keras on torch: torch's own state does not change, and `resume` does not compute the layers before the cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walks through graphs, and names of calls."""
+"""Traversal of graphs, and names of calls."""
 
 from xcam.contract.graphs import call_names, reachable
 

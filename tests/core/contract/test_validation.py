@@ -378,7 +378,7 @@ def test_layers(model: FakeModel) -> None:
 
 
 class Bent(Quadratic):
-    """Its answers to `resume` and `hvp` are spoiled."""
+    """A model with wrong results of `resume` and `hvp`."""
 
     backend = "fake"
 

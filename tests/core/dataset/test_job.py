@@ -84,7 +84,7 @@ def test_a_changed_model_file_is_another_run(folder: Path, tmp_path: Path) -> No
 
 
 class Spinning(SmallModel):
-    """Records calls of disable_spinning."""
+    """A model that records calls of disable_spinning."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ SIZE = (4, 6)
 
 
 class Model(FakeModel):
-    """Pixels as they are: the class `cat` is the red channel, `dog` the green one; nothing else counts."""
+    """A model of unscaled pixels: the score of `cat` is the red channel, that of `dog` the green one."""
 
     def __init__(self) -> None:
         super().__init__(weights=[[0.05, 0], [0, 0.05], [0, 0]])
@@ -288,7 +288,7 @@ def test_the_randomisation_test_reads_the_images_again() -> None:
 
 
 class Watched(Model):
-    """Records every attribute that is set after the construction, and every request to change a setting."""
+    """A model that records every attribute that is set after the construction, and every request to change a setting."""
 
     parameter_layers = ("first", "second")
 

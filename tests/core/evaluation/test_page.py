@@ -37,7 +37,7 @@ def evaluation(n: int = 12, name: str = "gradcam") -> Scores:
 
 
 class Tags(HTMLParser):
-    """The tags of a page, and how many have a style or a handler of their own."""
+    """Return the tags of a page, and the number of those with their own style or handler."""
 
     def __init__(self) -> None:
         super().__init__()

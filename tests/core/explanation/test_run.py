@@ -66,7 +66,7 @@ def test_a_backend_that_breaks_the_contract_is_named(model: FakeModel, spoil: An
 @pytest.mark.parametrize("shape", [(), (5,), (0, 2)])
 def test_outputs_without_a_row_for_each_image(model: FakeModel, shape: tuple[int, ...]) -> None:
     model.spoil_outputs = lambda _: np.zeros(shape, np.float32)
-    with pytest.raises(ModelError, match="each image needs a row of its own"):
+    with pytest.raises(ModelError, match="each image needs its own row"):
         xcam.explain(model, IMAGES[0])
 
 

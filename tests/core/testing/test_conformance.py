@@ -219,7 +219,7 @@ class KeptOnTheModel(Correct):
 
 
 class SoftmaxOn(Correct):
-    """It states that it cut the softmax off."""
+    """A model that claims to have cut the softmax off."""
 
     def __init__(self, native: Native) -> None:
         super().__init__(native)
@@ -335,7 +335,7 @@ class WritesToTheBatch(Correct):
 
 
 class OneBuffer(Correct):
-    """Activations are returned in memory that the next call writes to."""
+    """A model that returns activations in memory which the next call overwrites."""
 
     buffer: Any = None
 
@@ -356,7 +356,7 @@ class SpoilsTheTrace(Correct):
 
 
 def squeezed(outputs: Any) -> Any:
-    """Without the batch axis, as for a single image."""
+    """A model that omits the batch axis, as for a single image."""
     return np.squeeze(outputs) if isinstance(outputs, np.ndarray) else outputs
 
 

@@ -72,7 +72,7 @@ class Network:
     steps: tuple[Conv | Pool | Mean | Dense, ...]
     """The layers in execution order."""
     weights: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-    """By layer name: kernel [out, in, kernel, kernel] of a convolution or [out, in] of a dense layer, and bias [out]."""
+    """Weights by layer name: kernel [out, in, kernel, kernel] (convolution) or [out, in] (dense layer), bias [out]."""
     size: tuple[int, int] = (128, 128)
     """(height, width) of the input in pixels."""
     labels: tuple[str, ...] = CLASSES

@@ -36,7 +36,7 @@ class Scene:
     image: Image
     """uint8 [H, W, 3]."""
     shapes: tuple[Shape, ...]
-    """In the order in which they were requested."""
+    """The shapes in the order in which they were requested."""
 
 
 def scene(rng: np.random.Generator, labels: Sequence[int], size: int = 128) -> Scene:

@@ -43,7 +43,7 @@ def attention(d: Draw) -> Case:
 
 @case("Attention", kind="packed")
 def packed(d: Draw) -> Case:
-    """Heads side by side in the last axis."""
+    """Heads that are concatenated along the last axis."""
     n, heads, q, k, size = d.whole(1, 2), d.whole(1, 3), d.whole(1, 3), d.whole(1, 4), d.whole(1, 3)
     values = {"x": d.any(n, q, heads * size), "k": d.any(n, k, heads * size), "v": d.any(n, k, heads * size)}
 
