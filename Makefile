@@ -4,7 +4,7 @@
 #   make quick   the same without the slow tests
 #   make core    tests of the core, the command and the ONNX backend, in an environment without a framework
 #   make fix     format, and apply the fixes of the linter
-#   make bench   the figures of the README
+#   make bench   the cost of an explanation on this machine
 #   make docs    the documentation, in build/docs
 #   make wheel   build the wheel and try it in an empty environment
 

@@ -48,7 +48,7 @@ for command in (explain, demo, compare, batch, evaluate, export, layers, methods
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command and exit: status 0, or 2 for bad usage or input.
+    """Run the command and exit: status 0; 1 for a failed check; 2 for bad usage or input; 130 when interrupted.
 
     Args:
         arguments: the command line without the program's name; default: `sys.argv[1:]`. With `--debug` an error is

@@ -64,6 +64,7 @@ def readme() -> dict[str, Any]:
         larger.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = 224
     larger.metadata_props.add(key="xcam.labels", value=json.dumps(ANIMALS))
     onnx.save(larger, "model.onnx")
+    Path("labels.txt").write_text("\n".join(ANIMALS), encoding="utf-8")
     torch_module()
     Path("my_models.py").write_text(MY_MODELS + "\n\ndef build():\n    return Shapes()\n")
     save_file(torch_demo().state_dict(), "w.safetensors")
