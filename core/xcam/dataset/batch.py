@@ -163,7 +163,7 @@ def batch(
     names = [os.fspath(inputs)] if isinstance(inputs, str | os.PathLike) else [os.fspath(name) for name in inputs]
     images = listing(names, output.has_overlay)
     _warn_of_empty_columns(job.measures, images)
-    source = model if isinstance(model, Model) else ModelSource(os.fspath(model), backend, dict(load_options or {}))
+    source = _source(model, backend, load_options)
     with output.lock():
         output.begin(_request(source, job, images))
         if overlay_options is not None:
@@ -203,6 +203,19 @@ def batch(
             f"none of the {total} images could be explained: {first_error}; {output.table} has a row for each"
         )
     return Batch(output, len(images), failed)
+
+
+def _source(model: Any, backend: str | None, load_options: Mapping[str, Any] | None) -> Model | ModelSource:
+    """Return a loaded model itself, and of a path or name the source that each process loads. Raises InputError."""
+    if isinstance(model, Model):
+        if backend is not None or load_options:
+            raise InputError("cannot apply backend and load_options to a loaded model; give them to xcam.load")
+        return model
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(
+            f"cannot load an object of type {type(model).__name__} here; give a path, a name, or xcam.load(model)"
+        )
+    return ModelSource(os.fspath(model), backend, dict(load_options or {}))
 
 
 def _warn_of_empty_columns(measures: Sequence[str], images: Any) -> None:

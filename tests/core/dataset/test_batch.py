@@ -122,6 +122,17 @@ def test_overlays_and_rivals(mixed_folder: Path, tmp_path: Path) -> None:
     assert np.abs(reading.read(drawn).astype(int) - one.overlay(alpha=1.0)).mean() < 8  # a JPEG of jet
 
 
+def test_options_of_load_do_not_apply_to_a_loaded_model(mixed_folder: Path, tmp_path: Path) -> None:
+    model = xcam.load("demo", "onnx")
+    for options in ({"load_options": {"preprocess": "unit"}}, {"backend": "keras"}):
+        with pytest.raises(xcam.InputError, match=r"to a loaded model; give them to xcam\.load"):
+            xcam.batch(model, str(mixed_folder), out=tmp_path / "out", **options)
+    with pytest.raises(
+        xcam.InputError, match=r"cannot load an object of type object here; give a path, a name, or xcam\.load"
+    ):
+        xcam.batch(object(), str(mixed_folder), out=tmp_path / "out")
+
+
 def test_a_single_class_has_no_rival(mixed_folder: Path, tmp_path: Path) -> None:
     import torch
     from torch import nn
