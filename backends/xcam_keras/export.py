@@ -131,7 +131,7 @@ class _Network:
 
 
 def _source(tensor: tf.Tensor) -> str:
-    """Return the name of the tensor, or of the one that it is an identity of."""
+    """Return the name of the tensor, or of the tensor that it copies."""
     while tensor.op.type in ("Identity", "IdentityN"):
         tensor = tensor.op.inputs[tensor.value_index]
     return str(tensor.name)

@@ -1,6 +1,6 @@
 """The calls of a module's forward pass, in execution order: shape, layout, and whether the outputs depend on them.
 
-One forward and one backward pass on noise, in evaluation mode. All hooks are removed afterwards.
+They are recorded in one forward and one backward pass on noise, in evaluation mode. All hooks are removed afterwards.
 """
 
 from __future__ import annotations

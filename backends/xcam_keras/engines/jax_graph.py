@@ -104,7 +104,7 @@ class Graph:
         return result
 
     def ancestors(self, ends: Iterable[Any], stop: Iterable[Var] = ()) -> set[Var]:
-        """Return the variables that `ends` are computed from, `ends` included; not those that only `stop` needs."""
+        """Return `ends` and the variables that they are computed from, except those that only `stop` needs."""
         starts = [var for var in ends if isinstance(var, Var)]
         return set(reachable(starts, lambda var: _inputs(self.makers[var]) if var in self.makers else (), set(stop)))
 
@@ -205,7 +205,7 @@ def _makers(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:
 
 
 def _logits(makers: Mapping[Any, JaxprEqn], output: Any) -> tuple[Any, str | None]:
-    """Return the input of the softmax or sigmoid that makes the output, and its name; the output and None elsewhere."""
+    """Return the input of the softmax or sigmoid that computes the output, and its name; else the output and None."""
     return cut_activation(output, partial(_activation_of, makers))
 
 

@@ -196,7 +196,7 @@ class Cut:
         known = existing & self.recording.from_x
         backward = reachable([gradient.op], lambda op: [t.op for t in op.inputs if t.op.name not in existing])
         read = [t for op in backward for t in op.inputs if t.op.name in known]
-        # Of a loop or a branch all outputs are passed: pruning reads the others too.
+        # All outputs of a loop or a branch are passed, as pruning reads all of them.
         whole = [other for t in read for other in (t.op.outputs if t.op.type in CONTROL_FLOW else [t])]
         return list({t.name: t for t in whole}.values())
 

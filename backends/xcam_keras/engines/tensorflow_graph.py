@@ -37,7 +37,7 @@ def named(seen: Sequence[calls.Call], graph: tf.Graph) -> dict[str, calls.Call]:
 
 
 def activation_of(tensor: tf.Tensor) -> tuple[str | None, tf.Tensor] | None:
-    """Return the softmax or sigmoid that makes a tensor, and its input: see xcam.contract.outputs.cut_activation."""
+    """Return the softmax or sigmoid that computes a tensor, and its input: see xcam.contract.outputs.cut_activation."""
     op = tensor.op
     if op.type in OUTPUT_ACTIVATIONS:
         return OUTPUT_ACTIVATIONS[op.type], op.inputs[0]

@@ -54,7 +54,7 @@ def node_of(tensor: Tensor) -> Node:
 
 
 def ancestors(tensors: Sequence[Tensor], stop: Collection[Node] = ()) -> set[Node]:
-    """Return the nodes of torch's graph that the tensors come from, `stop` included; not those that only `stop` needs."""
+    """Return the nodes of torch's graph that the tensors come from, except those that only `stop` needs."""
     starts = [node_of(t) for t in tensors if t.requires_grad]
     return set(reachable(starts, lambda node: [n for n, _ in node.next_functions if n is not None], stop))
 

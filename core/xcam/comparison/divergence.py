@@ -20,7 +20,7 @@ from xcam.comparison.rerun_checks import ComparedModel
 from xcam.errors import XcamWarning, first_line
 
 ROUNDING = 1e-4
-"""Activations of the same weights agree to this share of their largest magnitude (the design's tolerance)."""
+"""The tolerance for activations of equal weights, relative to their largest magnitude."""
 SUSPECT = 1e-5
 """The threshold where the heatmaps or the class scores are known to differ."""
 JUMP = 10.0

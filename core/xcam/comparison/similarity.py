@@ -18,7 +18,7 @@ LOGITS, HEATMAPS = 1e-4, 1e-3
 CORRELATED = 0.99
 """The correlation from which heatmaps of the same class are `equivalent`."""
 SIDE = 128
-"""Heatmaps are compared at this longer side, in pixels: a layer has far fewer."""
+"""The longer side, in pixels, at which heatmaps are compared. Layers have far fewer positions."""
 HIGHEST = 0.2
 """The share of a heatmap that `overlap` compares."""
 

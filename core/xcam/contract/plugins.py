@@ -52,7 +52,7 @@ class BackendSpec:
     default_model: str | None = None
     """The model to use when the caller names none."""
     remedy: str | None = None
-    """The remedy for a missing module, where installing the extra is not it."""
+    """The remedy for a missing module, if it is not to install the extra."""
 
 
 class Hooks:

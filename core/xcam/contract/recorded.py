@@ -153,7 +153,7 @@ class RecordedModel(ABC, Generic[R]):
         known = [self._layer(recording, name) for name in layers]
         with self._running():
             values = recording.values(x, [layer.name for layer in known])
-        # Views: of many layers the core may read few.
+        # Views, as the core may read only a few of many layers.
         return {
             name: to_channels_first(value, layer.layout)
             for name, layer, value in zip(layers, known, values, strict=True)

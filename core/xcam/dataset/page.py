@@ -58,7 +58,7 @@ TITLES: dict[Kind, tuple[str, str, str]] = {
     "zero": (
         "All-zero maps",
         "all zero",
-        "By this method, nothing at this layer supports the class. It happens where all classes have low scores. Where it "
+        "By this method, nothing at this layer supports the class. This happens if all classes have low scores. If it "
         "happens often, check the preprocessing first, then try another layer or method.",
     ),
 }

@@ -52,7 +52,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the model takes it and as it is drawn, and the location of its object; or the reason for a failure."""
+    """A decoded image: the model's input, the drawn image and the location of its object, or the reason for a failure."""
 
     row: Row
     image: Image | None = None

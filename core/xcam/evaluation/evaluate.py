@@ -63,7 +63,7 @@ def evaluate(
         boxes: For each image a box (x0, y0, x1, y1) in its pixels, x1 and y1 excluded, or a list of boxes, or None.
         masks: For each image a path or an array [h, w] of its size, nonzero on the object, or None.
         score: As for `explain`.
-        floor: Evaluate `random` too, the method that every other has to beat. It draws new weights for each image.
+        floor: Evaluate `random` too, the baseline of all other methods. It draws new weights for each image.
         level: The confidence level of the intervals, between 0 and 1.
         seed: The seed of all random numbers.
         stages: The largest number of stages of the randomisation test; the layers are divided among them.

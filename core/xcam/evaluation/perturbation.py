@@ -52,8 +52,8 @@ def insertion(
 def average_drop(clean: Array, masked: Array) -> Array:
     """max(0, y − o)/y: the share of the score y that is lost when the image is seen through its map, o. A map of ones gives 0.
 
-    A share, where the paper gives percent; 1 for an empty map, and where o is negative. NaN where y is not positive
-    (never for a probability).
+    The paper gives it in percent. It is 1 for an empty map and for negative o, and NaN where y is not positive (never
+    for a probability).
     """
     lost = np.clip(clean - masked, 0, np.abs(clean))
     return np.divide(lost, clean, out=np.full(len(clean), np.nan), where=clean > 0)

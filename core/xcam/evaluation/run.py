@@ -112,7 +112,7 @@ class Run:
         return self.target[k]
 
     def _measure_one_by_one(self, loaded: Sequence[_Loaded]) -> None:
-        """Measure the images that do not fail. If the first ones all fail alike, the images are not the cause: raise."""
+        """Measure the images that do not fail. If all of the first images fail with the same error, raise it."""
         failed: list[tuple[str, XcamError]] = []
         for one in loaded:
             try:

@@ -14,7 +14,7 @@ from xcam.evaluation.registry import Measure
 from xcam.methods.maps import Array
 
 FLOOR = "random"
-"""The method that every other has to beat."""
+"""The baseline method, with which all others are compared."""
 MIN_IMAGES = 10
 """The smallest number of images for `above` and `below`: the bootstrap interval of fewer is too narrow (that of two reaches
 from one value to the other)."""

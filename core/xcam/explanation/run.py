@@ -1,4 +1,4 @@
-"""Explaining one batch of images at one layer: one trace, then the method's map for each target."""
+"""Explaining one batch of images at one layer: one trace, and the method's map for each target."""
 
 from __future__ import annotations
 

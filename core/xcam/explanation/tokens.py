@@ -1,7 +1,7 @@
 """Tokens as a grid: a transformer's [N, C, T] as [N, C, h, w], and back.
 
-Class and register tokens come before the patches; they are left out of the grid, and put back when values return to the
-model.
+Class and register tokens come before the patches; they are left out of the grid, and inserted again when values are
+passed to the model.
 """
 
 from __future__ import annotations

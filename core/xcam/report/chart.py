@@ -11,7 +11,7 @@ from xcam.report import formatting
 SMALLEST = 1e-9
 """Errors below this are drawn on the ground line, as a logarithm has no zero."""
 PRECISION = -7
-"""The exponent of float32's precision: the ground line is there or below, where an error is zero."""
+"""The exponent of float32's precision. If an error is zero, the ground line is at this exponent or below."""
 
 
 @dataclass(frozen=True)

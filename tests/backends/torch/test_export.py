@@ -255,7 +255,9 @@ def test_modules_that_cannot_be_written(
 def test_no_partial_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(b"earlier")
-    with pytest.raises(InputError, match=r"cannot write .*none/net.onnx: No such file or directory; give an existing folder"):
+    with pytest.raises(
+        InputError, match=r"cannot write .*none/net.onnx: No such file or directory; give an existing folder"
+    ):
         to_onnx(Net(), tmp_path / "none" / "net.onnx", SIZE)
 
     def full(program: Any, target: Path, **_: Any) -> None:
