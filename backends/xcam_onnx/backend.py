@@ -66,7 +66,7 @@ class OnnxBackend:
                 source, options = demo.build(), {"labels": network.labels, "preprocessing": network.preprocessing}
             if not isinstance(source, ModelProto):
                 raise InputError(
-                    f"ONNX Runtime does not have a model {source!r:.100}; give an .onnx file, demo or a ModelProto"
+                    f"unknown model {source!r:.100} for ONNX Runtime; give an .onnx file, demo or a ModelProto"
                 )
             name = source.graph.name or "model"
             model, stored = files.store(source)

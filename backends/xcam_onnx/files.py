@@ -61,7 +61,7 @@ def store(model: ModelProto) -> tuple[ModelProto, WeightFiles]:
 
 
 def _resolved(path: Path) -> Path:
-    """Follow a link, as download caches use them, unless the weights are in files next to the link."""
+    """Resolve a symbolic link (download caches use them), unless the weights are in files next to the link."""
     if not path.is_symlink():
         return path
     target = path.resolve()

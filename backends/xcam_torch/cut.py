@@ -64,8 +64,8 @@ class Forward:
         with hooked([call.module], after):
             outputs = self(x)
             if leaf is not None and not any(output.requires_grad for output in outputs.values()):
-                # A part behind the layer turned gradients off and then back to the mode outside of the model: off.
-                # The second run has them on outside, too; it costs the memory of a whole graph.
+                # A part behind the layer switched gradients off, and then restored the outer mode, which is off.
+                # The second run has them on outside, too, which costs the memory of a whole graph.
                 count = 0
                 with torch.enable_grad():
                     outputs = self(x)

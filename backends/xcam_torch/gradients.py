@@ -16,7 +16,7 @@ from xcam.contract.recorded import NoGradient
 def differentiable(
     outputs: Mapping[str, Tensor], cotangent: Mapping[str, Array]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the outputs at which a cotangent is not zero and that can be differentiated, and its tensors."""
+    """Return the differentiable outputs with a nonzero cotangent, and the tensors of the cotangent."""
     pairs = [
         (output, torch.as_tensor(np.asarray(cotangent[key]), device=output.device).to(output.dtype))
         for key, output in outputs.items()

@@ -22,7 +22,7 @@ from xcam_cli.progress_bar import ProgressBar
 @click.command()
 @model_options
 @click.option("-o", "--output", required=True, metavar="OUT", help="A folder: OUT/table, OUT/overlays, OUT/run.json.")
-@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with space; see `xcam layers`.")
+@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with spatial axes; see `xcam layers`.")
 @click.option(
     "-t",
     "--target",
@@ -34,7 +34,13 @@ from xcam_cli.progress_bar import ProgressBar
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`.")
 @click.option("-O", "--option", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the method.")
 @score_option
-@click.option("--measure", "measures", multiple=True, metavar="NAME", help="A column; see `xcam evaluate --list`.")
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    metavar="NAME",
+    help="Add a column with this measure; see `xcam evaluate --list`.",
+)
 @click.option("--maps/--no-maps", default=True, help="Keep the raw maps in the table.  [default: maps]")
 @click.option("--overlays", is_flag=True, help="Write overlays too.")
 @click.option("--report", is_flag=True, help="Write OUT/report.html: suspicious results, sorted for review.")

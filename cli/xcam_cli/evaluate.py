@@ -36,7 +36,7 @@ def _list(context: click.Context, _: click.Parameter, requested: bool) -> None:
 
 @click.command()
 @model_options
-@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with space.")
+@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with spatial axes.")
 @click.option("-t", "--target", "targets", multiple=True, metavar="CLASS", help="Default: each image's top class.")
 @click.option(
     "--method", "methods", multiple=True, metavar="NAME", help="Repeat for several; or all. Default: gradcam."
@@ -52,7 +52,7 @@ def _list(context: click.Context, _: click.Parameter, requested: bool) -> None:
     metavar="BOXES.csv|.parquet",
     help="Columns path and x0, y0, x1, y1 (pixels), or path and mask; optionally class.",
 )
-@click.option("--floor/--no-floor", default=True, help="Evaluate `random` too, the baseline to beat.")
+@click.option("--floor/--no-floor", default=True, help="Also evaluate `random`, as the baseline.")
 @click.option(
     "--level",
     type=click.FloatRange(0, 1, True, True),
@@ -74,7 +74,7 @@ def evaluate(images: tuple[str, ...], file: str | None, report: str | None, as_j
     xcam evaluate -m model.onnx --method gradcam --method layercam images/
     xcam evaluate -b onnx -m demo --method all --table boxes.csv --report trust.html
 
-    A * marks a method that is better than `random` by an interval without zero.
+    A * marks a method whose interval of the difference from `random` excludes zero.
     Exit status: 0; 2 when an image failed, or for bad usage.
     """
     import xcam

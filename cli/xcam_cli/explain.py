@@ -60,7 +60,7 @@ def drawing_options(command: Any) -> Any:
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Default: the last with space; see `xcam layers`. Several are drawn side by side, or fused.",
+    help="Default: the last with spatial axes; see `xcam layers`. Several are drawn side by side, or fused.",
 )
 @click.option("--fuse", type=click.Choice(["mean", "max", "product"]), help="Fuse the maps of several layers.")
 @click.option(

@@ -11,7 +11,7 @@ from xcam_cli.options import model_options, open_model, stdout_to_stderr
 
 @click.command()
 @model_options
-@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with space; see `xcam layers`.")
+@click.option("-l", "--layer", metavar="LAYER", help="Default: the last with spatial axes; see `xcam layers`.")
 @click.option(
     "--heatmap",
     metavar="METHOD",

@@ -120,7 +120,7 @@ def test_the_backend_may_prefix_the_model(run: Callable[..., Result], image: Pat
         assert json.loads(run("-m", f"{backend}:demo", "--json", image).out)["backend"] == backend
     result = run("-m", "onnx:absent", image)
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert "ONNX Runtime does not have a model 'absent'" in result.err
+    assert "unknown model 'absent' for ONNX Runtime" in result.err
     odd = tmp_path / "onnx:odd.onnx"
     shutil.copy(xcam.export("onnx:demo", tmp_path / "plain.onnx"), odd)
     assert json.loads(run("-m", str(odd), "--json", image).out)["backend"] == "onnx"

@@ -29,7 +29,7 @@ class BoundedCache(Generic[K, V]):
     def get(self, key: K, make: Callable[[], V], valid: Callable[[V], bool] | None = None) -> V:
         """Return the value of `key`; `make` it where there is none, or where `valid` rejects the one that is kept.
 
-        A value that has to go is dropped before the new one is made, so that both are never in memory at once.
+        The oldest value is removed before the new one is computed, so that both are never in memory at once.
         """
         with self._lock:
             if key in self._values and (valid is None or valid(self._values[key])):

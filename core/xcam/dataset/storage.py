@@ -17,7 +17,7 @@ LOCAL_URL = re.compile("(?:file|local)://" + ("(?:/(?=[A-Za-z]:))?" if os.name =
 
 
 def local_path(path: str) -> str:
-    """Return `file:///data/set` as a path: only files of this machine are written whole, and locked."""
+    """Return `file:///data/set` as a path: only local files are written atomically and locked."""
     return LOCAL_URL.sub("", path, count=1) if LOCAL_URL.match(path) else path
 
 

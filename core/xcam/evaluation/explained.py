@@ -74,7 +74,7 @@ class ExplainedBatch:
 
     @property
     def heatmaps(self) -> Sequence[Array]:
-        """The same at the size of each image, N arrays [h, w]."""
+        """The heatmaps at the size of each image, N arrays [h, w]."""
         return LazySequence(
             lambda item: maps.resize(maps.normalize(item[0].positive[None])[0], item[1]),
             list(zip(self._explanations, self._sizes, strict=True)),

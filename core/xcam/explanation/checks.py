@@ -38,7 +38,7 @@ def zero_message(path: Path | None, layer: Layer, cam: Array, trace: Trace, n: i
     elif trace.gradients and not any(np.any(g[n]) for g in trace.gradients):
         cause = "the gradient is zero (a saturated probability: try score='logit'; or an earlier layer)"
     elif np.any(cam):
-        cause = "the whole map is negative: it argues against the class (try another class, layer or method)"
+        cause = "all evidence is against the class (try another class, layer or method)"
     elif not trace.gradients:
         cause = "the method gives every channel weight zero (try another layer, method or option)"
     else:

@@ -57,8 +57,8 @@ def sscam(
     """Σc w·A with w = mean of score(x·(H_c + δ)) − score(0) over n masks with noise δ: smoothed Score-CAM.
 
     δ is normal noise of standard deviation `std`. The defaults of n and std are the paper's: 35 times the cost of
-    Score-CAM, and noise of twice the range of a mask, which can hide it. On scenes of the demo 30 % of the peaks are on
-    the object, with std=0.2 97 %.
+    Score-CAM. The noise is twice the range of a mask, and can hide it: on scenes of the demo 30 % of the peaks are on the
+    object, with std=0.2 97 %.
     """
     check(n=n, std=std)
     random = generator(seed)

@@ -66,8 +66,8 @@ def find(model: Model, name: str | Layer | None) -> Layer:
         The layer.
 
     Raises:
-        InputError: The layer does not exist, or has no map: it has no spatial axes, folds parts of an image into the
-            batch, or does not reach the output.
+        InputError: The layer does not exist, or has no map: it has no spatial axes, has parts of an image on its batch
+            axis, or does not reach the output.
         ModelError: No name is given, and the model has no layer that can be explained.
     """
     if name is None and supports(model, NamesDefaultLayer):

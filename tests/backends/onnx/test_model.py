@@ -500,7 +500,7 @@ def test_weights_that_are_nan() -> None:
 
 
 def test_a_model_that_the_backend_does_not_have() -> None:
-    with pytest.raises(InputError, match="does not have a model 'resnet50'; give an"):
+    with pytest.raises(InputError, match="unknown model 'resnet50' for ONNX Runtime; give an"):
         xcam.load("resnet50", "onnx")
 
 

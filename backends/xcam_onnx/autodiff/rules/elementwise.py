@@ -92,7 +92,7 @@ def mean(n: Node, g: Value) -> list[Value]:
 
 @vjp("Max", "Min", broadcasts=True)
 def extreme(n: Node, g: Value) -> list[Value]:
-    """Equal inputs share the gradient evenly, as in torch.maximum."""
+    """Divide the gradient evenly among equal inputs, as torch.maximum does."""
     o = n.ops
     hits = [o.Cast(o.Equal(x, n.y), to=g.dtype) for x in n.inputs]
     share = g / o.total(hits) if len(hits) > 1 else g

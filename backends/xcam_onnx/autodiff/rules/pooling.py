@@ -77,7 +77,7 @@ def global_average_pool(n: Node, g: Value) -> Value:
 
 @vjp("GlobalMaxPool")
 def global_max_pool(n: Node, g: Value) -> Value:
-    """Equal maxima share the gradient evenly."""
+    """Divide the gradient evenly among equal maxima."""
     o = n.ops
     hits = o.Cast(o.Equal(n.x, n.y), to=g.dtype)
     return g / o.ReduceSum(hits, list(range(2, n.x.rank)), keepdims=1) * hits

@@ -38,7 +38,7 @@ def reduce_mean(n: Node, g: Value) -> tuple[Value, None]:
 
 @vjp("ReduceMax", "ReduceMin")
 def reduce_extreme(n: Node, g: Value) -> tuple[Value, None]:
-    """Equal values share the gradient evenly."""
+    """Divide the gradient evenly among equal values."""
     o, axes = n.ops, _axes(n)
     if not axes:
         return g, None
