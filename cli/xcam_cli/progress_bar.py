@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -13,8 +14,9 @@ class ProgressBar:
     DELAY = 2.0
     """Seconds until the bar appears."""
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
         self._since: dict[str, tuple[float, int]] = {}
@@ -28,7 +30,7 @@ class ProgressBar:
 
     def update(self, task: str, done: int, total: int) -> None:
         """Show that `done` of `total` steps of a task are complete."""
-        now = time.monotonic()
+        now = self._clock()
         start, previous = self._since.get(task, (now, 0))
         self._since[task] = (now if done < previous else start), done  # the count restarts for each batch
         if total < 2 or not sys.stderr.isatty() or now - self._start < self.DELAY:
