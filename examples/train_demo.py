@@ -1,4 +1,4 @@
-"""Train the demo network: `python -m xcam_keras.train_demo OUT.npz`. Seeded; about ten minutes on two cores.
+"""Train the demo network: `python examples/train_demo.py OUT.npz`. Seeded; about ten minutes on two cores.
 
 The network is the project's ground truth. It learns the location of each shape in addition to its class: its last step
 is linear, each class has a score at each position, and the mean of these is the score of the class. The means are
