@@ -178,7 +178,9 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path, kind: str) -> No
     (inner / "w.bin").rename(outer)
     (inner / "link.bin").symlink_to("link.bin" if kind == "loop" else outer)
     location = {"..": "../w.bin", "absolute": str(outer)}.get(kind, "link.bin")
-    pattern = "location of its weight .* is invalid" if kind == "loop" else "refused .* outside its folder"
+    # Python 3.13 resolves a loop of links without an error: the file is then missing.
+    loop = "location of its weight .* is invalid|weight file 'link.bin' is missing"
+    pattern = loop if kind == "loop" else "refused .* outside its folder"
     refused(edited_location(path, "location", location), pattern)
 
 
