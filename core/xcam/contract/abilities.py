@@ -50,16 +50,16 @@ class ExportsOnnx(Model, Protocol):
 
 
 class ExportsSelfExplaining(Model, Protocol):
-    """An ONNX file that returns its own heatmap, or names its layer and preprocessing."""
+    """An ONNX file that returns the activations and gradients of a layer, and its own heatmap."""
 
     def export(self, path: Path, layer: str | None, heatmap: str | None, facts: Mapping[str, str]) -> None:
-        """Write the model as an ONNX file with an additional output and metadata.
+        """Write the model as an ONNX file that explains itself: see `xcam.export` for its inputs and outputs.
 
         Args:
             path: the file to write.
-            layer: name of the layer that the heatmap is of; None for no heatmap.
-            heatmap: name of the output that holds the heatmap; None for no heatmap.
-            facts: metadata to store in the file.
+            layer: name of a layer; None: the default layer.
+            heatmap: name of the method whose heatmap is an output; None for no heatmap.
+            facts: further metadata to store in the file.
 
         Raises:
             ModelError: the model cannot be differentiated at the layer.
