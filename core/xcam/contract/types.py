@@ -48,7 +48,18 @@ class Layer:
     folds_batch: bool = False
     """Whether its first axis also counts windows or frames: it does not have one value for each image."""
     reaches_output: bool = True
-    """Whether a path leads from the layer to an output."""
+    """Whether an output depends on its value; for tokens, on the values of most of them."""
+    leads_to: tuple[str, ...] | None = None
+    """Names of the outputs that depend on it; None: not known, any."""
+    differentiable: bool = True
+    """Whether a gradient leads from an output to it: a detached layer has a value and no gradient."""
+    depends_on_input: bool = True
+    """Whether its value depends on the image, and not only on the batch size or on constants."""
+    batch_axis: int = 0
+    """The axis of the batch in the framework's own order: 1 for tokens first, batch second. A Trace has it first."""
+    order: tuple[int, ...] | None = None
+    """For tokens that are not stored row by row: order[k] is the index, among the patch tokens, of position k of the grid
+    in row order."""
     aliases: tuple[str, ...] = ()
     """Other names of the same value, which `trace` also takes."""
     inner: bool = False
