@@ -11,6 +11,9 @@ from xcam.errors import BackendError, InputError, ModelError, XcamError, nearest
 RANDOM_WEIGHTS = "random weights: this shows nothing about a trained model"
 """The entry in `Model.notes` of a model that was built without published weights."""
 
+WITHOUT_GRADIENT = ("eigencam", "scorecam", "ablationcam")
+"""Names of methods that need no gradient, for messages."""
+
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Return an error's text in one line of at most `limit` characters; its kind where it has no text."""
@@ -32,11 +35,18 @@ def own_weights(source: str, weights: object) -> InputError:
     return InputError(f"cannot use weights={str(weights)!r}: {source} contains its own weights; leave weights out")
 
 
-def no_gradient(layer: str, model: str) -> ModelError:
-    """Return the error for a layer from which no differentiable path leads to the explained output."""
+def no_gradient(layer: str, model: str, nearest: str | None = None) -> ModelError:
+    """Return the error for a layer from which no differentiable path leads to the explained output.
+
+    Args:
+        layer: the layer's name.
+        model: the model's name.
+        nearest: the next layer in execution order that has a gradient, where there is one.
+    """
+    choice = f"layer {nearest!r}, the next one with a gradient" if nearest else "another layer or output"
     return ModelError(
         f"cannot differentiate {model} at layer {layer!r}: no differentiable path leads from it to the explained "
-        "output; choose another layer or output"
+        f"output; choose {choice}, or a method that needs no gradient: {', '.join(WITHOUT_GRADIENT)}"
     )
 
 

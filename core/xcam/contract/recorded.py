@@ -216,7 +216,20 @@ class RecordedModel(ABC, Generic[R]):
             with self._running():
                 yield
         except NoGradient as error:
-            raise no_gradient(layer.name, self.name) from error
+            raise no_gradient(layer.name, self.name, self._next_differentiable(layer)) from error
+
+    def _next_differentiable(self, layer: Layer) -> str | None:
+        """Return the name of the next layer that can be explained by its gradient, in the latest recording."""
+        recording = self._recordings.latest
+        listed = list(recording.layers.values()) if recording else []
+        names = [other.name for other in listed]
+        following = listed[names.index(layer.name) + 1 :] if layer.name in names else []
+        able = (
+            other.name
+            for other in following
+            if other.differentiable and other.reaches_output and other.has_space and not other.is_output
+        )
+        return next(able, None)
 
     def _recording(self, x: Array | None = None) -> R:
         """Return the recording for the shape of `x`, or for the model's own input shape.

@@ -4,6 +4,7 @@ import pytest
 
 from xcam import BackendError, InputError, ModelError
 from xcam.contract import messages
+from xcam.explanation.context import without_gradients
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,14 @@ from xcam.contract import messages
             messages.no_gradient("conv9", "net"),
             ModelError,
             "cannot differentiate net at layer 'conv9': no differentiable path leads from it to the explained "
-            "output; choose another layer or output",
+            "output; choose another layer or output, or a method that needs no gradient: eigencam, scorecam, ablationcam",
+        ),
+        (
+            messages.no_gradient("conv9", "net", "norm"),
+            ModelError,
+            "cannot differentiate net at layer 'conv9': no differentiable path leads from it to the explained output; "
+            "choose layer 'norm', the next one with a gradient, or a method that needs no gradient: eigencam, scorecam, "
+            "ablationcam",
         ),
         (
             messages.one_input("net", 2, "fix the other"),
@@ -72,6 +80,10 @@ def test_errors_of_xcam_and_of_memory_pass_a_first_run(error):
     with pytest.raises(type(error)) as caught, messages.first_run("net", (3,), "check size"):
         raise error
     assert caught.value is error
+
+
+def test_the_methods_of_the_messages_need_no_gradient():
+    assert set(messages.WITHOUT_GRADIENT) < set(without_gradients())
 
 
 class ExhaustedError(Exception):

@@ -179,6 +179,28 @@ def test_a_layer_that_cannot_be_differentiated(call):
         Doubling().trace(batch(), name, lambda outputs: [np.full_like(outputs, value)])
 
 
+def test_the_error_names_the_next_layer_with_a_gradient():
+    model = Doubling()
+    model.predict(batch())
+    recording = model._recordings.latest
+    others = {
+        "detached": Layer("detached", "Scale", (2, 3, 1), differentiable=False),
+        "unread": Layer("unread", "Scale", (2, 3, 1), reaches_output=False),
+        "vector": Layer("vector", "Scale", (2,)),
+        "next": Layer("next", "Scale", (2, 3, 1)),
+    }
+    recording.layers = {"double": LAYER, **others, "end": recording.layers["end"]}
+    zero = lambda outputs: [np.zeros_like(outputs)]  # noqa: E731
+    with pytest.raises(
+        ModelError, match="choose layer 'next', the next one with a gradient, or a method that needs no"
+    ):
+        model.trace(batch(), "double", zero)
+    with pytest.raises(
+        ModelError, match="choose another layer or output, or a method that needs no gradient: eigencam"
+    ):
+        model.trace(batch(), "end", zero)
+
+
 def test_each_shape_is_recorded_once():
     model = Doubling()
     assert [layer.name for layer in model.layers] == ["double", "end"]
