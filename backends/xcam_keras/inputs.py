@@ -55,6 +55,7 @@ def input_spec(
         dtype=next((keras.backend.standardize_dtype(t.dtype) for t in symbolic_inputs(model)), "float32"),
         preprocessing=preprocessing,
         fixed=fixed,
+        channels_known=channels is not None and bool(shape),
     )
 
 

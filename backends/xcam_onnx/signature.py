@@ -49,6 +49,8 @@ class Signature:
     size: tuple[int | None, ...]
     """The spatial size of the input, None where it is open."""
     channels: int
+    """A guess where the model leaves it open."""
+    channels_known: bool
     axis: int
     """The channel axis of the input."""
     dtype: str
@@ -68,13 +70,14 @@ class Signature:
             dtype=self.dtype,
             preprocessing=preprocessing,
             fixed=len(fixed) == len(self.size),
+            channels_known=self.channels_known,
         )
 
     def sample_shape(self, spec: InputSpec) -> list[int]:
         """Return the shape of a batch that the model takes."""
         open_size = spec.size or DEFAULT_SIZE
         shape = [self.batch or 2, *(n or open_size[min(i, len(open_size) - 1)] for i, n in enumerate(self.size))]
-        shape.insert(self.axis, self.channels)
+        shape.insert(self.axis, spec.channels)
         return shape
 
 
@@ -102,7 +105,8 @@ def read_signature(model: ModelProto, name: str, layout: Layout | None) -> Signa
     return Signature(
         source=source,
         size=tuple(n for i, n in enumerate(sizes) if i not in (0, axis)),
-        channels=channels or 3,
+        channels=channels or _filter_channels(graph) or 3,
+        channels_known=channels is not None,
         axis=axis,
         dtype="uint8" if graph.dtype(source) == TensorProto.UINT8 else "float32",
         batch=batch,
@@ -197,6 +201,15 @@ def _channel_axis(graph: Graph, source: str, shape: Shape, layout: Layout | None
         if source in node.input[:1] and node.op_type == "Transpose":
             return last if attribute(node, "perm", [])[:2] == [0, last] else 1
     return 1
+
+
+def _filter_channels(graph: Graph) -> int | None:
+    """Return the number of channels that the first convolution takes; None without one."""
+    for node in graph.nodes:
+        shape = graph.shape(node.input[1]) if node.op_type == "Conv" and node.domain == "" else None
+        if shape and isinstance(shape[1], int):
+            return shape[1] * int(attribute(node, "group", 1))
+    return None
 
 
 def _outputs(graph: Graph, name: str) -> list[Output]:

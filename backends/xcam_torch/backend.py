@@ -42,6 +42,7 @@ class TorchBackend:
                 "name": "demo",
                 "size": network.size,
                 "fixed": True,
+                "channels": 3,
                 "labels": network.labels,
                 "preprocessing": network.preprocessing,
             }
@@ -55,9 +56,10 @@ class TorchBackend:
             module = module.to(target)
         spec = InputSpec(
             facts.get("size", size),
-            channels=input_channels(module),
+            channels=facts.get("channels") or input_channels(module),
             preprocessing=facts.get("preprocessing"),
             fixed=facts.get("fixed", False),
+            channels_known=bool(facts.get("channels")),
         )
         others = {key: facts[key] for key in ("labels", "notes", "batch") if key in facts}
         return TorchModel(module, facts["name"], spec, layout=layout, **others)

@@ -63,6 +63,8 @@ def unflattened(program: torch.export.ExportedProgram, name: str) -> tuple[nn.Mo
     shape = tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
     fixed = len(shape) == 4 and None not in shape[2:]
     facts = {"name": name, "size": shape[2:] if fixed else None, "fixed": fixed, "batch": shape[0]}
+    if len(shape) == 4:
+        facts["channels"] = shape[1]
     return torch.export.unflatten(program), facts
 
 

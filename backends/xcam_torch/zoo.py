@@ -80,6 +80,7 @@ def _torchvision(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]]
         "preprocessing": normalisation(transforms.mean, transforms.std),
         "labels": weights.meta.get("categories"),
         "size": (transforms.crop_size[0], transforms.crop_size[0]) if hasattr(transforms, "crop_size") else None,
+        "channels": 3,
     }
 
 
@@ -92,6 +93,7 @@ def _timm(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]]:
     return module, {
         "preprocessing": normalisation(config["mean"], config["std"]),
         "size": tuple(config["input_size"][1:]),
+        "channels": config["input_size"][0],
         "labels": labels.imagenet() if getattr(module, "num_classes", 0) == 1000 else None,
     }
 
@@ -131,7 +133,7 @@ def _of_config(config: Any) -> dict[str, Any]:
     names = [config.id2label[i] for i in range(len(config.id2label))] if config.id2label else None
     side = getattr(config, "image_size", None)
     size = (side, side) if isinstance(side, int) else tuple(side) if isinstance(side, list | tuple) else None
-    return {"labels": names, "size": size}
+    return {"labels": names, "size": size, "channels": getattr(config, "num_channels", None)}
 
 
 def _built(package: str, name: str, build: Callable[[], Any]) -> Any:

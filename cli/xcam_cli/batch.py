@@ -83,7 +83,9 @@ def batch(
     from xcam_cli.plan import parse_method_options
 
     backend, model = default_model(backend, model)
-    load_options = {key: options.pop(key) for key in ("weights", "preprocess", "size", "labels", "device", "layout")}
+    load_options = {
+        key: options.pop(key) for key in ("weights", "preprocess", "size", "channels", "labels", "device", "layout")
+    }
     load_options["threads"] = options.pop("threads")
     if targets == ("@class",):
         options["target"] = "@class"

@@ -19,7 +19,7 @@ from xcam_cli.progress_bar import ProgressBar
 
 ORDER = ("identical", "equivalent", "different")
 OWN_OPTIONS = ("models", "images", "layer", "target", "method", "score", "align", "require", "report", "preprocess")
-SHARED_OPTIONS = ("size", "labels", "device")
+SHARED_OPTIONS = ("size", "channels", "labels", "device")
 SHOWN = 10
 """Rows that are printed where there are several images."""
 
@@ -47,6 +47,7 @@ SHOWN = 10
     help="caffe, tf, torch, unit, raw, or MEAN/STD, for models that do not define their preprocessing.",
 )
 @click.option("--size", type=Size(), help="The size of the input, for models that take any.")
+@click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels of the input; 1: grey images.")
 @click.option("--labels", metavar="FILE", help="Class labels, for models that have none.")
 @click.option("--device", metavar="D", help="cpu, cuda, …")
 @as_json

@@ -43,6 +43,7 @@ _MODEL = (
     click.option("--weights", metavar="FILE|imagenet|none", help="For zoo names; none: random. Default: imagenet."),
     click.option("--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD."),
     click.option("--size", type=Size(), help="The size of the input, for a model that takes any."),
+    click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels of the input; 1: grey images."),
     click.option("--labels", metavar="FILE", help="Class labels, one per line, or JSON."),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),

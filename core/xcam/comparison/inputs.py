@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam.contract import Array, InputSpec, Model, preprocessing
+from xcam.contract import Array, InputSpec, Model, preprocessing, validation
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import XcamError, warn
 from xcam.explanation.inputs import input_size
@@ -26,6 +26,8 @@ def common_inputs(models: Sequence[Model], preprocess: str | Preprocessing | Non
     Models that do not state a preprocessing get `preprocess`, or that of the first model that states one, else `unit`
     with a warning. Models that take any size get the size of a model with a fixed size, else the first stated size.
     """
+    for model in models:
+        validation.layers(model)  # the first run may correct the input
     preset = common_preprocessing(models, preprocess)
     if preset is None:
         warn("no model states how images are scaled: 'unit' (0…1) is used; choose with preprocess= (--preprocess)")

@@ -84,6 +84,8 @@ class InputSpec:
     """None: the model does not declare one."""
     fixed: bool = False
     """Whether the model takes `size` and no other."""
+    channels_known: bool = True
+    """False where `channels` is a guess, which the first run of the model may correct."""
 
 
 @dataclass(eq=False)

@@ -127,18 +127,18 @@ def explain(
         image = [np.array(one) if isinstance(one, np.ndarray) else one for one in image]
     elif isinstance(image, np.ndarray):
         image = np.array(image)
-    one_layer = partial(explain_at, model, model.input, image, target=target, settings=settings)
+    one_layer = partial(explain_at, model, None, image, target=target, settings=settings)
     if not isinstance(layer, list | tuple):
         return one_layer(layer=layer)
     return fuse_all([one_layer(layer=name) for name in _distinct_layers(model, layer)], fuse or "mean")
 
 
 def explain_at(
-    model: Model, spec: InputSpec, image: Any, *, layer: str | Layer | None, target: Any, settings: Settings
+    model: Model, spec: InputSpec | None, image: Any, *, layer: str | Layer | None, target: Any, settings: Settings
 ) -> Any:
     """Explain at one layer, with a given input specification: `explain` without checks of the options.
 
-    The images are not copied.
+    The images are not copied. Without a specification it is the model's own, as known once its layers are.
     """
     is_list = isinstance(image, list | tuple)
     images = list(image) if is_list else [image]
@@ -149,6 +149,7 @@ def explain_at(
         [parsed_target(aim, settings.score, model.output_activation, model.labels) for aim in row] for row in aims
     ]
     at = layers.find(model, layer)
+    spec = spec or model.input  # read after the first run, which may correct it
     rows: list[list[Explanation]] = []
     for part in batches(targets, settings.batch):
         rows += within_memory(

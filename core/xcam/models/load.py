@@ -15,6 +15,7 @@ from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, keywords_checked, nearest
 from xcam.models import labels as labels_module
+from xcam.report import formatting
 
 LARGEST = 16384
 """The largest side of a model's input in pixels: larger values are refused as mistakes."""
@@ -27,6 +28,7 @@ def load(
     *,
     preprocess: str | Preprocessing | None = None,
     size: tuple[int, int] | None = None,
+    channels: int | None = None,
     labels: str | Path | Sequence[str] | None = None,
     device: str | None = None,
     layout: Layout | None = None,
@@ -43,6 +45,8 @@ def load(
         preprocess: A preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing. Default: the
             model's own.
         size: (height, width) of the input in pixels, for a model that takes any size.
+        channels: The number of channels of the input, where the model does not state it: 3, or 1 for grey images.
+            Default: a guess, which is corrected where the model does not run on it.
         labels: Class labels: a list, `imagenet`, or a text or JSON file. Default: the model's own.
         device: A device, in the backend's notation, for example `cuda`.
         layout: The layout of the model's input, `channels_first` or `channels_last`, for backends that cannot infer it.
@@ -59,6 +63,7 @@ def load(
         BackendError: No backend reads the model, or the backend is missing or broken.
     """
     size = _size(size)
+    _check_channels(channels)
     if layout is not None and layout not in get_args(Layout):
         raise InputError(f"unknown layout {layout!r}; {nearest(layout, get_args(Layout))}")
     if backend is None and isinstance(model, str):
@@ -69,9 +74,12 @@ def load(
     preset = preprocessing.preprocessing(preprocess)
     class_labels = labels_module.load(labels)
     reader = backends.load(name)
-    options = {} if threads is None else {"threads": threads}
-    if options and "threads" not in inspect.signature(reader.load).parameters:
+    taken = inspect.signature(reader.load).parameters
+    options: dict[str, Any] = {} if threads is None else {"threads": threads}
+    if options and "threads" not in taken:
         raise InputError(f"backend {name!r} has no threads for each model; leave threads out")
+    if channels is not None and "channels" in taken:
+        options["channels"] = channels
     try:
         opened = reader.load(source, size=size, device=device, layout=layout, weights=weights, **options)
     except (XcamError, MemoryError):
@@ -87,6 +95,13 @@ def load(
         if spec.fixed:
             raise InputError(f"{opened.name} takes images of {by(spec.size)}, not {by(size)}; leave size out")
         spec = dataclasses.replace(spec, size=size)
+    if channels is not None:
+        if spec.channels_known and channels != spec.channels:
+            raise InputError(
+                f"{opened.name} takes images of {formatting.count(spec.channels, 'channel')}, not {channels}; leave "
+                "channels out"
+            )
+        spec = dataclasses.replace(spec, channels=channels, channels_known=True)
     if preset is not None:
         spec = dataclasses.replace(spec, preprocessing=preset)
     try:
@@ -155,6 +170,12 @@ def _size(size: Any) -> tuple[int, int] | None:
     if not 0 < height <= LARGEST or not 0 < width <= LARGEST:
         raise InputError(f"cannot use size={size!r}; give (height, width) in pixels, each from 1 to {LARGEST}")
     return height, width
+
+
+def _check_channels(channels: Any) -> None:
+    """Raise InputError where `channels` is not a number of channels."""
+    if channels is not None and not (type(channels) is int and 0 < channels <= LARGEST):
+        raise InputError(f"cannot use channels={channels!r}; give 3, or 1 for grey images")
 
 
 def by(size: Sequence[int] | None) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from xcam import InputSpec, ModelError, Preprocessing
+import xcam
+from xcam import InputError, InputSpec, ModelError, Preprocessing
 from xcam_keras.backend import keras
 from xcam_keras.inputs import data_format, input_spec
 
@@ -52,7 +53,9 @@ def test_a_subclassed_model_has_an_open_size_until_it_is_called() -> None:
             return x
 
     model = Subclassed(name="own")
-    assert input_spec(model, "channels_last", None, (5, 7)) == InputSpec((5, 7), 3, "channels_last")
+    assert input_spec(model, "channels_last", None, (5, 7)) == InputSpec(
+        (5, 7), 3, "channels_last", channels_known=False
+    )
     model(keras.ops.zeros((1, 4, 6, 2)))
     assert input_spec(model, "channels_last", None, (5, 7)) == InputSpec((4, 6), 2, "channels_last", fixed=True)
 
@@ -62,3 +65,13 @@ def test_several_inputs_are_an_error() -> None:
     model = keras.Model(inputs, L.Add()(inputs), name="two")
     with pytest.raises(ModelError, match="cannot use two: it has 2 inputs"):
         input_spec(model, "channels_last", None, None)
+
+
+def test_open_channels_are_a_guess_that_the_caller_decides() -> None:
+    model = keras.Sequential([L.Input((6, 8, None)), L.GlobalMaxPooling2D()])
+    assert input_spec(model, "channels_last", None, None) == InputSpec(
+        (6, 8), 3, "channels_last", fixed=True, channels_known=False
+    )
+    assert xcam.load(model, channels=5).input == InputSpec((6, 8), 5, "channels_last", fixed=True)
+    with pytest.raises(InputError, match="two takes images of 3 channels, not 1; leave channels out"):
+        xcam.load(keras.Sequential([L.Input((6, 8, 3)), L.GlobalMaxPooling2D()], name="two"), channels=1)

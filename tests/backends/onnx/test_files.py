@@ -371,3 +371,15 @@ def test_invalid_metadata_is_ignored() -> None:
         model.metadata_props.add(key=key, value=value)
     assert files.description(model) == {}
     assert_right(model)
+
+
+def test_channels_that_a_file_leaves_open_are_those_of_its_filters() -> None:
+    model = xcam.load(small.build(shape=("N", "C", small.SIZE, small.SIZE)))
+    assert (model.input.channels, model.input.channels_known) == (3, False)
+    x = small.images()
+    np.testing.assert_allclose(model.predict(x), small.by_hand(x)["y"], rtol=1e-4)
+    assert xcam.load(small.build()).input.channels_known
+    stated = xcam.load(small.build(shape=("N", "C", small.SIZE, small.SIZE)), channels=3).input
+    assert (stated.channels, stated.channels_known) == (3, True)
+    with pytest.raises(InputError, match="small takes images of 3 channels, not 1; leave channels out"):
+        xcam.load(small.build(), channels=1)

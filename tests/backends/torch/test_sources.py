@@ -263,3 +263,18 @@ def test_torchvision(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 5
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_channels_are_known_where_the_source_states_them(tmp_path: Path) -> None:
+    grey = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    live = xcam.load(grey).input
+    assert (live.channels, live.channels_known) == (1, False)  # the first convolution need not read the image
+    stated = xcam.load(grey, channels=4).input
+    assert (stated.channels, stated.channels_known) == (4, True)
+    program = torch.export.export(grey, (torch.zeros(1, 1, 9, 9),))
+    for exported in (xcam.load(program).input, xcam.load("demo", "torch").input):
+        assert exported.channels_known
+    assert xcam.load(program).input.channels == 1
+    with pytest.raises(InputError, match="demo takes images of 3 channels, not 1; leave channels out"):
+        xcam.load("demo", "torch", channels=1)

@@ -53,3 +53,30 @@ def test_augmenting_integers_keeps_them_integers_and_pixels(model: FakeModel) ->
     assert {x.dtype for x in seen} == {np.dtype(np.int32)}
     np.testing.assert_array_equal(seen[1], np.rint(seen[0] * 0.9))
     np.testing.assert_array_equal(seen[5], np.minimum(np.rint(seen[0][..., ::-1] * 1.1), 255))
+
+
+class Correcting(FakeModel):
+    """It states one channel until its layers are read, and then the three that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = xcam.InputSpec((4, 6), channels=1, preprocessing=Preprocessing("raw"), channels_known=False)
+
+    @property
+    def layers(self) -> Any:
+        self.input = xcam.InputSpec((4, 6), preprocessing=Preprocessing("raw"))
+        return self._listed
+
+    @layers.setter
+    def layers(self, value: Any) -> None:
+        self._listed = value
+
+
+def test_the_input_is_read_after_the_first_run_which_may_correct_it(model: FakeModel) -> None:
+    expected = xcam.explain(model, IMAGES[0]).outputs
+    np.testing.assert_allclose(xcam.explain(Correcting(), IMAGES[0]).outputs, expected, rtol=1e-5)
+    np.testing.assert_allclose(xcam.explain(Correcting(), IMAGES[0], layer=["features"]).outputs, expected, rtol=1e-5)
+    compared = xcam.compare([Correcting(), Correcting()], IMAGES[0]).images[0].explanations
+    np.testing.assert_allclose([e.outputs for e in compared], [expected, expected], rtol=1e-5)
+    evaluation = xcam.evaluate(Correcting(), IMAGES[:1], measures="average-drop")
+    assert evaluation.images == ("image 1",)

@@ -14,6 +14,9 @@ from xcam.models.load import by, split_backend
         ({"size": 224}, r"cannot use size=224; give \(height, width\) in pixels, each from 1 to 16384"),
         ({"size": (0, 5)}, r"cannot use size=\(0, 5\)"),
         ({"size": (5, 20_000)}, "cannot use size"),
+        ({"channels": 0}, "cannot use channels=0; give 3, or 1 for grey images"),
+        ({"channels": 3.0}, "cannot use channels=3.0; give 3"),
+        ({"channels": True}, "cannot use channels=True; give 3"),
         ({"layout": "NHWC"}, "unknown layout 'NHWC'; known: channels_first, channels_last"),
     ],
 )
