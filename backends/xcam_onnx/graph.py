@@ -13,6 +13,20 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from xcam.contract import Array
 
 FLOATS = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+INTEGERS: dict[int, tuple[int, int]] = {
+    dtype: (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if sign == "" else (0, 2**bits - 1)
+    for bits in (2, 4, 8, 16)
+    for sign in ("", "U")
+    if (dtype := dict(TensorProto.DataType.items()).get(f"{sign}INT{bits}")) is not None
+}
+"""The integer types of quantised values, with their smallest and largest values."""
+FLOAT8: dict[int, int] = {
+    TensorProto.FLOAT8E4M3FN: 448,
+    TensorProto.FLOAT8E4M3FNUZ: 240,
+    TensorProto.FLOAT8E5M2: 57344,
+    TensorProto.FLOAT8E5M2FNUZ: 57344,
+}
+"""The other types of quantised values, with their largest values."""
 Shape = tuple[int | str | None, ...]
 """A dimension is a number, a name, or None where it is unknown."""
 

@@ -21,7 +21,7 @@ from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import Runtime
 from xcam_onnx.signature import read_signature
 
-QUANTISED = "quantised: gradients pass straight through the rounding"
+QUANTISED = "quantised: gradients pass straight through the rounding, and are zero where a value is clipped"
 
 
 class OnnxModel(RecordedModel[Recording]):

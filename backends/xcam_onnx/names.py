@@ -61,13 +61,23 @@ def tensor_names(graph: Graph) -> list[TensorName]:
             result.append(TensorName(name, node.output[0], kind, node_names))
         else:
             name, *aliases = node_names
-            result.append(TensorName(name, node.output[0], node.op_type, aliases, inner=bool(calls)))
+            result.append(TensorName(name, node.output[0], _kind(graph, node), aliases, inner=bool(calls)))
     taken: set[str] = set()
     for entry in result:  # a name belongs to the first tensor that has it
         if entry.name in taken:
             entry.name = entry.tensor
         taken.add(entry.name)
     return result
+
+
+def _kind(graph: Graph, node: NodeProto) -> str:
+    """Return the operator; for a value that was dequantised also the one that computed it."""
+    source = node
+    while source.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        if source.input[0] not in graph.producer:
+            return node.op_type
+        source = graph.nodes[graph.producer[source.input[0]]]
+    return node.op_type if source is node else f"{node.op_type} of {source.op_type}"
 
 
 def _calls(graph: Graph) -> list[_Call]:

@@ -18,15 +18,11 @@ from xcam.errors import ModelError
 from xcam.explanation.context import without_gradients
 from xcam_onnx.autodiff.registry import RULES, Node
 from xcam_onnx.autodiff.values import Ops, Unsupported, Value
-from xcam_onnx.graph import FLOATS, Graph, Shape, inferred, reads
+from xcam_onnx.graph import FLOAT8, FLOATS, INTEGERS, Graph, Shape, inferred, reads
 
 OPSET = 18
 """The oldest operator set in which the written nodes are correct; newer ones are too."""
 
-QUANTISED = {
-    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT4),
-    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT4),
-}
 SUMMING = {"ConvInteger", "MatMulInteger"}
 
 
@@ -172,7 +168,7 @@ def _path(graph: Graph, at: str, outputs: set[str]) -> tuple[set[str], list[Node
 
 
 def _carries(dtype: int, node: NodeProto) -> bool:
-    return dtype in FLOATS or dtype in QUANTISED or node.op_type in SUMMING or dtype == 0
+    return dtype in {*FLOATS, *INTEGERS, *FLOAT8} or node.op_type in SUMMING or dtype == 0
 
 
 def _explain_without_rule(nodes: Sequence[NodeProto]) -> str:

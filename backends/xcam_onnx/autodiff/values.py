@@ -27,6 +27,7 @@ INPUTS_SINCE = {
 """Operators whose attribute became the second input: the version that changed it, and the attribute."""
 ADDING = 16
 """The first version in which ScatterElements and ScatterND can add."""
+NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def _operator(op: str, reflected: bool = False) -> Callable[[Value, Any], Value]:
@@ -89,6 +90,16 @@ class TooOld(Exception):  # noqa: N818
     """Error of a rule that needs an operator which the graph's operator set lacks."""
 
 
+def _runs_in_float32_only(op: str, dtype: int, attributes: dict[str, Any]) -> bool:
+    """Return whether ONNX Runtime's CPU provider has this operator for wider types than `dtype` alone.
+
+    It converts float16 where it lacks an operator altogether, but the scatter operators are registered for every type, and
+    fail when they are to add. In bfloat16 it has few operators, and converts none.
+    """
+    adds = attributes.get("reduction") == "add"
+    return (dtype in NARROW and adds) or (dtype == TensorProto.BFLOAT16 and op not in ("Cast", "Shape"))
+
+
 class Ops:
     """A writer of nodes: `ops.Relu(x)`, `ops.Concat(a, b, axis=1)`, `ops("Split", x, outputs=2)`.
 
@@ -148,6 +159,16 @@ class Ops:
             inputs = inputs[:1]
         if self.opset < ADDING and attributes.get("reduction") == "add":
             raise TooOld(f"{op} adds from opset {ADDING} on")
+        if _runs_in_float32_only(op, kind, attributes):
+            wide = [
+                self.Cast(v, to=TensorProto.FLOAT) if isinstance(v, Value) and v.dtype == kind else v for v in inputs
+            ]
+            computed = self(op, *wide, outputs=outputs, dtype=None if dtype == kind else dtype, **attributes)
+            back = [
+                self.Cast(v, to=kind) if v.dtype == TensorProto.FLOAT else v
+                for v in (computed if outputs > 1 else [computed])
+            ]
+            return back if outputs > 1 else back[0]
         names = [self.value(v, kind).name if v is not None else "" for v in inputs]
         if dtype is None:
             dtype = TensorProto.BOOL if op in BOOLEAN else TensorProto.INT64 if op in INTEGER else kind

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import NodeProto, TensorProto, helper
+from onnxruntime import quantization as quantisation
+from torch import nn
 
 import onnx_small as small
 import xcam
@@ -488,6 +491,49 @@ def test_quantised_values_pass_straight_through_and_are_noted() -> None:
     with pytest.raises(InputError, match="'round' of small: it consists of integers"):
         xcam.models.layers.find(model, "round")
     assert not opened().notes
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter
+def test_a_relu_that_the_quantiser_absorbed_clips_the_gradient(tmp_path: Path) -> None:
+    """The gradient is that of the original network, up to rounding, and the default layer corresponds to the original's."""
+    tail = [nn.AvgPool2d(5), nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 5)]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), *tail).eval()
+    whole, reduced = tmp_path / "f.onnx", tmp_path / "q.onnx"
+    torch.onnx.export(net, (torch.zeros(1, 3, 64, 64),), whole, dynamo=False, opset_version=13, input_names=["x"])
+    images = np.random.default_rng(0).random((8, 1, 3, 64, 64), np.float32)
+    quantisation.quantize_static(whole, reduced, Batches(images))
+    assert not any(node.op_type == "Relu" for node in onnx.load(reduced).graph.node)
+    model = xcam.load(reduced)
+    layer = xcam.models.layers.default(model)
+    assert layer.name == xcam.models.layers.default(xcam.load(whole)).name + "_output_0_DequantizeLinear"
+    trace = model.trace(images[0], layer.name, lambda y: [np.eye(5, dtype=np.float32)[[3]]])
+    a = torch.from_numpy(trace.activations).requires_grad_()
+    nn.Sequential(*tail)(a)[0, 3].backward()
+    assert a.grad is not None
+    assert np.linalg.norm(trace.gradients[0] - a.grad.numpy()) < 0.02 * np.linalg.norm(a.grad.numpy())
+
+
+class Batches(quantisation.CalibrationDataReader):
+    """Batches for the calibration of a quantiser."""
+
+    def __init__(self, batches: np.ndarray) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"x": batch}
+
+
+def test_gathered_channels_in_half_precision() -> None:
+    """The channels are reversed: the gradient is that of the plain network, with the channels in that order."""
+    gather = helper.make_node("Gather", ["r1", "k0"], ["q"], "gather", axis=1)
+    order = np.arange(small.CHANNELS)[::-1].copy()
+    model = opened(small.inserted(2, [gather]), more=[order], kind=TensorProto.FLOAT16)
+    trace = model.trace(X, "relu1", small.cotangents(*CLASSES))
+    w = small.arrays()
+    g = small.gradient(X, "r2", CLASSES) * (small.conv(V["r1"][:, order], w["w2"], w["b2"]) > 0)
+    g = small.conv(g, w["w2"].transpose(1, 0, 2, 3)[:, :, ::-1, ::-1], np.zeros(16))[:, order]
+    assert np.abs(trace.gradients[0] - g).max() < 0.02 * np.abs(g).max()
 
 
 def test_weights_that_are_nan() -> None:

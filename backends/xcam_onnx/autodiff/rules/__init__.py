@@ -8,6 +8,7 @@ from xcam_onnx.autodiff.rules import (  # noqa: F401
     linear,
     normalization,
     pooling,
+    quantization,
     reduction,
     resize,
     shape,

@@ -134,9 +134,3 @@ def cast_like(n: Node, g: Value) -> tuple[Value, None]:
 @vjp("Sign", "Floor", "Ceil", "Round", "Hardmax")
 def step(n: Node, g: Value) -> None:
     """Return a derivative of zero."""
-
-
-@vjp("QuantizeLinear", "DequantizeLinear")
-def straight_through(n: Node, g: Value) -> Value:
-    """Pass the gradient through unchanged, as if rounding were the identity (Bengio et al. 2013)."""
-    return g

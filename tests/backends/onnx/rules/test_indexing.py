@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from onnx_gradients import NEWEST
+from onnx_gradients import NEWEST, by_graph, written
 from onnx_rules import Case, Cases, Draw, gradients, ints, one, rules_of
 
 case = Cases()
@@ -102,6 +103,28 @@ def scatter_nd(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+
+REPEATED: dict[str, tuple[str, np.ndarray]] = {
+    "Gather": ("Gather<axis=0>(a, i)", ints(1, 1, 3)),
+    "GatherElements": ("GatherElements<axis=0>(a, i)", ints(1, 1, 3)),
+    "GatherND": ("GatherND(a, i)", ints([1], [1], [3])),
+}
+"""An operator that reads the values 1, 1, 3 of `a`, and its indices."""
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+@pytest.mark.parametrize("op", REPEATED)
+def test_narrow_types_add_up_in_float32(op: str, narrow: str) -> None:
+    expression, indices = REPEATED[op]
+    kind = {"float16": 10, "bfloat16": 16}[narrow]
+    text = f"""(float[4] x) => (float[3] y) {{
+        a = Cast<to={kind}>(x)
+        b = {expression}
+        y = Cast<to=1>(b) }}"""
+    x = np.float32([4, 2, 1, 3])
+    y, _, g = by_graph(written(text, i=indices), {"x": x}, np.float32([1, 2, 3]))
+    np.testing.assert_array_equal(y, x[[1, 1, 3]])
+    np.testing.assert_array_equal(g, [0, 1 + 2, 0, 3])
 
 
 def test_every_rule_has_cases() -> None:

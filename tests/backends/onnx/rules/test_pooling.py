@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (as everywhere)
 
-from onnx_rules import Case, Cases, Draw, Edges, Values, at_edges, gradients, one, rules_of
+from onnx_rules import Case, Cases, Draw, Edges, Half, Values, at_edges, gradients, in_float16, one, rules_of
 
 case = Cases()
 
@@ -107,3 +107,10 @@ EDGES: Edges = {
 }
 
 test_at_kinks_ties_and_far_out = at_edges(EDGES)
+
+HALF: Half = {
+    "MaxPool": ([(2, 3, 7, 7)], {"kernel_shape": [3, 3], "strides": [2, 2]}, lambda x: F.max_pool2d(x, 3, 2)),
+    "AveragePool": ([(2, 3, 7, 7)], {"kernel_shape": [3, 3], "strides": [2, 2]}, lambda x: F.avg_pool2d(x, 3, 2)),
+}
+
+test_float16 = in_float16(HALF)
