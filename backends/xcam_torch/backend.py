@@ -15,6 +15,7 @@ from xcam.errors import InputError, ModelError
 from xcam.models import demo as core_demo
 from xcam_torch import demo, files, zoo
 from xcam_torch.model import TorchModel
+from xcam_torch.weights import fill
 
 
 class TorchBackend:
@@ -82,9 +83,8 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
     if weights not in (None, "none") or moves or any(p.is_inference() for p in source.parameters()):
         with torch.inference_mode(False):  # weights created in inference mode cannot be differentiated through
             source = copy.deepcopy(source)
-    if weights not in (None, "none"):
-        files.fill(source, Path(str(weights)))
-    return source, {"name": name, **zoo.known(source)}
+    notes = [] if weights in (None, "none") else fill(source, Path(str(weights)))
+    return source, {"name": name, "notes": notes, **zoo.known(source)}
 
 
 def input_channels(module: nn.Module) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from xcam.contract.messages import one_input, one_line, own_weights
 from xcam.errors import InputError, ModelError
+from xcam_torch import weights as weights_in
 
 TORCHSCRIPT = (
     "it is a TorchScript model, a deprecated format that allows no hooks inside; export the original module with "
@@ -43,10 +43,10 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
         return unflattened(program, path.name)
     if is_torchscript(path):
         raise ModelError(f"cannot load {path}: {TORCHSCRIPT}")
-    if path.suffix.lower() in (".pt", ".pth", ".bin", ".safetensors"):
-        count = len(state_dict(path))
+    if path.suffix.lower() in (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"):
+        state = next(iter(weights_in.state_dicts(weights_in.content(path), path).values()))
         raise ModelError(
-            f"cannot load {path}: it holds {count} weights without a model; name the function that builds it: "
+            f"cannot load {path}: it holds {len(state)} weights without a model; name the function that builds it: "
             f"-m package.module:factory --weights {path}"
         )
     raise InputError(
@@ -74,48 +74,3 @@ def is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
-
-
-def state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights in a file by name.
-
-    Raises:
-        InputError: the file does not exist.
-        ModelError: it cannot be read, holds no weights, or is a pickle that needs more than `weights_only`.
-    """
-    if not path.is_file():
-        raise InputError(f"cannot read weights from {path}: it does not exist; check the path")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if not isinstance(error, pickle.UnpicklingError) and "weights_only" not in str(error):
-            raise ModelError(f"cannot load {path}: {one_line(error)}; check that it is complete") from error
-        raise ModelError(
-            f"cannot load {path}: it is a pickle of more than weights, and loading one runs code from the file; "
-            "save model.state_dict() instead, or load it yourself if you trust it and pass the module"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):  # the keys under which training scripts store weights
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ModelError(
-            f"cannot load {path}: it holds {type(content).__name__}, not weights by name; save model.state_dict()"
-        )
-    return content
-
-
-def fill(module: nn.Module, path: Path) -> None:
-    """Load the weights of a file into a module; all must fit. Raises ModelError."""
-    state = {name.removeprefix("module."): value for name, value in state_dict(path).items()}
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-        raise ModelError(
-            f"cannot load the weights in {path}: they do not fit {type(module).__name__}: {' '.join(lines[1:])[:200]}; "
-            "use the factory that they were saved from"
-        ) from error

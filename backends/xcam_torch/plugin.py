@@ -11,7 +11,7 @@ def xcam_backend() -> BackendSpec:
         requires=("torch",),
         target="xcam_torch.backend:TorchBackend",
         extra="torch",
-        suffixes=(".pt2", ".pt", ".pth", ".safetensors"),
+        suffixes=(".pt2", ".pt", ".pth", ".th", ".ckpt", ".safetensors"),
         model_types=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
         schemes=("torchvision", "timm", "hf"),
     )

@@ -14,7 +14,7 @@ from xcam.contract.messages import RANDOM_WEIGHTS, one_line
 from xcam.contract.preprocessing import Preprocessing, preset
 from xcam.errors import BackendError, InputError, ModelError, nearest
 from xcam.models import labels
-from xcam_torch import files
+from xcam_torch.weights import fill
 
 
 def build(source: str, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -40,9 +40,8 @@ def build(source: str, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not advanced
         torch.manual_seed(0)
         module, facts = builders[scheme](name, published)
-    if not published and weights != "none":
-        files.fill(module, Path(str(weights)))
-    return module, {"name": name, "notes": (RANDOM_WEIGHTS,) if weights == "none" else (), **facts}
+    notes = [RANDOM_WEIGHTS] if weights == "none" else [] if published else fill(module, Path(str(weights)))
+    return module, {"name": name, "notes": notes, **facts}
 
 
 def known(module: nn.Module) -> dict[str, Any]:
