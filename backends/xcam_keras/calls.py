@@ -44,6 +44,8 @@ Note = Callable[[Call], Any]
 """A finished call → the value that replaces its return value."""
 Skip = Callable[[Key], Any]
 """A call that is about to begin → a return value that replaces the call, or None to make the call."""
+Enter = Callable[[keras.layers.Layer, Sequence[Any], Mapping[str, Any]], None]
+"""The layer and the arguments of a call that is about to begin."""
 
 _patching = threading.Lock()
 _watching = 0
@@ -52,7 +54,7 @@ _local = threading.local()
 
 
 @contextmanager
-def watching(note: Note, skip: Skip | None = None) -> Iterator[None]:
+def watching(note: Note, skip: Skip | None = None, enter: Enter | None = None) -> Iterator[None]:
     """Pass every layer call of this thread, except the outermost, to `note`.
 
     Keras has no hook for this: while a thread records its calls, `Layer.__call__` is replaced by a method that forwards
@@ -61,6 +63,7 @@ def watching(note: Note, skip: Skip | None = None) -> Iterator[None]:
     Args:
         note: called when a call has ended.
         skip: called when a call is about to begin. Calls inside a skipped one are not noted.
+        enter: called when a call is about to begin, before `skip`.
     """
     global _watching, _original
     with _patching:
@@ -69,7 +72,7 @@ def watching(note: Note, skip: Skip | None = None) -> Iterator[None]:
             keras.layers.Layer.__call__ = _watched_call
         _watching += 1
     before = getattr(_local, "watch", None)
-    _local.watch = _Watch(note, skip)
+    _local.watch = _Watch(note, skip, enter)
     try:
         yield
     finally:
@@ -81,8 +84,8 @@ def watching(note: Note, skip: Skip | None = None) -> Iterator[None]:
 
 
 class _Watch:
-    def __init__(self, note: Note, skip: Skip | None) -> None:
-        self.note, self.skip = note, skip
+    def __init__(self, note: Note, skip: Skip | None, enter: Enter | None) -> None:
+        self.note, self.skip, self.enter = note, skip, enter
         self.path: list[str] = []
         self.starts = itertools.count()
         self.count: dict[str, int] = {}
@@ -97,6 +100,8 @@ def _watched_call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
     start = next(watch.starts)
     index = watch.count[name] = watch.count.get(name, -1) + 1
     try:
+        if watch.enter and name:
+            watch.enter(layer, args, kwargs)
         value = watch.skip((name, index)) if watch.skip and name else None
         if value is None:
             value = _original(layer, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 from xcam.contract.messages import one_input
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.types import InputSpec, Layout
+from xcam_keras.scaling import computed
 
 
 def data_format(model: keras.Model) -> Layout:
@@ -28,7 +30,7 @@ def input_spec(
     Args:
         model: a model of any kind; a subclassed one that was never called has an open size.
         layout: layout of the input.
-        preprocessing: None: `raw` where the model scales pixels itself, otherwise unknown.
+        preprocessing: as the model's library states it; None: as the model's own scaling needs it, otherwise unknown.
         size: size to use where the model leaves it open.
 
     Raises:
@@ -46,17 +48,16 @@ def input_spec(
     dims = tuple(shape[1:]) if shape else (None, None, 3)
     channels, space = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
     fixed = all(n is not None for n in space)
-    if preprocessing is None and _scales_pixels(model):
-        preprocessing = Preprocessing("raw")
-    return InputSpec(
+    spec = InputSpec(
         size=tuple(space) if fixed else size,
         channels=channels or 3,
         layout=layout,
         dtype=next((keras.backend.standardize_dtype(t.dtype) for t in symbolic_inputs(model)), "float32"),
-        preprocessing=preprocessing,
         fixed=fixed,
         channels_known=channels is not None and bool(shape),
     )
+    needed = computed(model, spec)
+    return dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
 
 
 def symbolic_inputs(model: keras.Model) -> Sequence[Any]:
@@ -65,9 +66,3 @@ def symbolic_inputs(model: keras.Model) -> Sequence[Any]:
         return list(model.inputs or ())
     except (AttributeError, ValueError):
         return ()
-
-
-def _scales_pixels(model: keras.Model) -> bool:
-    """Return whether the model starts with Rescaling or Normalization, and so takes pixels in 0…255."""
-    layers = [layer for layer in getattr(model, "layers", ()) if not isinstance(layer, keras.layers.InputLayer)]
-    return any(isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization) for layer in layers[:4])

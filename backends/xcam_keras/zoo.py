@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from xcam.contract.messages import RANDOM_WEIGHTS, one_line
-from xcam.contract.preprocessing import Preprocessing, preset
+from xcam.contract.preprocessing import PRESETS, Preprocessing, preset
 from xcam.contract.types import DEFAULT_SIZE, Array
 from xcam.errors import InputError, ModelError, nearest
 from xcam.models import labels
@@ -94,8 +94,10 @@ def known(model: keras.Model) -> dict[str, Any]:
 
 def _facts(builder: Callable[..., keras.Model], model: keras.Model) -> dict[str, Any]:
     classes = model.output_shape[-1]
+    preprocessing = preprocessing_of(sys.modules[builder.__module__].preprocess_input)
     return {
-        "preprocessing": preprocessing_of(sys.modules[builder.__module__].preprocess_input),
+        # A function that changes nothing says that the model scales pixels itself, unless it was built without this.
+        "preprocessing": None if preprocessing == PRESETS["raw"] else preprocessing,
         "size": DEFAULT_SIZE,  # for models that leave it open: MobileNetV3
         "labels": labels.imagenet() if classes == 1000 else None,
     }

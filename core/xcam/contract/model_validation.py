@@ -132,6 +132,7 @@ def _check_input(spec: Any, backend: str) -> None:
         and all(isinstance(n, int) and n > 0 for n in sizes)
         and spec.layout in get_args(Layout)
         and isinstance(spec.preprocessing, Preprocessing | None)
+        and isinstance(spec.needs, Preprocessing | None)
     ):
         raise violation(
             backend,

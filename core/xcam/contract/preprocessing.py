@@ -37,6 +37,16 @@ class Preprocessing:
         x /= np.asarray(self.std, np.float32).reshape(-1, *following)
         return x
 
+    def same_as(self, other: Preprocessing) -> bool:
+        """Return whether another preprocessing computes the same, to 1e-4."""
+        gain, other_gain = np.divide(self.scale, self.std), np.divide(other.scale, other.std)
+        offset, other_offset = np.divide(self.mean, self.std), np.divide(other.mean, other.std)
+        return (
+            self.order == other.order
+            and np.allclose(gain, other_gain, rtol=1e-4, atol=0)
+            and np.allclose(offset, other_offset, rtol=0, atol=1e-4)
+        )
+
 
 PRESETS = {
     preset.name: preset
@@ -53,17 +63,7 @@ PRESETS = {
 
 def preset(scaling: Preprocessing) -> Preprocessing:
     """Return the preset that computes the same as `scaling`, to 1e-4, or `scaling` where there is none."""
-
-    def same(other: Preprocessing) -> bool:
-        gain, other_gain = np.divide(scaling.scale, scaling.std), np.divide(other.scale, other.std)
-        offset, other_offset = np.divide(scaling.mean, scaling.std), np.divide(other.mean, other.std)
-        return (
-            scaling.order == other.order
-            and np.allclose(gain, other_gain, rtol=1e-4, atol=0)
-            and np.allclose(offset, other_offset, rtol=0, atol=1e-4)
-        )
-
-    return next(filter(same, PRESETS.values()), scaling)
+    return next(filter(scaling.same_as, PRESETS.values()), scaling)
 
 
 def preprocessing(value: str | Preprocessing | None) -> Preprocessing | None:

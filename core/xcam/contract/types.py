@@ -86,6 +86,8 @@ class InputSpec:
     """Whether the model takes `size` and no other."""
     channels_known: bool = True
     """False where `channels` is a guess, which the first run of the model may correct."""
+    needs: Preprocessing | None = None
+    """The preprocessing that the model's own scaling needs, where it scales its input: any other scales images twice."""
 
 
 @dataclass(eq=False)

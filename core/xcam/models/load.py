@@ -13,6 +13,7 @@ from typing import Any, get_args
 from xcam.contract import Layout, Model, files, preprocessing, validation
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
+from xcam.contract.scaling import warn_of_two
 from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, keywords_checked, nearest
 from xcam.models import labels as labels_module
 from xcam.report import formatting
@@ -61,6 +62,9 @@ def load(
         InputError: An argument cannot be used.
         ModelError: The model cannot be opened.
         BackendError: No backend reads the model, or the backend is missing or broken.
+
+    Warns:
+        XcamWarning: The model scales its input itself, and another preprocessing is chosen, or stated by its library.
     """
     size = _size(size)
     _check_channels(channels)
@@ -102,6 +106,7 @@ def load(
                 "channels out"
             )
         spec = dataclasses.replace(spec, channels=channels, channels_known=True)
+    warn_of_two(opened.name, preset or spec.preprocessing, spec.needs)
     if preset is not None:
         spec = dataclasses.replace(spec, preprocessing=preset)
     try:

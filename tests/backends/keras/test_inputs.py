@@ -39,12 +39,13 @@ def test_channels_first_is_declared_by_a_layer() -> None:
     assert data_format(keras.Sequential([L.Input((3,)), L.Dense(2)])) == "channels_last"
 
 
-@pytest.mark.parametrize("first", [L.Rescaling(1 / 255), L.Normalization(mean=[0.0], variance=[1.0])])
-def test_a_model_that_scales_pixels_takes_them_raw(first: Any) -> None:
-    model = network(6, 8, 3, first=first)
-    assert input_spec(model, "channels_last", None, None).preprocessing == Preprocessing("raw")
+def test_a_model_that_scales_pixels_takes_them_raw() -> None:
+    model = network(6, 8, 3, first=L.Rescaling(1 / 255))
+    spec = input_spec(model, "channels_last", None, None)
+    assert spec.preprocessing == spec.needs == Preprocessing("raw")
     unit = Preprocessing("unit", 1 / 255)
-    assert input_spec(model, "channels_last", unit, None).preprocessing == unit
+    spec = input_spec(model, "channels_last", unit, None)
+    assert (spec.preprocessing, spec.needs) == (unit, Preprocessing("raw"))
 
 
 def test_a_subclassed_model_has_an_open_size_until_it_is_called() -> None:
