@@ -91,15 +91,16 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     proto = inline_undifferentiable(proto, tensor, [output.tensor])
     graph = recording.with_ranks(proto)
     logits = graph.shape(output.tensor)
-    if logits is None or len(logits) != 2:
+    if logits is None or len(logits) not in (1, 2):
         raise ModelError(
             f"cannot export {model.name}: its output {output.name!r} has the shape {list(logits or ())}, not "
             "[batch, classes]; export a model that ends in class scores"
         )
-    if model.labels is not None and isinstance(logits[1], int) and len(model.labels) != logits[1]:
+    classes = 2 if len(logits) == 1 or logits[1] == 1 else logits[1]
+    if model.labels is not None and isinstance(classes, int) and len(model.labels) != classes:
         raise InputError(
-            f"cannot export {model.name}: there are {len(model.labels)} class names for its {logits[1]} classes; give "
-            "one for each"
+            f"cannot export {model.name}: there are {len(model.labels)} class names for its {classes} classes; give one "
+            "for each"
         )
     batch = (graph.shape(recording.signature.source) or (None,))[0]
     ops = Ops(graph, "xcam/e", graph.opset[""])
@@ -123,9 +124,13 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
 
 
 def _cotangent(o: Ops, logits: str) -> Value:
-    """Write a tensor [N, classes]: one at the class, zero elsewhere."""
+    """Write a tensor [N, classes]: one at the class, zero elsewhere; for one output z, of the classes −z and z, ±1."""
     z = o.forward(logits)
     index = Value(o, CLASS, TensorProto.INT64)
+    if z.rank == 1 or z.dims[1] == 1:
+        index = index if z.rank == 1 else o.Unsqueeze(index, [1])
+        chosen = o.Where(o.Less(index, 0), o.Cast(o.Greater(z, 0), to=TensorProto.INT64), index)
+        return o.Cast(o.Sub(o.Mul(chosen, 2), 1), to=z.dtype)
     chosen = o.Unsqueeze(o.Where(o.Less(index, 0), o.ArgMax(z, axis=1, keepdims=0), index), [1])
     return o.Cast(o.Equal(chosen, o.Unsqueeze(o.range(z.dims[1]), [0])), to=z.dtype)
 

@@ -92,7 +92,7 @@ class Worker:
                 resolved = target(requested, job.score, model.output_activation, model.labels)
                 if isinstance(resolved, ClassScore) and len(counts) == 1 and any(counts):
                     resolved.resolve(np.zeros((1, *counts)))  # a class out of range is reported before the work
-        self.rivals = job.rivals and (1,) not in output_shapes  # a single class has no rival
+        self.rivals = job.rivals and (1,) not in output_shapes  # the rival of a single output is its negative
         self.measures = [get_measure(name) for name in job.measures]
         self.needs_masks = any("masks" in measure.inputs for measure in self.measures)
         self._size = input_size(model.input)

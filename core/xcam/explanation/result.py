@@ -37,9 +37,9 @@ class Explanation:
     cam: npt.NDArray[np.float32] = field(repr=False)
     """The raw map at the layer's size [h, w]: signed, before ReLU and normalisation."""
     outputs: npt.NDArray[Any] = field(repr=False)
-    """The class scores [K]: logits where the backend can give them."""
+    """The class scores [K]: logits where the backend can give them. For one output z: [−z, z]."""
     scores: npt.NDArray[Any] = field(repr=False)
-    """Class probabilities [K]; the outputs themselves where they are not class scores."""
+    """Class probabilities [K], for one output [1 − p, p]; the outputs themselves where they are not class scores."""
     target: Target
     """The explained target; its class is fixed."""
     index: int | None

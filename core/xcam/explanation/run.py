@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from xcam.contract import Activation, Array, InputSpec, Layer, Model, Outputs, Trace, one_output, validation
+from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace, one_output, validation
 from xcam.errors import InputError, ModelError, XcamError, ZeroHeatmapWarning, first_line, warn
+from xcam.explanation import outputs as output_checks
 from xcam.explanation import tokens
 from xcam.explanation.checks import check_finite, zero_message
 from xcam.explanation.context import MethodContext, cotangent, pick, stack, values
@@ -53,6 +55,8 @@ def explain_batch(
     cotangents = _Cotangents(model, targets, count)
     trace = _clean_trace(model, x, layer, cotangents)
     resolved = cotangents.resolved
+    for target in resolved[0]:
+        output_checks.check(model, target, pick(trace.outputs, [0]))
     grid = tokens.grid(layer, trace.activations.shape[-1], spec, x.shape)
     if grid.view(trace.activations).ndim != 4:
         raise ModelError(
@@ -137,6 +141,9 @@ def _resolve(target: Target, outputs: Outputs, model: Model) -> Target:
         if len(model.labels) != count:
             labels = formatting.count(len(model.labels), "label")
             raise InputError(f"cannot use {labels} for the {count} classes of {model.name}; give one for each")
+    if isinstance(target, ClassScore) and not isinstance(target.activation, str):
+        if not isinstance(outputs, Mapping) or target.output in (None, *outputs):
+            target = replace(target, activation=output_checks.activation_of(model, outputs, target.output))
     resolve: Callable[[Outputs], Target] | None = getattr(target, "resolve", None)
     return resolve(outputs) if resolve else target
 
@@ -154,16 +161,21 @@ def _explanation(
 ) -> Explanation:
     outputs = pick(trace.outputs, [n])
     index = target.index if isinstance(target, ClassScore) else None
-    has_classes = isinstance(target, ClassScore | Classes)
-    raw = one_output(outputs, target.output if isinstance(target, ClassScore | Classes) else None)
+    name = target.output if isinstance(target, ClassScore | Classes) else None
+    raw = one_output(outputs, name)
     raw = raw[:, None] if raw.ndim == 1 else raw
+    probability = raw
+    if isinstance(target, ClassScore | Classes):
+        fixed = target.activation if isinstance(target, ClassScore) else None
+        link = fixed if isinstance(fixed, str) else output_checks.activation_of(model, outputs, name)
+        raw, probability = scores(raw, activation=link), probabilities(raw, link)
     if not cam.max() > 0:
         warn(zero_message(path, layer, cam, trace, n), ZeroHeatmapWarning)
     return Explanation(
         image=image,
         cam=cam.astype(np.float32, copy=False),
         outputs=raw[0],
-        scores=probabilities(raw, _activation(model, target))[0] if has_classes else raw[0],
+        scores=probability[0],
         target=target,
         index=index,
         label=getattr(target, "name", type(target).__name__) if index is None else class_label(model.labels, index),
@@ -177,11 +189,3 @@ def _explanation(
         notes=tuple(model.notes),
         labels=model.labels,
     )
-
-
-def _activation(model: Model, target: Target) -> Activation:
-    """Return the activation that was cut off the output which a target of classes reads."""
-    if isinstance(target, ClassScore):
-        return target.activation
-    activation, name = model.output_activation, getattr(target, "output", None)
-    return activation.get(name or next(iter(activation))) if isinstance(activation, Mapping) else activation

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from xcam.contract import files
 from xcam.errors import InputError
@@ -19,12 +22,12 @@ def imagenet() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def load(value: str | Path | Sequence[str] | None) -> Sequence[str] | None:
-    """Return class labels, in the order of the model's outputs.
+def load(value: str | Path | Sequence[str] | np.ndarray[Any, Any] | None) -> Sequence[str] | None:
+    """Return class labels, in the order of the model's outputs. One label is that of class 1 of two: see `pair`.
 
     Args:
-        value: A sequence of labels; `imagenet`; a text file with one label on each line; a JSON file with a list, or
-            with an object {"0": label, …} or {"0": [WordNet id, label], …}. None gives None.
+        value: A sequence of labels, also a NumPy array; `imagenet`; a text file with one label on each line; a JSON file
+            with a list, or with an object {"0": label, …} or {"0": [WordNet id, label], …}. None gives None.
 
     Returns:
         The labels, or None.
@@ -34,7 +37,7 @@ def load(value: str | Path | Sequence[str] | None) -> Sequence[str] | None:
     """
     if value is None:
         return None
-    if value == "imagenet":
+    if isinstance(value, str) and value == "imagenet":
         return imagenet()
     labels = _read(Path(value)) if isinstance(value, str | Path) else list(value)
     if not labels or not all(isinstance(label, str) for label in labels):
@@ -42,7 +45,12 @@ def load(value: str | Path | Sequence[str] | None) -> Sequence[str] | None:
         raise InputError(
             f"no class labels{where}; give a list of strings, or a text file with one label on each line"
         )
-    return labels
+    return pair([str(label) for label in labels])  # NumPy's strings become Python's
+
+
+def pair(labels: Sequence[str]) -> Sequence[str]:
+    """Return the labels of both classes where there is one label, that of class 1: `tumour` → `not tumour`, `tumour`."""
+    return [f"not {labels[0]}", labels[0]] if len(labels) == 1 else labels
 
 
 def _read(path: Path) -> list[str]:

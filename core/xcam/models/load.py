@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from xcam.contract import Layout, Model, files, preprocessing, validation
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
@@ -30,7 +32,7 @@ def load(
     preprocess: str | Preprocessing | None = None,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
-    labels: str | Path | Sequence[str] | None = None,
+    labels: str | Path | Sequence[str] | np.ndarray[Any, Any] | None = None,
     device: str | None = None,
     layout: Layout | None = None,
     weights: str | None = None,
@@ -48,7 +50,8 @@ def load(
         size: (height, width) of the input in pixels, for a model that takes any size.
         channels: The number of channels of the input, where the model does not state it: 3, or 1 for grey images.
             Default: a guess, which is corrected where the model does not run on it.
-        labels: Class labels: a list, `imagenet`, or a text or JSON file. Default: the model's own.
+        labels: Class labels: a list, `imagenet`, or a text or JSON file; for a single output the labels of class 0 and 1,
+            or that of class 1 alone. Default: the model's own.
         device: A device, in the backend's notation, for example `cuda`.
         layout: The layout of the model's input, `channels_first` or `channels_last`, for backends that cannot infer it.
         weights: For models known by name: a file, `imagenet` or `none`.
@@ -111,7 +114,8 @@ def load(
         spec = dataclasses.replace(spec, preprocessing=preset)
     try:
         opened.input = spec
-        opened.labels = opened.labels if class_labels is None else class_labels
+        own_labels = None if opened.labels is None else labels_module.pair(opened.labels)
+        opened.labels = own_labels if class_labels is None else class_labels
     except AttributeError as error:
         raise ContractError(
             f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "

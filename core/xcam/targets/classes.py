@@ -36,18 +36,21 @@ def probabilities(outputs: Outputs, activation: Activation) -> Array:
     """Return class probabilities.
 
     Args:
-        outputs: [N, K], or a mapping, of which the first output counts.
+        outputs: [N, K], [N, 1] or [N], or a mapping, of which the first output counts.
         activation: The activation that was cut off (`Model.output_activation`), which is applied again. None: outputs
             that are probabilities are unchanged, one output is the logit of a sigmoid, several are those of a softmax.
+            `identity`: the outputs are probabilities.
 
     Returns:
-        [N, K] in 0…1, of the outputs' data type; float32 for float16.
+        [N, K] in 0…1, of the outputs' data type; float32 for float16. For one output p or z: [1 − p, p], where
+        p = sigmoid(z).
 
     Raises:
         ModelError: The outputs are not class scores.
     """
-    z = _wide(scores(outputs))
-    match _link(z, activation):
+    link = _link(one_output(outputs), activation)
+    z = _wide(scores(outputs, activation=link))
+    match link:
         case "sigmoid":
             return sigmoid(z)
         case "softmax":
@@ -55,28 +58,61 @@ def probabilities(outputs: Outputs, activation: Activation) -> Array:
     return z
 
 
-def scores(outputs: Outputs, name: str | None = None) -> Array:
+def scores(outputs: Outputs, name: str | None = None, activation: str | None = None) -> Array:
     """Return the class scores.
 
+    One output z is two classes, with the scores −z and z: those whose sigmoids are the probabilities of the two.
+
     Args:
-        outputs: [N, K] or [N], or a mapping.
+        outputs: [N, K], [N, 1] or [N], or a mapping.
         name: The output's name; default: the first.
+        activation: `identity` where one output is the probability of class 1: its scores are 1 − p and p.
 
     Returns:
-        [N, K]; K = 1 for outputs [N].
+        [N, K] with K ≥ 2.
 
     Raises:
         ModelError: The output has another shape.
     """
     z = one_output(outputs, name)
-    if z.ndim == 1:
-        z = z[:, None]
-    if z.ndim != 2 or not z.shape[1]:
-        raise ModelError(
-            f"cannot explain a class: the output has shape {z.shape}, not [batch, classes]; "
-            "give another target, an object with value() and cotangent()"
+    if not has_classes(z):
+        raise ModelError(f"cannot explain a class: the output has shape {z.shape}, not [batch, classes]; {_hint(z)}")
+    if not is_single(z):
+        return z
+    z = z.reshape(-1, 1)
+    return np.concatenate([1 - z if activation == "identity" else -z, z], axis=1)
+
+
+def has_classes(z: Array) -> bool:
+    """Return whether an output has the shape of class scores: [N, K], [N, 1] or [N]."""
+    return z.ndim == 1 or (z.ndim == 2 and z.shape[1] > 0)
+
+
+def is_single(z: Array) -> bool:
+    """Return whether an output is one number for each image, [N, 1] or [N]: the score of two classes."""
+    return z.ndim == 1 or (z.ndim == 2 and z.shape[1] == 1)
+
+
+def _hint(z: Array) -> str:
+    """Return a remedy for an output that has no class scores, with an example."""
+    if z.ndim == 3:
+        return (
+            "for boxes give target=xcam.Detection(0, (x0, y0, x1, y1)), for an embedding "
+            "target=xcam.Similarity(reference), for one number target=xcam.Element((0, 0))"
         )
-    return z
+    if z.ndim > 3:
+        return (
+            "for a map of classes give target=xcam.Segmentation(0), with last=True where classes are the last axis; "
+            f"for one number target=xcam.Element({(0,) * (z.ndim - 1)})"
+        )
+    return "give target=xcam.Element((0,)) for one number"
+
+
+def _unfold(slope: Array, y: Array) -> Array:
+    """Return the cotangent of an output y for the cotangent [N, K] of its scores: ∂z₁ − ∂z₀ for one output."""
+    if is_single(y):
+        slope = slope[:, 1] - slope[:, 0]
+    return slope.reshape(y.shape).astype(y.dtype, copy=False)
 
 
 def _wide(z: Array) -> Array:
@@ -84,22 +120,31 @@ def _wide(z: Array) -> Array:
     return z.astype(np.float32) if z.dtype == np.float16 else z
 
 
-def _link(z: Array, activation: Activation) -> str | None:
-    """Return the function from scores to probabilities; None where the scores are probabilities."""
+def _link(y: Array, activation: Activation) -> str:
+    """Return the function from the scores of an output to probabilities; `identity` where they are probabilities.
+
+    Raises ModelError.
+    """
     if isinstance(activation, Mapping):
         activation = next(iter(activation.values()))
+    if activation == "softmax" and is_single(y):
+        raise ModelError(
+            "cannot explain a class: the softmax is over one output, and so always 1; end the model in a sigmoid, or give "
+            "target=xcam.Element((0,))"
+        )
     if activation is not None:
         return activation
-    if z.shape[-1] == 1:
+    if is_single(y):
         return "sigmoid"
-    return None if is_distribution(z) else "softmax"
+    return "identity" if is_distribution(y) else "softmax"
 
 
 @dataclass(frozen=True)
 class ClassScore:
     """The logit, probability or log-probability of one class.
 
-    With logits z, probabilities p and unit vectors e, the cotangents are e_c for the logit z_c; p_c·(e_c − p) for the
+    One output z is two classes with the logits −z and z, and the probabilities 1 − p and p: `score="logit"` of class 1 is
+    the output itself. With logits z, probabilities p and unit vectors e, the cotangents are e_c for the logit z_c; p_c·(e_c − p) for the
     probability p_c under softmax, and p_c·(1 − p_c)·e_c under sigmoid; these divided by p_c for log p_c. The latter
     does not vanish where the model is certain of another class.
     """
@@ -109,7 +154,7 @@ class ClassScore:
     score: Score = "logit"
     """The number that is explained."""
     activation: Activation = None
-    """The activation that was cut off the outputs, as `Model.output_activation`."""
+    """The activation that was cut off the outputs, as `Model.output_activation`; `identity`: they are probabilities."""
     output: str | None = None
     """The name of the output, for models with several; default: the first."""
     rank: int = 0
@@ -119,7 +164,7 @@ class ClassScore:
         """Return the target with its class and activation fixed.
 
         Args:
-            outputs: [1, K] for the clean image, or a mapping.
+            outputs: [1, K], [1, 1] or [1] for the clean image, or a mapping.
 
         Raises:
             InputError: The class, output or score does not exist.
@@ -131,7 +176,14 @@ class ClassScore:
             raise InputError(
                 f"cannot use {self} as a target; give an integer as index and one of {get_args(Score)} as score"
             )
-        z = scores(outputs, self.output)
+        y = one_output(outputs, self.output)
+        activation = self.activation
+        if isinstance(activation, Mapping):
+            activation = activation[self.output or next(iter(activation))]
+        # Fixed for later calls, whose outputs may look different.
+        if has_classes(y) and (is_single(y) or (activation is None and self.score != "logit")):
+            activation = _link(y, activation)
+        z = scores(outputs, self.output, activation)
         count = z.shape[1]
         if self.index is None and not 0 <= self.rank < count:
             raise InputError(
@@ -141,23 +193,20 @@ class ClassScore:
         index = int(best[self.rank]) if self.index is None else self.index
         if not -count <= index < count:
             raise unknown_class(index, count)
-        activation = self.activation
-        if isinstance(activation, Mapping):
-            activation = activation[self.output or next(iter(activation))]
-        if activation is None and self.score != "logit":  # fixed for later calls, whose outputs may look different
-            activation = _link(z, None) or "identity"
         return replace(self, index=int(index) % count, activation=activation)
 
     def value(self, outputs: Outputs) -> Array:
         """Return the scores [N] of the class."""
         assert self.index is not None, "resolve() first"
-        z = scores(outputs, self.output)
+        y = one_output(outputs, self.output)
+        link = self._link(y)
+        z = scores(y, activation=link)
         if self.score == "logit":
             return np.asarray(z[:, self.index])
         z = _wide(z)
         if self.score == "probability":
-            return np.asarray(probabilities(z, self.activation)[:, self.index])
-        match _link(z, self.activation):
+            return np.asarray(probabilities(y, link)[:, self.index])
+        match link:
             case "softmax":
                 highest = z.max(axis=1)
                 return np.asarray(z[:, self.index] - highest - np.log(np.exp(z - highest[:, None]).sum(axis=1)))
@@ -168,17 +217,25 @@ class ClassScore:
     def cotangent(self, outputs: Outputs) -> Outputs:
         """Return ∂value/∂outputs, shaped like `outputs`."""
         assert self.index is not None, "resolve() first"
-        z = scores(outputs, self.output)
+        y = one_output(outputs, self.output)
+        link = self._link(y)
+        z = scores(y, activation=link)
         slope = _one_hot(z, self.index)
-        link = None if self.score == "logit" else _link(z, self.activation)
-        if link in ("softmax", "sigmoid"):
-            p = probabilities(z, link)
+        if self.score != "logit" and link != "identity":
+            p = probabilities(y, link)
             pc = p[:, self.index, None]
             slope = slope - p if link == "softmax" else (1 - pc) * slope
             slope = slope if self.score == "log-probability" else pc * slope
         elif self.score == "log-probability":
             slope = slope / np.maximum(_wide(z)[:, self.index, None], np.finfo(np.float32).tiny)
-        return like(outputs, slope.reshape(one_output(outputs, self.output).shape).astype(z.dtype), self.output)
+        return like(outputs, _unfold(slope, y), self.output)
+
+    def _link(self, y: Array) -> str:
+        """Return the function from the scores of the output y to probabilities."""
+        activation = self.activation
+        if isinstance(activation, Mapping):
+            activation = activation.get(self.output or next(iter(activation)))
+        return _link(y, activation)
 
 
 @dataclass(frozen=True)
@@ -222,7 +279,7 @@ class Classes:
         """Return ∂value/∂outputs, shaped like `outputs`."""
         z = scores(outputs, self.output)
         slope = np.broadcast_to(self._weights(outputs), z.shape).astype(z.dtype)
-        return like(outputs, slope.reshape(one_output(outputs, self.output).shape), self.output)
+        return like(outputs, _unfold(slope, one_output(outputs, self.output)), self.output)
 
     def _weights(self, outputs: Outputs) -> Array:
         """Return the weights of all classes [K]."""

@@ -125,6 +125,27 @@ def test_the_requested_class(tmp_path: Path) -> None:
     agree(one["xcam/gradients"], small.gradient(X[:1], "r1", [3]))
 
 
+@pytest.mark.parametrize("shape", [(1,), ()])
+def test_one_output_has_two_classes(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    y = small.by_hand(X)["y"][:, 1]
+    steps = [*small.nodes(), helper.make_node("Slice", ["y", "k0", "k1", "k0"], ["w"])]
+    steps.append(helper.make_node("Sub", ["w", "k2"], ["z"]))
+    more = [np.array([1]), np.array([2]), np.float32([y.mean()])]
+    steps += [helper.make_node("Squeeze", ["z", "k0"], ["s"])] if not shape else []
+    steps += [helper.make_node("Sigmoid", ["z" if shape else "s"], ["p"])]
+    output = helper.make_tensor_value_info("p", TensorProto.FLOAT, ["N", *shape])
+    path = xcam.export(small.build(steps, outputs=[output], more=more), tmp_path / "e.onnx", layer="relu1")
+    z = y - y.mean()
+    assert {*np.sign(z)} == {-1, 1}
+    one = small.gradient(X, "r1", [1, 1, 1])
+    sign = np.sign(z).reshape(-1, 1, 1, 1)
+    for index, expected in ((None, sign * one), ([0, 0, 0], -one), ([1, 1, 1], one), ([1, -1, -1], None)):
+        feeds = {"x": X} if index is None else {"x": X, "xcam/class_index": np.array(index, np.int64)}
+        values = run(path, feeds)
+        agree(values["p"].ravel(), 1 / (1 + np.exp(-z)))
+        agree(values["xcam/gradients"], np.concatenate([one[:1], (sign * one)[1:]]) if expected is None else expected)
+
+
 def declared(values: Any) -> list[tuple[str, str]]:
     return [(value.name, str(value.type)) for value in values]
 

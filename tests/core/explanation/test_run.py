@@ -98,8 +98,15 @@ def test_one_output_for_each_image(model: FakeModel) -> None:
     model.spoil_outputs = lambda outputs: outputs[:, 0]
     e = xcam.explain(model, IMAGES[0], score="probability")
     z = IMAGES[0].astype(float).mean(axis=(0, 1)) @ [0.01, 0.02, -0.01]
-    assert (e.outputs.shape, e.scores.shape, e.index) == ((1,), (1,), 0)
-    np.testing.assert_allclose([e.outputs[0], e.score], [z, 1 / (1 + np.exp(-z))], rtol=1e-5)
+    p = 1 / (1 + np.exp(-z))
+    np.testing.assert_allclose([*e.outputs, *e.scores], [-z, z, 1 - p, p], rtol=1e-5)
+    assert e.index == int(z > 0)
+    np.testing.assert_allclose(e.score, max(p, 1 - p), rtol=1e-5)
+    zero, one = xcam.explain(model, IMAGES[0], target=[0, 1])
+    np.testing.assert_array_equal(zero.cam, -one.cam)
+    np.testing.assert_allclose([zero.score, one.score], [-z, z], rtol=1e-5)
+    model.labels = ["not cat", "cat"]
+    assert xcam.explain(model, IMAGES[0], target="cat").index == 1
 
 
 def test_all_methods_accept_a_cotangent_for_one_of_several_outputs() -> None:

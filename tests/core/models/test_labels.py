@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from xcam import InputError
@@ -56,3 +57,8 @@ def test_values_that_are_not_labels(tmp_path: Path) -> None:
     for value in ([], [1, 2]):
         with pytest.raises(InputError, match="no class labels; give a list of strings"):
             labels.load(value)
+
+
+def test_labels_of_numpy_and_one_label_of_two_classes() -> None:
+    assert labels.load(np.array(["cat", "dog"])) == ["cat", "dog"]
+    assert labels.load(["tumour"]) == ["not tumour", "tumour"]

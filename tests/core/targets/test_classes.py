@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from differences import numerical_cotangent
 from xcam import Classes, ClassScore, Finer, InputError, ModelError
-from xcam.targets import difference, probabilities, target
+from xcam.targets import difference, probabilities, scores, target
 
 Z = np.array([[0.5, -1.0, 2.0, 0.0], [3.0, 1.0, -2.0, 0.25]])
 
@@ -64,8 +66,51 @@ def test_outputs_that_are_probabilities_are_unchanged() -> None:
     np.testing.assert_array_equal(ClassScore(2, "probability").cotangent(p), [[0, 0, 1]])
 
 
-def test_one_output_without_activation_is_the_logit_of_a_sigmoid() -> None:
-    np.testing.assert_allclose(probabilities(np.array([[0.0], [2.0]]), None)[:, 0], [0.5, 1 / (1 + np.exp(-2))])
+@pytest.mark.parametrize("y", [np.array([[0.0], [2.0]]), np.array([0.0, 2.0])])
+def test_one_output_without_activation_is_the_logit_of_a_sigmoid(y: np.ndarray) -> None:
+    p = 1 / (1 + np.exp(-2))
+    np.testing.assert_allclose(probabilities(y, None), [[0.5, 0.5], [1 - p, p]])
+    np.testing.assert_array_equal(scores(y), [[0, 0], [-2, 2]])
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3,)])
+@pytest.mark.parametrize("activation", [None, "sigmoid", "identity"])
+@pytest.mark.parametrize("score", ["logit", "probability", "log-probability"])
+def test_the_gradients_of_the_two_classes_of_one_output(
+    score: str, activation: str | None, shape: tuple[int]
+) -> None:
+    y = np.array([0.3, 0.9, 0.5]).reshape(shape)
+    zero, one = (ClassScore(index, score, activation).resolve(y[:1]) for index in (0, 1))
+    for aim in (zero, one):
+        np.testing.assert_allclose(aim.cotangent(y), numerical_cotangent(aim, y), atol=1e-8)
+    if score != "log-probability":
+        np.testing.assert_allclose(zero.cotangent(y), -np.asarray(one.cotangent(y)), rtol=1e-12)
+    p = y.ravel() if activation == "identity" else 1 / (1 + np.exp(-y.ravel()))
+    value = {"logit": y.ravel(), "probability": p, "log-probability": np.log(p)}[score]
+    other = {"logit": 1 - p if activation == "identity" else -y.ravel(), "probability": 1 - p}
+    np.testing.assert_allclose(one.value(y), value)
+    np.testing.assert_allclose(zero.value(y), other.get(score, np.log(1 - p)))
+
+
+def test_the_top_class_of_one_output_is_the_likelier() -> None:
+    assert [ClassScore().resolve(np.array([[z]])).index for z in (-0.1, 0.1)] == [0, 1]
+    assert [ClassScore(activation="identity").resolve(np.array([[p]])).index for p in (0.4, 0.6)] == [0, 1]
+    assert ClassScore(rank=1).resolve(np.array([3.0])).index == 0
+    np.testing.assert_array_equal(difference(0, 1).cotangent(np.array([[3.0]])), [[-2.0]])
+
+
+def test_a_softmax_over_one_output_is_refused() -> None:
+    with pytest.raises(ModelError, match="the softmax is over one output, and so always 1"):
+        ClassScore(1, "probability", "softmax").resolve(np.array([[3.0]]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "example"),
+    [((1, 8, 4, 4), "xcam.Segmentation(0)"), ((1, 84, 40), "xcam.Detection(0, (x0, y0, x1, y1))")],
+)
+def test_an_output_without_class_scores_names_its_target(shape: tuple[int, ...], example: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(f"target={example}")):
+        ClassScore(0).resolve(np.zeros(shape))
 
 
 def test_no_overflow() -> None:
