@@ -30,7 +30,7 @@ class KerasBackend:
         self,
         source: Any,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int | None, int | None] | None = None,
         device: str | None = None,
         layout: Layout | None = None,
         weights: str | None = None,

@@ -29,7 +29,7 @@ def layers(network: demo.Network) -> keras.Sequential:
 
 
 def build(
-    source: str = "demo", *, size: tuple[int, int] | None = None, weights: str | None = None
+    source: str = "demo", *, size: tuple[int | None, int | None] | None = None, weights: str | None = None
 ) -> tuple[keras.Model, dict[str, Any]]:
     """Return the trained demo network, and its preprocessing and labels.
 

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from xcam.contract.files import whole_or_not
 from xcam.contract.graphs import call_names
+from xcam.contract.layouts import filled
 from xcam.contract.messages import first_run, require
 from xcam.contract.types import Array
 from xcam.errors import InputError, ModelError, first_line
@@ -42,7 +43,7 @@ REARRANGING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze
 """Operators that are applied to a weight before it is written, and not by the graph."""
 
 
-def to_onnx(model: keras.Model, path: Path, size: tuple[int, ...] | None = None) -> None:
+def to_onnx(model: keras.Model, path: Path, size: tuple[int | None, ...] | None = None) -> None:
     """Write a model, in evaluation mode, as an ONNX file with one input, of Keras' name and layout, and any batch.
 
     Outputs have Keras' names, weights the names of their variables. Weights of more than 1.5 GB are written to
@@ -51,7 +52,7 @@ def to_onnx(model: keras.Model, path: Path, size: tuple[int, ...] | None = None)
     Args:
         model: the model.
         path: the file to write.
-        size: (H, W) where the model leaves it open; None leaves it open too.
+        size: (H, W) where the model leaves it open; None, also for one of them, leaves it open too.
 
     Raises:
         BackendError: tf2onnx is not installed.
@@ -73,14 +74,15 @@ def to_onnx(model: keras.Model, path: Path, size: tuple[int, ...] | None = None)
         onnx.save_model(proto, file, save_as_external_data=weight_bytes > LIMIT, location=f"{path.name}.data")
 
 
-def _spec(model: keras.Model, size: tuple[int, ...] | None) -> tf.TensorSpec:
+def _spec(model: keras.Model, size: tuple[int | None, ...] | None) -> tf.TensorSpec:
     """Return the input's shape, with an open batch, its dtype and Keras' name of it."""
     layout = data_format(model)
     spec = input_spec(model, layout, None, size)
-    if size is not None and spec.size != tuple(size):
+    space = filled(spec.size, size)
+    if size is not None and filled(size, space) != space:
         raise InputError(f"cannot use size={tuple(size)}: {model.name} takes images of {spec.size}; leave size out")
     symbol = next(iter(symbolic_inputs(model)), None)
-    space = spec.size or (None, None)
+    space = space or (None, None)
     shape = [spec.channels, *space] if layout == "channels_first" else [*space, spec.channels]
     if size is None and symbol is not None:
         shape = list(symbol.shape[1:])

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from xcam.contract.layouts import filled
 from xcam.contract.messages import one_input
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.types import InputSpec, Layout
@@ -23,7 +24,7 @@ def data_format(model: keras.Model) -> Layout:
 
 
 def input_spec(
-    model: keras.Model, layout: Layout, preprocessing: Preprocessing | None, size: tuple[int, ...] | None
+    model: keras.Model, layout: Layout, preprocessing: Preprocessing | None, size: tuple[int | None, ...] | None
 ) -> InputSpec:
     """Return the description of the model's input.
 
@@ -47,13 +48,12 @@ def input_spec(
         shape = shapes[0]
     dims = tuple(shape[1:]) if shape else (None, None, 3)
     channels, space = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
-    fixed = all(n is not None for n in space)
     spec = InputSpec(
-        size=tuple(space) if fixed else size,
+        size=filled(space, None) or size,
         channels=channels or 3,
         layout=layout,
         dtype=next((keras.backend.standardize_dtype(t.dtype) for t in symbolic_inputs(model)), "float32"),
-        fixed=fixed,
+        fixed=any(space),
         channels_known=channels is not None and bool(shape),
     )
     needed = computed(model, spec)

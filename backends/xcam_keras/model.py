@@ -33,7 +33,7 @@ class KerasModel(RecordedModel[Recording]):
         notes: Sequence[str] = (),
         device: str | None = None,
         layout: Layout | None = None,
-        size: tuple[int, ...] | None = None,
+        size: tuple[int | None, ...] | None = None,
     ) -> None:
         """Wrap `model`.
 

@@ -17,6 +17,7 @@ from xcam.contract.preprocessing import PRESETS, Preprocessing, preset
 from xcam.contract.types import DEFAULT_SIZE, Array
 from xcam.errors import InputError, ModelError, nearest
 from xcam.models import labels
+from xcam.models.load import by
 
 
 def _plain(name: str) -> str:
@@ -28,7 +29,9 @@ def names() -> dict[str, Callable[..., keras.Model]]:
     return {_plain(name): getattr(keras.applications, name) for name in dir(keras.applications) if name[0].isupper()}
 
 
-def build(name: str, *, size: tuple[int, int] | None, weights: str | None) -> tuple[keras.Model, dict[str, Any]]:
+def build(
+    name: str, *, size: tuple[int | None, int | None] | None, weights: str | None
+) -> tuple[keras.Model, dict[str, Any]]:
     """Return a model of keras.applications, and its name, preprocessing, labels and notes.
 
     Args:
@@ -56,7 +59,7 @@ def build(name: str, *, size: tuple[int, int] | None, weights: str | None) -> tu
     except Exception as error:
         if size is not None and isinstance(error, ValueError) and "input" in str(error):
             raise InputError(
-                f"cannot use size {size[0]}×{size[1]} for {name} with these weights; leave size out, or use weights none"
+                f"cannot use size {by(size)} for {name} with these weights; leave size out, or use weights none"
             ) from error
         if any(isinstance(e, OSError) for e in (error, error.__cause__, error.__context__)) or "URL" in str(error):
             raise _no_download(name, error) from error

@@ -25,7 +25,7 @@ class OnnxBackend:
         self,
         source: Any,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int | None, int | None] | None = None,
         device: str | None = None,
         layout: Layout | None = None,
         weights: str | None = None,

@@ -21,7 +21,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from xcam.contract import Layer, Layout, Model
 from xcam.contract.files import whole_or_not
-from xcam.contract.layouts import shape_to_channels_first
+from xcam.contract.layouts import full_size, shape_to_channels_first
 from xcam.contract.messages import one_line
 from xcam.errors import InputError, ModelError, nearest
 from xcam.explanation.tokens import Grid, grid
@@ -158,7 +158,7 @@ def _heatmap(
         )
     tokens = Grid()
     if layer.layout == "tokens":
-        size = model.input.size or (0, 0)
+        size = full_size(model.input.size)
         tokens = grid(layer, int(layer.shape[1] or 0), model.input, (1, 3, *size) if space[0] == 2 else (1, *size, 3))
     elif len(layer.shape) != 3:
         raise InputError(

@@ -51,7 +51,7 @@ class OnnxModel(RecordedModel[Recording]):
         *,
         name: str,
         layout: Layout | None = None,
-        size: tuple[int, ...] | None = None,
+        size: tuple[int | None, ...] | None = None,
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         default_layer: str | None = None,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xcam.contract import DEFAULT_SIZE, InputSpec, Layer, Layout
+from xcam.contract import InputSpec, Layer, Layout
+from xcam.contract.layouts import filled, full_size
 from xcam.contract.messages import one_input
 from xcam.contract.outputs import cut_activation
 from xcam.contract.preprocessing import Preprocessing
@@ -60,22 +61,21 @@ class Signature:
     layers: dict[str, str]
     """Layers that the file's metadata names: layer → tensor."""
 
-    def spec(self, preprocessing: Preprocessing | None, size: tuple[int, ...] | None) -> InputSpec:
+    def spec(self, preprocessing: Preprocessing | None, size: tuple[int | None, ...] | None) -> InputSpec:
         """Return the contract's description of the input; `size` is used where the model leaves it open."""
-        fixed = [n for n in self.size if n is not None]
         return InputSpec(
-            size=tuple(fixed) if len(fixed) == len(self.size) else size,
+            size=filled(self.size, None) or size,
             channels=self.channels,
             layout="channels_first" if self.axis == 1 else "channels_last",
             dtype=self.dtype,
             preprocessing=preprocessing,
-            fixed=len(fixed) == len(self.size),
+            fixed=any(self.size),
             channels_known=self.channels_known,
         )
 
     def sample_shape(self, spec: InputSpec) -> list[int]:
         """Return the shape of a batch that the model takes."""
-        open_size = spec.size or DEFAULT_SIZE
+        open_size = full_size(spec.size)
         shape = [self.batch or 2, *(n or open_size[min(i, len(open_size) - 1)] for i, n in enumerate(self.size))]
         shape.insert(self.axis, spec.channels)
         return shape

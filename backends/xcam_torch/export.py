@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xcam.contract.files import whole_or_not
+from xcam.contract.layouts import full_size
 from xcam.contract.messages import first_run, require
 from xcam.errors import ModelError, first_line
 from xcam_torch.guard import device_and_dtype, undisturbed
@@ -28,10 +29,10 @@ BATCH = "batch"
 """Names in the ONNX model: of its input, and of the size of the batch."""
 
 
-def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int = 3) -> None:
+def to_onnx(module: nn.Module, path: Path, size: Sequence[int | None], channels: int = 3) -> None:
     """Write `module`, in evaluation mode, as an ONNX model of one input [batch, channels, *size].
 
-    The batch size is open if the module can be captured with an open one, else 1. Outputs are the float tensors that
+    The batch size is open if the module can be captured with an open one, else 1; sides that are None likewise. Outputs are the float tensors that
     the module returns, by key; a single one is named `output`. Weights of more than 1.5 GB are stored next to the file,
     in `<name>.data`. The file appears when it is complete.
 
@@ -46,18 +47,20 @@ def to_onnx(module: nn.Module, path: Path, size: tuple[int, int], channels: int 
     with CAPTURING, _quiet():
         twin = _twin(module, name)
         with undisturbed(twin):
-            example = torch.zeros(2, channels, *size, dtype=device_and_dtype(twin)[1])
+            example = torch.zeros(2, channels, *full_size(size), dtype=device_and_dtype(twin)[1])
             names = _return_tuple(twin, example, name)
+            sides = [axis + 2 for axis, side in enumerate(size) if side is None]
+            program = None
+            for axes in ([0, *sides], [0]) if sides else ([0],):
+                with contextlib.suppress(Exception):  # the cause does not matter: a fixed shape may still work
+                    program = program or _exported(twin, example, dict.fromkeys(axes, torch.export.Dim.DYNAMIC))
             try:
-                program = _exported(twin, example, {0: torch.export.Dim.DYNAMIC})
-            except Exception:  # the cause does not matter: a fixed batch may still work
-                try:
-                    program = _exported(twin, example[:1], None)
-                except Exception as error:
-                    raise ModelError(
-                        f"cannot export {name} to ONNX: {_cause(error)}; change that part of its forward, "
-                        "or export a module that leaves it out"
-                    ) from error
+                program = program or _exported(twin, example[:1], None)
+            except Exception as error:
+                raise ModelError(
+                    f"cannot export {name} to ONNX: {_cause(error)}; change that part of its forward, "
+                    "or export a module that leaves it out"
+                ) from error
         _rename(program.model.graph, names)
         with whole_or_not(path) as file:
             program.save(file, external_data=False)  # torch itself respects protobuf's limit of 2 GB

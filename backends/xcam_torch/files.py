@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from xcam.contract.layouts import filled
 from xcam.contract.messages import one_input, one_line, own_weights
 from xcam.errors import InputError, ModelError
 from xcam_torch import weights as weights_in
@@ -61,8 +62,8 @@ def unflattened(program: torch.export.ExportedProgram, name: str) -> tuple[nn.Mo
         raise one_input(name, len(inputs), "export a module with one input")
     node = next(node for node in program.graph.nodes if node.name == inputs[0])
     shape = tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
-    fixed = len(shape) == 4 and None not in shape[2:]
-    facts = {"name": name, "size": shape[2:] if fixed else None, "fixed": fixed, "batch": shape[0]}
+    size = filled(shape[2:], None) if len(shape) == 4 else None
+    facts = {"name": name, "size": size, "fixed": any(size or ()), "batch": shape[0]}
     if len(shape) == 4:
         facts["channels"] = shape[1]
     return torch.export.unflatten(program), facts

@@ -53,8 +53,7 @@ class TorchModel(RecordedModel[Recording]):
 
     def to_onnx(self, path: Path) -> None:
         """See xcam.contract.abilities.ExportsOnnx."""
-        size = self.input.size or DEFAULT_SIZE
-        export.to_onnx(self.module, path, (size[0], size[1]), self.input.channels)
+        export.to_onnx(self.module, path, self.input.size or DEFAULT_SIZE, self.input.channels)
 
     def explain_missing_layer(self, name: str) -> str | None:
         """See xcam.contract.abilities.ExplainsMissingLayers."""

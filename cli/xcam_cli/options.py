@@ -14,22 +14,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """HxW in pixels."""
+    """HxW in pixels; one side alone: the other one follows from the image's ratio."""
 
     name = "HxW"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Convert `224x320` or `224` to (224, 320) or (224, 224)."""
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int | None, int | None]:
+        """Convert `224x320`, `224`, `48x` or `x320` to (224, 320), (224, 224), (48, None) or (None, 320)."""
         if isinstance(value, tuple):
             return value
         height, x, width = str(value).lower().partition("x")
         try:
-            size = int(height), int(width if x else height)
+            sides = [int(side) if side else None for side in (height, width if x else height)]
         except ValueError:
-            size = (0, 0)
-        if min(size) < 1 or max(size) > 16384:
-            self.fail(f"{value!r} is not a size; give HEIGHTxWIDTH, as in 224x224", param, ctx)
-        return size
+            sides = [0]
+        known = [side for side in sides if side is not None]
+        if not known or min(known) < 1 or max(known) > 16384:
+            self.fail(
+                f"{value!r} is not a size; give HEIGHTxWIDTH, or one side, as in 224x320, 48x, x320", param, ctx
+            )
+        return sides[0], sides[1]
 
 
 _MODEL = (
@@ -42,7 +47,9 @@ _MODEL = (
     ),
     click.option("--weights", metavar="FILE|imagenet|none", help="For zoo names; none: random. Default: imagenet."),
     click.option("--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD."),
-    click.option("--size", type=Size(), help="The size of the input, for a model that takes any."),
+    click.option(
+        "--size", type=Size(), help="The size of the input, for a model that takes any; 48x, x320: one side."
+    ),
     click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels of the input; 1: grey images."),
     click.option("--labels", metavar="FILE", help="Class labels, one per line, or JSON."),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 import xcam
 from typed import Result
+from xcam_cli.options import Size
 
 MODELS = """
 import sys
@@ -125,3 +127,18 @@ def test_the_backend_may_prefix_the_model(run: Callable[..., Result], image: Pat
     shutil.copy(xcam.export("onnx:demo", tmp_path / "plain.onnx"), odd)
     assert json.loads(run("-m", str(odd), "--json", image).out)["backend"] == "onnx"
     assert json.loads(run("-m", odd.name, "--json", image).out)["backend"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("224x320", (224, 320)), ("224", (224, 224)), ("48x", (48, None)), ("X320", (None, 320))]
+)
+def test_a_size(text: str, size: tuple[int | None, int | None]) -> None:
+    assert Size().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["x", "", "0x5", "5x-1", "48xNone", "16385x", "10y"])
+def test_a_text_that_is_not_a_size(text: str) -> None:
+    with pytest.raises(
+        click.BadParameter, match="is not a size; give HEIGHTxWIDTH, or one side, as in 224x320, 48x, x320"
+    ):
+        Size().convert(text, None, None)

@@ -18,7 +18,8 @@ from xcam.comparison.correspondence import Correspondence
 from xcam.comparison.data import KEPT, ImageComparison
 from xcam.comparison.images import Explainer, compare_image, with_small_image
 from xcam.comparison.result import Comparison
-from xcam.contract import DEFAULT_SIZE, Array, Model, validation
+from xcam.contract import Array, Model, validation
+from xcam.contract.layouts import full_size
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import BackendError, InputError, XcamError, XcamWarning, keywords_checked
 from xcam.explanation.requests import Aim
@@ -163,7 +164,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
         warnings.simplefilter("ignore", XcamWarning)
         specs = inputs.common_inputs(opened, None)
     if image is None:
-        size = specs[0].size or DEFAULT_SIZE
+        size = full_size(specs[0].size)
         image = np.random.default_rng(0).integers(0, 256, (size[0], size[1], 3), dtype=np.uint8)
     array = reading.read(image) if isinstance(image, str | os.PathLike) else reading.check(image)
     correspondence = Correspondence(opened, specs, [array])

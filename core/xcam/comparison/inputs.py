@@ -6,6 +6,7 @@ The models are not changed: each gets an `InputSpec` for the common input.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from xcam.contract import Array, InputSpec, Model, preprocessing, validation
+from xcam.contract import DEFAULT_SIZE, Array, InputSpec, Model, preprocessing, validation
+from xcam.contract.layouts import filled
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import XcamError, warn
 from xcam.explanation.inputs import input_size
 from xcam.images import batches, reading
+from xcam.models.load import by
 
 
 def common_inputs(models: Sequence[Model], preprocess: str | Preprocessing | None) -> list[InputSpec]:
     """Return for each model its input, with the missing preprocessing and size filled in.
 
     Models that do not state a preprocessing get `preprocess`, or that of the first model that states one, else `unit`
-    with a warning. Models that take any size get the size of a model with a fixed size, else the first stated size.
+    with a warning. Open sides are those of a model with a fixed size, else those that are stated first.
     """
     for model in models:
         validation.layers(model)  # the first run may correct the input
@@ -32,15 +35,12 @@ def common_inputs(models: Sequence[Model], preprocess: str | Preprocessing | Non
     if preset is None:
         warn("no model states how images are scaled: 'unit' (0…1) is used; choose with preprocess= (--preprocess)")
         preset = PRESETS["unit"]
-    stated = sorted(
-        (model.input for model in models if model.input.size is not None), key=lambda spec: not spec.fixed
-    )
-    size = stated[0].size if stated else None
+    stated = sorted((model.input for model in models), key=lambda spec: not spec.fixed)
     return [
         dataclasses.replace(
             model.input,
             preprocessing=model.input.preprocessing or preset,
-            size=size if model.input.size is None else model.input.size,
+            size=functools.reduce(filled, (spec.size for spec in stated), model.input.size),
         )
         for model in models
     ]
@@ -65,9 +65,9 @@ def differences(
                 f"{model.name} ({model.backend}) states that it takes images scaled as {stated.name!r}, the others are "
                 f"given {common.name!r}"
             )
-    sizes = {input_size(spec) for spec in specs}
+    sizes = {by(spec.size or DEFAULT_SIZE) for spec in specs}
     if len(sizes) > 1:
-        texts.append("the models take images of different sizes: " + ", ".join(f"{h}×{w}" for h, w in sorted(sizes)))
+        texts.append(f"the models take images of different sizes: {', '.join(sorted(sizes))}")
     counts = [len(model.labels) if model.labels is not None else None for model in models]
     if len({count for count in counts if count is not None}) > 1:
         texts.append(f"the models have different numbers of labels: {', '.join(map(str, counts))}")
@@ -79,8 +79,8 @@ def _same(first: Preprocessing, second: Preprocessing) -> bool:
 
 
 def batch(spec: InputSpec, images: Sequence[reading.Image]) -> Array:
-    """Return images as a model with this input takes them."""
-    return batches.batch(images, spec, input_size(spec), spec.preprocessing or PRESETS["unit"])
+    """Return images as a model with this input takes them, all in the size of the first."""
+    return batches.batch(images, spec, input_size(spec, images[0].shape), spec.preprocessing or PRESETS["unit"])
 
 
 def read_images(sources: Sequence[Any], failed: list[tuple[str, str]]) -> Iterator[tuple[Path | None, reading.Image]]:

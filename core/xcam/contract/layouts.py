@@ -42,5 +42,21 @@ def shape_from_channels_first(shape: Sequence[T], layout: Layout) -> tuple[T, ..
 
 
 def input_shape(spec: InputSpec) -> tuple[int, ...]:
-    """Return the shape of one input without the batch, in the model's layout; DEFAULT_SIZE where the size is open."""
-    return shape_from_channels_first((spec.channels, *(spec.size or DEFAULT_SIZE)), spec.layout)
+    """Return the shape of one input without the batch, in the model's layout, with the sides of `full_size`."""
+    return shape_from_channels_first((spec.channels, *full_size(spec.size)), spec.layout)
+
+
+def full_size(size: Sequence[int | None] | None) -> tuple[int, ...]:
+    """Return a size without open sides, for a run that needs no image: DEFAULT_SIZE, and at least the longest fixed side."""
+    if size is None:
+        return DEFAULT_SIZE
+    length = max([DEFAULT_SIZE[0], *(n for n in size if n is not None)])
+    return tuple(length if n is None else n for n in size)
+
+
+def filled(size: Sequence[int | None] | None, other: Sequence[int | None] | None) -> tuple[int | None, ...] | None:
+    """Return a size whose open sides are those of another; None where both sides of an image are open."""
+    sides = size or other or ()
+    if size and other and len(size) == len(other):
+        sides = [m if n is None else n for n, m in zip(size, other, strict=True)]
+    return None if list(sides) in ([], [None, None]) else tuple(sides)

@@ -129,7 +129,8 @@ def _check_input(spec: Any, backend: str) -> None:
     if not (
         numeric
         and isinstance(spec.size, tuple | None)
-        and all(isinstance(n, int) and n > 0 for n in sizes)
+        and spec.channels is not None
+        and all(n is None or (isinstance(n, int) and n > 0) for n in sizes)
         and spec.layout in get_args(Layout)
         and isinstance(spec.preprocessing, Preprocessing | None)
         and isinstance(spec.needs, Preprocessing | None)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from xcam.contract.layouts import full_size
 from xcam.contract.preprocessing import PRESETS, Preprocessing
-from xcam.contract.types import DEFAULT_SIZE, Array, InputSpec
+from xcam.contract.types import Array, InputSpec
 from xcam.errors import warn
 
 GREY = 128.0
@@ -75,7 +76,7 @@ def warn_of_two(name: str, chosen: Preprocessing | None, needed: Preprocessing |
 
 def _plain(spec: InputSpec, colour: Array | list[float]) -> Array:
     """Return a batch with one image of one colour, as the model takes it."""
-    size = spec.size or DEFAULT_SIZE
+    size = full_size(spec.size)
     x = np.empty((1, *size, spec.channels), spec.dtype if spec.dtype != "bfloat16" else np.float32)
     x[...] = np.asarray(colour, x.dtype)
     return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if spec.layout == "channels_first" else x

@@ -75,15 +75,15 @@ class Layer:
 class InputSpec:
     """The input that a model takes: a batch [N, H, W, C] or [N, C, H, W] of `dtype`."""
 
-    size: tuple[int, ...] | None
-    """(H, W), or None where the model takes any size."""
+    size: tuple[int | None, ...] | None
+    """(H, W), None for a side of any length; None where the model takes any size."""
     channels: int = 3
     layout: Layout = "channels_first"
     dtype: str = "float32"
     preprocessing: Preprocessing | None = None
     """None: the model does not declare one."""
     fixed: bool = False
-    """Whether the model takes `size` and no other."""
+    """Whether the model takes `size` and no other; a side that is None remains open."""
     channels_known: bool = True
     """False where `channels` is a guess, which the first run of the model may correct."""
     needs: Preprocessing | None = None
@@ -165,7 +165,7 @@ class Backend(Protocol):
         self,
         source: Any,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int | None, int | None] | None = None,
         device: str | None = None,
         layout: Layout | None = None,
         weights: str | None = None,
@@ -174,7 +174,7 @@ class Backend(Protocol):
 
         Args:
             source: a pathlib.Path, a name that the backend knows, or a live model object.
-            size: height and width, where the model takes any.
+            size: height and width, where the model takes any; one of them may be None: it follows the image's ratio.
             device: name of a device; None: the framework's default.
             layout: of the input and the layers, where the backend cannot find it out.
             weights: a file with weights, `imagenet` or `none`, for a model known by name.

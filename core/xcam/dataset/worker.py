@@ -63,6 +63,11 @@ class Prepared:
     """The object's mask at that size, eight pixels in a byte: many images are decoded ahead."""
     error: str = ""
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the image as the model is given it."""
+        return () if self.image is None else self.image.shape
+
 
 class Worker:
     """A worker that explains images with one model; it first checks for errors that would affect every image.
@@ -95,7 +100,7 @@ class Worker:
         self.rivals = job.rivals and (1,) not in output_shapes  # the rival of a single output is its negative
         self.measures = [get_measure(name) for name in job.measures]
         self.needs_masks = any("masks" in measure.inputs for measure in self.measures)
-        self._size = input_size(model.input)
+        self._least = max(input_size(model.input, (1, 1)))
         self._threads = threads
         self._proved, self._failures = proved, 0
         self._classes: dict[str, int | InputError] = {}
@@ -146,11 +151,11 @@ class Worker:
                 return Prepared(row, error=str(index))
             data = storage.read(row["file"], row["offset"], row["length"])
             has_overlay = self.job.overlays is not None
-            image, size = decoded(data, row["path"], 1 if has_overlay else max(self._size))
+            image, size = decoded(data, row["path"], 1 if has_overlay else self._least)
             boxes = rectangles(row["boxes"], size, row["path"])
             mask_bits = _packed(row, boxes, size) if self.needs_masks else None
             drawn = resizing.shrunk(image, OVERLAY_SIDE) if has_overlay else None
-            return Prepared(row, resizing.resize(image, self._size), drawn, size, mask_bits)
+            return Prepared(row, resizing.resize(image, input_size(self.model.input, size)), drawn, size, mask_bits)
         except BackendError:  # a missing package: every other image would fail, too
             raise
         except XcamError as error:
@@ -179,6 +184,9 @@ class Worker:
         """Return the rows of each image: one for each target, or one with its error."""
         if not batch:
             return []
+        parts = [list(part) for _, part in groupby(batch, key=lambda prepared: prepared.input_shape)]
+        if len(parts) > 1:  # a measure compares images of one size
+            return [row for part in parts for row in self._explained(part)]
         try:
             rows = self._explain_and_measure(batch)
         except (BackendError, WriteError):  # a missing package or a full disk: every other image would fail, too

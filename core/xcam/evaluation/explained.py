@@ -64,7 +64,7 @@ class ExplainedBatch:
         empty = Trace(np.empty(0), np.empty(0))
         x = batch([e.image for e in explanations], model)
         self._context = MethodContext(model, layer, Grid(), x, empty, [_measured(e) for e in explanations], 0)
-        self._input_size = input_size(model.input)
+        self._input_size = input_size(model.input, explanations[0].image.shape)
         self._sizes = sizes or [(e.image.shape[0], e.image.shape[1]) for e in explanations]
 
     @cached_property
@@ -159,4 +159,4 @@ def cams(
 def batch(images: Sequence[reading.Image], model: Model) -> Array:
     """Return images as the model takes them. Where the model states no preprocessing, `explain` has warned of the default."""
     preprocessing = model.input.preprocessing or PRESETS["unit" if model.input.dtype.startswith("float") else "raw"]
-    return batches.batch(images, model.input, input_size(model.input), preprocessing)
+    return batches.batch(images, model.input, input_size(model.input, images[0].shape), preprocessing)

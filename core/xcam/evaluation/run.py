@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from xcam.evaluation.result import Evaluation
 from xcam.evaluation.scores import FLOOR, MIN_IMAGES
 from xcam.evaluation.truth import Truth
 from xcam.explanation.explain import explain
+from xcam.explanation.inputs import input_size
 from xcam.explanation.result import Explanation
 from xcam.explanation.run import ImageSource
 from xcam.explanation.settings import BATCH
@@ -81,6 +83,8 @@ class Run:
         self.failed: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.zeros: Counter[str] = Counter()
+        self.sizes: set[tuple[int, int]] = set()
+        """Sizes to which the images are resized."""
         self.values: dict[str, dict[str, list[Array]]] = {name: {m.name: [] for m, _ in measures} for name in methods}
         self.cams: dict[str, list[Array]] = {name: [] for name in methods}
 
@@ -95,6 +99,12 @@ class Run:
                 loaded.append(_Loaded(source, name, image, self.truth.of(k, image, name), target))
             except XcamError as error:
                 self.failed.append((name, str(error)))
+        for size, same in groupby(loaded, key=lambda one: input_size(self.model.input, one.image.shape)):
+            self.sizes.add(size)
+            self._measure_all(list(same))
+
+    def _measure_all(self, loaded: Sequence[_Loaded]) -> None:
+        """Measure images of one size of the input; if that fails, one at a time."""
         try:
             self._measure(loaded)
         except BackendError:  # a missing or broken package: every other image would fail, too
@@ -216,6 +226,8 @@ class Run:
 
     def _shuffle(self, stages: int) -> None:
         """Explain all images again, with networks that are shuffled further and further down."""
+        if len(self.sizes) > 1:
+            raise InputError("the images are run in different sizes; give size=(height, width) (--size)")
         layers, with_shuffled_weights = shuffling(self.model)
         counts = sorted({round(len(layers) * (k + 1) / stages) for k in range(stages)} - {0})
         shuffled: dict[str, list[Array]] = {name: [] for name in self.methods}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from xcam.contract import DEFAULT_SIZE, Array, InputSpec
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import InputError, ModelError, warn
-from xcam.models.load import by
+from xcam.models.load import LARGEST, by
 
 AUGMENTATIONS = [
     (is_mirrored, factor) for is_mirrored in (False, True) for factor in (0.9, 1.0, 1.1) if is_mirrored or factor != 1
@@ -15,13 +17,30 @@ AUGMENTATIONS = [
 """The variants of an input, in addition to the input itself: whether it is mirrored, and the factor of its values."""
 
 
-def input_size(spec: InputSpec) -> tuple[int, int]:
-    """Return (height, width) of the batch for a model with this input. Raises ModelError where it is not an image."""
+def input_size(spec: InputSpec, image: Sequence[int]) -> tuple[int, int]:
+    """Return the size to which an image is resized: an open side follows from the other and from the image's ratio.
+
+    Args:
+        spec: The model's input.
+        image: The image's shape, (height, width, …).
+
+    Raises:
+        ModelError: The model does not take images.
+    """
     if spec.size is None:
         return DEFAULT_SIZE
     if len(spec.size) != 2:
         raise ModelError(f"the model takes inputs of {by(spec.size)}, not images; call model.trace with an array")
-    return spec.size[0], spec.size[1]
+    height, width = spec.size
+    if height is None and width is None:
+        return DEFAULT_SIZE
+    if height is None:
+        return _side((width or 0) * image[0] / image[1]), width or 0
+    return height, _side(height * image[1] / image[0]) if width is None else width
+
+
+def _side(length: float) -> int:
+    return min(max(round(length), 1), LARGEST)
 
 
 def input_preprocessing(spec: InputSpec, name: str) -> Preprocessing:

@@ -46,11 +46,36 @@ def explain_batch(
         settings: The method and the other options.
 
     Returns:
-        For each image one explanation for each target.
+        For each image one explanation for each target. Images that are resized to different sizes are run separately.
     """
     paths = [Path(source) if isinstance(source, str | os.PathLike) else None for source in sources]
     images = [reading.read(s) if isinstance(s, str | os.PathLike) else reading.check(s) for s in sources]
-    x = batches.batch(images, spec, input_size(spec), input_preprocessing(spec, model.name))
+    preprocessing = input_preprocessing(spec, model.name)
+    sizes = [input_size(spec, image.shape) for image in images]
+    results: list[list[Explanation]] = [[] for _ in images]
+    for size in dict.fromkeys(sizes):
+        rows = [n for n, other in enumerate(sizes) if other == size]
+        same = [images[n] for n in rows]
+        x = batches.batch(same, spec, size, preprocessing)
+        explained = _explain(
+            model, spec, x, same, [paths[n] for n in rows], layer, [targets[n] for n in rows], settings
+        )
+        for n, result in zip(rows, explained, strict=True):
+            results[n] = result
+    return results
+
+
+def _explain(
+    model: Model,
+    spec: InputSpec,
+    x: Array,
+    images: Sequence[reading.Image],
+    paths: Sequence[Path | None],
+    layer: Layer,
+    targets: Sequence[Sequence[Target]],
+    settings: Settings,
+) -> list[list[Explanation]]:
+    """Explain images that are one batch `x`."""
     count = len(targets[0]) if "gradients" in settings.method.inputs else 0
     cotangents = _Cotangents(model, targets, count)
     trace = _clean_trace(model, x, layer, cotangents)

@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from xcam.contract import Layout, Model, files, preprocessing, validation
+from xcam.contract import InputSpec, Layout, Model, files, preprocessing, validation
+from xcam.contract.layouts import filled
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.scaling import warn_of_two
@@ -30,7 +31,7 @@ def load(
     backend: str | None = None,
     *,
     preprocess: str | Preprocessing | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int | None, int | None] | None = None,
     channels: int | None = None,
     labels: str | Path | Sequence[str] | np.ndarray[Any, Any] | None = None,
     device: str | None = None,
@@ -47,7 +48,9 @@ def load(
             or file name.
         preprocess: A preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing. Default: the
             model's own.
-        size: (height, width) of the input in pixels, for a model that takes any size.
+        size: (height, width) of the input in pixels, for a model that takes any size. One of them may be None: it then
+            follows from the other and from the ratio of each image. Default: the model's own; a model that states one
+            side keeps the ratio.
         channels: The number of channels of the input, where the model does not state it: 3, or 1 for grey images.
             Default: a guess, which is corrected where the model does not run on it.
         labels: Class labels: a list, `imagenet`, or a text or JSON file; for a single output the labels of class 0 and 1,
@@ -98,10 +101,8 @@ def load(
         ) from error
     validation.model(opened, name)
     spec = opened.input
-    if size is not None and size != spec.size:
-        if spec.fixed:
-            raise InputError(f"{opened.name} takes images of {by(spec.size)}, not {by(size)}; leave size out")
-        spec = dataclasses.replace(spec, size=size)
+    if size is not None:
+        spec = dataclasses.replace(spec, size=_resized(spec, size, opened.name))
     if channels is not None:
         if spec.channels_known and channels != spec.channels:
             raise InputError(
@@ -168,17 +169,34 @@ def _factory(module: str, name: str) -> Any:
         raise ModelError(f"{module}:{name}() failed: {first_line(error)}; correct the factory") from error
 
 
-def _size(size: Any) -> tuple[int, int] | None:
-    """Return (height, width) as two integers. Raises InputError."""
+def _size(size: Any) -> tuple[int | None, int | None] | None:
+    """Return (height, width), each an integer, or one of them None. Raises InputError."""
     if size is None:
         return None
     try:
-        height, width = (int(n) for n in size)
+        height, width = (None if n is None else int(n) for n in size)
     except (TypeError, ValueError):
         height = width = 0
-    if not 0 < height <= LARGEST or not 0 < width <= LARGEST:
-        raise InputError(f"cannot use size={size!r}; give (height, width) in pixels, each from 1 to {LARGEST}")
+    sides = [n for n in (height, width) if n is not None]
+    if not sides or not all(0 < n <= LARGEST for n in sides):
+        raise InputError(
+            f"cannot use size={size!r}; give (height, width) in pixels, each from 1 to {LARGEST}, or None for one of them"
+        )
     return height, width
+
+
+def _resized(spec: InputSpec, size: tuple[int | None, ...], name: str) -> tuple[int | None, ...] | None:
+    """Return the size of the input where the caller gives one. Raises InputError where the model takes another."""
+    if not spec.fixed:
+        return size
+    stated = spec.size or ()
+    if len(stated) != len(size) or any(
+        None not in pair and len({*pair}) > 1 for pair in zip(stated, size, strict=True)
+    ):
+        opened = tuple(m if n is None else None for n, m in zip(stated, size, strict=False))
+        remedy = f"give size={opened}" if any(opened) else "leave size out"
+        raise InputError(f"{name} takes images of {by(stated)}, not {by(size)}; {remedy}")
+    return filled(stated, size)
 
 
 def _check_channels(channels: Any) -> None:
@@ -187,6 +205,6 @@ def _check_channels(channels: Any) -> None:
         raise InputError(f"cannot use channels={channels!r}; give 3, or 1 for grey images")
 
 
-def by(size: Sequence[int] | None) -> str:
-    """Return a size for a message: `224×224`, or `any size` for None."""
-    return "×".join(map(str, size)) if size else "any size"
+def by(size: Sequence[int | None] | None) -> str:
+    """Return a size for a message: `224×224`, `48×any`, or `any size` for None."""
+    return "×".join("any" if n is None else str(n) for n in size) if size else "any size"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import xcam
 from xcam import InputError, InputSpec, ModelError, Preprocessing
+from xcam.images.resizing import resize
 from xcam_keras.backend import keras
 from xcam_keras.inputs import data_format, input_spec
 
@@ -76,3 +78,27 @@ def test_open_channels_are_a_guess_that_the_caller_decides() -> None:
     assert xcam.load(model, channels=5).input == InputSpec((6, 8), 5, "channels_last", fixed=True)
     with pytest.raises(InputError, match="two takes images of 3 channels, not 1; leave channels out"):
         xcam.load(keras.Sequential([L.Input((6, 8, 3)), L.GlobalMaxPooling2D()], name="two"), channels=1)
+
+
+def test_a_fixed_height_and_an_open_width() -> None:
+    """As in networks that read text: the width follows from the image's ratio."""
+    model = keras.Sequential(
+        [
+            L.Input((12, None, 3)),
+            L.Conv2D(4, 3, activation="relu", name="conv"),
+            L.GlobalAveragePooling2D(),
+            L.Dense(2),
+        ]
+    )
+    assert input_spec(model, "channels_last", None, None).size == (12, None)
+    opened = xcam.load(model, preprocess="raw")
+    image = np.random.default_rng(0).integers(0, 256, (24, 61, 3), dtype=np.uint8)
+    e = xcam.explain(opened, image, target=1)
+    x = resize(image, (12, 30)).astype(np.float32)[None]
+    features = keras.ops.convert_to_numpy(model.get_layer("conv")(x))
+    weights = keras.ops.convert_to_numpy(model.layers[-1].kernel)[:, 1] / (10 * 28)
+    np.testing.assert_allclose(e.outputs, keras.ops.convert_to_numpy(model(x))[0], rtol=1e-4)
+    np.testing.assert_allclose(e.cam, features[0] @ weights, atol=1e-4 * np.abs(e.cam).max())
+    assert xcam.load(model, size=(None, 40)).input.size == (12, 40)
+    with pytest.raises(InputError, match=r"takes images of 12×any, not 13×40; give size=\(None, 40\)"):
+        xcam.load(model, size=(13, 40))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 import onnx_small as small
 import xcam
 from xcam import InputError, ModelError
+from xcam.images.resizing import resize
 from xcam_onnx import sessions
 from xcam_onnx.sessions import Runtime
 
@@ -580,3 +582,20 @@ def test_weights_that_forward_and_backward_read_are_shared(tmp_path: Path) -> No
     trace = model.trace(np.ones((2, 3, 6, 6), np.float32), "c", lambda y: [np.ones_like(y)])
     expected = arrays["d"].sum(axis=0).reshape(8, 6, 6)
     np.testing.assert_allclose(trace.gradients[0], np.stack([expected] * 2), rtol=1e-4, atol=1e-4)
+
+
+def test_a_fixed_height_and_an_open_width() -> None:
+    """As in networks that read text: the width follows from the image's ratio."""
+    model = opened(shape=("N", 3, small.SIZE, "W"))
+    assert (model.input.size, model.input.fixed) == ((small.SIZE, None), True)
+    model.input = dataclasses.replace(model.input, preprocessing=xcam.Preprocessing("unit", scale=1 / 255))
+    images = [np.random.default_rng(0).integers(0, 256, (20, w, 3), dtype=np.uint8) for w in (50, 25)]
+    for e, image, width in zip(xcam.explain(model, images, layer="relu2", target=1), images, (20, 10), strict=True):
+        x = np.moveaxis(resize(image, (small.SIZE, width)), -1, 0)[None].astype(np.float32) / 255
+        values = small.by_hand(x)
+        agree(e.outputs, values["y"][0])
+        agree(e.cam, np.einsum("chw,c->hw", values["r2"][0], small.gradient(x, "r2", (1,))[0].mean(axis=(1, 2))))
+    assert opened(shape=("N", 3, small.SIZE, "W"), size=(None, 40)).input.size == (small.SIZE, 40)
+    assert opened(shape=("N", 3, "H", "W"), size=(small.SIZE, None)).input.size == (small.SIZE, None)
+    with pytest.raises(InputError, match=r"small takes images of 8×any, not 9×40; give size=\(None, 40\)"):
+        opened(shape=("N", 3, small.SIZE, "W"), size=(9, 40))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import namedtuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import nn
 import xcam
 from xcam import InputError, ModelError
 from xcam.contract import Layer
+from xcam.images.resizing import resize
+from xcam.models import layers
 from xcam.models.layers import default
 
 X = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
@@ -550,3 +553,28 @@ def test_a_part_that_runs_in_inference_mode() -> None:
     x = np.moveaxis(image, -1, 0)[None].astype(np.float32) / 255
     cam = xcam.explain(model, image, layer="1", target=2).cam
     np.testing.assert_allclose(cam, model.activations(x, ["1"])["1"][0, 2] / 144, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_fixed_height_and_an_open_width(tmp_path: Path) -> None:
+    """As in networks that read text: the width follows from the image's ratio, in a module, a .pt2 file and an ONNX file."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)
+    ).eval()
+    with torch.no_grad():
+        module[4].weight.abs_()  # a map that is not zero
+    image = np.random.default_rng(0).integers(0, 256, (24, 61, 3), dtype=np.uint8)
+    x = torch.from_numpy(np.moveaxis(resize(image, (12, 30)), -1, 0)[None].astype(np.float32) / 255)
+    features = module[:2](x)
+    weights = module[4].weight[0] / (10 * 28)
+    expected = torch.einsum("chw,c->hw", features[0], weights).detach().numpy()
+    open_width = {0: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(module, (torch.zeros(2, 3, 12, 40),), dynamic_shapes=(open_width,))
+    model = xcam.load(module, preprocess="unit", size=(12, None))
+    exported = xcam.export(model, tmp_path / "wide.onnx", layer="1")
+    for opened in (model, xcam.load(program, preprocess="unit"), xcam.load(exported, preprocess="unit")):
+        assert opened.input.size == (12, None)
+        e = xcam.explain(opened, image, layer=layers.find(opened, None), target=0)
+        np.testing.assert_allclose(e.outputs, module(x).detach().numpy()[0], rtol=1e-4)
+        np.testing.assert_allclose(e.cam, expected, atol=1e-5)

@@ -5,6 +5,7 @@ import pytest
 
 from xcam import InputSpec
 from xcam.contract.layouts import (
+    filled,
     from_channels_first,
     input_shape,
     joined,
@@ -70,7 +71,25 @@ def test_a_single_batch_in_order_is_not_copied():
         (InputSpec((32, 48)), (3, 32, 48)),
         (InputSpec((32, 48), channels=1, layout="channels_last"), (32, 48, 1)),
         (InputSpec(None), (3, 224, 224)),
+        (InputSpec((48, None)), (3, 48, 224)),
+        (InputSpec((None, 320), layout="channels_last"), (320, 320, 3)),
     ],
 )
 def test_the_shape_of_an_input(spec, shape):
     assert input_shape(spec) == shape
+
+
+@pytest.mark.parametrize(
+    ("size", "other", "result"),
+    [
+        (None, None, None),
+        (None, (4, None), (4, None)),
+        ((4, None), None, (4, None)),
+        ((4, None), (5, 6), (4, 6)),
+        ((None, None), (None, 6), (None, 6)),
+        ((None, None), None, None),
+        ((None,), (4, 5), (None,)),
+    ],
+)
+def test_open_sides_are_filled_in(size, other, result):
+    assert filled(size, other) == result

@@ -289,3 +289,21 @@ def test_masks_of_every_kind(tmp_path: Path) -> None:
     expected = by_hand[half].sum() / by_hand.sum()
     assert 0.9 < expected < 1
     assert [row["energy"] for row in read_rows(tmp_path / "out")] == pytest.approx([expected] * 3, abs=1e-6)
+
+
+def test_images_of_several_ratios_for_an_open_width(tmp_path: Path) -> None:
+    """Each image is resized to its own ratio; the results are those of the image alone."""
+    shapes = [(8, 24), (4, 6), (400, 1200), (30, 45)]
+    for k, shape in enumerate(shapes):
+        image = np.random.default_rng(k).integers(0, 256, (*shape, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{k}.png"), image)
+    model = SmallModel()
+    model.input = xcam.InputSpec((4, None), preprocessing=xcam.Preprocessing("raw"), fixed=True)
+    xcam.batch(model, str(tmp_path / "*.png"), out=tmp_path / "out", measures=["complexity"])
+    rows = read_rows(tmp_path / "out")
+    assert [(row["map_height"], row["map_width"]) for row in rows] == [(4, 12), (4, 6), (4, 12), (4, 6)]
+    for k, row in enumerate(rows):
+        alone = xcam.explain(model, tmp_path / f"{k}.png")
+        np.testing.assert_allclose(np.reshape(row["map"], alone.cam.shape), alone.cam, rtol=1e-5)
+        measured = xcam.evaluate(model, tmp_path / f"{k}.png", measures="complexity", floor=False)
+        np.testing.assert_allclose(row["complexity"], measured.row("gradcam", "complexity").mean, rtol=1e-5)

@@ -90,7 +90,7 @@ def test_arguments_of_the_wrong_type(model: FakeModel) -> None:
     for aim in (xcam.ClassScore(1.5), xcam.ClassScore("cat"), xcam.ClassScore(0, "nonsense"), xcam.ClassScore, 1.5):  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"cannot use .* as a target"):
             xcam.explain(model, IMAGES[0], target=aim)
-    for size in (224, (None, 3), (0, 3), (3, 10**9), (3,)):
+    for size in (224, (None, None), (0, 3), (3, 10**9), (3,)):
         with pytest.raises(InputError, match=r"give \(height, width\) in pixels"):
             xcam.load("demo", "keras", size=size)  # type: ignore[arg-type]
     assert xcam.load("demo", "keras", size=[128, 128]).input.size == (128, 128)  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ import pytest
 import xcam
 from fake import IMAGES, FakeModel
 from xcam import InputError, Preprocessing, XcamWarning
+from xcam.explanation.inputs import input_size
+from xcam.images.resizing import resize
 
 
 def test_a_model_without_a_stated_preprocessing_is_warned_of() -> None:
@@ -80,3 +82,74 @@ def test_the_input_is_read_after_the_first_run_which_may_correct_it(model: FakeM
     np.testing.assert_allclose([e.outputs for e in compared], [expected, expected], rtol=1e-5)
     evaluation = xcam.evaluate(Correcting(), IMAGES[:1], measures="average-drop")
     assert evaluation.images == ("image 1",)
+
+
+OPEN = xcam.InputSpec((4, None), preprocessing=Preprocessing("raw"), fixed=True)
+SHAPES = [(8, 24), (4, 6), (2, 6), (30, 45)]
+"""Widths at a height of 4: 12, 6, 12, 6."""
+
+
+def open_model() -> FakeModel:
+    model = FakeModel()
+    model.input = OPEN
+    return model
+
+
+def several_sizes() -> list[np.ndarray]:
+    return [np.random.default_rng(k).integers(0, 256, (*shape, 3), dtype=np.uint8) for k, shape in enumerate(SHAPES)]
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "result"),
+    [
+        (None, (30, 60), (224, 224)),
+        ((48, None), (375, 500), (48, 64)),
+        ((48, None), (500, 375), (48, 36)),
+        ((None, 320), (375, 500), (240, 320)),
+        ((None, 320), (10_000, 1), (16384, 320)),
+        ((48, None), (10_000, 1), (48, 1)),
+        ((48, 50), (30, 60), (48, 50)),
+    ],
+)
+def test_an_open_side_follows_from_the_ratio_of_the_image(size: Any, image: Any, result: Any) -> None:
+    assert input_size(xcam.InputSpec(size), (*image, 3)) == result
+
+
+def test_images_of_several_ratios_are_run_in_their_own_sizes_and_returned_in_order() -> None:
+    images, model = several_sizes(), open_model()
+    explanations = xcam.explain(model, images, target=0)
+    assert [e.cam.shape for e in explanations] == [(4, 12), (4, 6), (4, 12), (4, 6)]
+    assert model.calls == [2, 2], "images of one size share a forward pass"
+    for e, image, width in zip(explanations, images, (12, 6, 12, 6), strict=True):
+        resized = resize(image, (4, width)).astype(np.float32)
+        np.testing.assert_allclose(e.outputs, resized.mean(axis=(0, 1)) @ model.weights, rtol=1e-5)
+        np.testing.assert_allclose(e.cam, resized @ model.weights[:, 0] / (4 * width), atol=1e-4)
+        assert e.heatmap.shape == image.shape[:2]
+        single = xcam.explain(model, image, target=0)
+        np.testing.assert_array_equal(single.cam, e.cam)
+
+
+def test_a_comparison_fills_open_sides_from_the_other_models() -> None:
+    image = several_sizes()[0]
+    wide = FakeModel()
+    wide.input = xcam.InputSpec((4, 8), preprocessing=Preprocessing("raw"), fixed=True)
+    free = FakeModel()
+    free.input = xcam.InputSpec(None, preprocessing=Preprocessing("raw"))
+    assert [e.cam.shape for e in xcam.compare([open_model(), free], image).images[0].explanations] == [(4, 12)] * 2
+    result = xcam.compare([open_model(), wide, free], image)
+    assert [e.cam.shape for e in result.images[0].explanations] == [(4, 8)] * 3
+    assert result.findings == ()
+    one = FakeModel()
+    one.input = xcam.InputSpec((6, None), preprocessing=Preprocessing("raw"), fixed=True)
+    assert (
+        "the models take images of different sizes: 4×any, 6×any" in xcam.compare([open_model(), one], image).findings
+    )
+
+
+def test_an_evaluation_measures_images_in_their_own_sizes() -> None:
+    images, options = several_sizes(), {"measures": ["average-drop", "complexity"], "floor": False, "target": 0}
+    together = xcam.evaluate(open_model(), images, **options)
+    for measure in ("average-drop", "complexity"):
+        (values,) = together.values["gradcam"][measure][None]
+        alone = [xcam.evaluate(open_model(), [one], **options).values["gradcam"][measure][0] for one in images]
+        np.testing.assert_allclose(values, alone, rtol=1e-6)

@@ -14,6 +14,7 @@ from xcam.models.load import by, split_backend
         ({"size": 224}, r"cannot use size=224; give \(height, width\) in pixels, each from 1 to 16384"),
         ({"size": (0, 5)}, r"cannot use size=\(0, 5\)"),
         ({"size": (5, 20_000)}, "cannot use size"),
+        ({"size": (None, None)}, r"cannot use size=\(None, None\); .*, or None for one of them"),
         ({"channels": 0}, "cannot use channels=0; give 3, or 1 for grey images"),
         ({"channels": 3.0}, "cannot use channels=3.0; give 3"),
         ({"channels": True}, "cannot use channels=True; give 3"),
@@ -51,3 +52,10 @@ def test_a_backend_before_the_name() -> None:
 def test_sizes_in_messages() -> None:
     assert by((3, 4)) == "3×4"
     assert by(None) == "any size"
+    assert by((48, None)) == "48×any"
+
+
+def test_a_size_that_the_model_does_not_take() -> None:
+    with pytest.raises(InputError, match="demo takes images of 128×128, not any×320; leave size out"):
+        load("demo", "onnx", size=(None, 320))
+    assert load("demo", "onnx", size=(128, None)).input.size == (128, 128)
