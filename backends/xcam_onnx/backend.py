@@ -11,7 +11,7 @@ from xcam.contract import Layout
 from xcam.contract.messages import own_weights
 from xcam.errors import InputError
 from xcam.models import demo as demo_network
-from xcam_onnx import demo, files
+from xcam_onnx import demo, files, statements
 from xcam_onnx.model import OnnxModel
 from xcam_onnx.sessions import Runtime, providers
 
@@ -70,6 +70,6 @@ class OnnxBackend:
                 )
             name = source.graph.name or "model"
             model, stored = files.store(source)
-        options = files.description(model) | options
+        options = {"size": size} | statements.stated(model) | files.description(model) | options
         runtime = Runtime(stored, execution_providers, threads)
-        return OnnxModel(model, runtime, name=name, layout=layout, size=size, **options)
+        return OnnxModel(model, runtime, name=name, layout=layout, **options)

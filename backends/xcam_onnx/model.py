@@ -12,7 +12,7 @@ from onnx import ModelProto
 from xcam.contract import Capability, Layout
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.recorded import RecordedModel
-from xcam_onnx import shuffling
+from xcam_onnx import scaling, shuffling
 from xcam_onnx.export import export
 from xcam_onnx.files import store
 from xcam_onnx.graph import FLOATS
@@ -34,7 +34,7 @@ class OnnxModel(RecordedModel[Recording]):
         layout: The layout of the input; None: read it from the graph.
         size: The size of the input where the model leaves it open.
         labels: The class labels.
-        preprocessing: The preprocessing that the model expects.
+        preprocessing: The preprocessing that the file states; None: the one that the model's own scaling needs.
         default_layer: The layer that the file names.
 
     Raises:
@@ -58,6 +58,8 @@ class OnnxModel(RecordedModel[Recording]):
     ) -> None:
         signature = read_signature(model, name, layout)
         spec = signature.spec(preprocessing, size)
+        needed = scaling.computed(model, signature, spec, runtime)
+        spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
         notes = [QUANTISED] if any(node.op_type == "QuantizeLinear" for node in model.graph.node) else []
         super().__init__(name, spec, labels, notes)
         self.default_layer = default_layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,7 +66,10 @@ def computed(spec: InputSpec, reach: Reach) -> Preprocessing | None:
 
 def warn_of_two(name: str, chosen: Preprocessing | None, needed: Preprocessing | None) -> None:
     """Warn that images are scaled twice, where a model's own scaling needs another preprocessing than the chosen one."""
-    if chosen is None or needed is None or chosen.same_as(needed):
+    if chosen is None or needed is None:
+        return
+    # The values show that blue is first by ImageNet's means alone, so that RGB may be a lack of knowledge.
+    if (replace(chosen, order="RGB") if needed.order == "RGB" else chosen).same_as(needed):
         return
     takes = RANGES[needed.name.partition(",")[0]] + (", blue first" if needed.order == "BGR" else "")
     remedy = (

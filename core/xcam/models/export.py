@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def export(
     with tempfile.TemporaryDirectory(prefix="xcam-") as folder:
         file = Path(folder) / f"model{SUFFIX}"
         opened.to_onnx(file)
-        converted = load(file, "onnx", preprocess=opened.input.preprocessing, labels=opened.labels)
+        converted = load(file, "onnx", labels=opened.labels)
+        converted.input = replace(converted.input, preprocessing=opened.input.preprocessing)
         converted.name = opened.name
         return export(converted, target, layer=name, heatmap=heatmap)
 

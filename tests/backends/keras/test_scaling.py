@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,19 @@ def test_explain_gives_the_model_the_input_that_keras_gives_it(name: str) -> Non
     pixel = IMAGE[None].astype(np.float32)
     outputs = model.predict(pixel / 255 if expected == "unit" else pixel, verbose=0)[0]
     np.testing.assert_allclose(xcam.explain(model, IMAGE, target=0).outputs, outputs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rescaling", "arithmetic", "normalization of 0…1", "caffe", "augmentation"])
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the exporter needs TensorFlow")
+def test_the_exported_file_needs_the_same(name: str, tmp_path: Path) -> None:
+    first, expected = PREFIXES[name]
+    model, file = nested(first), tmp_path / "net.onnx"
+    xcam.export(model, file)
+    spec = xcam.load(file).input
+    assert spec.needs is not None
+    assert spec.needs.name == expected
+    outputs = [xcam.explain(m, IMAGE, target=0).outputs for m in (model, file)]
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_subclassed_model_is_seen_once_it_was_called() -> None:

@@ -129,5 +129,6 @@ def test_two_scalings_are_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_two("net", Preprocessing("own", 1 / 255), PRESETS["unit"])
+        warn_of_two("net", Preprocessing("raw, BGR", order="BGR"), PRESETS["raw"])
         warn_of_two("net", None, PRESETS["raw"])
         warn_of_two("net", PRESETS["raw"], None)
