@@ -1,12 +1,14 @@
-"""The calls of a module's forward pass, in execution order: shape, layout, and whether the outputs depend on them.
+"""The calls of a module's forward pass, in execution order: shape, layout, and which outputs depend on them.
 
 They are recorded in one forward and one backward pass on noise, in evaluation mode. All hooks are removed afterwards.
+The forward pass shows which values depend on which (see `dependence`), the backward pass where gradients lead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,9 @@ from torch import Tensor, nn
 
 from xcam.contract import Layer, Layout
 from xcam.contract.layouts import shape_to_channels_first
+from xcam_torch.dependence import INPUT, Dependence
 from xcam_torch.guard import hooked, undisturbed
-from xcam_torch.outputs import EndActivation, first_float, tensors
+from xcam_torch.outputs import EndActivation, first_float, replaced, tensors
 
 CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool")
 """Kinds (by a part of their name) whose values are channels first."""
@@ -43,6 +46,9 @@ class _Seen:
     value: Tensor
     version: int
     """Increased by each write in place."""
+    bit: int
+    """The bit of this call in a Dependence; 0 where none was recorded."""
+    depends_on_input: bool
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
@@ -64,49 +70,79 @@ def record(
         x: noise [N, C, *spatial].
         override: the layout of every layer, where the caller gives one.
     """
+    try:
+        return _record(model, x, override, Dependence())
+    except Exception:  # an operation that cannot be followed, or the model's own error, which is raised again
+        return _record(model, x, override, None)
+
+
+def _record(
+    model: nn.Module, x: Tensor, override: Layout | None, dependence: Dependence | None
+) -> tuple[dict[str, Call], dict[str, str | None]]:
     names = module_names(model)
     starts = itertools.count()
-    open_calls: list[int] = []
+    open_calls: list[tuple[int, int]] = []
     seen: list[_Seen] = []
     count: dict[nn.Module, int] = {}
     end = EndActivation()
 
-    def before(module: nn.Module) -> None:
-        open_calls.append(next(starts))
+    def before(module: nn.Module, arguments: Any) -> None:
+        open_calls.append((next(starts), dependence.of(arguments) if dependence else 0))
 
-    def after(module: nn.Module, value: Any) -> None:
-        start = open_calls.pop()
+    def after(module: nn.Module, value: Any) -> Any:
+        start, of_arguments = open_calls.pop()
         tensor = first_float(value)
-        if tensor is not None:
-            version = 0 if tensor.is_inference() else tensor._version  # inference tensors have no counter
-            seen.append(_Seen(start, names[module], module, count.get(module, 0), tensor, version))
-        count[module] = count.get(module, 0) + 1
+        index = count[module] = count.get(module, -1) + 1
+        if tensor is None:
+            return None
+        new = tensor
+        bit, depends_on_input = 0, True
+        if dependence:
+            if isinstance(module, torch.jit.ScriptModule) or not dependence.is_known(tensor):
+                dependence.mark(tensor, of_arguments)  # computed outside of torch's operations, at least in part
+            depends_on_input = bool(dependence.of(tensor) & INPUT)
+            if not (tensor.requires_grad or tensor.is_quantized or tensor.is_inference()):
+                torch.set_grad_enabled(True)  # gradients are off in this part; they may lead from here to an output
+                new = tensor.detach().requires_grad_().clone()
+            bit = INPUT << len(seen) + 1
+            dependence.mark(new, bit)
+        version = 0 if new.is_inference() else new._version  # inference tensors have no counter
+        seen.append(_Seen(start, names[module], module, index, new, version, bit, depends_on_input))
+        return None if new is tensor else replaced(value, tensor, new)
 
     with undisturbed(model), torch.enable_grad(), hooked(names, after, before):
-        source = x.detach().requires_grad_()
-        with end:
-            outputs = tensors(model(source.clone()))
-        logits = {name: end.logits(output) for name, output in outputs.items()}
+        source = x.detach().requires_grad_().clone()
+        with end, dependence.recording(source) if dependence else contextlib.nullcontext():
+            outputs = tensors(model(source))
+    logits = {name: end.logits(output) for name, output in outputs.items()}
     with undisturbed(model), torch.enable_grad():  # without the hooks: checkpoints call their modules again
-        gradients = _gradients([output for output, _ in logits.values()], [call.value for call in seen])
+        reach = _reach(seen, {name: output for name, (output, _) in logits.items()}, x, dependence)
     final = {id(t) for t in outputs.values()} | {id(output) for output, _ in logits.values()}
-    reach = {id(call): _reaches(g, call.value, x) for call, g in zip(seen, gradients, strict=True)}
     ordered = _ordered(seen)
     calls = {}
     for call, layout in zip(ordered, _layouts(ordered, x, override), strict=True):
-        last = call.index == count[call.module] - 1
+        last = call.index == count[call.module]
         name = call.name if last else f"{call.name}#{call.index}"
+        leads_to, differentiable = reach[id(call)]
         layer = Layer(
             name=name,
-            kind=type(call.module).__name__,
+            kind=_kind(call.module),
             shape=shape_to_channels_first(call.value.shape[1:], layout),
             layout=layout,
             is_output=id(call.value) in final,
             folds_batch=call.value.ndim > 2 and len(call.value) != len(x),
-            reaches_output=reach[id(call)],
+            reaches_output=leads_to != (),
+            leads_to=leads_to,
+            differentiable=differentiable,
+            depends_on_input=call.depends_on_input,
         )
-        calls[name] = Call(call.module, call.index, count[call.module], layer)
+        calls[name] = Call(call.module, call.index, count[call.module] + 1, layer)
     return calls, {name: kind for name, (_, kind) in logits.items()}
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the name of a module's class; of the original class for TorchScript."""
+    return str(getattr(module, "original_name", None) or type(module).__name__)
 
 
 def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
@@ -127,8 +163,47 @@ def _ordered(seen: Sequence[_Seen]) -> list[_Seen]:
     return [seen[i] for i in order]
 
 
-def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return the gradient of a fixed random mixture of the outputs at each value, None where no path leads to it."""
+Reach = tuple[tuple[str, ...] | None, bool]
+"""`Layer.leads_to` and `Layer.differentiable`."""
+
+
+def _reach(
+    seen: Sequence[_Seen], outputs: Mapping[str, Tensor], x: Tensor, dependence: Dependence | None
+) -> dict[int, Reach]:
+    """Return for each call, by its id, the outputs that depend on it and whether a gradient leads to it.
+
+    For tokens, those outputs that depend on most of them: behind the last attention of a vision transformer only the
+    class token reaches the scores, and a map there would be blank.
+    """
+    values = [call.value for call in seen]
+    gradients = _gradients(list(outputs.values()), values)
+    if gradients is None:  # torch cannot compute them here: assume that they lead everywhere
+        gradients = [torch.ones(()) for _ in values]
+    sequences = {id(call): call.value for call in seen if _is_sequence(call.value, x)}
+    alone: dict[str, Mapping[int, Tensor | None]] = {}
+    for name, output in outputs.items() if len(outputs) > 1 and sequences else ():
+        parts = _gradients([output], list(sequences.values())) or [None] * len(sequences)
+        alone[name] = dict(zip(sequences, parts, strict=True))
+    bits = {name: dependence.of(output) if dependence else 0 for name, output in outputs.items()}
+    reach: dict[int, Reach] = {}
+    for call, gradient in zip(seen, gradients, strict=True):
+        leads_to: tuple[str, ...] | None = tuple(name for name in outputs if bits[name] & call.bit)
+        if not leads_to and (gradient is not None or not any(bits.values())):
+            # Operations that could not be followed: only the gradient shows a path, where gradients are on.
+            leads_to = None if gradient is not None or not call.value.requires_grad else ()
+        if id(call) in sequences:
+            few = {name for name in outputs if _is_sparse(alone.get(name, {}).get(id(call), gradient))}
+            if few:
+                leads_to = tuple(name for name in (outputs if leads_to is None else leads_to) if name not in few)
+        reach[id(call)] = leads_to, gradient is not None
+    return reach
+
+
+def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor | None] | None:
+    """Return the gradient of a fixed random mixture of the outputs at each value, None where no path leads to it.
+
+    None instead of the list: the backward pass fails.
+    """
     generator = torch.Generator().manual_seed(0)
     score = sum(
         (output.float() * torch.rand(output.shape, generator=generator).to(output.device)).sum()
@@ -139,24 +214,25 @@ def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[
     if not isinstance(score, Tensor) or not differentiable:
         return [None] * len(values)
     try:
-        gradients = iter(torch.autograd.grad(score, differentiable, allow_unused=True))
-    except RuntimeError:  # reentrant checkpoints refuse gradients at inner values: assume that all reach the outputs
-        return [torch.ones(()) for _ in values]
+        gradients = iter(torch.autograd.grad(score, differentiable, retain_graph=True, allow_unused=True))
+    except RuntimeError:
+        return None
     return [next(gradients) if value.requires_grad else None for value in values]
 
 
-def _reaches(gradient: Tensor | None, value: Tensor, x: Tensor) -> bool:
-    """Return whether the outputs depend on the value; for tokens, whether they depend on most of them.
+def _is_sequence(value: Tensor, x: Tensor) -> bool:
+    """Return whether a value of a model of images has tokens."""
+    return value.ndim == 3 and x.ndim == 4 and value.shape[1] > 1
 
-    Behind the last attention of a vision transformer only the class token does: a map there would be blank.
+
+def _is_sparse(gradient: Tensor | None) -> bool:
+    """Return whether a gradient at tokens is zero for half of them or more, and not for all.
+
+    All zeros are not evidence: some libraries initialise a head with zeros.
     """
-    if not value.requires_grad:
-        return True  # computed where the model turns gradients off: a later part may turn them on again
-    if gradient is None:
+    if gradient is None or gradient.ndim != 3 or not gradient.any():
         return False
-    if gradient.ndim == 3 and x.ndim == 4 and value.shape[1] > 1 and gradient.any():
-        return bool((gradient != 0).any(dim=2).float().mean() > 0.5)
-    return True  # also where all of the gradient is zero: some libraries initialise a head with zeros
+    return bool((gradient != 0).any(dim=2).float().mean() <= 0.5)
 
 
 def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list[Layout]:

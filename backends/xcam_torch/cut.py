@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xcam.errors import ModelError
 from xcam_torch.calls import Call
 from xcam_torch.guard import hooked
-from xcam_torch.outputs import EndActivation, first_float, replaced, tensors
+from xcam_torch.outputs import EndActivation, dequantized, first_float, replaced, requantized, tensors
 
 
 @dataclass
@@ -57,13 +57,18 @@ class Forward:
                 return None
             tensor = first_float(value)
             assert tensor is not None
-            leaf = (tensor if replacement is None else replacement.to(tensor)).detach().requires_grad_()
-            torch.set_grad_enabled(True)  # `undisturbed` restores the caller's own mode
-            return replaced(value, tensor, leaf.clone())  # a copy: later operations may write into it
+            current = dequantized(tensor)
+            leaf = (current if replacement is None else replacement.to(current)).detach()
+            if call.layer.differentiable and not leaf.is_inference():
+                leaf.requires_grad_()
+                torch.set_grad_enabled(True)  # `undisturbed` restores the caller's own mode
+            # A copy: later operations may write into it.
+            return replaced(value, tensor, requantized(leaf.clone(), tensor))
 
         with hooked([call.module], after):
             outputs = self(x)
-            if leaf is not None and not any(output.requires_grad for output in outputs.values()):
+            detached = not any(output.requires_grad for output in outputs.values())
+            if leaf is not None and call.layer.differentiable and detached:
                 # A part behind the layer switched gradients off, and then restored the outer mode, which is off.
                 # The second run has them on outside, too, which costs the memory of a whole graph.
                 count = 0

@@ -6,12 +6,14 @@ import contextlib
 import itertools
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from xcam.contract.messages import out_of_memory
 
@@ -79,9 +81,9 @@ def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hooked(
-    modules: Iterable[nn.Module], after: Hook, before: Callable[[nn.Module], None] | None = None
+    modules: Iterable[nn.Module], after: Hook, before: Callable[[nn.Module, Any], None] | None = None
 ) -> Iterator[None]:
-    """Call `after` at the end of the forward of each of `modules`, `before` at its start, in this thread alone.
+    """Call `after` at the end of the forward of each of `modules`, in this thread alone, and `before` at its start.
 
     (torch's global hooks would not touch the modules, but run twice where a part is compiled.)
     """
@@ -90,15 +92,15 @@ def hooked(
     def post(module: nn.Module, _: Any, value: Any) -> Any:
         return after(module, value) if threading.get_ident() == thread else None
 
-    def pre(module: nn.Module, _: Any) -> None:
+    def pre(module: nn.Module, arguments: Any) -> None:
         if before is not None and threading.get_ident() == thread:
-            before(module)
+            before(module, arguments)
 
     with contextlib.ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_hook(post).remove)
+            stack.callback(nn.Module.register_forward_hook(module, post).remove)
             if before is not None:
-                stack.callback(module.register_forward_pre_hook(pre).remove)
+                stack.callback(nn.Module.register_forward_pre_hook(module, pre).remove)
         yield
 
 
@@ -120,6 +122,38 @@ def _eagerly() -> Iterator[None]:
                 _stance.__exit__(None, None, None)
 
 
+class _NoCheckpoints:
+    """A replacement of torch's reentrant checkpoints, which allow gradients neither inside nor before them.
+
+    In threads that run a model for xcam their function is called directly; others have their checkpoints.
+    """
+
+    original: Any = checkpoint.CheckpointFunction
+    threads: ClassVar[Counter[int]] = Counter()
+
+    @classmethod
+    def apply(cls, function: Callable[..., Any], preserve: Any, *arguments: Any) -> Any:
+        if cls.threads[threading.get_ident()]:
+            return function(*arguments)
+        return cls.original.apply(function, preserve, *arguments)
+
+
+@contextlib.contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Run the function of a reentrant checkpoint directly, in this thread. The last thread to leave restores torch's."""
+    thread, module = threading.get_ident(), cast(Any, checkpoint)
+    with _lock:
+        _NoCheckpoints.threads[thread] += 1
+        module.CheckpointFunction = _NoCheckpoints
+    try:
+        yield
+    finally:
+        with _lock:
+            _NoCheckpoints.threads[thread] -= 1
+            if not +_NoCheckpoints.threads:
+                module.CheckpointFunction = _NoCheckpoints.original
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, outside the caller's inference mode, compiled parts run eagerly."""
@@ -127,6 +161,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_without_checkpoints())
         if any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in modules):
             stack.enter_context(_eagerly())
         stack.enter_context(evaluation(modules))

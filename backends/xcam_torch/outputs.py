@@ -54,9 +54,12 @@ def tensors(value: Any, name: str = "the model") -> dict[str, Tensor]:
 
 
 def first_float(value: Any) -> Tensor | None:
-    """Return the tensor that is taken as a layer's value: itself, or the first float tensor in a tuple, list or dict."""
+    """Return the tensor that is taken as a layer's value: itself, or the first float tensor in a tuple, list or dict.
+
+    A quantised tensor represents float numbers too.
+    """
     if isinstance(value, Tensor):
-        return value if value.is_floating_point() else None
+        return value if value.is_floating_point() or value.is_quantized else None
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
     return next((tensor for part in parts if (tensor := first_float(part)) is not None), None)
 
@@ -99,7 +102,23 @@ class EndActivation(TorchFunctionMode):
         return cut_activation(output, lambda tensor: self._producers.get(id(tensor)))
 
 
+def dequantized(tensor: Tensor) -> Tensor:
+    """Return a tensor in floating point."""
+    return tensor.dequantize() if tensor.is_quantized else tensor
+
+
+def requantized(value: Tensor, like: Tensor) -> Tensor:
+    """Return a float tensor quantised as another one is; unchanged where that is a float tensor."""
+    if not like.is_quantized:
+        return value
+    if like.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return torch.quantize_per_tensor(value, like.q_scale(), like.q_zero_point(), like.dtype)
+    scales, zeros, axis = like.q_per_channel_scales(), like.q_per_channel_zero_points(), like.q_per_channel_axis()
+    return torch.quantize_per_channel(value, scales, zeros, axis, like.dtype)
+
+
 def float32(tensor: Tensor) -> Array:
     """Return a tensor as a float32 NumPy copy on the CPU."""
+    tensor = dequantized(tensor)
     array: Array = tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
     return array
