@@ -6,13 +6,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from xcam.contract.messages import one_line, own_weights
+from xcam.contract.messages import own_weights
 from xcam.contract.types import Layout
-from xcam.errors import BackendError, InputError, ModelError
+from xcam.errors import BackendError
 from xcam_keras.quiet import quiet
 
 with quiet():
-    import keras
+    import keras  # noqa: F401
 
     from xcam_keras.engine import engine
 
@@ -20,6 +20,7 @@ with quiet():
         engine()
 
 from xcam_keras import demo, zoo
+from xcam_keras.files import read
 from xcam_keras.model import KerasModel
 
 
@@ -60,30 +61,3 @@ class KerasBackend:
                 model = read(source) if isinstance(source, Path) else source
                 facts = zoo.known(model) | ({"name": source.name} if isinstance(source, Path) else {})
             return KerasModel(model, device=device, layout=layout, **facts)
-
-
-def read(path: Path) -> keras.Model:
-    """Return a saved model. `safe_mode` stays on: a file must not run Python code.
-
-    Raises:
-        InputError: the file is not of a kind that Keras loads.
-        ModelError: it cannot be read.
-    """
-    if path.name.endswith(".weights.h5"):
-        raise InputError(f"cannot load {path}: it holds weights only; name the model too: -m vgg16 --weights {path}")
-    if path.suffix.lower() not in (".keras", ".h5", ".hdf5"):
-        raise InputError(f"cannot load {path}: Keras does not read this kind of file; give a .keras or .h5 file")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if "safe_mode" in text or "unsafe" in text.lower():
-            remedy = "it contains Python code: load it yourself if you trust it, and pass the model object"
-        elif "ould not locate" in text or "Unknown layer" in text or "custom_objects" in text:
-            remedy = "register its classes with keras.saving.register_keras_serializable, or pass the model object"
-        else:
-            remedy = "check that it was saved by model.save(), by Keras 3 or in the h5 format, and is complete"
-        raise ModelError(f"cannot load {path}: {one_line(error)}; {remedy}") from error
-    if not isinstance(model, keras.Model):
-        raise ModelError(f"cannot load {path}: it holds a {type(model).__name__}, not a model; save the whole model")
-    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from xcam.errors import BackendError, InputError, ModelError, XcamError, nearest
@@ -16,8 +17,13 @@ WITHOUT_GRADIENT = ("eigencam", "scorecam", "ablationcam")
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Return an error's text in one line of at most `limit` characters; its kind where it has no text."""
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    """Return an error's text in one line of at most `limit` characters; its kind where it has no text.
+
+    A longer text loses its middle: a framework names the part at the start, and often the cause at the end.
+    """
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+    half = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
 
 
 def unknown_layer(layer: str, model: str, known: Iterable[str]) -> InputError:

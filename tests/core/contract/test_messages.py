@@ -52,7 +52,7 @@ def test_the_errors_in_full(error, kind, text):
 
 def test_an_error_in_one_line():
     assert messages.one_line(ValueError("a\n  b\tc")) == "a b c"
-    assert messages.one_line(ValueError("abcdef"), 3) == "abc"
+    assert messages.one_line(ValueError("abcdefghij"), 9) == "abc … hij"
     assert messages.one_line(ValueError()) == "ValueError"
 
 

@@ -1,0 +1,119 @@
+"""Reading of model files: those of Keras 3, and those of Keras 2, whose configuration is repaired first."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from xcam.contract.types import Array
+from xcam.errors import InputError, ModelError
+from xcam_keras.causes import cause
+from xcam_keras.keras2.build import build
+from xcam_keras.keras2.weights import assign
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+
+
+def read(path: Path) -> keras.Model:
+    """Return a saved model. `safe_mode` stays on: a file must not run Python code. The file is not changed.
+
+    Raises:
+        InputError: the file is not of a kind that Keras loads.
+        ModelError: it cannot be read.
+    """
+    weights_only = InputError(
+        f"cannot load {path}: it holds weights only; name the model too: -m vgg16 --weights {path}"
+    )
+    if path.name.endswith(".weights.h5"):
+        raise weights_only
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"cannot load {path}: Keras does not read this kind of file; give a .keras or .h5 file")
+    version = None
+    try:
+        saved = _keras2(path)
+        if saved is None:
+            model = keras.saving.load_model(path, compile=False)
+        elif saved.config is None:
+            raise weights_only
+        else:
+            version = saved.version
+            model = build(saved.config)
+            assign(model, saved.config, saved.weights)
+    except InputError:
+        raise
+    except Exception as error:
+        text = cause(error)
+        if version:
+            raise ModelError(
+                f"cannot load {path}, written by Keras {version}: {text}; convert it where its code is trusted and "
+                f"tf_keras is installed (pip install tf_keras): {_conversion(path)}"
+            ) from error
+        raise ModelError(f"cannot load {path}: {text}; {_remedy(str(error))}") from error
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"cannot load {path}: it holds a {type(model).__name__}, not a model; save the whole model")
+    return model
+
+
+@dataclass
+class Saved:
+    """The content of an .h5 file of Keras 2."""
+
+    version: str
+    config: dict[str, Any] | None
+    """None: the file has weights only."""
+    weights: dict[str, list[tuple[str, Array]]]
+
+
+def _keras2(path: Path) -> Saved | None:
+    """Return the content of a file that Keras 2 wrote, else None."""
+    import h5py
+
+    if path.suffix.lower() == ".keras" or not h5py.is_hdf5(path):
+        return None
+    with h5py.File(path, "r") as file:
+        group = file.get("model_weights", file)
+        version = _text(file.attrs.get("keras_version", group.attrs.get("keras_version", "")))
+        if not version.startswith("2."):
+            return None
+        if _text(group.attrs.get("backend", "")) == "theano":
+            raise ModelError("it was written by Keras on Theano, whose kernels are mirrored")
+        weights = {}
+        for layer in _list(group, "layer_names"):
+            names = _list(group[layer], "weight_names")
+            weights[layer] = [(name, np.asarray(group[layer][name])) for name in names]
+        config = file.attrs.get("model_config")
+        return Saved(version, None if config is None else json.loads(_text(config)), weights)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _list(group: Any, name: str) -> list[str]:
+    """Return a list of names, which is divided into `name0`, `name1`, … where it is long."""
+    if name in group.attrs:
+        return [_text(value) for value in group.attrs[name]]
+    result: list[str] = []
+    while f"{name}{len(result)}" in group.attrs:
+        result.append(f"{name}{len(result)}")
+    return [_text(value) for part in result for value in group.attrs[part]]
+
+
+def _remedy(text: str) -> str:
+    if "safe_mode" in text or "unsafe" in text.lower():
+        return "it contains Python code: load it yourself if you trust it, and pass the model object"
+    if any(sign in text for sign in ("ould not locate", "Unknown layer", "custom_objects")):
+        return "register its classes with keras.saving.register_keras_serializable, or pass the model object"
+    return "check that it was saved by model.save(), by Keras 3 or in the h5 format, and is complete"
+
+
+def _conversion(path: Path) -> str:
+    """Return the shell command that converts a file of Keras 2 to a SavedModel, which xcam loads."""
+    code = f"import tf_keras; tf_keras.models.load_model({str(path)!r}, compile=False).export({str(path.with_suffix(''))!r})"
+    return f"python -c {shlex.quote(code)}"
