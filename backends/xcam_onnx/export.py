@@ -28,6 +28,7 @@ from xcam.explanation.tokens import Grid, grid
 from xcam.models.export import LIMIT
 from xcam.models.layers import find
 from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, inline_undifferentiable
+from xcam_onnx.control_flow import set_sizes
 from xcam_onnx.graph import Graph, Shape, copied, declared, inferred
 from xcam_onnx.heatmaps import METHODS, heatmap
 from xcam_onnx.recording import Recording
@@ -59,6 +60,8 @@ def export(
         )
     target = find(model, layer)
     proto = copied(recording.model)
+    if recording.sizes:  # at another size, other branches would be right
+        set_sizes(proto, recording.signature.source, recording.sizes)
     if any(name.startswith("xcam/") for name in Graph(proto).producer):
         raise InputError(f"{model.name} is self-explaining already; export the original model")
     try:

@@ -175,7 +175,7 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[M
         The model, with the constants and weights that it reads; and its further inputs: the bypass values of `inputs`.
     """
     nodes = graph.between(inputs, outputs)
-    computed = {name for node in nodes for name in node.output}
+    computed = dict.fromkeys(name for node in nodes for name in node.output if name)
     needed = list(dict.fromkeys([*(name for node in nodes for name in reads(node)), *outputs]))
     bypass = [name for name in needed if name in graph.live and name not in computed and name not in inputs]
     inner = helper.make_graph(
@@ -184,7 +184,11 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[M
         [graph.info(name) for name in (*inputs, *bypass)],
         [graph.info(name) for name in dict.fromkeys(outputs)],
         [graph.initializers[name] for name in needed if name in graph.initializers],
-        value_info=[graph.info(name) for name in needed if graph.dtype(name) and name not in graph.initializers],
+        value_info=[
+            graph.info(name)
+            for name in dict.fromkeys([*needed, *computed])
+            if graph.dtype(name) and name not in graph.initializers
+        ],
     )
     model = helper.make_model(inner, opset_imports=list(graph.model.opset_import), ir_version=graph.model.ir_version)
     model.functions.extend(graph.model.functions)

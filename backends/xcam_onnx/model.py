@@ -13,6 +13,7 @@ from xcam.contract import Capability, Layout
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.recorded import RecordedModel
 from xcam_onnx import scaling, shuffling
+from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
 from xcam_onnx.files import store
 from xcam_onnx.graph import FLOATS
@@ -64,6 +65,8 @@ class OnnxModel(RecordedModel[Recording]):
         super().__init__(name, spec, labels, notes)
         self.default_layer = default_layer
         self.recording = Recording(model, name, signature, spec, runtime)
+        self._layout = layout
+        self._decided = not control_flow_nodes(model)
 
     @property
     def threads(self) -> int | None:
@@ -71,16 +74,29 @@ class OnnxModel(RecordedModel[Recording]):
         return self.recording.runtime.threads
 
     def _record(self, shape: tuple[int, ...]) -> Recording:
-        """Return the only recording. Its layers are read once, for the model's input size at that time."""
+        """Return the only recording. Its layers are read once, for the model's input size at that time.
+
+        A model with branches or loops that depend on the input's shape has a recording for each shape.
+        """
         self.recording.spec = self.input
-        return self.recording
+        if self._decided or len(shape) != len(self.recording.signature.size) + 1:
+            return self.recording
+        batch = self.recording.signature.batch
+        # The sizes that may decide: those that the file fixes; those of this shape; a batch of one, image by image.
+        for sizes in ((None,) * (1 + len(shape)), (batch, *shape), (batch or 1, *shape)):
+            recording = self.recording.specialised(sizes, (sizes[0] or batch or 2, *shape), self._layout)
+            if not control_flow_nodes(recording.model):
+                if not recording.sizes:
+                    self.recording, self._decided = recording, True
+                return recording
+        return self.recording.specialised((batch, *shape), (batch or 2, *shape), self._layout)
 
     def _running(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def export(self, path: Path, layer: str | None, heatmap: str | None, facts: Mapping[str, str]) -> None:
         """Write the model as a self-explaining file: see xcam_onnx.export."""
-        export(self, self.recording, path, layer, heatmap, facts)
+        export(self, self._recording(), path, layer, heatmap, facts)
 
     @property
     def parameter_layers(self) -> Sequence[str]:
@@ -110,7 +126,7 @@ class OnnxModel(RecordedModel[Recording]):
 
     def explain_missing_layer(self, name: str) -> str | None:
         """Return why the model does not have a layer, and the nearest one that it has; None where nothing is known."""
-        graph = self.recording.graph
+        graph = (self._recordings.latest or self.recording).graph
         tensor = next((n.output[0] for n in graph.nodes if n.output and name in (n.name, *n.output)), "")
         if graph.dtype(tensor) not in (0, *FLOATS):
             return (

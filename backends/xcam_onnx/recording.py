@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, helper
 
-from xcam.contract import Array, InputSpec, Layer
+from xcam.contract import Array, InputSpec, Layer, Layout
 from xcam.contract.caches import BoundedCache
 from xcam.contract.layouts import joined
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
+from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
-from xcam_onnx.graph import Graph, part
+from xcam_onnx.graph import Graph, Shape, part
 from xcam_onnx.sessions import Runtime, Session, array
-from xcam_onnx.signature import Signature, read_layers, sized
+from xcam_onnx.signature import Signature, read_layers, read_signature, sized
 
 CUTS = 2
 """Layers whose sessions are kept: each holds weights."""
@@ -38,6 +40,8 @@ class Recording:
 
     def __init__(self, model: ModelProto, name: str, signature: Signature, spec: InputSpec, runtime: Runtime) -> None:
         self.model, self.name, self.signature, self.spec, self.runtime = model, name, signature, spec, runtime
+        self.sizes: Shape = ()
+        """The shape of the input that the graph is correct for, None where a size is open; (): all are."""
         self._tensors = [output.tensor for output in signature.outputs]
         self._cuts = BoundedCache[str, Cut](CUTS)
         self._sessions = BoundedCache[tuple[str, ...], Session](1)
@@ -76,15 +80,42 @@ class Recording:
         names = (n for node in graph.nodes for n in node.output if n in graph.live and not n.startswith("xcam/"))
         unknown = [name for name in names if is_unknown(name)]
         if unknown:
-            whole, source = Graph(self.model), self.signature.source
-            dtype = helper.tensor_dtype_to_np_dtype(whole.dtype(source))
-            zeros = np.zeros(self.signature.sample_shape(self.spec), dtype)
-            session = self.runtime.session(part(whole, [source], unknown)[0], once=True)
-            for name, value in session({source: zeros}).items():
+            values = self._on_zeros(self.model, unknown, self.signature.sample_shape(self.spec))
+            for name, value in values.items():
                 if value.is_tensor():  # not a sequence
                     shape = tuple(value.shape()) if exact else (None,) * len(value.shape())
                     graph.set_type(name, value.element_type(), shape)
         return graph
+
+    def _on_zeros(self, model: ModelProto, tensors: Sequence[str], shape: Sequence[int]) -> dict[str, Any]:
+        """Run a model that takes the same input on zeros, and return some of its tensors."""
+        whole, source = Graph(model), self.signature.source
+        zeros = np.zeros(shape, helper.tensor_dtype_to_np_dtype(whole.dtype(source)))
+        return self.runtime.session(part(whole, [source], tensors)[0], once=True)({source: zeros})
+
+    def specialised(self, sizes: Shape, shape: Sequence[int], layout: Layout | None) -> Recording:
+        """Return a recording without the branches and loops that some sizes of the input decide.
+
+        Args:
+            sizes: The shape of the input, None where the decisions must hold for every size.
+            shape: A shape of the input of that kind, on which the decisions are checked.
+            layout: The layout of the input; None: read it from the graph.
+        """
+
+        def run(model: ModelProto, tensors: Sequence[str]) -> dict[str, Array]:
+            return {name: value.numpy() for name, value in self._on_zeros(model, tensors, shape).items()}
+
+        model = inlined(self.model, self.signature.source, sizes, run)
+        if model is self.model:
+            return self
+        signature = read_signature(model, self.name, layout)
+        if any(sizes):
+            space = tuple(n for axis, n in enumerate(shape) if axis not in (0, signature.axis))
+            batch = shape[0] if sizes[0] else signature.batch
+            signature = replace(signature, size=space, channels=shape[signature.axis], batch=batch)
+        result = Recording(model, self.name, signature, self.spec, self.runtime)
+        result.sizes = sizes
+        return result
 
     def tensor(self, layer: str) -> str:
         """Return the tensor that contains a layer's value."""

@@ -10,6 +10,8 @@ import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from xcam_onnx.graph import reads
+
 CHANNELS, CLASSES, SIZE = 16, 5, 8
 """CHANNELS² · 9 weights of four bytes are more than weights.SMALL."""
 
@@ -62,7 +64,7 @@ def build(
     dtype = helper.tensor_dtype_to_np_dtype(kind) if kind != TensorProto.UINT8 else np.float32
     weights = arrays(dtype) | {f"k{i}": value for i, value in enumerate(more)}
     steps = nodes() if steps is None else steps
-    read = {name for node in steps for name in node.input}
+    read = {name for node in steps for name in reads(node)}
     graph = helper.make_graph(
         steps,
         "small",

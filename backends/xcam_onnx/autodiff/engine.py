@@ -23,6 +23,7 @@ from xcam_onnx.graph import FLOAT8, FLOATS, INTEGERS, Graph, Shape, inferred, re
 OPSET = 18
 """The oldest operator set in which the written nodes are correct; newer ones are too."""
 
+RUNTIME_DECISIONS = {"If": "whose branch", "Loop": "whose number of rounds"}
 SUMMING = {"ConvInteger", "MatMulInteger"}
 
 
@@ -178,6 +179,7 @@ def _explain_without_rule(nodes: Sequence[NodeProto]) -> str:
         names.setdefault(kind, []).append(node.name or node.output[0])
     listed = "; ".join(
         f"{kind} ({', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''})"
+        + (f", {RUNTIME_DECISIONS[kind]} is known only while the model runs" if kind in RUNTIME_DECISIONS else "")
         for kind, names in sorted(names.items())
     )
     return (

@@ -459,23 +459,6 @@ def test_operators_of_the_runtime_are_run_and_named_where_they_are_not_different
     agree(model.resume(model.trace(X, "relu1"), 0 * V["r1"]).outputs, tail(0 * V["r1"]))
 
 
-def branches() -> NodeProto:
-    out = [helper.make_empty_tensor_value_info("t")]
-    graphs = {
-        name: helper.make_graph([helper.make_node(op, ["r1"], ["t"])], name, [], out)
-        for name, op in (("then_branch", "Neg"), ("else_branch", "Relu"))
-    }
-    return helper.make_node("If", ["k0"], ["q"], "if", **graphs)
-
-
-def test_branches() -> None:
-    model = opened(small.inserted(2, [branches()]), more=[np.array(True)])
-    agree(model.predict(X), tail(-V["r1"]))
-    agree(model.trace(X, "relu2", small.cotangents(*CLASSES)).gradients[0], small.gradient(X, "r2", CLASSES))
-    with pytest.raises(ModelError, match=r"cannot differentiate .*: If \(if\)"):
-        model.trace(X, "relu1", small.cotangents(*CLASSES))
-
-
 def test_quantised_values_pass_straight_through_and_are_noted() -> None:
     rounding = [
         helper.make_node("QuantizeLinear", ["r1", "k0", "k1"], ["i"], "round"),
