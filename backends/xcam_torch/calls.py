@@ -21,8 +21,17 @@ from xcam_torch.dependence import INPUT, Dependence
 from xcam_torch.guard import hooked, undisturbed
 from xcam_torch.outputs import EndActivation, first_float, replaced, tensors
 
-CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm", "MaxPool", "AvgPool")
-"""Kinds (by a part of their name) whose values are channels first."""
+CHANNELS_FIRST = (
+    "Conv",
+    "BatchNorm",
+    "InstanceNorm",
+    "GroupNorm",
+    "Pool",
+    "PixelShuffle",
+    "PixelUnshuffle",
+    "Upsample",
+)
+"""Parts of the names of torch's own classes whose values are channels first."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +247,8 @@ def _is_sparse(gradient: Tensor | None) -> bool:
 def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list[Layout]:
     """Return the layout of each call's value.
 
-    Rank 3 in a model of images: tokens [N, T, C]. Rank 4: the layout that the module itself implies (convolutions are
-    channels first; Linear and LayerNorm work on the last axis and are channels last); for other modules that of the
-    nearest earlier value of the same shape whose module implied one, else the axes whose ratio is the image's.
+    Rank 3 in a model of images: tokens [N, T, C]. The rank of the input: the layout that the module itself implies, else
+    the one whose grid fits the image's ratio, else that of the nearest earlier value, one of the same shape first.
     """
     layouts: list[Layout] = []
     decided: dict[torch.Size, Layout] = {}
@@ -251,24 +259,41 @@ def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list
             layout = override
         elif len(shape) == 3 and x.ndim == 4:
             layout = "tokens"
-        elif len(shape) == 4 and x.ndim == 4:
-            implied = _implied_layout(call.module)
-            if implied:
-                decided[shape] = implied
-            layout = implied or decided.get(shape) or _by_ratio(shape, x)
+        elif len(shape) == x.ndim > 2:
+            certain = _implied_layout(call.module) or _by_ratio(shape[1:], x.shape[2:])
+            if certain:
+                decided.pop(shape, None)
+                decided[shape] = certain
+            nearest: list[Layout] = [*decided.values()]
+            layout = certain or decided.get(shape) or (nearest[-1] if nearest else layout)
         layouts.append(layout)
     return layouts
 
 
 def _implied_layout(module: nn.Module) -> Layout | None:
-    kind = type(module).__name__
-    if isinstance(module, nn.Linear | nn.LayerNorm) and kind != "LayerNorm2d":
+    """Return the layout of the values of torch's own modules: None for others, and where a class has its own forward.
+
+    Convolutions are channels first; Linear and normalisations of the last axis alone are channels last.
+    """
+    kind = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    if kind.__module__.partition(".")[0] != "torch" or "forward" in vars(module):
+        return None
+    if kind.__name__ == "Linear" or len(getattr(module, "normalized_shape", ())) == 1:
         return "channels_last"
-    return "channels_first" if any(part in kind for part in CHANNELS_FIRST) else None
+    return "channels_first" if any(part in kind.__name__ for part in CHANNELS_FIRST) else None
 
 
-def _by_ratio(shape: torch.Size, x: Tensor) -> Layout:
-    height, width = x.shape[2:]
-    first = abs(shape[2] * width - shape[3] * height) / max(shape[2] * width, 1)
-    last = abs(shape[1] * width - shape[2] * height) / max(shape[1] * width, 1)
-    return "channels_last" if last < first else "channels_first"
+def _by_ratio(shape: Sequence[int], size: Sequence[int]) -> Layout | None:
+    """Return the layout whose grid has the ratio of the image; None where both have it, or none has."""
+    if len(size) < 2:
+        return None
+    longest = max(range(len(size)), key=size.__getitem__)
+
+    def misfit(grid: Sequence[int]) -> float:
+        """Return the largest difference, in positions, from a grid of the image's ratio."""
+        return max(abs(n - grid[longest] * side / size[longest]) for n, side in zip(grid, size, strict=True))
+
+    first, last = misfit(shape[1:]), misfit(shape[:-1])
+    if abs(first - last) < 0.5 or min(first, last) > 1:
+        return None
+    return "channels_first" if first < last else "channels_last"
