@@ -59,7 +59,7 @@ class OnnxBackend:
         options: dict[str, Any] = {}
         if isinstance(source, Path):
             name = source.name.removesuffix(".onnx")
-            model, stored = files.read(source)
+            opened = files.read(source)
         else:
             if source == "demo":
                 network = demo_network.network()
@@ -69,7 +69,8 @@ class OnnxBackend:
                     f"unknown model {source!r:.100} for ONNX Runtime; give an .onnx file, demo or a ModelProto"
                 )
             name = source.graph.name or "model"
-            model, stored = files.store(source)
+            opened = files.store(source)
+        model = opened.model
         options = {"size": size} | statements.stated(model) | files.description(model) | options
-        runtime = Runtime(stored, execution_providers, threads)
-        return OnnxModel(model, runtime, name=name, layout=layout, **options)
+        runtime = Runtime(opened.weights, execution_providers, threads)
+        return OnnxModel(model, runtime, name=name, layout=layout, notes=opened.notes, **options)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -16,11 +16,23 @@ from onnx import ModelProto, external_data_helper, numpy_helper
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx.graph import inferred, metadata
+from xcam_onnx.opsets import OLDEST, TARGET, convert
 from xcam_onnx.weights import WeightFiles, external, external_entries, skeleton
 
 
-def read(path: Path) -> tuple[ModelProto, WeightFiles]:
-    """Open a model file: return the graph, and the files that keep its weights.
+class Opened(NamedTuple):
+    """A model that was opened."""
+
+    model: ModelProto
+    """The graph, its larger weights as external data."""
+    weights: WeightFiles
+    """The files that keep its weights."""
+    notes: tuple[str, ...]
+    """Changes that were made: see xcam.Model.notes."""
+
+
+def read(path: Path) -> Opened:
+    """Open a model file.
 
     Raises:
         ModelError: The file is not a model, or its weights are missing, incomplete or outside its folder.
@@ -28,10 +40,12 @@ def read(path: Path) -> tuple[ModelProto, WeightFiles]:
     path = _resolved(path)
     model = skeleton(path)
     _check_external(model, path)
-    return _prepared(model, path.name), WeightFiles(path, model)
+    weights = WeightFiles(path, model)
+    prepared, notes = _prepared(model, path.name)
+    return Opened(prepared, weights, notes)
 
 
-def store(model: ModelProto) -> tuple[ModelProto, WeightFiles]:
+def store(model: ModelProto) -> Opened:
     """Write a live model to a temporary folder, and open it there.
 
     Raises:
@@ -54,7 +68,9 @@ def store(model: ModelProto) -> tuple[ModelProto, WeightFiles]:
                 "onnx.save(…, save_as_external_data=True) and load the file"
             ) from error
         opened = skeleton(path)
-        return _prepared(opened, model.graph.name or "the model"), WeightFiles(path, opened, folder)
+        weights = WeightFiles(path, opened, folder)
+        prepared, notes = _prepared(opened, model.graph.name or "the model")
+        return Opened(prepared, weights, notes)
     except BaseException:
         folder.cleanup()
         raise
@@ -69,16 +85,29 @@ def _resolved(path: Path) -> Path:
     return target if locations <= {target.name} else path
 
 
-def _prepared(model: ModelProto, name: str) -> ModelProto:
-    """Inline the model's own functions, and infer types and shapes. Raises ModelError."""
+def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]]:
+    """Convert old operators, inline the model's own functions, and infer types and shapes; return notes too.
+
+    Raises:
+        ModelError: The model has operators that are too old or too new.
+    """
     newest = onnx.defs.onnx_opset_version()
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx") and not 11 <= opset.version <= newest:
+    opsets = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    for version in opsets:
+        if not OLDEST <= version <= newest:
             remedy = "convert it with onnx.version_converter, or export it again"
             raise ModelError(
-                f"cannot read {name}: it uses opset {opset.version}, and xcam reads 11 to {newest} with onnx "
-                f"{onnx.__version__}; {'update onnx' if opset.version > newest else remedy}"
+                f"cannot read {name}: it uses opset {version}, and xcam reads {OLDEST} to {newest} with onnx "
+                f"{onnx.__version__}; {'update onnx' if version > newest else remedy}"
             )
+    if len(opsets) != 1 and any(node.domain in ("", "ai.onnx") for node in model.graph.node):
+        listed = " and ".join(map(str, sorted(opsets))) or "none"
+        raise ModelError(
+            f"cannot read {name}: a model states one version of ONNX's operators, and its opset_import states {listed}; set "
+            "it with onnx.helper.make_opsetid, or export the model again"
+        )
+    old = convert(model, name)
+    notes = () if old is None else (f"converted from opset {old} to {TARGET} in memory",)
     if model.functions:
         with contextlib.suppress(Exception):
             model = onnx.inliner.inline_local_functions(model)
@@ -87,7 +116,7 @@ def _prepared(model: ModelProto, name: str) -> ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters write −1 for any size
                 dim.Clear()
-    return inferred(model)
+    return inferred(model), notes
 
 
 def _densify(model: ModelProto) -> None:

@@ -37,6 +37,7 @@ class OnnxModel(RecordedModel[Recording]):
         labels: The class labels.
         preprocessing: The preprocessing that the file states; None: the one that the model's own scaling needs.
         default_layer: The layer that the file names.
+        notes: Changes that were made when the file was opened.
 
     Raises:
         ModelError: The model does not take an image, or does not return scores.
@@ -56,13 +57,14 @@ class OnnxModel(RecordedModel[Recording]):
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         default_layer: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         signature = read_signature(model, name, layout)
         spec = signature.spec(preprocessing, size)
         needed = scaling.computed(model, signature, spec, runtime)
         spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
-        notes = [QUANTISED] if any(node.op_type == "QuantizeLinear" for node in model.graph.node) else []
-        super().__init__(name, spec, labels, notes)
+        quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+        super().__init__(name, spec, labels, tuple(dict.fromkeys([*notes, *([QUANTISED] if quantised else [])])))
         self.default_layer = default_layer
         self.recording = Recording(model, name, signature, spec, runtime)
         self._layout = layout
@@ -106,18 +108,17 @@ class OnnxModel(RecordedModel[Recording]):
     def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
         """See xcam.contract.abilities."""
         runtime = self.recording.runtime
-        model, weights = store(
-            shuffling.with_shuffled_weights(self.recording.model, runtime.weights, parts, seed, self.name)
-        )
+        opened = store(shuffling.with_shuffled_weights(self.recording.model, runtime.weights, parts, seed, self.name))
         return OnnxModel(
-            model,
-            dataclasses.replace(runtime, weights=weights),
+            opened.model,
+            dataclasses.replace(runtime, weights=opened.weights),
             name=f"{self.name}, shuffled",
             layout=self.input.layout,
             size=self.input.size,
             labels=self.labels,
             preprocessing=self.input.preprocessing,
             default_layer=self.default_layer,
+            notes=self.notes,
         )
 
     def disable_spinning(self) -> None:

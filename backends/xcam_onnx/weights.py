@@ -44,7 +44,7 @@ def skeleton(path: Path) -> ModelProto:
             f"{path} is not a complete ONNX model ({error or type(error).__name__}); export it again, or check the "
             "download"
         ) from error
-    if not model.HasField("graph") or not model.graph.node or not model.opset_import:
+    if not model.HasField("graph") or not model.graph.node:
         raise ModelError(f"{path} does not contain an ONNX graph; check whether it is a model in another format")
     names = [name for node in model.graph.node for name in (node.name, *node.input, *node.output)]
     if not all(isinstance(name, str) for name in names):  # protobuf returns bytes where they are not UTF-8
