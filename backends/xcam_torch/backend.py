@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from xcam.contract import InputSpec, Layout
 from xcam.contract.messages import own_weights, unknown_device
 from xcam.errors import InputError, ModelError
 from xcam.models import demo as core_demo
-from xcam_torch import demo, files, zoo
+from xcam_torch import demo, files, scaling, statements, zoo
 from xcam_torch.model import TorchModel
 from xcam_torch.weights import fill
 
@@ -58,10 +59,11 @@ class TorchBackend:
         spec = InputSpec(
             facts.get("size", size),
             channels=facts.get("channels") or input_channels(module),
-            preprocessing=facts.get("preprocessing"),
             fixed=facts.get("fixed", False),
             channels_known=bool(facts.get("channels")),
         )
+        needed = scaling.computed(module, spec, facts.get("batch"))
+        spec = replace(spec, preprocessing=facts.get("preprocessing") or needed, needs=needed)
         others = {key: facts[key] for key in ("labels", "notes", "batch") if key in facts}
         return TorchModel(module, facts["name"], spec, layout=layout, **others)
 
@@ -84,7 +86,7 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
         with torch.inference_mode(False):  # weights created in inference mode cannot be differentiated through
             source = copy.deepcopy(source)
     notes = [] if weights in (None, "none") else fill(source, Path(str(weights)))
-    return source, {"name": name, "notes": notes, **zoo.known(source)}
+    return source, {"name": name, "notes": notes, **statements.known(source)}
 
 
 def input_channels(module: nn.Module) -> int:
