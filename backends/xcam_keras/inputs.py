@@ -55,6 +55,7 @@ def input_spec(
         dtype=next((keras.backend.standardize_dtype(t.dtype) for t in symbolic_inputs(model)), "float32"),
         fixed=any(space),
         channels_known=channels is not None and bool(shape),
+        axes=len(space) if shape else None,
     )
     needed = computed(model, spec)
     return dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)

@@ -23,6 +23,38 @@ ONE_INPUT = {
 """Operators whose further inputs do not depend on the image."""
 
 
+SAME_AXES = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Clip", "Cast", "Identity", "Dropout", "Pad"),
+    *("QuantizeLinear", "DequantizeLinear", "Relu", "Neg", "Abs", "Sqrt", "Log", "Exp"),
+}
+"""Operators before the first convolution whose result has the axes of their input."""
+
+
+def input_axis(graph: Graph, source: str) -> int | None:
+    """Return the axis of the input that the first operator for [N, C, *space] reads as channels; None if it is not clear."""
+    axes: list[int | None] = list(range(len(graph.shape(source) or ())))
+    name = source
+    for node in graph.nodes:  # in execution order: each reader comes after the node that it reads
+        if name not in node.input or not node.output:
+            continue
+        shape = graph.shape(node.output[0])
+        if node.op_type in CHANNELS_FIRST:
+            return axes[1] if len(axes) > 2 and name == node.input[0] else None
+        if shape is None:
+            return None
+        if node.op_type == "Transpose":
+            axes = [axes[i] for i in _permutation(node, len(axes))]
+        elif node.op_type == "Unsqueeze":
+            for axis in sorted(_axes(graph, node, len(shape))):
+                axes.insert(axis, None)
+        elif node.op_type not in SAME_AXES:
+            return None
+        if len(axes) != len(shape):
+            return None
+        name = node.output[0]
+    return None
+
+
 def channel_axes(graph: Graph, source: str, axis: int) -> dict[str, int]:
     """Return the channel axis of each tensor that depends on the input.
 

@@ -14,7 +14,7 @@ from xcam.contract.messages import one_input
 from xcam.contract.outputs import cut_activation
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
-from xcam_onnx.channels import channel_axes, layout
+from xcam_onnx.channels import channel_axes, input_axis, layout
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, reads
 from xcam_onnx.names import TensorName, tensor_names
 
@@ -70,13 +70,14 @@ class Signature:
             dtype=self.dtype,
             preprocessing=preprocessing,
             fixed=any(self.size),
+            axes=len(self.size),
             channels_known=self.channels_known,
         )
 
     def sample_shape(self, spec: InputSpec) -> list[int]:
         """Return the shape of a batch that the model takes."""
-        open_size = full_size(spec.size)
-        shape = [self.batch or 2, *(n or open_size[min(i, len(open_size) - 1)] for i, n in enumerate(self.size))]
+        sizes = full_size(spec.size, len(self.size))
+        shape = [self.batch or 2, *(n or sizes[min(i, len(sizes) - 1)] for i, n in enumerate(self.size))]
         shape.insert(self.axis, spec.channels)
         return shape
 
@@ -190,10 +191,13 @@ def _input(graph: Graph, name: str) -> str:
 
 
 def _channel_axis(graph: Graph, source: str, shape: Shape, layout: Layout | None) -> int:
-    """Return the channel axis: by the layout, by a size that only channels have, or by the operator that reads the input."""
+    """Return the channel axis: by the layout, by the operators that read the input, or by a size that only channels have."""
     last = len(shape) - 1
     if layout is not None:
         return last if layout == "channels_last" else 1
+    read = input_axis(graph, source)
+    if read in (1, last):
+        return read
     few = [axis for axis in (1, last) if shape[axis] in (1, 3, 4)]
     if len(few) == 1:
         return few[0]

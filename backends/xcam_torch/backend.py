@@ -61,6 +61,7 @@ class TorchBackend:
             channels=facts.get("channels") or input_channels(module),
             fixed=facts.get("fixed", False),
             channels_known=bool(facts.get("channels")),
+            axes=input_axes(module),
         )
         needed = scaling.computed(module, spec, facts.get("batch"))
         spec = replace(spec, preprocessing=facts.get("preprocessing") or needed, needs=needed)
@@ -93,6 +94,17 @@ def input_channels(module: nn.Module) -> int:
     """Return the number of channels that the first convolution takes; 3 where there is none."""
     channels = (getattr(part, "in_channels", None) for part in module.modules())
     return next((n for n in channels if isinstance(n, int)), 3)
+
+
+def input_axes(module: nn.Module) -> int | None:
+    """Return the number of spatial axes that the first part with weights takes; None where it does not tell."""
+    for part in module.modules():
+        if any(True for _ in part.children()) or not any(True for _ in part.parameters()):
+            continue
+        kinds = {1: (nn.Conv1d,), 2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}
+        if not isinstance(part, nn.BatchNorm1d):  # of vectors, or of signals
+            return next((count for count, types in kinds.items() if isinstance(part, types)), None)
+    return None
 
 
 def find_device(name: str | None) -> torch.device | None:

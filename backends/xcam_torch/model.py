@@ -53,7 +53,9 @@ class TorchModel(RecordedModel[Recording]):
 
     def to_onnx(self, path: Path) -> None:
         """See xcam.contract.abilities.ExportsOnnx."""
-        export.to_onnx(self.module, path, self.input.size or DEFAULT_SIZE, self.input.channels)
+        rank = self.input.rank
+        size = self.input.size or (DEFAULT_SIZE if rank in (2, None) else (None,) * rank)
+        export.to_onnx(self.module, path, size, self.input.channels)
 
     def explain_missing_layer(self, name: str) -> str | None:
         """See xcam.contract.abilities.ExplainsMissingLayers."""

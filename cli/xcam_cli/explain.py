@@ -72,7 +72,9 @@ def drawing_options(command: Any) -> Any:
     help="Index, label, or its beginning; top3; tiger-zebra: why this and not that; finer:tiger. Default: the top class.",
 )
 @drawing_options
-@click.option("-o", "--output", metavar="OUT", help="A .jpg, .png or .npz file, or a folder. Default: IMAGE.cam.jpg.")
+@click.option(
+    "-o", "--output", metavar="OUT", help="A .jpg, .png, .npz or .npy file, or a folder. Default: IMAGE.cam.jpg."
+)
 @click.option("--report", metavar="OUT.html", help="Write an HTML page, with classes, methods and layers as tabs.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
 def explain(
@@ -86,7 +88,7 @@ def explain(
     images: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Draw where the model looked, on each IMAGE.
+    """Draw where the model looked, on each IMAGE: an image file, or an array that the model takes (.npy, .npz).
 
     \b
     xcam --backend keras image.jpg
@@ -171,7 +173,8 @@ def _explain_all(model: Any, images: list[Path], plan: Plan, methods: list[str])
             results = xcam.explain(model, images, layer=layer, target=targets, method=method, **options)
             for row, result in zip(rows, results, strict=True):
                 for e in result if isinstance(result, list) else [result]:
-                    row.append(replace(e, image=row[0].image) if row else e)  # one copy of an image, not one per map
+                    # one copy of an image, not one per map
+                    row.append(replace(e, image=row[0].image, values=row[0].values) if row else e)
     return rows
 
 
@@ -259,6 +262,8 @@ def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any
         "method": explanation.method,
         "model": explanation.model,
         "backend": explanation.backend,
+        "heatmap_shape": list(explanation.size),
+        "cam_shape": list(explanation.cam.shape),
         "heatmap_max": float(replace(explanation).heatmap.max()),  # of a copy: `heatmap` caches its array
         "notes": list(explanation.notes),
     }

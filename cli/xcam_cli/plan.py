@@ -117,23 +117,26 @@ def output_paths(images: tuple[str, ...], plan: Plan, output: str | None) -> lis
     """
     from xcam.contract.files import check_file
     from xcam.errors import InputError
+    from xcam.images import arrays
     from xcam.images.writing import WRITABLE
 
-    for image in images:
-        check_file(Path(image))
+    sources = [arrays.split(image) if arrays.is_array_file(image) else (Path(image), None) for image in images]
+    for source, _ in sources:
+        check_file(source)
     targets = plan.targets
     suffixes = [_file_name(target) for target in targets] if len(targets) > 1 and not plan.as_grid else [""]
     folder = Path(output) if output and (os.path.isdir(output) or output.endswith("/")) else None
     file = Path(output) if output and folder is None else None
     if file and len(images) > 1:
         raise InputError(f"{len(images)} images cannot all be written to {file}; give -o a folder that exists")
-    if file and file.suffix.lower() not in (*WRITABLE, ".npz"):
-        raise InputError(f"cannot write {file}: unknown format {file.suffix!r}; use .jpg, .png or .npz")
-    if file and plan.as_grid and file.suffix.lower() == ".npz":
+    if file and file.suffix.lower() not in (*WRITABLE, *arrays.SUFFIXES):
+        raise InputError(f"cannot write {file}: unknown format {file.suffix!r}; use .jpg, .png, .npz or .npy")
+    if file and plan.as_grid and file.suffix.lower() in arrays.SUFFIXES:
         raise InputError(f"{file} holds one map; give one method, layer and class, or write a .jpg or .png")
     rows = []
-    for image in images:
-        base = file or (folder or Path(image).parent) / f"{Path(image).stem}.cam.jpg"
+    for source, name in sources:
+        stem = f"{source.stem}.{_file_name(name)}" if name else source.stem
+        base = file or (folder or source.parent) / f"{stem}.cam.jpg"
         rows.append([base.with_name(f"{base.stem}.{s}{base.suffix}") if s else base for s in suffixes])
     paths = [path for row in rows for path in row]
     for path in paths:
@@ -147,7 +150,7 @@ def output_paths(images: tuple[str, ...], plan: Plan, output: str | None) -> lis
             raise InputError(
                 f"two maps would be written to {path}; explain the images separately, each with its own -o"
             )
-        if path in [Path(os.path.realpath(image)) for image in images]:
+        if path in [Path(os.path.realpath(source)) for source, _ in sources]:
             raise InputError(f"{path} is an image to explain and would be overwritten; choose another -o")
     return rows
 

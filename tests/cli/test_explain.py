@@ -79,7 +79,7 @@ def test_an_existing_output_is_replaced_and_the_default_is_next_to_the_image(
         (["-m", "absent.keras", "scene.png"], "no such model file: absent.keras"),
         (["-m", "resnet-fifty", "scene.png"], "unknown model 'resnet-fifty' in keras.applications"),
         (["-o", "none/a.png", "scene.png"], "folder none does not exist"),
-        (["-o", "a.gif", "scene.png"], "unknown format '.gif'; use .jpg, .png or .npz"),
+        (["-o", "a.gif", "scene.png"], "unknown format '.gif'; use .jpg, .png, .npz or .npy"),
         (["-o", "scene.png", "scene.png"], "would be overwritten; choose another -o"),
         (["-o", "a.png", "scene.png", "scene.png"], "2 images cannot all be written to a.png"),
         (["scene.png", "scene.png"], "two maps would be written to"),
@@ -192,3 +192,67 @@ def test_a_difference_of_classes_is_printed_with_its_value_and_the_probabilities
     assert f"→ {two['score']:7.4g}  disc-ring" in shown
     assert f"{one['probability']:7.2%}  {one['class']}" in shown
     assert f"{two['score']:7.4g}  disc-ring: gradcam" in run(*arguments, "-t", "disc-ring", "--grid").out
+
+
+@pytest.fixture
+def signals(tmp_path: Path) -> Callable[[], None]:
+    """Write my_signals.py with a model of signals, and signal.npy, many.npz and batch.npy."""
+    (tmp_path / "my_signals.py").write_text(SIGNALS)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "signal.npy", rng.normal(size=(2, 50)).astype(np.float32))
+    np.savez(tmp_path / "many.npz", first=rng.normal(size=(2, 60)), second=rng.normal(size=(2, 70)))
+    np.save(tmp_path / "batch.npy", rng.normal(size=(3, 2, 50)))
+    return lambda: None
+
+
+SIGNALS = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv1d(2, 4, 5), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+
+def test_arrays_from_files(run: Callable[..., Result], signals: object, tmp_path: Path) -> None:
+    result = run("-m", "my_signals:build", "--method", "hirescam", "signal.npy", "many.npz:second", "--json")
+    assert (result.status, result.err) == (0, "")
+    first, second = json.loads(result.out)
+    assert (first["image"], first["output"]) == ("signal.npy", "signal.cam.jpg")
+    assert (second["image"], second["output"]) == ("many.npz:second", "many.second.cam.jpg")
+    assert (first["heatmap_shape"], first["cam_shape"]) == ([50], [46])
+    assert (second["heatmap_shape"], second["cam_shape"]) == ([70], [66])
+    for target in ("a.npz", "a.npy", "a.png"):
+        assert run("-m", "my_signals:build", "--method", "hirescam", "signal.npy", "-o", target).status == 0
+    with np.load("a.npz") as saved:
+        heatmap, cam = saved["heatmap"], saved["cam"]
+    np.testing.assert_array_equal(np.load("a.npy"), heatmap)
+    e = xcam.explain("my_signals:build", np.load("signal.npy"), method="hirescam")
+    np.testing.assert_allclose(cam, e.cam, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(reading.read("a.png"), e.overlay())
+    assert run("-m", "my_signals:build", "signal.npy", "many.npz:first", "--report", "r.html", "-t", "0").status == 0
+    assert run("-m", "my_signals:build", "signal.npy", "-t", "0", "-t", "1", "--grid", "-o", "grid.png").status == 0
+    assert (tmp_path / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["many.npz"], "many.npz has 2 arrays (first, second); give one by its name: many.npz:first"),
+        (["many.npz:third"], "many.npz has no array 'third'; known: first, second"),
+        (["batch.npy"], "batch.npy is a batch of 3 inputs, and one is expected; save each row in a file"),
+        (["none.npy"], "cannot read none.npy: no such file"),
+        (["scene.png"], "the model takes signals, not images; give an array as it takes it, or its .npy file"),
+        (["signal.npy", "--method", "all", "-o", "a.npy"], "a.npy holds one map"),
+        (["signal.npy", "-o", "signal.npy"], "would be overwritten"),
+    ],
+)
+def test_arrays_that_cannot_be_explained(
+    run: Callable[..., Result], signals: object, image: Path, arguments: list[str], message: str
+) -> None:
+    result = run("-m", "my_signals:build", *arguments)
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1

@@ -14,6 +14,9 @@ from xcam.contract.types import DEFAULT_SIZE, Array, InputSpec, Layout
 
 T = TypeVar("T")
 
+SIDES = {1: 1024, 2: DEFAULT_SIZE[0], 3: 32}
+"""The side of a signal, an image and a volume with which a model is recorded where nothing states one."""
+
 
 def to_channels_first(array: Array, layout: Layout) -> Array:
     """Return an array [N, …] stored in `layout` as [N, C, *spatial]: a view, nothing is copied."""
@@ -43,14 +46,18 @@ def shape_from_channels_first(shape: Sequence[T], layout: Layout) -> tuple[T, ..
 
 def input_shape(spec: InputSpec) -> tuple[int, ...]:
     """Return the shape of one input without the batch, in the model's layout, with the sides of `full_size`."""
-    return shape_from_channels_first((spec.channels, *full_size(spec.size)), spec.layout)
+    return shape_from_channels_first((spec.channels, *full_size(spec.size, spec.rank)), spec.layout)
 
 
-def full_size(size: Sequence[int | None] | None) -> tuple[int, ...]:
-    """Return a size without open sides, for a run that needs no image: DEFAULT_SIZE, and at least the longest fixed side."""
-    if size is None:
-        return DEFAULT_SIZE
-    length = max([DEFAULT_SIZE[0], *(n for n in size if n is not None)])
+def full_size(size: Sequence[int | None] | None, rank: int | None = None) -> tuple[int, ...]:
+    """Return a size without open sides, for a run that needs no image: that of `SIDES`, and at least the longest fixed side.
+
+    Args:
+        size: The size; None where all sides are open.
+        rank: The number of sides where `size` is None; None: two.
+    """
+    size = (None,) * (rank or 2) if size is None else size
+    length = max([SIDES.get(len(size), DEFAULT_SIZE[0]), *(n for n in size if n is not None)])
     return tuple(length if n is None else n for n in size)
 
 

@@ -88,6 +88,13 @@ class InputSpec:
     """False where `channels` is a guess, which the first run of the model may correct."""
     needs: Preprocessing | None = None
     """The preprocessing that the model's own scaling needs, where it scales its input: any other scales images twice."""
+    axes: int | None = None
+    """The number of spatial axes where `size` is None: 1 for signals, 2 for images, 3 for volumes; None: not known."""
+
+    @property
+    def rank(self) -> int | None:
+        """The number of spatial axes; None where it is not known."""
+        return self.axes if self.size is None else len(self.size)
 
 
 @dataclass(eq=False)

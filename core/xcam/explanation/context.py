@@ -12,6 +12,7 @@ import numpy as np
 
 from xcam.contract import Array, Layer, Model, Outputs, Trace, one_output, validation
 from xcam.errors import BackendError, InputError, ModelError, XcamError, first_line
+from xcam.explanation.inputs import as_input
 from xcam.explanation.tokens import Grid
 from xcam.methods.inputs import CAPABILITIES
 from xcam.methods.registry import Method, list_methods
@@ -110,11 +111,7 @@ class MethodContext:
         return self._model.input.layout == "channels_last"
 
     def _native(self, x: Array) -> Array:
-        x = np.moveaxis(x, 1, -1) if self._last else x
-        dtype = self._batch.dtype
-        if np.issubdtype(dtype, np.integer):  # pixels
-            x = np.clip(np.rint(x), 0, 255)
-        return np.ascontiguousarray(x, dtype)
+        return as_input(np.moveaxis(x, 1, -1) if self._last else x, self._batch)
 
     def _resumed(self, activations: Array, rows: Sequence[int], cotangents: Any) -> Trace:
         whole = activations

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, overload
 
-import numpy as np
-
 from xcam.contract import InputSpec, Layer, Model, validation
 from xcam.errors import InputError, keywords_checked
 from xcam.explanation.context import require
@@ -15,13 +13,14 @@ from xcam.explanation.fusion import Fusion, check_fusion, fuse_all
 from xcam.explanation.requests import Aim, aims_of_images, batches, within_memory
 from xcam.explanation.result import Explanation
 from xcam.explanation.run import ImageSource, explain_batch
+from xcam.explanation.samples import opened_for, shapes, with_samples
 from xcam.explanation.settings import BATCH, Settings
 from xcam.explanation.settings import settings as checked_settings
 from xcam.methods.maps import Normalize
 from xcam.methods.registry import option_names
 from xcam.models import layers
 from xcam.models.load import load
-from xcam.targets import Score
+from xcam.targets import Score, Target
 from xcam.targets import target as parsed_target
 
 LayerChoice = str | Layer | Sequence[str | Layer] | None
@@ -91,7 +90,9 @@ def explain(
 
     Args:
         model: The result of `load`, or anything that `load` takes.
-        image: A path or an RGB uint8 array [H, W, 3]. A list of these gives a list, run in batches.
+        image: A path or an RGB uint8 array [H, W, 3]; or an array as the model takes it (a signal, a volume, channels that
+            are not RGB), with or without the batch axis, or its .npy or .npz file. A list of these, or an array of
+            several rows, gives a list, run in batches.
         layer: The layer's name; default: the last with spatial axes. Several layers are explained one by one, and
             their maps are fused.
         target: None (the top class), an index, a label or the beginning of one, `top3`, `tiger-zebra` (why the first
@@ -123,14 +124,12 @@ def explain(
     if not validation.is_model(model):
         model = load(model)
     require(model, settings.method)
-    if isinstance(image, list | tuple):  # copied: the caller may write to its arrays later
-        image = [np.array(one) if isinstance(one, np.ndarray) else one for one in image]
-    elif isinstance(image, np.ndarray):
-        image = np.array(image)
+    image = with_samples(model, image)
     one_layer = partial(explain_at, model, None, image, target=target, settings=settings)
     if not isinstance(layer, list | tuple):
         return one_layer(layer=layer)
-    return fuse_all([one_layer(layer=name) for name in _distinct_layers(model, layer)], fuse or "mean")
+    opened = opened_for(model, image[0] if isinstance(image, list) and image else image)
+    return fuse_all([one_layer(layer=name) for name in _distinct_layers(opened, layer)], fuse or "mean")
 
 
 def explain_at(
@@ -145,21 +144,31 @@ def explain_at(
     if not images:
         return []
     aims, listed = aims_of_images(target, len(images), is_list, model.labels)
-    targets = [
-        [parsed_target(aim, settings.score, model.output_activation, model.labels) for aim in row] for row in aims
-    ]
-    at = layers.find(model, layer)
-    spec = spec or model.input  # read after the first run, which may correct it
+    activation = opened_for(model, images[0]).output_activation
+    targets = [[parsed_target(aim, settings.score, activation, model.labels) for aim in row] for row in aims]
     rows: list[list[Explanation]] = []
-    for part in batches(targets, settings.batch):
-        rows += within_memory(
-            part,
-            lambda part: explain_batch(
-                model, spec, [images[i] for i in part], at, [targets[i] for i in part], settings
-            ),
-        )
+    for part in batches(targets, settings.batch, shapes(images)):
+        opened = opened_for(model, images[part.start])
+        at = layers.find(opened, layer)
+        run_spec = (
+            spec if opened is model and spec is not None else opened.input
+        )  # the first run may have corrected it
+        run = partial(_explain_part, opened, run_spec, images, at, targets, settings)
+        rows += within_memory(part, run)
     results = [row if as_list else row[0] for row, as_list in zip(rows, listed, strict=True)]
     return results if is_list else results[0]
+
+
+def _explain_part(
+    model: Model,
+    spec: InputSpec,
+    images: Sequence[Any],
+    layer: Layer,
+    targets: Sequence[Sequence[Target]],
+    settings: Settings,
+    part: range,
+) -> list[list[Explanation]]:
+    return explain_batch(model, spec, [images[i] for i in part], layer, [targets[i] for i in part], settings)
 
 
 def _distinct_layers(model: Model, names: Sequence[str | Layer]) -> list[str]:

@@ -43,15 +43,15 @@ def fuse(explanations: Sequence[Explanation], fusion: Fusion = "mean") -> Explan
         raise InputError("there is nothing to fuse; give one explanation or more")
     first = explanations[0]
     for e in explanations[1:]:
-        if e.label != first.label or not np.array_equal(e.image, first.image):
+        inputs = (e.image, first.image) if e.values is None or first.values is None else (e.values, first.values)
+        if e.label != first.label or not np.array_equal(*inputs):
             raise InputError(
                 f"{e.label!r} at {e.layer} is another image or class than {first.label!r} at {first.layer}; fuse maps "
                 "of one image and one target"
             )
-    height = max(e.cam.shape[0] for e in explanations)
-    width = max(e.cam.shape[1] for e in explanations)
+    size = [max(lengths) for lengths in zip(*(e.cam.shape for e in explanations), strict=True)]
     small = [maps.normalize(e.positive[None], "max")[0] for e in explanations]
-    stack = np.stack([maps.resize(cam, (height, width)) for cam in small])
+    stack = np.stack([maps.resize(cam, size) for cam in small])
     cam = stack.mean(axis=0) if fusion == "mean" else stack.max(axis=0) if fusion == "max" else stack.prod(axis=0)
     if not cam.max() > 0 and all(e.cam.max() > 0 for e in explanations):
         warn(

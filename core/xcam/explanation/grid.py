@@ -55,7 +55,7 @@ def _small(e: Explanation) -> Explanation:
     """Return a copy whose image is not larger than a tile: a dozen images of 48 megapixels would fill the memory."""
     height, width = e.image.shape[:2]
     factor = SIDE[1] / max(height, width)
-    if factor >= 1:
+    if factor >= 1 or e.values is not None:
         return e
     return replace(e, image=resizing.resize(e.image, (max(1, round(height * factor)), max(1, round(width * factor)))))
 

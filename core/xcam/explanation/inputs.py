@@ -27,16 +27,23 @@ def input_size(spec: InputSpec, image: Sequence[int]) -> tuple[int, int]:
     Raises:
         ModelError: The model does not take images.
     """
-    if spec.size is None:
-        return DEFAULT_SIZE
-    if len(spec.size) != 2:
-        raise ModelError(f"the model takes inputs of {by(spec.size)}, not images; call model.trace with an array")
-    height, width = spec.size
+    check_images(spec)
+    height, width = spec.size or (None, None)
     if height is None and width is None:
         return DEFAULT_SIZE
     if height is None:
         return _side((width or 0) * image[0] / image[1]), width or 0
     return height, _side(height * image[1] / image[0]) if width is None else width
+
+
+def check_images(spec: InputSpec) -> None:
+    """Raise ModelError where the model does not take images."""
+    if spec.rank not in (2, None):
+        inputs = {1: "signals", 3: "volumes"}.get(spec.rank, "inputs")
+        size = f" of {by(spec.size)}" if spec.size and None not in spec.size else ""
+        raise ModelError(
+            f"the model takes {inputs}{size}, not images; give an array as it takes it, or its .npy file"
+        )
 
 
 def _side(length: float) -> int:
@@ -64,6 +71,14 @@ def augmented(x: Array, spec: InputSpec, is_mirrored: bool, factor: float) -> Ar
     """Return a batch mirrored left to right where `is_mirrored`, with its values multiplied by `factor`."""
     if is_mirrored:
         x = np.ascontiguousarray(np.flip(x, -2 if spec.layout == "channels_last" else -1))
-    if np.issubdtype(x.dtype, np.integer):  # pixels
-        return np.clip(np.rint(x * factor), 0, 255).astype(x.dtype)
-    return x * np.asarray(factor, x.dtype)
+    return as_input(x * factor, x)
+
+
+def as_input(values: Array, batch: Array) -> Array:
+    """Return changed values of a batch in its type; integers are rounded, and kept in 0…255 where those of the batch are."""
+    dtype = batch.dtype
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        are_pixels = batch.min() >= 0 and batch.max() <= 255
+        values = np.clip(np.rint(values), *((0, 255) if are_pixels else (limits.min, limits.max)))
+    return np.ascontiguousarray(values, dtype)

@@ -56,7 +56,7 @@ def content(explanations: Sequence[Explanation]) -> dict[str, Any]:
 def _pane(e: Explanation, name: str, caption: str, side: int) -> dict[str, Any]:
     return {
         "caption": caption,
-        "uri": thumbnails.heat(e.unit_heatmap, side=side),
+        "uri": thumbnails.heat(e.drawn_heatmap, side=side),
         "alt": f"Heatmap on {name}: {strongest(e)}",
         "facts": _facts(e),
         "notes": e.notes,
@@ -79,8 +79,11 @@ def strongest(explanation: Explanation) -> str:
     values = explanation.unit_heatmap
     if not values.any():
         return f"no region supports {explanation.label}"
-    y, x = np.unravel_index(int(np.argmax(values)), values.shape)
-    height, width = values.shape
+    peak = np.unravel_index(int(np.argmax(values)), values.shape)
+    if values.ndim != 2:
+        position = ", ".join(f"{k} of {n}" for k, n in zip(peak, values.shape, strict=True))
+        return f"for {explanation.label}, strongest at index {position}"
+    (y, x), (height, width) = peak, values.shape
     return f"for {explanation.label}, strongest {(x + 0.5) / width:.0%} from the left, {(y + 0.5) / height:.0%} from the top"
 
 

@@ -46,11 +46,12 @@ def aims_of_images(
     return aims, listed
 
 
-def batches(targets: list[list[Target]], size: int) -> Iterator[range]:
-    """Yield runs of at most `size` consecutive images that have the same number of targets."""
+def batches(targets: list[list[Target]], size: int, shapes: Sequence[Any] = ()) -> Iterator[range]:
+    """Yield runs of at most `size` consecutive images that have the same number of targets and the same shape."""
+    keys = [(len(row), *shapes[k : k + 1]) for k, row in enumerate(targets)]
     start = 0
     for stop in range(1, len(targets) + 1):
-        if stop == len(targets) or stop - start == size or len(targets[stop]) != len(targets[start]):
+        if stop == len(targets) or stop - start == size or keys[stop] != keys[start]:
             yield range(start, stop)
             start = stop
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from xcam.contract import files
 from xcam.errors import keywords_checked
-from xcam.images import opencv, reading, resizing, writing
+from xcam.images import opencv, reading, resizing, views, writing
 from xcam.images.montage import with_notes
-from xcam.images.overlay import Blend, Style, check_drawing, contours, overlay, signed_overlay
+from xcam.images.overlay import Blend, Style, check_drawing, drawn
 from xcam.methods import maps
 from xcam.methods.maps import Normalize
 from xcam.targets import Target
@@ -33,9 +33,9 @@ class Explanation:
     """An explanation: where a model looked on one image, for one target."""
 
     image: reading.Image = field(repr=False)
-    """RGB uint8 [H, W, 3], upright."""
+    """RGB uint8 [H, W, 3], upright; for an array its drawing: a curve for each channel, slices of a volume."""
     cam: npt.NDArray[np.float32] = field(repr=False)
-    """The raw map at the layer's size [h, w]: signed, before ReLU and normalisation."""
+    """The raw map at the layer's size ([h, w] for an image): signed, before ReLU and normalisation."""
     outputs: npt.NDArray[Any] = field(repr=False)
     """The class scores [K]: logits where the backend can give them. For one output z: [−z, z]."""
     scores: npt.NDArray[Any] = field(repr=False)
@@ -64,6 +64,13 @@ class Explanation:
     """Facts that a reader of the heatmap must know; they are written below a saved overlay."""
     labels: Sequence[str] | None = field(default=None, repr=False)
     """The labels of all classes, where the model has them."""
+    values: npt.NDArray[Any] | None = field(default=None, repr=False)
+    """The input [C, *space] where it was given as an array; None for an image."""
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The spatial size of the input: (H, W) for an image, (L,) for a signal, (D, H, W) for a volume."""
+        return self.image.shape[:2] if self.values is None else self.values.shape[1:]
 
     @property
     def positive(self) -> npt.NDArray[np.float32]:
@@ -72,34 +79,40 @@ class Explanation:
 
     @cached_property
     def heatmap(self) -> npt.NDArray[np.float32]:
-        """float32 [H, W], the image's size, in 0…1 (unbounded above with normalize="none")."""
+        """float32, the size of the input ([H, W] for an image), in 0…1 (unbounded above with normalize="none")."""
         small = maps.normalize(self.positive[None], self.normalize)[0]
-        height, width = self.image.shape[:2]
-        return maps.resize(small, (height, width))
+        return maps.resize(small, self.size)
 
     @property
     def unit_heatmap(self) -> npt.NDArray[np.float32]:
-        """float32 [H, W], the image's size, in 0…1 for every `normalize`: the values that colours represent."""
+        """float32, the size of the input, in 0…1 for every `normalize`: the values that colours represent."""
         return replace(self, normalize="max").heatmap if self.normalize == "none" else self.heatmap
 
     @property
     def signed(self) -> npt.NDArray[np.float32]:
-        """float32 [H, W], the image's size, in −1…1: the raw map with its sign, divided by its largest magnitude."""
+        """float32, the size of the input, in −1…1: the raw map with its sign, divided by its largest magnitude."""
         largest = float(np.abs(self.cam).max())
-        height, width = self.image.shape[:2]
-        return maps.resize(self.cam / largest if largest > 0 else self.cam, (height, width))
+        return maps.resize(self.cam / largest if largest > 0 else self.cam, self.size)
+
+    @property
+    def drawn_heatmap(self) -> npt.NDArray[np.float32]:
+        """`unit_heatmap` arranged as `image` is, [H, W]: for a volume, the slices that are drawn."""
+        if self.values is None:
+            return self.unit_heatmap
+        view = views.view(self.values)
+        return np.where(view.mask, view.spread(self.unit_heatmap), np.float32(0))
 
     def top(self, n: int = 3) -> list[int]:
         """Return the `n` classes with the highest scores, the best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
 
     def shrunk(self, side: int = resizing.THUMBNAIL) -> Explanation:
-        """Return a copy with a smaller image, so that many can be kept. `cam` is not changed.
+        """Return a copy with a smaller image, so that many can be kept. `cam` is not changed; arrays are kept whole.
 
         Args:
             side: The largest length of the image's longer side, in pixels.
         """
-        return replace(self, image=resizing.shrunk(self.image, side))
+        return self if self.values is not None else replace(self, image=resizing.shrunk(self.image, side))
 
     @keywords_checked()
     def overlay(
@@ -109,7 +122,7 @@ class Explanation:
         blend: Blend = "mix",
         style: Style = "heat",
     ) -> reading.Image:
-        """Draw the heatmap over the image.
+        """Draw the heatmap over the image; behind the curves of a signal; over slices of a volume.
 
         Args:
             alpha: The opacity of the heatmap, 0…1; not used by contours.
@@ -125,11 +138,12 @@ class Explanation:
             InputError: An argument cannot be used.
         """
         check_drawing(style, alpha, colormap, blend)
-        if style == "signed":
-            return signed_overlay(self.image, self.signed, alpha)
-        if style == "contour":
-            return contours(self.image, self.unit_heatmap, colormap)
-        return overlay(self.image, self.unit_heatmap, alpha, colormap, blend)
+        heatmap = self.signed if style == "signed" else self.unit_heatmap
+        if self.values is None:
+            return drawn(self.image, heatmap, style, alpha, colormap, blend)
+        view = views.view(self.values, np.abs(heatmap))
+        result = drawn(view.image, view.spread(heatmap), style, alpha, colormap, blend)
+        return np.where(view.mask[..., None], result, view.image)
 
     @keywords_checked()
     def save(
@@ -140,9 +154,9 @@ class Explanation:
         blend: Blend = "mix",
         style: Style = "heat",
     ) -> None:
-        """Write the overlay (.jpg, .png, …), or the arrays (.npz). The file is written completely or not at all.
+        """Write the overlay (.jpg, .png, …), the heatmap (.npy), or all arrays (.npz).
 
-        Notes are written in a strip below the image; the image's own pixels are unchanged.
+        The file is written completely or not at all. Notes are written in a strip below the image; the image's own pixels are unchanged.
 
         Args:
             path: The file to write.
@@ -154,8 +168,13 @@ class Explanation:
         Raises:
             InputError: The file cannot be written, or an argument cannot be used.
         """
-        if Path(path).suffix.lower() == ".npz":
+        suffix = Path(path).suffix.lower()
+        if suffix == ".npz":
             files.write_whole(path, self._npz())
+        elif suffix == ".npy":
+            buffer = io.BytesIO()
+            np.save(buffer, self.heatmap)
+            files.write_whole(path, buffer.getvalue())
         else:
             writing.write(path, with_notes(self.overlay(alpha, colormap, blend, style), self.notes))
 

@@ -12,25 +12,25 @@ import numpy as np
 from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace, one_output, validation
 from xcam.errors import InputError, ModelError, XcamError, ZeroHeatmapWarning, first_line, warn
 from xcam.explanation import outputs as output_checks
-from xcam.explanation import tokens
 from xcam.explanation.checks import check_finite, zero_message
-from xcam.explanation.context import MethodContext, cotangent, pick, stack, values
+from xcam.explanation.context import MethodContext, cotangent, pick, stack
+from xcam.explanation.context import values as target_values
 from xcam.explanation.inputs import AUGMENTATIONS, augmented, input_preprocessing, input_size
 from xcam.explanation.result import Explanation, class_label
+from xcam.explanation.samples import Sample, fitted_grid
 from xcam.explanation.settings import Settings
-from xcam.images import batches, reading
-from xcam.models.load import by
+from xcam.images import batches, reading, views
 from xcam.report import formatting
 from xcam.targets import Classes, ClassScore, Target, probabilities, scores
 
-ImageSource = str | os.PathLike[str] | reading.Image
-"""One image, as `explain` takes it: a path, or RGB uint8 [H, W, 3]."""
+ImageSource = str | os.PathLike[str] | Array
+"""One image, as `explain` takes it: a path, RGB uint8 [H, W, 3], or an array as the model takes it."""
 
 
 def explain_batch(
     model: Model,
     spec: InputSpec,
-    sources: Sequence[ImageSource],
+    sources: Sequence[ImageSource | Sample],
     layer: Layer,
     targets: Sequence[Sequence[Target]],
     settings: Settings,
@@ -40,7 +40,7 @@ def explain_batch(
     Args:
         model: The model.
         spec: The size, layout and preprocessing of its input; may differ from `model.input`.
-        sources: The images.
+        sources: The images, or samples of one shape.
         layer: The layer of the maps.
         targets: For each image its targets, the same number for all.
         settings: The method and the other options.
@@ -48,6 +48,19 @@ def explain_batch(
     Returns:
         For each image one explanation for each target. Images that are resized to different sizes are run separately.
     """
+    samples = [source for source in sources if isinstance(source, Sample)]
+    if samples:
+        return _explain(
+            model,
+            spec,
+            np.stack([sample.x for sample in samples]),
+            [views.view(sample.values).image for sample in samples],
+            [sample.path for sample in samples],
+            layer,
+            targets,
+            settings,
+            [sample.values for sample in samples],
+        )
     paths = [Path(source) if isinstance(source, str | os.PathLike) else None for source in sources]
     images = [reading.read(s) if isinstance(s, str | os.PathLike) else reading.check(s) for s in sources]
     preprocessing = input_preprocessing(spec, model.name)
@@ -74,20 +87,20 @@ def _explain(
     layer: Layer,
     targets: Sequence[Sequence[Target]],
     settings: Settings,
+    values: Sequence[Array | None] = (),
 ) -> list[list[Explanation]]:
-    """Explain images that are one batch `x`."""
+    """Explain inputs that are one batch `x`; `values` where they are not RGB images."""
+    values = values or [None] * len(images)
+    rank = 2 if values[0] is None else values[0].ndim - 1
+    if settings.augment and rank < 2:
+        raise InputError("augment mirrors images, and a signal has no left and right; leave augment out")
     count = len(targets[0]) if "gradients" in settings.method.inputs else 0
     cotangents = _Cotangents(model, targets, count)
     trace = _clean_trace(model, x, layer, cotangents)
     resolved = cotangents.resolved
     for target in resolved[0]:
         output_checks.check(model, target, pick(trace.outputs, [0]))
-    grid = tokens.grid(layer, trace.activations.shape[-1], spec, x.shape)
-    if grid.view(trace.activations).ndim != 4:
-        raise ModelError(
-            f"layer {layer.name!r} has values of {by(trace.activations.shape[2:])} for each channel, and a map over an "
-            "image needs two spatial axes; choose another layer"
-        )
+    grid = fitted_grid(layer, trace.activations, spec, x.shape, rank)
 
     def raw_maps(x: Array, trace: Trace) -> list[Array]:
         """Return for each target the maps [N, *spatial]."""
@@ -109,7 +122,7 @@ def _explain(
         cams = [np.mean(same, axis=0) for same in zip(*variants, strict=True)]
     return [
         [
-            _explanation(model, trace, n, resolved[n][m], cams[m][n], images[n], paths[n], layer, settings)
+            _explanation(model, trace, n, resolved[n][m], cams[m][n], images[n], paths[n], layer, settings, values[n])
             for m in range(len(cams))
         ]
         for n in range(len(images))
@@ -183,6 +196,7 @@ def _explanation(
     path: Path | None,
     layer: Layer,
     settings: Settings,
+    values: Array | None,
 ) -> Explanation:
     outputs = pick(trace.outputs, [n])
     index = target.index if isinstance(target, ClassScore) else None
@@ -204,7 +218,7 @@ def _explanation(
         target=target,
         index=index,
         label=getattr(target, "name", type(target).__name__) if index is None else class_label(model.labels, index),
-        score=float(values(target, outputs, 1)[0]),
+        score=float(target_values(target, outputs, 1)[0]),
         layer=layer.name,
         method=settings.method.name,
         backend=model.backend,
@@ -213,4 +227,5 @@ def _explanation(
         path=path,
         notes=tuple(model.notes),
         labels=model.labels,
+        values=values,
     )

@@ -51,7 +51,7 @@ def tiled(tiles: Sequence[Image], captions: Sequence[str], columns: int = 0) -> 
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST if scale > 2 else cv2.INTER_LINEAR
         resized = cv2.resize(tile, size, interpolation=interpolation)
         sheet[top + line : top + line + size[1], left : left + size[0]] = resized
-        _write(sheet, caption, left, top, width, line)
+        write_line(sheet, caption, left, top, width, line)
     return sheet
 
 
@@ -78,7 +78,7 @@ def drawable(text: str) -> str:
     return "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
 
 
-def _write(sheet: Image, text: str, left: int, top: int, width: int, line: int) -> None:
+def write_line(sheet: Image, text: str, left: int, top: int, width: int, line: int) -> None:
     """Write one line of text into a box of `width` × `line` pixels, as large as fits."""
     cv2 = opencv.load()
     text = drawable(text)

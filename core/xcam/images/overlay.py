@@ -170,3 +170,14 @@ def overlay(
         level = np.multiply(heatmap[rows], 255, dtype=np.float32).astype(np.uint8)
         cv2.addWeighted(cv2.applyColorMap(level, table), alpha, image[rows], keep, 0, dst=out[rows])
     return out
+
+
+def drawn(
+    image: Image, heatmap: npt.NDArray[np.float32], style: Style, alpha: float, colormap: str, blend: Blend
+) -> Image:
+    """Draw a heatmap in a style; see `overlay`, `contours` and `signed_overlay` (whose values are in −1…1)."""
+    if style == "signed":
+        return signed_overlay(image, heatmap, alpha)
+    if style == "contour":
+        return contours(image, heatmap, colormap)
+    return overlay(image, heatmap, alpha, colormap, blend)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from xcam.contract.files import check_file
 from xcam.errors import InputError
 from xcam.images import opencv
+from xcam.images.arrays import is_array_file
 from xcam.images.opencv import silenced
 
 Image = npt.NDArray[np.uint8]
@@ -46,6 +47,10 @@ def read(source: str | os.PathLike[str]) -> Image:
     Raises:
         InputError: The file does not exist, or cannot be read or decoded.
     """
+    if is_array_file(source):
+        raise InputError(
+            f"cannot use {source} as an image: it contains an array, which only `explain` takes; give an image"
+        )
     return decode(_content(Path(source)), str(Path(source)))
 
 

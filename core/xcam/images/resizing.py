@@ -1,6 +1,9 @@
-"""Resizing images."""
+"""Resizing of images, and of arrays of any number of axes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,3 +57,29 @@ def _common_factor(rows: int, columns: int, height: int, width: int) -> int:
     """
     most = min(rows // (2 * height), columns // (2 * width))
     return max((k for k in range(1, most + 1) if rows % k == 0 and columns % k == 0), default=1)
+
+
+def linear(array: npt.NDArray[Any], size: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Resize an array of any number of axes by linear interpolation with half-pixel centres, one axis after the other.
+
+    For two axes the result is that of `cv2.INTER_LINEAR`: the outermost values are repeated beyond the border, and no
+    average is taken where an axis shrinks.
+
+    Args:
+        array: [*space].
+        size: The new length of each axis.
+
+    Returns:
+        float32 of shape `size`.
+    """
+    result = np.asarray(array, np.float32)
+    for axis, length in enumerate(size):
+        count = result.shape[axis]
+        if count == length:
+            continue
+        position = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
+        below = np.minimum(position.astype(np.intp), max(count - 2, 0))
+        share = (position - below).astype(np.float32).reshape(-1, *[1] * (result.ndim - axis - 1))
+        lower, upper = (np.take(result, np.minimum(below + step, count - 1), axis) for step in (0, 1))
+        result = lower + (upper - lower) * share
+    return result

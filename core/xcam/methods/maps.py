@@ -5,13 +5,14 @@ Pure functions of arrays [N, C, *space] with any number of spatial axes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from xcam.errors import InputError, nearest
-from xcam.images import opencv
+from xcam.images import opencv, resizing
 
 Array = npt.NDArray[Any]
 Normalize = Literal["max", "minmax", "none"]
@@ -130,16 +131,18 @@ def normalize(cam: Array, mode: Normalize = "max") -> Array:
     return np.divide(cam, top, out=np.zeros_like(cam), where=top > 0)
 
 
-def resize(cam: Array, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Resize a map by bilinear interpolation with half-pixel centres (`cv2.INTER_LINEAR`).
+def resize(cam: Array, size: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Resize a map by linear interpolation with half-pixel centres (for two axes `cv2.INTER_LINEAR`).
 
     Args:
-        cam: [h, w].
-        size: (H, W).
+        cam: [*space], for example [h, w].
+        size: The new length of each axis, for example (H, W).
 
     Returns:
-        float32 [H, W].
+        float32 of shape `size`.
     """
+    if cam.ndim != 2:
+        return resizing.linear(cam, size)
     cv2 = opencv.load()
     height, width = size
     return np.asarray(cv2.resize(cam.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR))

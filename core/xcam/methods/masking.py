@@ -121,12 +121,13 @@ def _strongest(a: Array, count: int) -> Array:
 
 
 def _masks(channels: Array, size: tuple[int, ...]) -> Array:
-    """Return masks [K, H, W] in 0…1 from channels [K, h, w]: resized, then scaled."""
-    if channels.ndim != 3 or len(size) != 2:
+    """Return masks [K, *size] in 0…1 from channels [K, *space]: resized, then scaled."""
+    if channels.ndim != len(size) + 1:
         raise InputError(
-            "cannot use channels as masks of an image: they do not have two spatial axes; choose another layer or method"
+            f"cannot use channels as masks of the input: they have {channels.ndim - 1} spatial axes, and the input has "
+            f"{len(size)}; choose another layer or method"
         )
-    wide = np.stack([resize(channel, (size[0], size[1])) for channel in channels])
+    wide = np.stack([resize(channel, size) for channel in channels])
     return normalize(wide, "minmax")
 
 

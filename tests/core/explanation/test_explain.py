@@ -77,7 +77,7 @@ def test_unknown_layers_methods_and_options(model: FakeModel) -> None:
         xcam.explain(model, IMAGES[0], target="bird")
 
 
-@pytest.mark.parametrize("image", [None, 3, b"x", [IMAGES[0]], IMAGES[0].astype(float), object()])
+@pytest.mark.parametrize("image", [None, 3, b"x", [IMAGES[0].tolist()], object()])
 def test_values_that_are_not_images(model: FakeModel, image: Any) -> None:
     with pytest.raises(InputError, match="give a path, or RGB as uint8"):
         xcam.explain(model, [image] if isinstance(image, list) else image)

@@ -1,0 +1,164 @@
+"""Signals and volumes in every framework: the maps are those of plain autograd, and an exported file has the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import xcam
+from xcam_keras.backend import keras
+
+METHODS = ("gradcam", "hirescam", "ablationcam", "scorecam", "reciprocam")
+
+
+def array(*shape: int) -> Any:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def volumes() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.LeakyReLU(0.1), nn.MaxPool3d(2)),
+        *(nn.Conv3d(8, 16, 3), nn.Tanh(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 2)),
+    ).eval()
+
+
+def heartbeats(channels: int = 1) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv1d(channels, 8, 5), nn.ReLU(), nn.Conv1d(8, 16, 5), nn.Tanh()),
+        *(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 3)),
+    ).eval()
+
+
+def bands() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(12, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Tanh()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    ).eval()
+
+
+def gradcam(activations: Any, gradients: Any) -> Any:
+    """Return Grad-CAM's map of [N, C, *space]."""
+    space = tuple(range(2, activations.ndim))
+    return (gradients.mean(axis=space, keepdims=True) * activations).sum(axis=1)[0]
+
+
+TORCH = {
+    "volume": (volumes, (1, 3, 16, 12, 14), "5", (5, 3, 4)),
+    "signal": (heartbeats, (1, 1, 200), "3", (192,)),
+    "leads": (lambda: heartbeats(12), (1, 12, 90), "3", (82,)),
+    "bands": (bands, (1, 12, 20, 24), "3", (16, 20)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::xcam.errors.ZeroHeatmapWarning")
+@pytest.mark.parametrize("case", TORCH)
+def test_torch(case: str, tmp_path: Path) -> None:
+    build, shape, layer, size = TORCH[case]
+    network, x = build(), array(*shape)
+    model = xcam.load(network, size=(20, 24) if len(shape) == 4 else None)
+    e = xcam.explain(model, x, target=1)
+    assert (e.layer, e.cam.shape, e.heatmap.shape) == (layer, size, shape[2:])
+    inside = network[: int(layer) + 1](torch.from_numpy(x)).detach().requires_grad_()
+    score = network[int(layer) + 1 :](inside)[0, 1]
+    (gradients,) = torch.autograd.grad(score, inside)
+    expected = gradcam(inside.detach().numpy(), gradients.numpy())
+    np.testing.assert_allclose(e.cam, expected, rtol=1e-4, atol=1e-6)
+    assert e.score == pytest.approx(float(score.detach()), rel=1e-5)
+    assert model.input.size == ((20, 24) if len(shape) == 4 else None)  # not changed
+
+    sample = torch.from_numpy(array(2, *shape[1:]))
+    sides = {k: f"side{k}" for k in range(2, len(shape))} if case != "leads" else {}
+    options = {"input_names": ["x"], "dynamic_axes": {"x": {0: "batch"} | sides}, "dynamo": False}
+    torch.onnx.export(network, (sample,), tmp_path / "x.onnx", **options)
+    same(xcam.load(tmp_path / "x.onnx"), model, x)
+    if case == "signal":
+        model.to_onnx(tmp_path / "own.onnx")
+        same(xcam.load(tmp_path / "own.onnx"), model, x)
+
+
+def same(exported: Any, model: Any, x: Any) -> None:
+    for method in METHODS:
+        a, b = (xcam.explain(each, x, target=1, method=method) for each in (exported, model))
+        assert a.cam.shape == b.cam.shape
+        np.testing.assert_allclose(a.cam, b.cam, rtol=1e-3, atol=1e-4 * np.abs(b.cam).max(), err_msg=method)
+
+
+def keras_network(space: Sequence[int | None], channels: int) -> Any:
+    keras.utils.set_random_seed(0)
+    rank, layers = len(space), keras.layers
+    convolution = getattr(layers, f"Conv{rank}D")
+    return keras.Sequential(
+        [
+            keras.Input((*space, channels)),
+            convolution(8, 3, activation="relu"),
+            convolution(6, 3, activation="tanh", name="last"),
+            getattr(layers, f"GlobalAveragePooling{rank}D")(),
+            layers.Dense(3, name="scores"),
+        ]
+    )
+
+
+KERAS = {
+    "signal": ((60,), 1, (60,)),
+    "leads": ((60,), 12, (60,)),
+    "any length": ((None,), 12, (60,)),
+    "volume": ((10, 8, 9), 2, (10, 8, 9)),
+    "any volume": ((None, None, None), 2, (10, 8, 9)),
+    "bands": ((16, 20), 12, (16, 20)),
+}
+
+
+@pytest.mark.parametrize("case", KERAS)
+def test_keras(case: str, tmp_path: Path) -> None:
+    """The gradient of the mean and the dense layer behind it is known: the weights over the number of positions."""
+    space, channels, size = KERAS[case]
+    network, x = keras_network(space, channels), array(1, *size, channels)
+    model = xcam.load(network)
+    e = xcam.explain(model, x, target=1)
+    assert (e.layer, e.heatmap.shape) == ("last", size)
+    value = np.asarray(network.get_layer("last")(network.layers[0](x)))[0]
+    weights = np.asarray(network.get_layer("scores").kernel)[:, 1]
+    np.testing.assert_allclose(e.cam, value @ weights / e.cam.size, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(xcam.explain(model, x[0], target=1).cam, e.cam)
+    np.testing.assert_array_equal(e.values, np.moveaxis(x[0], -1, 0))
+    model.to_onnx(tmp_path / "x.onnx")
+    same(xcam.load(tmp_path / "x.onnx"), model, x)
+
+
+def test_a_signal_without_its_channel_axis() -> None:
+    x = array(200)
+    model = xcam.load(heartbeats())
+    np.testing.assert_array_equal(xcam.explain(model, x).cam, xcam.explain(model, x[None, None]).cam)
+    network = keras_network((60,), 1)
+    np.testing.assert_array_equal(xcam.explain(network, x[:60]).cam, xcam.explain(network, x[None, :60, None]).cam)
+
+
+@pytest.mark.parametrize("build", [volumes, heartbeats, lambda: keras_network((60,), 1)])
+def test_an_image_for_a_model_of_signals_or_volumes(build: Callable[[], Any]) -> None:
+    with pytest.raises(
+        xcam.ModelError, match=r"the model takes (signals|volumes).*, not images; give an array as it"
+    ):
+        xcam.explain(build(), np.zeros((20, 20, 3), np.uint8))
+
+
+def test_the_layers_of_a_model_of_any_size_are_listed() -> None:
+    model = xcam.load(volumes())
+    assert [(layer.name, len(layer.shape)) for layer in model.layers][:2] == [("0", 4), ("1", 4)]
+    assert len(xcam.load(heartbeats()).layers[0].shape) == 2
+
+
+@pytest.mark.parametrize("size", [(1, 12, 16, 3), (2, 3, 12, 16, 4)])
+def test_a_wrong_number_of_channels_or_axes_is_one_line(size: tuple[int, ...]) -> None:
+    network = keras_network((10, 8, 9), 2)
+    with pytest.raises(xcam.InputError, match=r"sequential\w* takes|takes \[D, H, W, C\]") as error:
+        xcam.explain(network, array(*size))
+    assert "\n" not in str(error.value)
