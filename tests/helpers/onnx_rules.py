@@ -17,9 +17,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from onnx_gradients import NEWEST, Function, by_graph, by_reference, by_runtime, error, session, single, slopes
 from xcam_onnx.autodiff import RULES, rules
+from xcam_onnx.graph import inferred
 
 SETTINGS = settings(
     max_examples=25,
@@ -281,3 +283,53 @@ def at_edges(edges: Edges) -> Callable[[str], None]:
         np.testing.assert_allclose(by_graph(model, {"x": values["x"]}, np.ones_like(y))[2], expected, atol=1e-6)
 
     return test_at_kinks_ties_and_far_out
+
+
+PRECISIONS = {"float16": np.dtype(np.float16), "float64": np.dtype(np.float64)}
+
+
+def in_other_precisions(cases: Cases) -> Callable[..., None]:
+    """Return the test that gradients run in every precision in which ONNX Runtime's CPU provider runs the operator."""
+
+    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize("name", cases)
+    @settings(SETTINGS, max_examples=3)
+    @given(data=st.data())
+    def test_other_precisions(name: str, precision: str, data: st.DataObject) -> None:
+        op, build = cases[name]
+        case, dtype = build(Draw(data, op)), PRECISIONS[precision]
+        model = _converted(case.model, dtype)
+        listed = {value.name for value in model.graph.input}
+        feeds = {n: v for n, v in ((n, _value(n, v, dtype)) for n, v in case.values.items()) if n in listed}
+        try:
+            session(model).run(None, feeds)
+        except Exception:  # the runtime lacks the operator
+            return
+        _, _, g = by_graph(model, feeds, at=case.at)
+        assert g.dtype == dtype
+        assert g.shape == feeds[case.at].shape
+
+    return test_other_precisions
+
+
+def _value(name: str, value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    """Convert values in float32; the scales of a Resize keep their type."""
+    array = np.asarray(value)
+    return array.astype(dtype) if array.dtype == np.float32 and name != "scales" else array
+
+
+def _converted(model: onnx.ModelProto, dtype: np.dtype[Any]) -> onnx.ModelProto:
+    """Return a model in another precision."""
+    result, kind = onnx.ModelProto(), helper.np_dtype_to_tensor_dtype(dtype)
+    result.CopyFrom(model)
+    del result.graph.value_info[:]
+    for value in (*result.graph.input, *result.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name != "scales":
+            value.type.tensor_type.elem_type = kind
+    for entry in (entry for node in result.graph.node for entry in node.attribute):
+        if entry.name == "to" and entry.i == TensorProto.FLOAT:
+            entry.i = kind
+    for tensor in result.graph.initializer:
+        array = _value(tensor.name, numpy_helper.to_array(tensor), dtype)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return inferred(result)

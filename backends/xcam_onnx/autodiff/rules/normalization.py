@@ -82,6 +82,14 @@ def rms_normalization(n: Node, g: Value) -> tuple[Value, ...]:
     return (_cast(through_statistics(o, g, x * inverse, inverse, axes, centred=False), n.x.dtype),)
 
 
+@vjp("MeanVarianceNormalization")
+def mean_variance_normalization(n: Node, g: Value) -> Value:
+    """Differentiate (x − mean)/σ; its definition by other operators is invalid in half precision."""
+    axes = [axis % n.x.rank for axis in n.attr("axes", [0, 2, 3])]
+    normal, inverse = normalised(n.ops, _wide(n, n.x), axes, 1e-18)  # the standard adds 1e-9 to the deviation
+    return _cast(through_statistics(n.ops, _wide(n, g), normal, inverse, axes), g.dtype)
+
+
 def _wide(n: Node, x: Value) -> Value:
     """Convert half precision to the type in which the operator computes its statistics."""
     stash = n.attr("stash_type", 1)

@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (as everywhere)
 
 from onnx_gradients import NEWEST
-from onnx_rules import Case, Cases, Draw, Edges, Half, at_edges, gradients, in_float16, one, rules_of
+from onnx_rules import (
+    Case,
+    Cases,
+    Draw,
+    Edges,
+    Half,
+    at_edges,
+    gradients,
+    in_float16,
+    in_other_precisions,
+    one,
+    rules_of,
+)
 
 case = Cases()
 
@@ -119,6 +131,7 @@ def clip(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (as everywhere)
 
-from onnx_rules import Case, Cases, Draw, Half, Values, gradients, in_float16, one, rules_of
+from onnx_rules import Case, Cases, Draw, Half, Values, gradients, in_float16, in_other_precisions, one, rules_of
 
 case = Cases()
 
@@ -135,6 +135,7 @@ def conv_transpose_size(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from onnx_gradients import NEWEST, written
-from onnx_rules import Case, Cases, Draw, Edges, Values, at_edges, gradients, one, rules_of
+from onnx_rules import Case, Cases, Draw, Edges, Values, at_edges, gradients, in_other_precisions, one, rules_of
 
 case = Cases()
 
@@ -138,28 +138,8 @@ def flat(d: Draw) -> Case:
     return Case(written(text, d.opset(13, 18, NEWEST)), {"x": np.asarray(x, np.float32)})
 
 
-@case("QuantizeLinear", "DequantizeLinear")
-def quantised(d: Draw) -> Case:
-    """Use values on the grid of the quantised numbers, which rounding does not change: the gradient is the identity's."""
-    shape = d.shape(1, 4)
-    axis = d.axis(len(shape))
-    channels = d.of((), (shape[axis],))
-    scale = d.of(0.5, 0.25) * np.ones(channels, np.float32)
-    zero = np.asarray(d.rng.integers(-3, 3, channels) + d.of(0, 8), np.int8 if (signed := d.flag()) else np.uint8)
-    zero = zero if signed else np.maximum(zero, 5).astype(np.uint8) % 32
-    along = [-1 if i == axis % len(shape) else 1 for i in range(len(shape))]
-    x = d.rng.integers(-4, 20, shape) * (scale.reshape(along) if channels else scale)
-    sizes = ", ".join(map(str, shape))
-    options = f"<axis={axis}>"
-    text = (
-        f"(float[{sizes}] x) => (float[{sizes}] y) "
-        f"{{ q = QuantizeLinear{options}(x, s, z) y = DequantizeLinear{options}(q, s, z) }}"
-    )
-    model = written(text, d.opset(13, 19, 21, 25), s=np.asarray(scale), z=zero)
-    return Case(model, {"x": np.asarray(x, np.float32)}, torch=lambda x: x, by="torch")
-
-
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from onnx_gradients import NEWEST, by_graph, written
-from onnx_rules import Case, Cases, Draw, gradients, ints, one, rules_of
+from onnx_rules import Case, Cases, Draw, gradients, in_other_precisions, ints, one, rules_of
 
 case = Cases()
 
@@ -103,6 +103,7 @@ def scatter_nd(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 REPEATED: dict[str, tuple[str, np.ndarray]] = {
     "Gather": ("Gather<axis=0>(a, i)", ints(1, 1, 3)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812  (as everywhere)
 
-from onnx_rules import Case, Cases, Draw, Half, gradients, in_float16, one, rules_of
+from onnx_rules import Case, Cases, Draw, Half, gradients, in_float16, in_other_precisions, one, rules_of
 
 case = Cases()
 
@@ -69,6 +69,7 @@ def einsum(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

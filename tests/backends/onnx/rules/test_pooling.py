@@ -11,7 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (as everywhere)
 
-from onnx_rules import Case, Cases, Draw, Edges, Half, Values, at_edges, gradients, in_float16, one, rules_of
+from onnx_rules import (
+    Case,
+    Cases,
+    Draw,
+    Edges,
+    Half,
+    Values,
+    at_edges,
+    gradients,
+    in_float16,
+    in_other_precisions,
+    one,
+    rules_of,
+)
 
 case = Cases()
 
@@ -95,6 +108,7 @@ def global_pool(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from onnx_gradients import NEWEST
-from onnx_rules import Case, Cases, Draw, Edges, Values, at_edges, gradients, ints, one, rules_of
+from onnx_rules import Case, Cases, Draw, Edges, Values, at_edges, gradients, in_other_precisions, ints, one, rules_of
 
 case = Cases()
 
@@ -89,6 +89,7 @@ def cumsum(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch.nn.functional as F  # noqa: N812  (as everywhere)
 
 from onnx_gradients import NEWEST
-from onnx_rules import Case, Cases, Draw, Values, gradients, ints, one, rules_of
+from onnx_rules import Case, Cases, Draw, Values, gradients, in_other_precisions, ints, one, rules_of
 
 case = Cases()
 
@@ -97,6 +97,7 @@ def resize_blocks(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:

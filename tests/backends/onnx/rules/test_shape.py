@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  (as everywhere)
 from hypothesis import strategies as st
 
 from onnx_gradients import NEWEST
-from onnx_rules import Case, Cases, Draw, Values, gradients, ints, one, rules_of
+from onnx_rules import Case, Cases, Draw, Values, gradients, in_other_precisions, ints, one, rules_of
 
 case = Cases()
 
@@ -200,6 +200,7 @@ def trilu(d: Draw) -> Case:
 
 
 test_gradient = gradients(case)
+test_other_precisions = in_other_precisions(case)
 
 
 def test_every_rule_has_cases() -> None:
