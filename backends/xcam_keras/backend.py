@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from xcam.contract.messages import own_weights
-from xcam.contract.types import Layout
+from xcam.contract.types import Layout, Model
 from xcam.errors import BackendError
 from xcam_keras.quiet import quiet
 
 with quiet():
-    import keras  # noqa: F401
+    import keras
 
     from xcam_keras.engine import engine
 
@@ -21,6 +21,7 @@ with quiet():
 
 from xcam_keras import demo, zoo
 from xcam_keras.files import read
+from xcam_keras.keras2.live import is_keras2, rebuilt
 from xcam_keras.model import KerasModel
 
 
@@ -35,11 +36,12 @@ class KerasBackend:
         device: str | None = None,
         layout: Layout | None = None,
         weights: str | None = None,
-    ) -> KerasModel:
+    ) -> Model:
         """Load a model.
 
         Args:
-            source: path of a `.keras` or `.h5` file, a name of keras.applications, `demo`, or a live keras.Model.
+            source: path of a `.keras` or `.h5` file or of a SavedModel folder, a name of keras.applications, `demo`, or
+                a live model of Keras 3 or of tf_keras.
             size: (H, W) of a model that is known by name.
             device: `cpu`, `gpu`, `cuda:1`, …; default: Keras chooses.
             layout: layout of the input and of layers that do not declare one.
@@ -54,6 +56,13 @@ class KerasBackend:
             raise own_weights("a file or a live model", weights)
         device = engine().device_name(device)
         with engine().running(device):
+            if isinstance(source, Path) and source.is_dir():
+                return _graph_model(source, device, layout, source.name)
+            if is_keras2(source):
+                model = rebuilt(source)
+                if model is None:
+                    return _graph_model(source, device, layout, source.name)
+                return KerasModel(model, device=device, layout=layout, **zoo.known(model))
             if isinstance(source, str):
                 build = demo.build if source == "demo" else zoo.build
                 model, facts = build(source, size=size, weights=weights)
@@ -61,3 +70,16 @@ class KerasBackend:
                 model = read(source) if isinstance(source, Path) else source
                 facts = zoo.known(model) | ({"name": source.name} if isinstance(source, Path) else {})
             return KerasModel(model, device=device, layout=layout, **facts)
+
+
+def _graph_model(source: Any, device: str | None, layout: Layout | None, name: str) -> Model:
+    """Return a SavedModel folder or a live model of Keras 2 as a graph of TensorFlow. Raises BackendError, ModelError."""
+    if keras.backend.backend() != "tensorflow":
+        raise BackendError(
+            f"cannot load {name} with Keras on {keras.backend.backend()}: it is a graph of TensorFlow; set "
+            "KERAS_BACKEND=tensorflow before Keras is imported"
+        )
+    from xcam_keras import saved_model
+
+    graph = saved_model.read(source) if isinstance(source, Path) else saved_model.live(source)
+    return saved_model.GraphModel(graph, name=name, device=device, layout=layout)

@@ -14,7 +14,8 @@ def xcam_backend() -> BackendSpec:
         target="xcam_keras.backend:KerasBackend",
         extra="keras",
         suffixes=(".keras", ".h5", ".hdf5"),
-        model_types=("keras.src.models.model.Model",),
+        folders=("saved_model.pb",),
+        model_types=("keras.src.models.model.Model", "tf_keras.src.engine.training.Model"),
         zoo=True,
         default_model="vgg16",
     )

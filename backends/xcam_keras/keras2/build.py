@@ -85,7 +85,7 @@ class _Builder:
     def layer(self, serialized: dict[str, Any]) -> Any:
         """Return a layer or a model from its serialised configuration."""
         kind, config = serialized["class_name"], serialized["config"]
-        if kind in MODELS or (isinstance(config, dict) and "layers" in config):
+        if kind in MODELS:
             config = {"layers": config} if isinstance(config, list) else config
             if kind != "Sequential" and "input_layers" in config:
                 return self.functional(config)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from xcam.contract.types import Array
 from xcam.errors import ModelError
@@ -118,11 +117,3 @@ def _tails(path: str) -> list[str]:
     parts = path.split("/")
     parts[-1] = _last(path)
     return ["_".join(parts[i:]) for i in range(max(1, len(parts) - 1))]
-
-
-def of_model(model: Any) -> dict[str, list[tuple[str, Array]]]:
-    """Return the weights of a live model of Keras 2."""
-    return {
-        layer.name: [(w.name, np.asarray(w)) for w in (*layer.trainable_weights, *layer.non_trainable_weights)]
-        for layer in model.layers
-    }

@@ -43,6 +43,8 @@ class BackendSpec:
     """The extra of xcam-explain that installs `requires`; None for a third party's backend."""
     suffixes: tuple[str, ...] = ()
     """Suffixes of the model files that it reads, such as `.onnx`."""
+    folders: tuple[str, ...] = ()
+    """Names of files by which a folder is a model that it reads, such as `saved_model.pb`."""
     model_types: tuple[str, ...] = ()
     """Types of live models, each as `module.Class`; subclasses count."""
     schemes: tuple[str, ...] = ()
@@ -233,7 +235,7 @@ class Registry:
 
 def _check(spec: BackendSpec, value: str) -> None:
     """Check types: `requires="jax"` would mean the modules j, a and x. Raises BackendError."""
-    for field_name in ("requires", "suffixes", "model_types", "schemes"):
+    for field_name in ("requires", "suffixes", "folders", "model_types", "schemes"):
         strings = getattr(spec, field_name)
         if not isinstance(strings, tuple) or not all(isinstance(string, str) for string in strings):
             raise _wrong(field_name, value, strings, f"a tuple of str: ({strings!r},)")
@@ -273,7 +275,8 @@ def _check_load(backend: Any, target: str) -> None:
 
 def _loads(spec: BackendSpec, source: Any) -> bool:
     if isinstance(source, Path):
-        return source.name.lower().endswith(spec.suffixes) if spec.suffixes else False
+        is_folder = any((source / name).is_file() for name in spec.folders)
+        return is_folder or (source.name.lower().endswith(spec.suffixes) if spec.suffixes else False)
     if isinstance(source, str):
         return source == "demo" or source.partition(":")[0] in spec.schemes or (spec.zoo and ":" not in source)
     # A live model: its framework is loaded already, so its type is compared by name and nothing is imported.

@@ -146,7 +146,11 @@ def _source(model: Any) -> Any:
     if model == "demo" or prefix in schemes:
         return model
     if os.path.exists(path):
-        files.check_file(path, "a model file")
+        folders = {name for plugin in registry().plugins.values() if plugin.spec for name in plugin.spec.folders}
+        if path.name in folders and path.is_file():
+            path = path.parent
+        if not any((path / name).is_file() for name in folders):
+            files.check_file(path, "a model file")
         return path
     if colon and rest.isidentifier() and all(part.isidentifier() for part in prefix.split(".")):
         return _factory(prefix, rest)

@@ -163,6 +163,14 @@ def test_the_choice_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.choose("x", "kears")
 
 
+def test_a_folder_is_a_model_by_a_file_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    registry = Registry([point("fake", "fake"), module(monkeypatch, "other", name="other", folders=("model.mark",))])
+    with pytest.raises(BackendError, match="cannot choose a backend"):
+        registry.choose(tmp_path)
+    (tmp_path / "model.mark").touch()
+    assert registry.choose(tmp_path) == "other"
+
+
 @pytest.mark.frameworks
 def test_xcams_own_backends_are_found() -> None:
     assert xcam.list_backends()["keras"].state == "available"
