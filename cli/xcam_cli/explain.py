@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xcam_cli.images import without_overlays
 from xcam_cli.options import (
     collected_warnings,
     model_options,
@@ -96,6 +97,7 @@ def explain(
     xcam -m model.onnx -t top3 --method gradcam --method layercam image.jpg
     """
     plan, load_options = make_plan(layers, targets, fuse, options)
+    images = tuple(without_overlays(list(images)))
     paths = output_paths(images, plan, output)
     page = _page_path(report, images)
     opened = open_model(backend, model, **load_options)

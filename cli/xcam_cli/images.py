@@ -8,9 +8,11 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import click
+
 
 def expand_images(names: list[str]) -> list[str]:
-    """Expand folders and patterns to the image files in them; plain file names are unchanged.
+    """Expand folders and patterns to the image files in them; overlays of earlier runs are left out.
 
     Raises:
         InputError: no path is given, a folder or pattern has no images, or a path is on another machine.
@@ -35,7 +37,18 @@ def expand_images(names: list[str]) -> list[str]:
             paths += files
         else:
             paths.append(name)
-    return list(dict.fromkeys(paths))
+    return without_overlays(list(dict.fromkeys(paths)))
+
+
+def without_overlays(paths: list[str]) -> list[str]:
+    """Return the images without the overlays that earlier runs drew of others among them; their number is printed."""
+    from xcam.images.writing import left_out, overlays
+
+    drawn = overlays(paths)
+    if drawn:
+        click.echo(f"xcam: {left_out(drawn)}", err=True)
+    others = set(paths).difference(drawn)
+    return [path for path in paths if path in others]
 
 
 def _check_local(path: str) -> None:

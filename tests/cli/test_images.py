@@ -75,3 +75,31 @@ def test_singular_and_plural(run: Callable[..., Any], tmp_path: Path) -> None:
     assert run(*arguments, demo.image_paths()[0]).out.splitlines()[0] == "1 image"
     arguments[-1] = "two"
     assert run(*arguments, *demo.image_paths()[:2]).out.splitlines()[0] == "2 images"
+
+
+def test_overlays_of_earlier_runs_are_left_out_and_counted(run: Callable[..., Any], tmp_path: Path) -> None:
+    for k, path in enumerate(demo.image_paths()[:2]):
+        (tmp_path / f"{k}.png").write_bytes(path.read_bytes())
+    names = ["0.png", "1.png"]
+    assert run("-b", "onnx", "-m", "demo", *names).err == ""
+    every = sorted(path.name for path in tmp_path.glob("*.*"))
+    assert every == ["0.cam.jpg", "0.png", "1.cam.jpg", "1.png"]
+    message = "left out 2 overlays of earlier runs (0.cam.jpg, 1.cam.jpg); name an overlay alone to explain it"
+
+    again = run("-b", "onnx", "-m", "demo", "--json", *every)
+    assert (again.status, again.err) == (0, f"xcam: {message}\n")
+    assert [row["image"] for row in json.loads(again.out)] == names
+
+    compared = run("compare", "-m", "onnx:demo", "-m", "onnx:demo", "--json", "*.*")
+    assert (compared.status, compared.err) == (0, f"xcam: {message}\n")
+    assert [row["image"] for row in json.loads(compared.out)["images"]] == names
+
+    evaluated = run(*EVALUATE[:-3], "--measure", "deletion", "--json", ".")
+    assert (evaluated.status, evaluated.err) == (0, f"xcam: {message}\n")
+    assert len(json.loads(evaluated.out)["images"]) == 2
+
+    batch = run("batch", "-b", "onnx", "-m", "demo", "-o", "out", "--json", ".")
+    assert (batch.status, batch.err) == (0, f"xcam: warning: {message}\n")
+    assert json.loads(batch.out)["images"] == 2
+
+    assert run("-b", "onnx", "-m", "demo", "0.cam.jpg").err == ""

@@ -17,7 +17,8 @@ from typing import Any
 
 from xcam.contract.files import check_file
 from xcam.dataset import storage
-from xcam.errors import BackendError, InputError, XcamWarning, first_line
+from xcam.errors import BackendError, InputError, XcamWarning, first_line, warn
+from xcam.images import writing
 from xcam.images.writing import WRITABLE
 
 TABLES, SHARDS = (".csv", ".parquet"), (".tar",)
@@ -80,7 +81,7 @@ def listing(inputs: Sequence[str], is_excluded: Callable[[str], bool] = lambda n
 
     Args:
         inputs: Folders, patterns, tables, shards and images.
-        is_excluded: Whether a file in a folder or pattern is left out: an overlay of an earlier run.
+        is_excluded: Whether a file in a folder or pattern is left out: an overlay of the same output.
 
     Returns:
         An Arrow table with the columns of the module's docstring.
@@ -88,20 +89,27 @@ def listing(inputs: Sequence[str], is_excluded: Callable[[str], bool] = lambda n
     Raises:
         InputError: An input cannot be read, or no image is left.
         BackendError: A package is missing.
+
+    Warns:
+        XcamWarning: Overlays that `xcam` wrote next to images are left out.
     """
     pa = arrow()
     if not inputs:
         raise InputError("no image is named; give a folder, a pattern, a table (.csv, .parquet) or shards (.tar)")
     batches = []
     block: list[dict[str, Any]] = []
-    for name in inputs:
-        for row in _rows(storage.local_path(str(name)), is_excluded):
+    names = [storage.local_path(str(name)) for name in inputs]
+    overlays = list[str]()
+    for name in _without_overlays(names, overlays):
+        for row in _rows(name, is_excluded, overlays):
             block.append(_encodable(row))
             if len(block) == BLOCK:
                 batches.append(pa.RecordBatch.from_pylist(block, schema()))
                 block = []
     if block:
         batches.append(pa.RecordBatch.from_pylist(block, schema()))
+    if overlays:
+        warn(writing.left_out(overlays))
     table = pa.Table.from_batches(batches, schema())
     if not len(table):
         raise InputError(f"{', '.join(inputs)} contains no images; names of images end in {', '.join(WRITABLE)}")
@@ -118,21 +126,28 @@ def _encodable(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _rows(name: str, is_excluded: Callable[[str], bool]) -> Iterator[dict[str, Any]]:
+def _rows(name: str, is_excluded: Callable[[str], bool], overlays: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one input; overlays of earlier runs in a folder or pattern are added to `overlays` instead."""
     if not storage.exists(name) and any(c in name for c in "*?["):
         matches = [match for match in storage.matches(name) if not is_excluded(match)]
         if not matches:
             raise InputError(f"no file matches {name}; check the pattern")
-        for match in matches:
+        for match in _without_overlays(matches, overlays):
             yield from _file(match)
     elif storage.is_folder(name):
-        for file in storage.walk(name):
-            if (_ends(file, WRITABLE) or _ends(file, SHARDS)) and not is_excluded(file):
-                yield from _file(file)
+        files = [file for file in storage.walk(name) if _ends(file, WRITABLE + SHARDS) and not is_excluded(file)]
+        for file in _without_overlays(files, overlays):
+            yield from _file(file)
     elif not storage.exists(name):
         raise InputError(f"cannot read {name}: no such file or folder; check the path")
     else:
         yield from _file(name)
+
+
+def _without_overlays(names: list[str], overlays: list[str]) -> list[str]:
+    left_out = set(writing.overlays(names))
+    overlays += sorted(left_out)
+    return [name for name in names if name not in left_out]
 
 
 def _file(name: str) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from xcam.contract.files import write_whole
@@ -13,6 +15,10 @@ from xcam.images.reading import Image
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
+OVERLAY = re.compile(r"(.+)\.cam(\.[^./]+)?\.jpg", re.DOTALL)
+"""The name that an overlay gets where none is given: a.cam.jpg, a.cam.CLASS.jpg."""
+BATCH_OVERLAY = re.compile(r"(?:^|/)overlays/\d{8,}-([^/]+)$")
+"""The name, without .cam.jpg, of an overlay of `xcam batch`: overlays/00000000-a.cam.jpg."""
 
 
 def write(path: str | os.PathLike[str], image: Image) -> None:
@@ -29,6 +35,28 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
     if suffix not in WRITABLE:
         raise InputError(f"cannot write {path}: unknown image format {suffix!r}; use .jpg or .png")
     write_whole(path, encoded(image, suffix, str(path)))
+
+
+def overlays(paths: Iterable[str]) -> list[str]:
+    """Return those paths that are overlays of others: `a.cam.jpg` of `a.png`. An overlay without its image is an image."""
+    names = list(paths)
+    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(WRITABLE)}
+    last = {os.path.basename(stem) for stem in stems}
+
+    def is_overlay(name: str) -> bool:
+        if not (match := OVERLAY.fullmatch(name)):
+            return False
+        in_batch = BATCH_OVERLAY.search(match[1])
+        return match[1] in stems or (in_batch is not None and in_batch[1] in last)
+
+    return [name for name in names if is_overlay(name)]
+
+
+def left_out(names: list[str]) -> str:
+    """Return the message about overlays of earlier runs that are not explained."""
+    count = "1 overlay" if len(names) == 1 else f"{len(names)} overlays"
+    listed = ", ".join(os.path.basename(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return f"left out {count} of earlier runs ({listed}); name an overlay alone to explain it"
 
 
 def encoded(image: Image, suffix: str, name: str = "the image") -> bytes:

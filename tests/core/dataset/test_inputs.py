@@ -213,3 +213,14 @@ def test_a_warning_about_boxes_with_other_names(names: str, tmp_path: Path) -> N
         listing([table])
     write_csv(tmp_path / "t.csv", f"path,{names},mask", "a.png,1,1,2,2,m.png")
     listing([table])  # a column of masks was chosen instead
+
+
+def test_overlays_of_earlier_runs_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.cam.jpg", "b.png", "b.cam.1.jpg", "c.cam.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    every = [str(tmp_path / name) for name in ("a.jpg", "b.png", "c.cam.jpg")]
+    for inputs in ([str(tmp_path)], [f"{tmp_path}/*"], sorted(map(str, tmp_path.iterdir()))):
+        with pytest.warns(xcam.XcamWarning, match=r"left out 2 overlays of earlier runs \(a.cam.jpg, b.cam.1.jpg\)"):
+            rows = listing(inputs)
+        assert rows["path"].to_pylist() == every
+    assert listing([str(tmp_path / "a.cam.jpg")])["path"].to_pylist() == [str(tmp_path / "a.cam.jpg")]
