@@ -83,7 +83,9 @@ def _spec(model: keras.Model, size: tuple[int | None, ...] | None) -> tf.TensorS
         raise InputError(f"cannot use size={tuple(size)}: {model.name} takes images of {spec.size}; leave size out")
     symbol = next(iter(symbolic_inputs(model)), None)
     space = space or (None, None)
-    shape = [spec.channels, *space] if layout == "channels_first" else [*space, spec.channels]
+    shape: list[int | None] = list(space)
+    if spec.channels:
+        shape = [spec.channels, *space] if layout == "channels_first" else [*space, spec.channels]
     if size is None and symbol is not None:
         shape = list(symbol.shape[1:])
     return tf.TensorSpec((None, *shape), spec.dtype, symbol.name if symbol is not None else "input")

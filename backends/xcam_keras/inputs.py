@@ -47,18 +47,32 @@ def input_spec(
             raise one_input(model.name, len(shapes), "wrap it in a model that fixes the others")
         shape = shapes[0]
     dims = tuple(shape[1:]) if shape else (None, None, 3)
-    channels, space = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
+    if len(dims) == _axes_of_convolution(model):
+        channels, space = 0, dims
+    else:
+        channels, space = (dims[0], dims[1:]) if layout == "channels_first" else (dims[-1], dims[:-1])
+    dtypes = (keras.backend.standardize_dtype(tensor.dtype) for tensor in symbolic_inputs(model))
+    dtype = next(dtypes, "float32")
     spec = InputSpec(
         size=filled(space, None) or size,
-        channels=channels or 3,
+        channels=3 if channels is None else channels,
         layout=layout,
-        dtype=next((keras.backend.standardize_dtype(t.dtype) for t in symbolic_inputs(model)), "float32"),
+        dtype="float32" if dtype == "bfloat16" else dtype,  # NumPy does not have it, and Keras converts
         fixed=any(space),
         channels_known=channels is not None and bool(shape),
         axes=len(space) if shape else None,
     )
     needed = computed(model, spec)
     return dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
+
+
+def _axes_of_convolution(model: keras.Model) -> int | None:
+    """Return the number of spatial axes of the first convolution: 2 for Conv2D; None without one.
+
+    A model whose input has as many axes, the batch not counted, adds the channel axis itself.
+    """
+    ranks = (getattr(layer, "rank", None) for layer in model._flatten_layers(include_self=False))
+    return next((rank for rank in ranks if isinstance(rank, int)), None)
 
 
 def symbolic_inputs(model: keras.Model) -> Sequence[Any]:

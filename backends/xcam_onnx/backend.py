@@ -30,6 +30,7 @@ class OnnxBackend:
         layout: Layout | None = None,
         weights: str | None = None,
         threads: int | None = None,
+        channels: int | None = None,
     ) -> OnnxModel:
         """Load a model.
 
@@ -40,6 +41,7 @@ class OnnxBackend:
             layout: The layout of the input; None: read it from the graph.
             weights: Not used: an ONNX file contains its weights.
             threads: ONNX Runtime's intra_op_num_threads; None: the number of cores.
+            channels: The number of channels of the input, where the file does not state it; 0: it has no channel axis.
 
         Raises:
             InputError: An option does not apply.
@@ -73,4 +75,4 @@ class OnnxBackend:
         model = opened.model
         options = {"size": size} | statements.stated(model) | files.description(model) | options
         runtime = Runtime(opened.weights, execution_providers, threads)
-        return OnnxModel(model, runtime, name=name, layout=layout, notes=opened.notes, **options)
+        return OnnxModel(model, runtime, name=name, layout=layout, channels=channels, notes=opened.notes, **options)

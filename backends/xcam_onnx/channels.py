@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from onnx import NodeProto
 
-from xcam.contract import Layout
+from xcam.contract import Array, Layout
 from xcam_onnx.graph import Graph, Shape, attribute, reads
 
 CHANNELS_FIRST = {
@@ -24,49 +25,77 @@ ONE_INPUT = {
 
 
 SAME_AXES = {
-    *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Clip", "Cast", "Identity", "Dropout", "Pad"),
-    *("QuantizeLinear", "DequantizeLinear", "Relu", "Neg", "Abs", "Sqrt", "Log", "Exp"),
+    *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Clip", "Relu", "Neg", "Abs", "Sqrt", "Log", "Exp"),
+    *("Cast", "Identity", "Dropout", "Pad", "QuantizeLinear", "DequantizeLinear"),
 }
-"""Operators before the first convolution whose result has the axes of their input."""
+"""Operators in front of the first convolution whose result has the axes of their input."""
 
 
-def input_axis(graph: Graph, source: str) -> int | None:
-    """Return the axis of the input that the first operator for [N, C, *space] reads as channels; None if it is not clear."""
+def convolved_axes(graph: Graph, source: str) -> list[int | None] | None:
+    """Return which axis of the input is each axis [N, C, *space] of the first convolution's input; None if unknown.
+
+    An axis that the graph inserts is None in the list: [None, 0, 1, 2] for an image without a batch axis, [0, None, 1, 2]
+    for one without a channel axis.
+    """
     axes: list[int | None] = list(range(len(graph.shape(source) or ())))
     name = source
     for node in graph.nodes:  # in execution order: each reader comes after the node that it reads
-        if name not in node.input or not node.output:
+        if name not in node.input or not node.output or node.op_type in ("Shape", "Size"):
             continue
-        shape = graph.shape(node.output[0])
         if node.op_type in CHANNELS_FIRST:
-            return axes[1] if len(axes) > 2 and name == node.input[0] else None
-        if shape is None:
-            return None
+            return axes if name == node.input[0] and len(axes) > 2 else None
+        shape = graph.shape(node.output[0])
+        rank = None if shape is None else len(shape)
         if node.op_type == "Transpose":
             axes = [axes[i] for i in _permutation(node, len(axes))]
         elif node.op_type == "Unsqueeze":
-            for axis in sorted(_axes(graph, node, len(shape))):
+            for axis in sorted(_axes(graph, node, rank or len(axes) + 1)):
                 axes.insert(axis, None)
+        elif node.op_type == "Reshape":
+            inserted = _with_ones(axes, graph.shape(name) or (), graph.constant(node.input[1]))
+            if inserted is None:
+                return None
+            axes = inserted
         elif node.op_type not in SAME_AXES:
             return None
-        if len(axes) != len(shape):
+        if rank not in (None, len(axes)):
             return None
         name = node.output[0]
     return None
 
 
-def channel_axes(graph: Graph, source: str, axis: int) -> dict[str, int]:
+def _with_ones(axes: Sequence[int | None], shape: Shape, target: Array | None) -> list[int | None] | None:
+    """Return the axes of a tensor that is reshaped to `target`, None for the ones that this inserts; None otherwise."""
+    if target is None or len(shape) != len(axes):
+        return None
+    sizes = [shape[i] if n == 0 and i < len(shape) else n for i, n in enumerate(target.ravel().tolist())]
+    known = [n for n in shape if isinstance(n, int)]
+    if -1 in sizes and len(known) == len(shape):
+        sizes[sizes.index(-1)] = math.prod(known) // -math.prod(n for n in sizes if isinstance(n, int))
+    result: list[int | None] = []
+    left = list(zip(axes, shape, strict=True))
+    for n in sizes:
+        if left and n in (-1, left[0][1]):
+            result.append(left.pop(0)[0])
+        elif n == 1:
+            result.append(None)
+        else:
+            return None
+    return None if left else result
+
+
+def channel_axes(graph: Graph, source: str, axis: int | None) -> dict[str, int]:
     """Return the channel axis of each tensor that depends on the input.
 
     Args:
         graph: A graph whose shapes are known as numbers.
         source: The input.
-        axis: The channel axis of the input.
+        axis: The channel axis of the input; None where it has none.
 
     Returns:
         The axis by tensor name. Tensors whose channels were split or mixed with other axes are left out.
     """
-    axes = {source: axis}
+    axes = {} if axis is None else {source: axis}
     for node in graph.nodes:
         shape = graph.shape(node.output[0]) if node.output else None
         if shape is None or not any(name in graph.live for name in reads(node)):

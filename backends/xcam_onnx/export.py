@@ -10,6 +10,7 @@ The model's inputs and outputs are unchanged. These are added:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,13 +22,14 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from xcam.contract import Layer, Layout, Model
 from xcam.contract.files import whole_or_not
-from xcam.contract.layouts import full_size, shape_to_channels_first
+from xcam.contract.layouts import full_size, input_shape, shape_to_channels_first
 from xcam.contract.messages import one_line
 from xcam.errors import InputError, ModelError, nearest
 from xcam.explanation.tokens import Grid, grid
 from xcam.models.export import LIMIT
 from xcam.models.layers import find
 from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, inline_undifferentiable
+from xcam_onnx.batching import without_batch
 from xcam_onnx.control_flow import set_sizes
 from xcam_onnx.graph import Graph, Shape, copied, declared, inferred
 from xcam_onnx.heatmaps import METHODS, heatmap
@@ -68,6 +70,7 @@ def export(
         written = _explained(model, recording, proto, target, method)
     except TooOld:
         written = _explained(model, recording, _newer(proto, model.name), target, method)
+    without_batch(written, recording.signature.source)
     written.graph.name = written.graph.name or model.name
     written.ir_version = max(written.ir_version, 4)  # before, each weight was an input too
     texts = {"xcam.layer": target.name} | _metadata(model) | ({"xcam.heatmap": method} if method else {})
@@ -154,15 +157,20 @@ def _heatmap(
     """Write the heatmap's nodes, and return its declaration."""
     o = source.ops
     image: Shape = source.shape
-    space = (1, 2) if model.input.layout == "channels_last" else (2, 3)
-    if len(image) != 4:
+    space = (1, 2) if model.input.layout == "channels_last" or not model.input.channels else (2, 3)
+    if len(image) != (4 if model.input.channels else 3):
         raise InputError(
             f"cannot export a heatmap: {model.name} takes no images; leave it out, and use {ACTIVATIONS}"
         )
     tokens = Grid()
     if layer.layout == "tokens":
         size = full_size(model.input.size)
-        tokens = grid(layer, int(layer.shape[1] or 0), model.input, (1, 3, *size) if space[0] == 2 else (1, *size, 3))
+        tokens = grid(
+            layer,
+            int(layer.shape[1] or 0),
+            model.input,
+            (1, *input_shape(dataclasses.replace(model.input, size=size, channels=3))),
+        )
     elif len(layer.shape) != 3:
         raise InputError(
             f"cannot export a heatmap: layer {layer.name!r} has the shape {layer.shape}, which is not an image's; choose "

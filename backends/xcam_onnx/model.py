@@ -13,6 +13,7 @@ from xcam.contract import Capability, Layout
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.recorded import RecordedModel
 from xcam_onnx import scaling, shuffling
+from xcam_onnx.batching import with_batch
 from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
 from xcam_onnx.files import store
@@ -38,6 +39,7 @@ class OnnxModel(RecordedModel[Recording]):
         preprocessing: The preprocessing that the file states; None: the one that the model's own scaling needs.
         default_layer: The layer that the file names.
         notes: Changes that were made when the file was opened.
+        channels: The number of channels, where the caller gives one; 0: the input has no channel axis.
 
     Raises:
         ModelError: The model does not take an image, or does not return scores.
@@ -58,8 +60,10 @@ class OnnxModel(RecordedModel[Recording]):
         preprocessing: Preprocessing | None = None,
         default_layer: str | None = None,
         notes: Sequence[str] = (),
+        channels: int | None = None,
     ) -> None:
-        signature = read_signature(model, name, layout)
+        self.model = model
+        model, signature = with_batch(model, read_signature(model, name, layout, channels))
         spec = signature.spec(preprocessing, size)
         needed = scaling.computed(model, signature, spec, runtime)
         spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
@@ -81,9 +85,10 @@ class OnnxModel(RecordedModel[Recording]):
         A model with branches or loops that depend on the input's shape has a recording for each shape.
         """
         self.recording.spec = self.input
-        if self._decided or len(shape) != len(self.recording.signature.size) + 1:
+        signature = self.recording.signature
+        if self._decided or len(shape) != len(signature.size) + (signature.axis is not None):
             return self.recording
-        batch = self.recording.signature.batch
+        batch = signature.batch
         # The sizes that may decide: those that the file fixes; those of this shape; a batch of one, image by image.
         for sizes in ((None,) * (1 + len(shape)), (batch, *shape), (batch or 1, *shape)):
             recording = self.recording.specialised(sizes, (sizes[0] or batch or 2, *shape), self._layout)
@@ -108,12 +113,13 @@ class OnnxModel(RecordedModel[Recording]):
     def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
         """See xcam.contract.abilities."""
         runtime = self.recording.runtime
-        opened = store(shuffling.with_shuffled_weights(self.recording.model, runtime.weights, parts, seed, self.name))
+        opened = store(shuffling.with_shuffled_weights(self.model, runtime.weights, parts, seed, self.name))
         return OnnxModel(
             opened.model,
             dataclasses.replace(runtime, weights=opened.weights),
             name=f"{self.name}, shuffled",
             layout=self.input.layout,
+            channels=self.input.channels,
             size=self.input.size,
             labels=self.labels,
             preprocessing=self.input.preprocessing,

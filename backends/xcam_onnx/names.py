@@ -52,7 +52,7 @@ def tensor_names(graph: Graph) -> list[TensorName]:
         ends.setdefault(call.last, []).append((name, call.kind))
     result = []
     for i, node in enumerate(graph.nodes):
-        if not _is_live(graph, node) or node.output[0].startswith("xcam/"):
+        if not _is_live(graph, node) or any(name.startswith("xcam/") for name in (node.name, node.output[0])):
             continue
         node_names = [name for name in (node.name, node.output[0]) if name]
         if i in ends:

@@ -15,6 +15,7 @@ from xcam.contract.caches import BoundedCache
 from xcam.contract.layouts import joined
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
+from xcam_onnx.batching import is_rewritten
 from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import Graph, Shape, part
@@ -108,11 +109,14 @@ class Recording:
         model = inlined(self.model, self.signature.source, sizes, run)
         if model is self.model:
             return self
-        signature = read_signature(model, self.name, layout)
+        signature = self.signature
+        if not is_rewritten(signature):
+            signature = read_signature(model, self.name, layout, self.spec.channels)
         if any(sizes):
             space = tuple(n for axis, n in enumerate(shape) if axis not in (0, signature.axis))
             batch = shape[0] if sizes[0] else signature.batch
-            signature = replace(signature, size=space, channels=shape[signature.axis], batch=batch)
+            channels = 0 if signature.axis is None else shape[signature.axis]
+            signature = replace(signature, size=space, channels=channels, batch=batch)
         result = Recording(model, self.name, signature, self.spec, self.runtime)
         result.sizes = sizes
         return result

@@ -14,7 +14,7 @@ from xcam.contract.messages import one_input
 from xcam.contract.outputs import cut_activation
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
-from xcam_onnx.channels import channel_axes, input_axis, layout
+from xcam_onnx.channels import channel_axes, convolved_axes, layout
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, reads
 from xcam_onnx.names import TensorName, tensor_names
 
@@ -29,6 +29,16 @@ ELEMENTWISE = {
     *STORAGE_ONLY,
 }
 """Operators that treat every token alike where no operand has more axes than the result."""
+
+
+PIXELS: dict[int, str] = {
+    dtype: TensorProto.DataType.Name(dtype).lower()
+    for dtype in (
+        *(TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16),
+        *(TensorProto.INT32, TensorProto.UINT32, TensorProto.INT64, TensorProto.UINT64),
+    )
+}
+"""Integer types that hold 0…255, with NumPy's names."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,14 @@ class Signature:
     channels: int
     """A guess where the model leaves it open."""
     channels_known: bool
-    axis: int
-    """The channel axis of the input."""
+    axis: int | None
+    """The channel axis of the input; None where it has none."""
     dtype: str
     batch: int | None
     """The batch size that the model is fixed to."""
     outputs: list[Output]
+    is_batched: bool
+    """Whether the first axis of the input is the batch."""
     layers: dict[str, str]
     """Layers that the file's metadata names: layer → tensor."""
 
@@ -66,7 +78,7 @@ class Signature:
         return InputSpec(
             size=filled(self.size, None) or size,
             channels=self.channels,
-            layout="channels_first" if self.axis == 1 else "channels_last",
+            layout="channels_first" if self.axis in (1, None) else "channels_last",
             dtype=self.dtype,
             preprocessing=preprocessing,
             fixed=any(self.size),
@@ -78,17 +90,22 @@ class Signature:
         """Return the shape of a batch that the model takes."""
         sizes = full_size(spec.size, len(self.size))
         shape = [self.batch or 2, *(n or sizes[min(i, len(sizes) - 1)] for i, n in enumerate(self.size))]
-        shape.insert(self.axis, spec.channels)
+        if self.axis is not None:
+            shape.insert(self.axis, spec.channels)
         return shape
 
 
-def read_signature(model: ModelProto, name: str, layout: Layout | None) -> Signature:
+def read_signature(model: ModelProto, name: str, layout: Layout | None, channels: int | None = None) -> Signature:
     """Read the input and the outputs of a model.
 
     Args:
         model: The model.
         name: Its name, for messages.
         layout: The layout of the input; None: read it from the graph.
+        channels: The number of channels, where the caller gives one; 0: the input has no channel axis.
+
+    Returns:
+        The signature; sizes and axes are those of the input itself, which may lack the axes of the batch and of channels.
 
     Raises:
         ModelError: The model does not take an image, or does not return scores.
@@ -96,22 +113,23 @@ def read_signature(model: ModelProto, name: str, layout: Layout | None) -> Signa
     graph = Graph(model)
     source = _input(graph, name)
     shape = graph.shape(source) or ()
-    axis = _channel_axis(graph, source, shape, layout)
+    is_batched, axis = _axes(graph, source, shape, layout, channels)
     sizes = [n if isinstance(n, int) and n > 0 else None for n in shape]
-    batch, channels = sizes[0], sizes[axis]
+    stated = 0 if axis is None else sizes[axis]
     try:
         layers = dict(json.loads(metadata(model).get("xcam.layers", "{}")))
     except (ValueError, TypeError):
         layers = {}
     return Signature(
         source=source,
-        size=tuple(n for i, n in enumerate(sizes) if i not in (0, axis)),
-        channels=channels or _filter_channels(graph) or 3,
-        channels_known=channels is not None,
+        size=tuple(n for i, n in enumerate(sizes) if i != axis and (i or not is_batched)),
+        channels=_filter_channels(graph) or 3 if stated is None else stated,
+        channels_known=stated is not None,
         axis=axis,
-        dtype="uint8" if graph.dtype(source) == TensorProto.UINT8 else "float32",
-        batch=batch,
+        dtype=PIXELS.get(graph.dtype(source), "float32"),
+        batch=sizes[0] if is_batched else 1,
         outputs=_outputs(graph, name),
+        is_batched=is_batched,
         layers=layers,
     )
 
@@ -177,12 +195,14 @@ def _input(graph: Graph, name: str) -> str:
         raise one_input(name, len(required), f"make the others constants before the export; inputs: {listed}")
     (source,) = required
     dtype, shape = graph.dtype(source), graph.shape(source)
-    if dtype not in FLOATS and not (dtype == TensorProto.UINT8 and shape is not None and len(shape) == 4):
+    axes = convolved_axes(graph, source)
+    is_image = shape is not None and (len(shape) == 4 or (axes is not None and len(axes) == 4))
+    if dtype not in FLOATS and not (dtype in PIXELS and is_image):
         raise ModelError(
-            f"cannot use {name}: its input {source!r} is {_type_name(dtype)} {list(shape or ())}, not an image in "
-            "floating point; export the model from its float input on"
+            f"cannot use {name}: its input {source!r} is {_type_name(dtype)} {list(shape or ())}, not an image of floats "
+            "or pixels; export the model from its float input on"
         )
-    if shape is None or len(shape) < 3:
+    if shape is None or (len(shape) < 3 and axes is None):
         raise ModelError(
             f"cannot use {name}: its input {source!r} has the shape {list(shape) if shape is not None else 'unknown'}, "
             "and an image has [batch, channels, height, width]; export the model with the shape of its input"
@@ -190,14 +210,40 @@ def _input(graph: Graph, name: str) -> str:
     return source
 
 
+def _axes(
+    graph: Graph, source: str, shape: Shape, layout: Layout | None, channels: int | None
+) -> tuple[bool, int | None]:
+    """Return whether the first axis of the input is the batch, and the axis of its channels, None where it has none.
+
+    A model of images may take [N, H, W], which are grey, or a single image, [3, H, W] or [H, W, 3].
+    """
+    read = convolved_axes(graph, source)
+    if read is not None and len(read) > len(shape):
+        return read[0] is not None, read[1]
+    if read is not None or len(shape) != 3 or not _has_kernel_of_two_axes(graph):
+        return True, _channel_axis(graph, source, shape, layout)
+    few = [axis for axis in (0, 2) if shape[axis] in (1, 3, 4)]
+    if layout is not None:
+        few = [2 if layout == "channels_last" else 0]
+    if channels == 0 or (not channels and layout is None and (not few or not isinstance(shape[0], int))):
+        return True, None
+    return False, few[0] if few else 0
+
+
+def _has_kernel_of_two_axes(graph: Graph) -> bool:
+    """Return whether a convolution has a kernel of two axes; exporters write those of signals with one of length 1."""
+    shapes = (graph.shape(node.input[1]) for node in graph.nodes if node.op_type == "Conv" and node.domain == "")
+    return any(shape and len(shape) == 4 and 1 not in shape[2:] for shape in shapes)
+
+
 def _channel_axis(graph: Graph, source: str, shape: Shape, layout: Layout | None) -> int:
     """Return the channel axis: by the layout, by the operators that read the input, or by a size that only channels have."""
     last = len(shape) - 1
     if layout is not None:
         return last if layout == "channels_last" else 1
-    read = input_axis(graph, source)
-    if read in (1, last):
-        return read
+    read = convolved_axes(graph, source)
+    if read is not None and read[1] in (1, last):
+        return read[1]
     few = [axis for axis in (1, last) if shape[axis] in (1, 3, 4)]
     if len(few) == 1:
         return few[0]

@@ -56,11 +56,12 @@ class TorchBackend:
             module, facts = live(source, target, weights)
         if target is not None:
             module = module.to(target)
+        channels = facts.get("channels")
         spec = InputSpec(
-            facts.get("size", size),
-            channels=facts.get("channels") or input_channels(module),
+            facts.get("size") or size or stated_size(module),
+            channels=input_channels(module) if channels is None else channels,
             fixed=facts.get("fixed", False),
-            channels_known=bool(facts.get("channels")),
+            channels_known=channels is not None,
             axes=input_axes(module),
         )
         needed = scaling.computed(module, spec, facts.get("batch"))
@@ -104,6 +105,19 @@ def input_axes(module: nn.Module) -> int | None:
         kinds = {1: (nn.Conv1d,), 2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}
         if not isinstance(part, nn.BatchNorm1d):  # of vectors, or of signals
             return next((count for count, types in kinds.items() if isinstance(part, types)), None)
+    return None
+
+
+def stated_size(module: nn.Module) -> tuple[int, int] | None:
+    """Return the image size that a part of a module states, as those that embed patches do; None where none does."""
+    if input_axes(module) not in (2, None):
+        return None
+    for part in module.modules():
+        for owner, name in ((part, "img_size"), (part, "image_size"), (getattr(part, "config", None), "image_size")):
+            side = getattr(owner, name, None)
+            sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+            if len(sides) == 2 and all(isinstance(n, int) and n > 1 for n in sides):
+                return sides[0], sides[1]
     return None
 
 

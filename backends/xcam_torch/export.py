@@ -30,7 +30,7 @@ BATCH = "batch"
 
 
 def to_onnx(module: nn.Module, path: Path, size: Sequence[int | None], channels: int = 3) -> None:
-    """Write `module`, in evaluation mode, as an ONNX model of one input [batch, channels, *size].
+    """Write `module`, in evaluation mode, as an ONNX model of one input [batch, channels, *size], or [batch, *size].
 
     The batch size is open if the module can be captured with an open one, else 1; sides that are None likewise. Outputs are the float tensors that
     the module returns, by key; a single one is named `output`. Weights of more than 1.5 GB are stored next to the file,
@@ -47,9 +47,10 @@ def to_onnx(module: nn.Module, path: Path, size: Sequence[int | None], channels:
     with CAPTURING, _quiet():
         twin = _twin(module, name)
         with undisturbed(twin):
-            example = torch.zeros(2, channels, *full_size(size), dtype=device_and_dtype(twin)[1])
+            shape = ([channels] if channels else []) + list(full_size(size))
+            example = torch.zeros(2, *shape, dtype=device_and_dtype(twin)[1])
             names = _return_tuple(twin, example, name)
-            sides = [axis + 2 for axis, side in enumerate(size) if side is None]
+            sides = [axis + example.ndim - len(size) for axis, side in enumerate(size) if side is None]
             program = None
             for axes in ([0, *sides], [0]) if sides else ([0],):
                 with contextlib.suppress(Exception):  # the cause does not matter: a fixed shape may still work

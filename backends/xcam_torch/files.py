@@ -66,6 +66,8 @@ def unflattened(program: torch.export.ExportedProgram, name: str) -> tuple[nn.Mo
     facts = {"name": name, "size": size, "fixed": any(size or ()), "batch": shape[0]}
     if len(shape) == 4:
         facts["channels"] = shape[1]
+    elif len(shape) == 3 and any("conv2d" in str(node.target) for node in program.graph.nodes):
+        facts |= {"channels": 0, "size": filled(shape[1:], None), "fixed": any(shape[1:])}
     return torch.export.unflatten(program), facts
 
 

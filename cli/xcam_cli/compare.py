@@ -47,7 +47,9 @@ SHOWN = 10
     help="caffe, tf, torch, unit, raw, or MEAN/STD, for models that do not define their preprocessing.",
 )
 @click.option("--size", type=Size(), help="The size of the input, for models that take any.")
-@click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels of the input; 1: grey images.")
+@click.option(
+    "--channels", type=click.IntRange(0), metavar="N", help="Channels of the input; 1: grey images; 0: no such axis."
+)
 @click.option("--labels", metavar="FILE", help="Class labels, for models that have none.")
 @click.option("--device", metavar="D", help="cpu, cuda, …")
 @as_json

@@ -50,7 +50,12 @@ _MODEL = (
     click.option(
         "--size", type=Size(), help="The size of the input, for a model that takes any; 48x, x320: one side."
     ),
-    click.option("--channels", type=click.IntRange(1), metavar="N", help="Channels of the input; 1: grey images."),
+    click.option(
+        "--channels",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Channels of the input; 1: grey images; 0: no such axis.",
+    ),
     click.option("--labels", metavar="FILE", help="Class labels, one per line, or JSON."),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),

@@ -99,7 +99,7 @@ def _checks(
     kinds = " ".join(sample.layer.kind for sample in between).lower()
     spatial = next((m for m in reversed(matches[:index]) if first[m.first].is_spatial), None)
     mismatch = rerun_checks.LayerMismatch(a, b, a_before, models)
-    is_start = all(first[m.first].shape[0] == models[0].spec.channels for m in matches[:index])
+    is_start = all(first[m.first].shape[0] == (models[0].spec.channels or 1) for m in matches[:index])
 
     yield "another order", lambda: value_checks.reordered(a, b, first[spatial.first] if spatial else None)
     if a_before is not None and b_before is not None:

@@ -46,7 +46,15 @@ def shape_from_channels_first(shape: Sequence[T], layout: Layout) -> tuple[T, ..
 
 def input_shape(spec: InputSpec) -> tuple[int, ...]:
     """Return the shape of one input without the batch, in the model's layout, with the sides of `full_size`."""
-    return shape_from_channels_first((spec.channels, *full_size(spec.size, spec.rank)), spec.layout)
+    size = full_size(spec.size, spec.rank)
+    return shape_from_channels_first((spec.channels, *size), spec.layout) if spec.channels else size
+
+
+def without_channel_axis(x: Array, spec: InputSpec) -> Array:
+    """Return a batch [N, *space] for a model that has no channel axis; any other batch as it is: a view."""
+    if spec.channels or np.ndim(x) != 2 + (spec.rank or 2):
+        return x
+    return x[..., 0] if spec.layout == "channels_last" else x[:, 0]
 
 
 def full_size(size: Sequence[int | None] | None, rank: int | None = None) -> tuple[int, ...]:

@@ -118,19 +118,22 @@ def _check_signature(method: Any, name: str, backend: str) -> None:
         return
 
 
+def _is_side(length: Any) -> bool:
+    return length is None or (isinstance(length, int) and length > 0)
+
+
 def _check_input(spec: Any, backend: str) -> None:
     if not isinstance(spec, InputSpec):
         raise violation(backend, f"its model's input is {kind(spec)}", "an InputSpec")
-    sizes = (*spec.size, spec.channels) if isinstance(spec.size, tuple) else (spec.channels,)
     try:
         numeric = spec.dtype is not None and np.dtype(spec.dtype).kind in "fiuV"  # an added type, as bfloat16, is a V
     except TypeError:
         numeric = False
     if not (
         numeric
-        and isinstance(spec.size, tuple | None)
-        and spec.channels is not None
-        and all(n is None or (isinstance(n, int) and n > 0) for n in sizes)
+        and (spec.size is None or (isinstance(spec.size, tuple) and all(_is_side(n) for n in spec.size)))
+        and isinstance(spec.channels, int)
+        and spec.channels >= 0
         and spec.layout in get_args(Layout)
         and isinstance(spec.preprocessing, Preprocessing | None)
         and isinstance(spec.needs, Preprocessing | None)

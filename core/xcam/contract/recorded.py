@@ -18,7 +18,7 @@ import numpy as np
 
 from xcam.contract.abilities import ExplainsMissingLayers, supports
 from xcam.contract.caches import BoundedCache
-from xcam.contract.layouts import from_channels_first, input_shape, joined, to_channels_first
+from xcam.contract.layouts import from_channels_first, input_shape, joined, to_channels_first, without_channel_axis
 from xcam.contract.messages import first_run, no_gradient, unknown_layer
 from xcam.contract.outputs import ask, one_or_mapping
 from xcam.contract.rows import rows_of
@@ -143,12 +143,14 @@ class RecordedModel(ABC, Generic[R]):
 
     def predict(self, x: Array) -> Outputs:
         """See xcam.contract.Model."""
+        x = without_channel_axis(x, self.input)
         recording = self._recording(x)
         with self._running():
             return one_or_mapping(recording.predict(x))
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model."""
+        x = without_channel_axis(x, self.input)
         recording = self._recording(x)
         known = [self._layer(recording, name) for name in layers]
         with self._running():
@@ -161,6 +163,7 @@ class RecordedModel(ABC, Generic[R]):
 
     def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
         """See xcam.contract.Model."""
+        x = without_channel_axis(x, self.input)
         recording = self._recording(x)
         known = self._layer(recording, layer)
         with self._running_at(known):
@@ -188,6 +191,7 @@ class RecordedModel(ABC, Generic[R]):
 
     def _hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """Implement `SupportsHvp.hvp` where `Recording.forward` returns a `SecondOrderPass`."""
+        x = without_channel_axis(x, self.input)
         recording = self._recording(x)
         known = self._layer(recording, layer)
         with self._running_at(known):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xcam.contract.layouts import full_size
+from xcam.contract.layouts import full_size, without_channel_axis
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.contract.types import Array, InputSpec
 from xcam.errors import warn
@@ -42,6 +42,8 @@ def computed(spec: InputSpec, reach: Reach) -> Preprocessing | None:
         spec: the model's input; its own preprocessing is not read.
         reach: runs the model up to its first layer with a kernel. Its errors pass.
     """
+    if not spec.channels:
+        return computed(replace(spec, channels=1), lambda x: reach(without_channel_axis(x, spec)))
     if not spec.dtype.startswith(("float", "bfloat")) or spec.channels not in (1, 3):
         return None
     white = reach(_plain(spec, [255.0] * spec.channels))

@@ -78,6 +78,7 @@ class InputSpec:
     size: tuple[int | None, ...] | None
     """(H, W), None for a side of any length; None where the model takes any size."""
     channels: int = 3
+    """0 for a model of grey images that takes [N, H, W]. The core gives it a channel axis of one all the same."""
     layout: Layout = "channels_first"
     dtype: str = "float32"
     preprocessing: Preprocessing | None = None

@@ -106,7 +106,8 @@ def opened_for(model: Model, source: Any) -> Model:
     if not isinstance(source, Sample):
         return model
     shape = source.x.shape[-1:] + source.x.shape[:-1] if model.input.layout == "channels_last" else source.x.shape
-    spec = dataclasses.replace(model.input, channels=shape[0], channels_known=True, size=shape[1:])
+    channels = shape[0] if model.input.channels else 0
+    spec = dataclasses.replace(model.input, channels=channels, channels_known=True, size=shape[1:])
     if model.input == spec:
         return model
     view = copy.copy(model)
@@ -161,6 +162,8 @@ def _batch(array: Array, spec: InputSpec, name: str, model: str) -> Array:
     axis = -1 if spec.layout == "channels_last" else -rank - 1
     axes = shape_from_channels_first(("C", *SPACE[rank]), spec.layout)
     expected = f"[{', '.join(axes)}] or [N, {', '.join(axes)}]"
+    if not spec.channels:  # the core gives it a channel axis
+        spec = dataclasses.replace(spec, channels=1)
     channels = spec.channels if spec.channels_known else None
     if array.ndim == rank + 2:
         batch = array

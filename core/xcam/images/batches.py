@@ -22,19 +22,19 @@ def batch(
 
     Args:
         images: N images, RGB uint8 [height, width, 3] of any size.
-        spec: The model's input. Images are converted to grey for a model with one channel.
+        spec: The model's input. Images are converted to grey for a model with one channel, or without a channel axis.
         size: (H, W) in pixels, to which the images are resized.
         preprocessing: Scaling, means and channel order.
 
     Returns:
-        [N, H, W, C] or [N, C, H, W] of `spec.dtype`.
+        [N, H, W, C] or [N, C, H, W] of `spec.dtype`, also for a model without a channel axis.
 
     Raises:
         InputError: The model does not take one or three channels, or the preprocessing has another number of channels.
     """
     cv2 = opencv.load()
     resized: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
-    if spec.channels == 1:
+    if spec.channels in (0, 1):
         if len(preprocessing.mean) > 1 or len(preprocessing.std) > 1:
             raise InputError(
                 f"preprocessing {preprocessing.name!r} is for three channels, and the model takes one; use unit, raw, tf, "

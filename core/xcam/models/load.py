@@ -51,8 +51,9 @@ def load(
         size: (height, width) of the input in pixels, for a model that takes any size. One of them may be None: it then
             follows from the other and from the ratio of each image. Default: the model's own; a model that states one
             side keeps the ratio.
-        channels: The number of channels of the input, where the model does not state it: 3, or 1 for grey images.
-            Default: a guess, which is corrected where the model does not run on it.
+        channels: The number of channels of the input, where the model does not state it: 3; 1 for grey images; 0 for grey
+            images [N, H, W] without a channel axis. Default: a guess, which is corrected where the model does not run on
+            it.
         labels: Class labels: a list, `imagenet`, or a text or JSON file; for a single output the labels of class 0 and 1,
             or that of class 1 alone. Default: the model's own.
         device: A device, in the backend's notation, for example `cuda`.
@@ -205,8 +206,10 @@ def _resized(spec: InputSpec, size: tuple[int | None, ...], name: str) -> tuple[
 
 def _check_channels(channels: Any) -> None:
     """Raise InputError where `channels` is not a number of channels."""
-    if channels is not None and not (type(channels) is int and 0 < channels <= LARGEST):
-        raise InputError(f"cannot use channels={channels!r}; give 3, or 1 for grey images")
+    if channels is not None and not (type(channels) is int and 0 <= channels <= LARGEST):
+        raise InputError(
+            f"cannot use channels={channels!r}; give 3, or 1 for grey images, 0 where they have no channel axis"
+        )
 
 
 def by(size: Sequence[int | None] | None) -> str:

@@ -496,7 +496,8 @@ OPENED: list[tuple[Any, str]] = [
         for changes in (
             {"size": (0, 8)},
             {"channels": "3"},
-            {"channels": 0},
+            {"channels": -1},
+            {"channels": None},
             {"dtype": "torch.float32"},
             {"dtype": None},
             {"dtype": "object"},

@@ -15,7 +15,7 @@ from xcam.models.load import by, split_backend
         ({"size": (0, 5)}, r"cannot use size=\(0, 5\)"),
         ({"size": (5, 20_000)}, "cannot use size"),
         ({"size": (None, None)}, r"cannot use size=\(None, None\); .*, or None for one of them"),
-        ({"channels": 0}, "cannot use channels=0; give 3, or 1 for grey images"),
+        ({"channels": -1}, "cannot use channels=-1; give 3, or 1 for grey images, 0 where they have no channel axis"),
         ({"channels": 3.0}, "cannot use channels=3.0; give 3"),
         ({"channels": True}, "cannot use channels=True; give 3"),
         ({"layout": "NHWC"}, "unknown layout 'NHWC'; known: channels_first, channels_last"),
