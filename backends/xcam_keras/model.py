@@ -85,10 +85,12 @@ class KerasModel(RecordedModel[Recording]):
         context: AbstractContextManager[None] = engine().running(self.device)
         return context
 
-    def _record(self, shape: tuple[int, ...]) -> Recording:
+    def _record(self, shape: tuple[int, ...], batch: int) -> Recording:
         if not all(layer.built for layer in self.model._flatten_layers()):
             # Weights that are created while an engine records are only half initialised: Keras then fails at its next
             # StatelessScope, in any other model.
             self.model(keras.ops.zeros((1, *shape), self.input.dtype), training=False)
-        recording: Recording = engine().Recording(self.model, shape, self.input.dtype, self.layout)
+        recording: Recording = engine().Recording(
+            self.model, shape, self.input.dtype, self.layout, 1 if batch == 1 else None
+        )
         return recording

@@ -168,7 +168,7 @@ class GraphModel(RecordedModel["GraphRecording"]):
         context: AbstractContextManager[None] = engine().running(self.device)
         return context
 
-    def _record(self, shape: tuple[int, ...]) -> GraphRecording:
+    def _record(self, shape: tuple[int, ...], batch: int) -> GraphRecording:
         return GraphRecording(self.graph, shape, self.layout, self.name)
 
 
@@ -176,6 +176,7 @@ class GraphRecording(tensorflow_engine.Recording):
     """See xcam.contract.recorded.Recording: a frozen graph for one shape of the input."""
 
     def __init__(self, graph: Graph, shape: Sequence[int], layout: Layout, name: str) -> None:
+        self.batch = None
         with TRACING:
             ends = list(graph.outputs.values())
 

@@ -79,24 +79,26 @@ class OnnxModel(RecordedModel[Recording]):
         """Threads within an operator (ONNX Runtime's intra_op_num_threads); None: the number of cores."""
         return self.recording.runtime.threads
 
-    def _record(self, shape: tuple[int, ...]) -> Recording:
+    def _record(self, shape: tuple[int, ...], batch: int) -> Recording:
         """Return the only recording. Its layers are read once, for the model's input size at that time.
 
         A model with branches or loops that depend on the input's shape has a recording for each shape.
         """
-        self.recording.spec = self.input
-        signature = self.recording.signature
+        recording, fixed = self.recording, self.recording.batch
+        recording.spec = self.input
+        if fixed is None and batch == 1:
+            recording, fixed = recording.one_by_one(), 1
+        signature = recording.signature
         if self._decided or len(shape) != len(signature.size) + (signature.axis is not None):
-            return self.recording
-        batch = signature.batch
+            return recording
         # The sizes that may decide: those that the file fixes; those of this shape; a batch of one, image by image.
-        for sizes in ((None,) * (1 + len(shape)), (batch, *shape), (batch or 1, *shape)):
-            recording = self.recording.specialised(sizes, (sizes[0] or batch or 2, *shape), self._layout)
-            if not control_flow_nodes(recording.model):
-                if not recording.sizes:
-                    self.recording, self._decided = recording, True
-                return recording
-        return self.recording.specialised((batch, *shape), (batch or 2, *shape), self._layout)
+        for sizes in ((None,) * (1 + len(shape)), (fixed, *shape), (fixed or 1, *shape)):
+            special = recording.specialised(sizes, (sizes[0] or fixed or 2, *shape), self._layout)
+            if not control_flow_nodes(special.model):
+                if not special.sizes and fixed == self.recording.batch:
+                    self.recording, self._decided = special, True
+                return special
+        return recording.specialised((fixed, *shape), (fixed or 2, *shape), self._layout)
 
     def _running(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -133,7 +135,7 @@ class OnnxModel(RecordedModel[Recording]):
 
     def explain_missing_layer(self, name: str) -> str | None:
         """Return why the model does not have a layer, and the nearest one that it has; None where nothing is known."""
-        graph = (self._recordings.latest or self.recording).graph
+        graph = self._recording().graph
         tensor = next((n.output[0] for n in graph.nodes if n.output and name in (n.name, *n.output)), "")
         if graph.dtype(tensor) not in (0, *FLOATS):
             return (

@@ -48,9 +48,18 @@ class Recording:
         self._sessions = BoundedCache[tuple[str, ...], Session](1)
 
     @property
+    def batch(self) -> int | None:
+        """The batch size that the model is fixed to."""
+        return self.signature.batch
+
+    @property
     def output_activations(self) -> Mapping[str, str | None]:
         """The activation that is cut off each output, by the output's name."""
         return {output.name: output.activation for output in self.signature.outputs}
+
+    def one_by_one(self) -> Recording:
+        """Return the recording of the same model with a batch of one."""
+        return Recording(self.model, self.name, replace(self.signature, batch=1), self.spec, self.runtime)
 
     @cached_property
     def layers(self) -> Mapping[str, Layer]:

@@ -46,6 +46,7 @@ class TorchModel(RecordedModel[Recording]):
         """
         super().__init__(name, spec, labels, notes)
         self.module, self.layout, self.batch = module, layout, batch
+        self._stated_layout = layout
 
     def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """See xcam.contract.abilities.SupportsHvp. By double backward."""
@@ -83,8 +84,8 @@ class TorchModel(RecordedModel[Recording]):
             batch=self.batch,
         )
 
-    def _record(self, shape: tuple[int, ...]) -> Recording:
-        return Recording(self.module, self.name, shape, self.layout, self.batch)
+    def _record(self, shape: tuple[int, ...], batch: int) -> Recording:
+        return Recording(self.module, self.name, shape, self.layout, self.batch or (1 if batch == 1 else None))
 
     def _running(self) -> AbstractContextManager[None]:
         return running(self.module)

@@ -35,7 +35,7 @@ class Recording:
             layout: of every layer, where the caller gives one.
             batch: the batch size that the module is fixed to; None: any.
         """
-        self._module, self._name, self._batch = module, name, batch
+        self._module, self._name, self.batch = module, name, batch
         self._structure = self._modules()
         noise = np.random.default_rng(0).normal(size=(batch or 2, *shape)).astype(np.float32)
         self.calls, self.output_activations = record(module, self.tensor(noise), layout)
@@ -91,7 +91,7 @@ class Recording:
         """Return the captured tail behind a call; None where the module cannot be captured."""
 
         def capture() -> Tail | None:
-            return None if self._batch else verified(self._forward, x, call)
+            return None if self.batch else verified(self._forward, x, call)
 
         return self._tails.get(call.layer.name, capture, valid=lambda tail: tail is None or tail.fits(self._module))
 
@@ -102,7 +102,7 @@ class Recording:
             return torch.tensor(np.ascontiguousarray(x), device=device).to(dtype)
 
     def _batches(self, x: Tensor) -> list[Tensor]:
-        return [x[rows] for rows in batch_slices(len(x), self._batch, self._name)]
+        return [x[rows] for rows in batch_slices(len(x), self.batch, self._name)]
 
     def _modules(self) -> tuple[int, ...]:
         return tuple(map(id, modules_of(self._module)))

@@ -45,12 +45,15 @@ class Recording:
 
     current = True
 
-    def __init__(self, model: keras.Model, shape: Sequence[int], dtype: str, layout: Layout) -> None:
+    def __init__(
+        self, model: keras.Model, shape: Sequence[int], dtype: str, layout: Layout, batch: int | None = None
+    ) -> None:
+        self.batch = batch
         self._model, self._shape, self._dtype = model, tuple(shape), dtype
         self._graphs: BoundedCache[int, Graph] = BoundedCache(GRAPHS)
         if not model.built:
             model(np.zeros((1, *shape), dtype), training=False)
-        graph = self.graph(BATCH)
+        graph = self.graph(batch or BATCH)
         self.output_activations = graph.output_activations
         self.layers = {
             name: calls.described(
@@ -61,7 +64,8 @@ class Recording:
                 len(shape) == 3,
                 is_output=graph.layers[name] in graph.ends,
                 reaches_output=graph.layers[name] in graph.reach,
-                folds_batch=len(shape_of(graph.layers[name])) > 2 and shape_of(graph.layers[name])[0] != BATCH,
+                folds_batch=len(shape_of(graph.layers[name])) > 2
+                and shape_of(graph.layers[name])[0] != (batch or BATCH),
             )
             for name, layer in graph.keras_layers.items()
         }

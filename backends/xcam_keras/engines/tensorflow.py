@@ -54,9 +54,12 @@ class Recording:
 
     current = True
 
-    def __init__(self, model: keras.Model, shape: Sequence[int | None], dtype: str, layout: Layout) -> None:
+    def __init__(
+        self, model: keras.Model, shape: Sequence[int | None], dtype: str, layout: Layout, batch: int | None = None
+    ) -> None:
+        self.batch = batch
         with TRACING:
-            self.function, seen = traced(model, tf.TensorSpec((None, *shape), dtype))
+            self.function, seen = traced(model, tf.TensorSpec((batch, *shape), dtype))
             self.graph = self.function.graph
             self.operations = self.graph.get_operations()
             self.x: tf.Tensor = self.function.inputs[0]

@@ -56,10 +56,13 @@ class Recording:
 
     current = True
 
-    def __init__(self, model: keras.Model, shape: Sequence[int], dtype: str, layout: Layout) -> None:
+    def __init__(
+        self, model: keras.Model, shape: Sequence[int], dtype: str, layout: Layout, batch: int | None = None
+    ) -> None:
+        self.batch = batch
         self.model, self.dtype = model, getattr(torch, dtype)
         self.device = next((v.value.device for v in model.variables), None)
-        self.noise = np.random.default_rng(0).normal(size=(BATCH, *shape))
+        self.noise = np.random.default_rng(0).normal(size=(batch or BATCH, *shape))
         layers = model._flatten_layers(include_self=False)
         wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
         self._modules = list({module: None for wrapper in wrappers for module in wrapper.modules()})
@@ -83,7 +86,7 @@ class Recording:
                 len(shape) == 3,
                 is_output=id(call.value) in ends,
                 reaches_output=node_of(call.value) in nodes,
-                folds_batch=call.value.ndim > 2 and len(call.value) != BATCH,
+                folds_batch=call.value.ndim > 2 and len(call.value) != (batch or BATCH),
             )
             for name, call in named.items()
         }

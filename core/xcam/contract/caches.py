@@ -24,14 +24,15 @@ class BoundedCache(Generic[K, V]):
         """
         self._size = size
         self._values: dict[K, V] = {}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while a value is made."""
 
     def get(self, key: K, make: Callable[[], V], valid: Callable[[V], bool] | None = None) -> V:
         """Return the value of `key`; `make` it where there is none, or where `valid` rejects the one that is kept.
 
         The oldest value is removed before the new one is computed, so that both are never in memory at once.
         """
-        with self._lock:
+        with self.lock:
             if key in self._values and (valid is None or valid(self._values[key])):
                 value = self._values.pop(key)
             else:
@@ -45,10 +46,10 @@ class BoundedCache(Generic[K, V]):
     @property
     def latest(self) -> V | None:
         """The value that was used last, or None."""
-        with self._lock:
+        with self.lock:
             return next(reversed(self._values.values()), None)
 
     def clear(self) -> None:
         """Drop all values."""
-        with self._lock:
+        with self.lock:
             self._values.clear()

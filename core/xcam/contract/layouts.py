@@ -10,12 +10,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from xcam.contract.types import DEFAULT_SIZE, Array, InputSpec, Layout
+from xcam.contract.types import DEFAULT_SIZE, Array, InputSpec, Layer, Layout
 
 T = TypeVar("T")
 
 SIDES = {1: 1024, 2: DEFAULT_SIZE[0], 3: 32}
 """The side of a signal, an image and a volume with which a model is recorded where nothing states one."""
+MOST_EXTRA = 8
+"""The largest number of class and register tokens."""
 
 
 def to_channels_first(array: Array, layout: Layout) -> Array:
@@ -26,6 +28,20 @@ def to_channels_first(array: Array, layout: Layout) -> Array:
 def from_channels_first(array: Array, layout: Layout) -> Array:
     """Return an array [N, C, *spatial] in `layout`: a view, nothing is copied."""
     return np.moveaxis(array, 1, -1) if layout != "channels_first" and array.ndim > 2 else array
+
+
+def to_trace(value: Array, layer: Layer) -> Array:
+    """Return a layer's value, in the framework's order, as a Trace has it. A view, except where tokens are reordered."""
+    value = np.moveaxis(value, layer.batch_axis, 0) if layer.batch_axis else value
+    value = to_channels_first(value, layer.layout)
+    return value if layer.order is None else value[..., list(layer.order)]
+
+
+def from_trace(array: Array, layer: Layer) -> Array:
+    """Return a layer's value, as a Trace has it, in the framework's order: the inverse of `to_trace`."""
+    array = array if layer.order is None else array[..., np.argsort(layer.order)]
+    array = from_channels_first(array, layer.layout)
+    return np.moveaxis(array, 0, layer.batch_axis) if layer.batch_axis else array
 
 
 def joined(batches: Sequence[Array], layout: Layout = "channels_first") -> Array:
@@ -75,3 +91,24 @@ def filled(size: Sequence[int | None] | None, other: Sequence[int | None] | None
     if size and other and len(size) == len(other):
         sides = [m if n is None else n for n, m in zip(size, other, strict=True)]
     return None if list(sides) in ([], [None, None]) else tuple(sides)
+
+
+def token_grid(count: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]] | None:
+    """Return the grid of tokens over an image: square patches, the fewest extra tokens.
+
+    Args:
+        count: The number of tokens.
+        size: (height, width) of the image.
+
+    Returns:
+        The number of class and register tokens before the patches, and (h, w) of the patches; None where no grid fits.
+    """
+    height, width = size
+    for extra in range(min(MOST_EXTRA, count - 1) + 1):
+        for patch in range(1, min(height, width) + 1):
+            cut_off = (height // patch, width // patch)
+            padded = (-(-height // patch), -(-width // patch))
+            for grid_size in (cut_off, padded):
+                if grid_size[0] * grid_size[1] == count - extra > 1:
+                    return extra, grid_size
+    return None

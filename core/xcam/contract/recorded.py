@@ -9,24 +9,27 @@ fixed names of outputs, rows, cotangents and errors are handled here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
 from xcam.contract.abilities import ExplainsMissingLayers, supports
 from xcam.contract.caches import BoundedCache
-from xcam.contract.layouts import from_channels_first, input_shape, joined, to_channels_first, without_channel_axis
+from xcam.contract.layouts import from_trace, input_shape, to_trace, without_channel_axis
 from xcam.contract.messages import first_run, no_gradient, unknown_layer
 from xcam.contract.outputs import ask, one_or_mapping
+from xcam.contract.probing import probed
 from xcam.contract.rows import rows_of
-from xcam.contract.types import Activation, Array, Capability, Cotangents, InputSpec, Layer, Outputs, Trace
-from xcam.errors import InputError
+from xcam.contract.types import Activation, Array, Capability, Cotangents, InputSpec, Layer, Layout, Outputs, Trace
+from xcam.errors import InputError, ModelError, XcamError
 
 RECORDINGS = 4
 """Input shapes whose recordings are kept."""
+ANY_BATCH = 2
+"""The batch size with which a model is recorded that takes any."""
 
 
 class NoGradient(Exception):  # noqa: N818
@@ -66,6 +69,10 @@ class Recording(Protocol):
     """The forward pass of a model for one input shape and any batch."""
 
     @property
+    def batch(self) -> int | None:
+        """The batch size that the model is fixed to; None: any."""
+
+    @property
     def current(self) -> bool:
         """Whether the model still has the parts that were recorded."""
 
@@ -92,6 +99,7 @@ class Recording(Protocol):
 
 
 R = TypeVar("R", bound=Recording)
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -102,6 +110,60 @@ class State:
     rows: int
     """Number of rows of the batch."""
     forward_pass: ForwardPass
+
+
+@dataclass(eq=False)
+class _Opened(Generic[R]):
+    """A recording, and the facts that a probe adds to it."""
+
+    recording: R
+    shape: tuple[int, ...]
+    batch: int
+    """ANY_BATCH, or another number: the model takes batches of this size only."""
+    layers: Mapping[str, Layer] = field(default_factory=dict)
+    """The layers as the probe describes them; empty before the probe."""
+
+
+class _OneByOne:
+    """Forward passes of a model that takes one image at a time. See ForwardPass."""
+
+    def __init__(self, passes: Sequence[ForwardPass], axis: int) -> None:
+        self._passes, self._axis = passes, axis
+
+    @property
+    def outputs(self) -> Mapping[str, Array]:
+        return _stacked([forward_pass.outputs for forward_pass in self._passes])
+
+    @property
+    def value(self) -> Array:
+        return np.concatenate([forward_pass.value for forward_pass in self._passes], self._axis)
+
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+        rows = [list(one.gradients(_row(cotangents, k))) for k, one in enumerate(self._passes)]
+        return (np.concatenate(parts, self._axis) for parts in zip(*rows, strict=True))
+
+    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
+        split = [self._split(vector) for vector in vectors]
+        rows = [
+            list(cast(SecondOrderPass, one).hvp(_row(cotangents, k), [parts[k] for parts in split]))
+            for k, one in enumerate(self._passes)
+        ]
+        return (np.concatenate(parts, self._axis) for parts in zip(*rows, strict=True))
+
+    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> _OneByOne:
+        variants = zip(rows, self._split(value), strict=True)
+        return _OneByOne([self._passes[row].resumed(part, [0], differentiate) for row, part in variants], self._axis)
+
+    def _split(self, value: Array) -> list[Array]:
+        return np.split(value, value.shape[self._axis], self._axis)
+
+
+def _row(cotangents: Sequence[Mapping[str, Array]], k: int) -> list[Mapping[str, Array]]:
+    return [{name: value[k : k + 1] for name, value in cotangent.items()} for cotangent in cotangents]
+
+
+def _stacked(outputs: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
+    return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}
 
 
 class RecordedModel(ABC, Generic[R]):
@@ -117,11 +179,18 @@ class RecordedModel(ABC, Generic[R]):
         self.input = spec
         self.labels = labels
         self.notes: Sequence[str] = tuple(notes)
-        self._recordings: BoundedCache[tuple[int, ...], R] = BoundedCache(RECORDINGS)
+        self._stated_layout: Layout | None = None
+        """The layout that the caller states for all layers."""
+        self._recordings: BoundedCache[tuple[int, ...], _Opened[R]] = BoundedCache(RECORDINGS)
 
     @abstractmethod
-    def _record(self, shape: tuple[int, ...]) -> R:
-        """Record the model for inputs [N, *shape]. Called once for each shape, under `_running`."""
+    def _record(self, shape: tuple[int, ...], batch: int) -> R:
+        """Record the model for inputs [N, *shape], under `_running`.
+
+        Args:
+            shape: of an input, without the batch.
+            batch: the batch size to run with: ANY_BATCH first, and 1 where the model fails with that.
+        """
 
     @abstractmethod
     def _running(self) -> AbstractContextManager[None]:
@@ -139,36 +208,38 @@ class RecordedModel(ABC, Generic[R]):
     @property
     def layers(self) -> Sequence[Layer]:
         """See xcam.contract.Model."""
-        return list(self._recording().layers.values())
+        return list(self._probed(self._opened()).values())
 
     def predict(self, x: Array) -> Outputs:
         """See xcam.contract.Model."""
         x = without_channel_axis(x, self.input)
-        recording = self._recording(x)
-        with self._running():
-            return one_or_mapping(recording.predict(x))
+        opened = self._opened(x)
+
+        def run(rows: Array) -> Mapping[str, Array]:
+            with self._running():
+                return opened.recording.predict(rows)
+
+        return one_or_mapping(self._by_rows(opened, x, run, _stacked, lambda outputs: outputs))
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model."""
         x = without_channel_axis(x, self.input)
-        recording = self._recording(x)
-        known = [self._layer(recording, name) for name in layers]
+        opened = self._opened(x)
+        known = [self._layer(opened, name) for name in layers]
+        names = [layer.name for layer in known]
         with self._running():
-            values = recording.values(x, [layer.name for layer in known])
-        # Views, as the core may read only a few of many layers.
-        return {
-            name: to_channels_first(value, layer.layout)
-            for name, layer, value in zip(layers, known, values, strict=True)
-        }
+            parts = [opened.recording.values(rows, names) for rows in (_rows(x) if opened.batch == 1 else [x])]
+        result = {}
+        for k, (name, layer) in enumerate(zip(layers, known, strict=True)):
+            # Views, as the core may read only a few of many layers.
+            views = [to_trace(values[k], layer) for values in parts]
+            result[name] = views[0] if len(views) == 1 else np.concatenate(views)
+        return result
 
     def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
         """See xcam.contract.Model."""
-        x = without_channel_axis(x, self.input)
-        recording = self._recording(x)
-        known = self._layer(recording, layer)
-        with self._running_at(known):
-            forward_pass = recording.forward(x, known.name, cotangents is not None)
-            value, outputs = joined([forward_pass.value], known.layout), forward_pass.outputs
+        known, forward_pass, outputs = self._forward(x, layer, cotangents is not None)
+        value = np.ascontiguousarray(to_trace(forward_pass.value, known))
         return self._finish(State(known, len(x), forward_pass), outputs, value, cotangents)
 
     def resume(
@@ -182,7 +253,7 @@ class RecordedModel(ABC, Generic[R]):
         state: State = trace.state
         variant_rows = rows_of(rows, state.rows, len(activations))
         activations = np.array(activations, np.float32)
-        value = from_channels_first(activations, state.layer.layout)
+        value = from_trace(activations, state.layer)
         with self._running_at(state.layer):
             forward_pass = state.forward_pass.resumed(value, variant_rows, cotangents is not None)
             outputs = forward_pass.outputs
@@ -191,16 +262,52 @@ class RecordedModel(ABC, Generic[R]):
 
     def _hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """Implement `SupportsHvp.hvp` where `Recording.forward` returns a `SecondOrderPass`."""
-        x = without_channel_axis(x, self.input)
-        recording = self._recording(x)
-        known = self._layer(recording, layer)
-        with self._running_at(known):
-            forward_pass = cast(SecondOrderPass, recording.forward(x, known.name, differentiate=True))
-            outputs = forward_pass.outputs
+        known, forward_pass, outputs = self._forward(x, layer, True)
         named = ask(cotangents, one_or_mapping(outputs), outputs)
         with self._running_at(known):
-            products = forward_pass.hvp(named, [from_channels_first(vector, known.layout) for vector in vectors])
-            return [joined([product], known.layout) for product in products]
+            second_order = cast(SecondOrderPass, forward_pass)
+            products = second_order.hvp(named, [from_trace(vector, known) for vector in vectors])
+            return [np.ascontiguousarray(to_trace(product, known)) for product in products]
+
+    def _forward(self, x: Array, layer: str, differentiate: bool) -> tuple[Layer, ForwardPass, Mapping[str, Array]]:
+        """Return a layer, a forward pass that is opened at it, and the outputs."""
+        x = without_channel_axis(x, self.input)
+        opened = self._opened(x)
+        known = self._layer(opened, layer)
+
+        def run(rows: Array) -> ForwardPass:
+            with self._running_at(known):
+                return opened.recording.forward(rows, known.name, differentiate)
+
+        def joined_passes(passes: Sequence[ForwardPass]) -> ForwardPass:
+            return _OneByOne(passes, known.batch_axis)
+
+        forward_pass = self._by_rows(opened, x, run, joined_passes, lambda one: one.outputs)
+        return known, forward_pass, forward_pass.outputs
+
+    def _by_rows(
+        self,
+        opened: _Opened[R],
+        x: Array,
+        run: Callable[[Array], T],
+        join: Callable[[Sequence[T]], T],
+        outputs: Callable[[T], Mapping[str, Array]],
+    ) -> T:
+        """Run the model on a batch; image by image where it takes only one, or does not return a row for each."""
+        if opened.batch != 1 or len(x) == 1:
+            try:
+                result = run(x)
+            except (NoGradient, MemoryError):
+                raise
+            except Exception:
+                self._probed(opened)
+                if opened.batch != 1:
+                    raise
+            else:
+                if all(array.ndim and len(array) == len(x) for array in outputs(result).values()) or len(x) == 1:
+                    return result
+        opened.batch = 1
+        return join([run(rows) for rows in _rows(x)])
 
     def _finish(
         self, state: State, outputs: Mapping[str, Array], activations: Array, cotangents: Cotangents | None
@@ -210,7 +317,7 @@ class RecordedModel(ABC, Generic[R]):
         if named:
             with self._running_at(state.layer):
                 for gradient in state.forward_pass.gradients(named):
-                    gradients.append(joined([gradient], state.layer.layout))
+                    gradients.append(np.ascontiguousarray(to_trace(gradient, state.layer)))
         return Trace(one_or_mapping(outputs), activations, gradients, state)
 
     @contextmanager
@@ -224,8 +331,8 @@ class RecordedModel(ABC, Generic[R]):
 
     def _next_differentiable(self, layer: Layer) -> str | None:
         """Return the name of the next layer that can be explained by its gradient, in the latest recording."""
-        recording = self._recordings.latest
-        listed = list(recording.layers.values()) if recording else []
+        opened = self._recordings.latest
+        listed = list(self._probed(opened).values()) if opened else []
         names = [other.name for other in listed]
         following = listed[names.index(layer.name) + 1 :] if layer.name in names else []
         able = (
@@ -236,22 +343,86 @@ class RecordedModel(ABC, Generic[R]):
         return next(able, None)
 
     def _recording(self, x: Array | None = None) -> R:
+        """Return the recording for the shape of `x`, or for the model's own input shape. Raises ModelError."""
+        return self._opened(x).recording
+
+    def _opened(self, x: Array | None = None) -> _Opened[R]:
         """Return the recording for the shape of `x`, or for the model's own input shape.
 
         Raises:
             ModelError: the model cannot run on such an input.
         """
+        if x is None and not self.input.channels_known:
+            self._try_channels()
         shape = input_shape(self.input) if x is None else tuple(np.shape(x)[1:])
+        return self._recordings.get(shape, lambda: self._record_any(shape), valid=lambda one: one.recording.current)
 
-        def record() -> R:
+    def _try_channels(self) -> None:
+        """Run the model with the number of channels that is a guess, then with 3, then with 1; keep the first that works.
+
+        Raises:
+            ModelError: the model fails with each of them; the error is that of the guess.
+        """
+        first: ModelError | None = None
+        for channels in dict.fromkeys((self.input.channels, 3, 1)):
+            spec = replace(self.input, channels=channels, channels_known=True)
+            shape = input_shape(spec)
+            try:
+                opened = self._recordings.get(shape, lambda shape=shape: self._record_any(shape))  # type: ignore[misc]
+                with first_run(self.name, shape), self._running():
+                    opened.recording.predict(np.zeros((opened.batch, *shape), self.input.dtype))
+            except ModelError as error:
+                first = first or error
+            else:
+                self.input = spec
+                return
+        assert first is not None
+        raise first
+
+    def _record_any(self, shape: tuple[int, ...]) -> _Opened[R]:
+        """Record with two images, and with one where the model fails. The error is that of the first attempt."""
+
+        def record(batch: int) -> R:
             with first_run(self.name, shape), self._running():
-                return self._record(shape)
+                return self._record(shape, batch)
 
-        return self._recordings.get(shape, record, valid=lambda recording: recording.current)
+        try:
+            recording, batch = record(ANY_BATCH), ANY_BATCH
+        except ModelError as error:
+            try:
+                recording, batch = record(1), 1
+            except XcamError:
+                raise error from error.__cause__
+        return _Opened(recording, shape, recording.batch or batch)
 
-    def _layer(self, recording: R, name: str) -> Layer:
+    def _probed(self, opened: _Opened[R]) -> Mapping[str, Layer]:
+        """Return the layers of a recording as a probe describes them; the probe runs once."""
+        if not opened.layers:
+            with self._recordings.lock:
+                if not opened.layers:
+                    opened.layers = self._probe(opened)
+        return opened.layers
+
+    def _probe(self, opened: _Opened[R]) -> Mapping[str, Layer]:
+        """Probe a recording: with one image where the model fails with several. Without a probe where it fails again."""
+        for batch in dict.fromkeys((opened.batch, 1)):
+            try:
+                with self._running():
+                    recording = opened.recording if batch == opened.batch else self._record(opened.shape, batch)
+                    layers = probed(
+                        recording.layers, recording.values, self.input, opened.shape, batch, self._stated_layout
+                    )
+            except MemoryError:
+                raise
+            except Exception:
+                continue
+            opened.recording, opened.batch = recording, batch
+            return layers
+        return dict(opened.recording.layers)
+
+    def _layer(self, opened: _Opened[R], name: str) -> Layer:
         """Return a layer by its name or an alias. Raises InputError."""
-        layers = recording.layers
+        layers = self._probed(opened)
         if name in layers:
             return layers[name]
         alias = next((layer for layer in layers.values() if name in layer.aliases), None)
@@ -261,3 +432,8 @@ class RecordedModel(ABC, Generic[R]):
         if reason:
             raise InputError(reason)
         raise unknown_layer(name, self.name, [layer.name for layer in layers.values() if not layer.inner])
+
+
+def _rows(x: Array) -> Iterator[Array]:
+    """Yield batches of one image."""
+    return (x[k : k + 1] for k in range(len(x)))

@@ -55,11 +55,13 @@ class Layer:
     """Whether a gradient leads from an output to it: a detached layer has a value and no gradient."""
     depends_on_input: bool = True
     """Whether its value depends on the image, and not only on the batch size or on constants."""
+    has_map: bool = True
+    """Whether its axes after the channels follow the image's; heads of attention and windows do not."""
     batch_axis: int = 0
     """The axis of the batch in the framework's own order: 1 for tokens first, batch second. A Trace has it first."""
     order: tuple[int, ...] | None = None
-    """For tokens that are not stored row by row: order[k] is the index, among the patch tokens, of position k of the grid
-    in row order."""
+    """For tokens that the framework does not store row by row: the index of each token of a Trace in its order. In a Trace
+    extra tokens come first, and then the patches row by row."""
     aliases: tuple[str, ...] = ()
     """Other names of the same value, which `trace` also takes."""
     inner: bool = False
@@ -67,8 +69,8 @@ class Layer:
 
     @property
     def has_space(self) -> bool:
-        """Whether it has more than one position: (512, 14, 14) does, (512, 1, 1) and (1000,) do not."""
-        return len(self.shape) > 1 and any(n is None or n > 1 for n in self.shape[1:])
+        """Whether it has a map of more than one position: (512, 14, 14) does, (512, 1, 1) and (1000,) do not."""
+        return self.has_map and len(self.shape) > 1 and any(n is None or n > 1 for n in self.shape[1:])
 
 
 @dataclass(frozen=True)

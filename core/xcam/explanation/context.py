@@ -14,7 +14,7 @@ from xcam.contract import Array, Layer, Model, Outputs, Trace, one_output, valid
 from xcam.errors import BackendError, InputError, ModelError, XcamError, first_line
 from xcam.explanation.inputs import as_input
 from xcam.explanation.tokens import Grid
-from xcam.methods.inputs import CAPABILITIES
+from xcam.methods.inputs import CAPABILITIES, GRADIENTS
 from xcam.methods.registry import Method, list_methods
 from xcam.targets import Target
 
@@ -230,4 +230,4 @@ def require(model: Model, method: Method) -> None:
 
 def without_gradients() -> list[str]:
     """Return the names of the methods that need no gradients."""
-    return [name for name, method in list_methods().items() if not {"gradients", "trace", "hvp"} & set(method.inputs)]
+    return [name for name, method in list_methods().items() if not GRADIENTS & set(method.inputs)]

@@ -16,11 +16,12 @@ from xcam.explanation.run import ImageSource, explain_batch
 from xcam.explanation.samples import opened_for, shapes, with_samples
 from xcam.explanation.settings import BATCH, Settings
 from xcam.explanation.settings import settings as checked_settings
+from xcam.methods.inputs import GRADIENTS
 from xcam.methods.maps import Normalize
 from xcam.methods.registry import option_names
 from xcam.models import layers
 from xcam.models.load import load
-from xcam.targets import Score, Target
+from xcam.targets import Score, Target, read_outputs
 from xcam.targets import target as parsed_target
 
 LayerChoice = str | Layer | Sequence[str | Layer] | None
@@ -146,13 +147,16 @@ def explain_at(
     aims, listed = aims_of_images(target, len(images), is_list, model.labels)
     activation = opened_for(model, images[0]).output_activation
     targets = [[parsed_target(aim, settings.score, activation, model.labels) for aim in row] for row in aims]
+    outputs = read_outputs(target for row in targets for target in row)
+    gradients = bool(GRADIENTS & set(settings.method.inputs))
     rows: list[list[Explanation]] = []
     for part in batches(targets, settings.batch, shapes(images)):
         opened = opened_for(model, images[part.start])
-        at = layers.find(opened, layer)
-        run_spec = (
-            spec if opened is model and spec is not None else opened.input
-        )  # the first run may have corrected it
+        at = layers.find(opened, layer, outputs, gradients)
+        if layer is None and not part.start:
+            layers.warn_if_coarse(opened, at, outputs)
+        # The first run may have corrected the input.
+        run_spec = spec if opened is model and spec is not None else opened.input
         run = partial(_explain_part, opened, run_spec, images, at, targets, settings)
         rows += within_memory(part, run)
     results = [row if as_list else row[0] for row, as_list in zip(rows, listed, strict=True)]

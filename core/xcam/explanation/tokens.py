@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from xcam.contract import Array, InputSpec, Layer
+from xcam.contract.layouts import token_grid
 from xcam.errors import ModelError
-
-MOST_EXTRA = 8
-"""The largest number of class and register tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +38,17 @@ class Grid:
 
 def grid(layer: Layer, count: int, spec: InputSpec, batch_shape: Sequence[int]) -> Grid:
     """Return the grid of a layer with `count` tokens, from the shape of the model's input. Raises ModelError."""
-    if layer.layout != "tokens":
-        return Grid()
-    if len(layer.shape) != 2:
-        raise ModelError(f"layer {layer.name!r} has {len(layer.shape)} axes, and tokens have two; leave --layout out")
     space = batch_shape[1:-1] if spec.layout == "channels_last" else batch_shape[2:]
-    result = infer(count, (space[0], space[1]))
+    if layer.layout == "tokens" and len(layer.shape) != 2:
+        raise ModelError(f"layer {layer.name!r} has {len(layer.shape)} axes, and tokens have two; leave --layout out")
+    if len(layer.shape) != 2 or len(space) != 2:
+        return Grid()
+    result = token_grid(count, (space[0], space[1]))
+    if result is None and layer.layout != "tokens":
+        return Grid()
     if result is None:
         raise ModelError(
             f"the {count} tokens of layer {layer.name!r} do not fit a grid over an image of {space[0]}×{space[1]}; "
             "choose a layer whose tokens are patches, or give --layout if they are not tokens"
         )
-    return result
-
-
-def infer(count: int, size: tuple[int, int]) -> Grid | None:
-    """Return the grid of `count` tokens over an image of (height, width): square patches, the fewest extra tokens."""
-    height, width = size
-    for extra in range(min(MOST_EXTRA, count - 1) + 1):
-        for patch in range(1, min(height, width) + 1):
-            cut_off = (height // patch, width // patch)
-            padded = (-(-height // patch), -(-width // patch))
-            for grid_size in (cut_off, padded):
-                if grid_size[0] * grid_size[1] == count - extra > 1:
-                    return Grid(extra, grid_size)
-    return None
+    return Grid(*result)

@@ -33,6 +33,9 @@ CAPABILITIES = {
 }
 """The capabilities that a backend needs for an input."""
 
+GRADIENTS = frozenset(name for name, needed in CAPABILITIES.items() if "gradients" in needed)
+"""The inputs that need a gradient at the layer."""
+
 TOGETHER = 64
 """The largest number of variants in one batch."""
 BYTES = 32_000_000

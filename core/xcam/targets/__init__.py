@@ -20,7 +20,7 @@ from xcam.targets.classes import (
 )
 from xcam.targets.outputs import Detection, Element, Segmentation, Similarity
 from xcam.targets.parsing import class_index, several, target
-from xcam.targets.protocol import Target
+from xcam.targets.protocol import Target, read_outputs
 
 __all__ = [
     "ClassScore",
@@ -38,6 +38,7 @@ __all__ = [
     "is_distribution",
     "is_single",
     "probabilities",
+    "read_outputs",
     "scores",
     "several",
     "sigmoid",

@@ -38,7 +38,7 @@ class JaxModel(RecordedModel["Recording"]):
     def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         return self._hvp(x, layer, cotangents, vectors)
 
-    def _record(self, shape: tuple[int, ...]) -> Recording:
+    def _record(self, shape: tuple[int, ...], batch: int) -> Recording:
         return Recording(self.function, shape, self.input.layout)
 
     @contextmanager
@@ -50,6 +50,7 @@ class JaxModel(RecordedModel["Recording"]):
 class Recording:
     """The layers for one shape of an input. See xcam.contract.recorded.Recording."""
 
+    batch = None
     current = True
 
     def __init__(self, function: Function, shape: tuple[int, ...], layout: Layout) -> None:

@@ -12,6 +12,7 @@ from xcam.contract.layouts import (
     shape_from_channels_first,
     shape_to_channels_first,
     to_channels_first,
+    token_grid,
 )
 
 CASES = [
@@ -93,3 +94,23 @@ def test_the_shape_of_an_input(spec, shape):
 )
 def test_open_sides_are_filled_in(size, other, result):
     assert filled(size, other) == result
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [
+        (197, (224, 224), (1, (14, 14))),  # ViT-B/16
+        (198, (224, 224), (2, (14, 14))),  # DeiT, distilled
+        (50, (224, 224), (1, (7, 7))),  # ViT-B/32
+        (261, (224, 224), (5, (16, 16))),  # DINOv2 with four registers
+        (49, (224, 224), (0, (7, 7))),  # Swin's last stage
+        (281, (224, 320), (1, (14, 20))),
+        (282, (224, 320), (2, (14, 20))),
+        (3136, (224, 224), (0, (56, 56))),
+        (7 * 10, (224, 320), (0, (7, 10))),
+        (5 * 8 + 1, (80, 128), (1, (5, 8))),
+        (9, (12, 12), (0, (3, 3))),
+    ],
+)
+def test_token_grids(count, size, expected):
+    assert token_grid(count, size) == expected

@@ -50,7 +50,7 @@ def test_names_and_aliases() -> None:
     ("model", "name", "message"),
     [
         (FakeModel(), "feature", "unknown layer 'feature' in fake; known: features, loose, pool; `xcam layers` lists them"),
-        (FakeModel(), "scores", r"'scores': it has no spatial axes, its shape is 2 \(channels first\); choose an earlier layer, for example 'features'"),
+        (FakeModel(), "scores", r"'scores': it has no spatial axes, its shape is 2 \(channels first\); choose another layer, for example 'features'"),
         (FakeModel(), "loose", "'loose': no output of fake depends on it; choose another layer, for example 'features'"),
         (changed("pool", folds_batch=True), "pool", "'pool': its batch axis contains windows or frames"),
     ],

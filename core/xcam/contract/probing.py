@@ -1,0 +1,378 @@
+"""The probe: how the values of a layer follow changes of the image, measured before a layer is trusted.
+
+Two images form a batch, and the second one is changed in a patch: at the upper right, then at the lower left. From three
+forward passes the probe derives for each layer
+
+- whether its value depends on the image at all (a reference branch of a siamese network does not),
+- the axis of the batch: changes appear in one of its two rows (tokens first, batch second),
+- the axes of space: the change moves down and to the left along them (channels first or last; heads of attention or
+  channels that were mixed with positions are not a map),
+- for tokens, whether they are stored row by row. Where they are not, further passes read the order: the patches whose
+  index has a given bit are changed, one bit after the other.
+
+Names, shapes and classes of layers are only hints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xcam.contract.layouts import shape_to_channels_first, token_grid
+from xcam.contract.types import Array, InputSpec, Layer, Layout
+
+Values = Callable[[Array, Sequence[str]], Sequence[Array]]
+"""A batch and names of layers → the layers' values in the framework's own order, from one forward pass."""
+
+BUDGET = 2**30
+"""Bytes of layer values that are kept at once. Larger models are probed in groups of layers."""
+FRACTION = 8
+"""The changed patch has this fraction of the image's height and width."""
+LOW, HIGH = 1, 5
+"""The bands of the image, of FRACTION along an axis, in which the patches are. Windows of two or four positions, stored one
+after the other, do not map these patches to themselves."""
+CLEAR = 0.1
+"""A shift of a change along an axis, as a fraction of the axis, that is clear evidence; the patches are half an image apart."""
+NOISE = 0.02
+"""A shift along an axis that is not evidence."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The squared change of a layer's value, summed over all other axes, for each axis in the framework's order."""
+
+    profiles: tuple[Array, ...]
+
+    @property
+    def any(self) -> bool:
+        """Whether any value changed."""
+        return bool(self.profiles) and bool(self.profiles[0].sum() > 0)
+
+
+def probed(
+    layers: Mapping[str, Layer],
+    values: Values,
+    spec: InputSpec,
+    shape: Sequence[int],
+    rows: int,
+    layout: Layout | None = None,
+) -> dict[str, Layer]:
+    """Return layers with the facts that a probe of the model shows.
+
+    Args:
+        layers: The layers by name, as the backend describes them. Their layouts are hints.
+        values: Runs the model.
+        spec: The model's input.
+        shape: The shape of one input without the batch.
+        rows: The batch size: 2, or 1 for a model that takes one image at a time.
+        layout: The layout that the caller states for all layers, which is not questioned.
+
+    Returns:
+        The same layers in the same order, with `shape`, `layout`, `batch_axis`, `depends_on_input`, `folds_batch`,
+        `has_map` and `order` as measured.
+    """
+    images = Images(spec, shape, rows)
+    space = images.space
+    result = dict(layers)
+    for names in _groups(layers, rows):
+        clean = values(images.clean, names)
+        changes = [_changes(clean, values(images.patched(k), names)) for k in range(2)]
+        for name, value, first, second in zip(names, clean, *changes, strict=True):
+            measured = _measured(layers[name], value, (first, second), rows, space)
+            result[name] = replace(measured, **_stated(layers[name])) if layout else measured
+    _read_orders(result, values, images)
+    return result
+
+
+def _stated(layer: Layer) -> dict[str, Any]:
+    return {"layout": layer.layout, "shape": layer.shape, "has_map": True, "order": None}
+
+
+class Images:
+    """Images of noise, and their variants.
+
+    Args:
+        spec: The model's input.
+        shape: The shape of one input.
+        rows: The batch size, 1 or 2. The last row is changed.
+    """
+
+    def __init__(self, spec: InputSpec, shape: Sequence[int], rows: int) -> None:
+        self._spec = spec
+        channel = len(shape) - 1 if spec.layout == "channels_last" else 0
+        self._axes = [i for i in range(len(shape)) if i != channel or not spec.channels]
+        self.space = tuple(shape[i] for i in self._axes)
+        """The size of the image: (H, W), or of another number of axes."""
+        rng = np.random.default_rng(0)
+        self._pixels = rng.uniform(0, 255, size=(rows, *shape))
+        self._others = 255 * (rng.uniform(size=shape) > 0.3)
+        self.clean = self._input(self._pixels)
+
+    def patched(self, k: int) -> Array:
+        """Return the images with a changed patch, at the upper right (k = 0) or at the lower left (k = 1)."""
+        low, high = ([self._band(n, begin) for n in self.space] for begin in (LOW, HIGH))
+        bands = [(low if (i + k) % 2 == 0 else high)[i] for i in range(len(self.space))]
+        mask = np.zeros(self.space, bool)
+        mask[tuple(bands)] = True
+        return self.masked(mask)
+
+    def masked(self, mask: Array) -> Array:
+        """Return the images with other pixels in the last row where a mask over space is True."""
+        whole = np.expand_dims(mask, [i for i in range(self._pixels.ndim - 1) if i not in self._axes])
+        pixels = self._pixels.copy()
+        pixels[-1] = np.where(whole, self._others, pixels[-1])
+        return self._input(pixels)
+
+    @staticmethod
+    def _band(size: int, begin: int) -> slice:
+        start = size * begin // FRACTION
+        return slice(start, max(start + 1, size * (begin + 1) // FRACTION))
+
+    def _input(self, pixels: Array) -> Array:
+        """Return pixels as the model takes them."""
+        dtype = np.dtype(self._spec.dtype)
+        if not np.issubdtype(dtype, np.floating):
+            return pixels.astype(dtype)
+        preprocessing = self._spec.preprocessing
+        if preprocessing is None or {len(preprocessing.mean), len(preprocessing.std)} - {1, self._spec.channels}:
+            return (pixels / 64 - 2).astype(dtype)  # the range that most networks take
+        return preprocessing(pixels, axis=-1 if self._spec.layout == "channels_last" else 1).astype(dtype)
+
+
+def _groups(layers: Mapping[str, Layer], rows: int) -> Iterator[list[str]]:
+    """Yield groups of layers whose values fit in memory; vectors do not need a probe."""
+    group: list[str] = []
+    size = 0.0
+    for name, layer in layers.items():
+        if len(layer.shape) < 2:
+            continue
+        needed = 8.0 * rows * np.prod([n or 1 for n in layer.shape], dtype=float)
+        if group and size + needed > BUDGET:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += needed
+    if group:
+        yield group
+
+
+def _changes(clean: Sequence[Array], changed: Sequence[Array]) -> list[Change | None]:
+    """Return the change of each value; None where the shapes differ."""
+    return [_change(a, b) for a, b in zip(clean, changed, strict=True)]
+
+
+def _change(clean: Array, changed: Array) -> Change | None:
+    if clean.shape != changed.shape:
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = np.square(changed.astype(np.float32) - clean)
+    square = np.nan_to_num(square, copy=False, nan=0.0, posinf=0.0)
+    axes = range(square.ndim)
+    return Change(tuple(square.sum(axis=tuple(b for b in axes if b != a), dtype=np.float64) for a in axes))
+
+
+def _measured(
+    layer: Layer, value: Array, changes: tuple[Change | None, Change | None], rows: int, space: tuple[int, ...]
+) -> Layer:
+    """Return a layer with the facts that its changes show."""
+    first, second = changes
+    if first is None or second is None or value.ndim < 3:
+        return layer
+    if not (first.any or second.any):
+        if rows > 1 and len(value) == rows and not _equal(value[0], value[-1]):
+            return layer  # it depends on the image, but on none of the changed patches: a crop
+        return replace(layer, depends_on_input=False)
+    axis = _batch_axis(value.shape, [change for change in changes if change and change.any], rows)
+    if axis is None:
+        return replace(layer, folds_batch=True)
+    layer = replace(layer, batch_axis=axis, folds_batch=False)
+    shape = tuple(n for i, n in enumerate(value.shape) if i != axis)
+    if axis and len(shape) == 2 == len(space):  # the backend took the tokens for the batch
+        layer = replace(layer, layout="tokens")
+    layer = replace(layer, shape=shape_to_channels_first(shape, layer.layout))
+    profiles = [tuple(p for i, p in enumerate(change.profiles) if i != axis) for change in (first, second)]
+    if len(space) != 2:
+        return layer
+    if not (first.any and second.any):
+        return layer
+    if len(shape) == 2:
+        return _tokens(layer, shape, profiles, space)
+    return _map(layer, shape, profiles, space) if len(shape) == 3 else replace(layer, has_map=False)
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return bool(np.array_equal(a, b, equal_nan=True))
+
+
+def _batch_axis(shape: Sequence[int], changes: Sequence[Change], rows: int) -> int | None:
+    """Return the axis along which only the last of `rows` entries changed; None where there is none."""
+    if rows == 1:
+        return 1 if shape[0] > 1 and shape[1] == 1 else 0 if shape[0] == 1 else None
+
+    def is_batch(axis: int) -> bool:
+        profiles = [change.profiles[axis] for change in changes]
+        return shape[axis] == rows and all(p[:-1].sum() <= 1e-6 * p[-1] for p in profiles)
+
+    return next((axis for axis in range(len(shape)) if is_batch(axis)), None)
+
+
+def _shift(first: Array, second: Array) -> float:
+    """Return how far the change moved along an axis between the two patches, as a fraction of the axis."""
+    if len(first) < 2:
+        return 0.0
+    position = np.linspace(0, 1, len(first))
+    return float(second @ position / second.sum() - first @ position / first.sum())
+
+
+def fits(grid: Sequence[int], space: Sequence[int]) -> bool:
+    """Return whether a grid (h, w) has about the ratio of the image (H, W), with room for cut or padded borders."""
+    (h, w), (height, width) = grid, space
+    expected = w * height / width
+    return abs(h - expected) <= max(1.5, 0.35 * max(h, expected))
+
+
+def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], space: tuple[int, ...]) -> Layer:
+    """Return a layer of three axes with the layout in which the change moves as the patches do."""
+    shifts = [_shift(a, b) for a, b in zip(*profiles, strict=True)]
+    spatial: dict[Layout, tuple[int, int]] = {"channels_first": (1, 2), "channels_last": (0, 1)}
+    strength = {}
+    for layout, (rows, columns) in spatial.items():
+        along = [shift for shift, n in ((shifts[rows], shape[rows]), (-shifts[columns], shape[columns])) if n > 1]
+        across = abs(shifts[0 if layout == "channels_first" else 2])
+        strength[layout] = min(along, default=0.0)
+        if across > max(CLEAR, 2 * abs(strength[layout])):
+            strength[layout] = -across  # positions are in the channels
+    fitting = [layout for layout, axes in spatial.items() if fits([shape[i] for i in axes], space)]
+    stated: Layout = "channels_first" if layer.layout == "tokens" else layer.layout
+    best = max(strength, key=lambda layout: (strength[layout], layout == stated))
+    if strength[best] > NOISE and strength[stated] < strength[best] / 2:
+        chosen: Layout | None = best if best in fitting or strength[best] > CLEAR else None
+    elif stated in fitting or strength[stated] > CLEAR:
+        chosen = stated
+    else:
+        chosen = next(iter(fitting), None)
+    if chosen is None or strength[chosen] < -CLEAR:
+        return replace(layer, has_map=False)
+    return replace(layer, layout=chosen, shape=shape_to_channels_first(shape, chosen))
+
+
+def _tokens(
+    layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], space: tuple[int, ...]
+) -> Layer:
+    """Return a layer of two axes, in the layout in which its tokens follow the image; `order` marks a doubtful order."""
+    stated: Layout = "channels_first" if layer.layout == "channels_first" else "tokens"
+    exchanged: Layout = "tokens" if stated == "channels_first" else "channels_first"
+    for layout in (stated, exchanged):
+        order = _token_order(0 if layout == "tokens" else 1, shape, profiles, space)
+        if order is not None and (layout == stated or order is CONFIRMED):
+            shape_first = shape_to_channels_first(shape, layout)
+            return replace(layer, layout=layout, shape=shape_first, order=None if order is CONFIRMED else order)
+    return replace(layer, layout=stated, shape=shape_to_channels_first(shape, stated), has_map=False)
+
+
+def _token_order(
+    axis: int, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], space: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Return CONFIRMED, UNREAD or DOUBTFUL for tokens along an axis; None where they do not follow the image."""
+    grid = token_grid(shape[axis], (space[0], space[1]))
+    if grid is None:
+        return None
+    extra, size = grid
+    maps = [profile[axis][extra:].reshape(size) for profile in profiles]
+    if not all(m.any() for m in maps):
+        return DOUBTFUL
+    rows, columns = (_shift(*(m.sum(axis) for m in maps)) for axis in (1, 0))
+    strength = min([s for s, n in ((rows, size[0]), (-columns, size[1])) if n > 1], default=0.0)
+    along_channels = abs(_shift(*(profile[1 - axis] for profile in profiles)))
+    if along_channels > max(CLEAR, 2 * abs(strength)):
+        return None  # channels and positions are exchanged
+    if strength > NOISE and all(_peaks_right(m, k) for k, m in enumerate(maps)):
+        return CONFIRMED
+    return UNREAD if strength < CLEAR / 2 else DOUBTFUL
+
+
+CONFIRMED, UNREAD, DOUBTFUL = (-1,), (-2,), (-3,)
+"""Marks of an order of tokens: it is the row order; the changes contradict the row order, or do not confirm it."""
+
+
+def _peaks_right(change: Array, k: int) -> bool:
+    """Return whether the largest change is at a position that the patch covers."""
+    peak = np.unravel_index(int(change.argmax()), change.shape)
+    for i, n in enumerate(change.shape):
+        begin = (LOW if (i + k) % 2 == 0 else HIGH) * n / FRACTION
+        if not begin - 1 < peak[i] < begin + n / FRACTION:
+            return False
+    return True
+
+
+def _read_orders(layers: dict[str, Layer], values: Values, images: Images) -> None:
+    """Read the order of tokens where it is not the row order, in place."""
+    confirmed = {
+        layer.shape[1]
+        for layer in layers.values()
+        if layer.layout == "tokens" and layer.has_map and layer.order is None
+    }
+    unread = []
+    for name, layer in layers.items():
+        if layer.order == DOUBTFUL and layer.shape[1] in confirmed:  # mixed by attention, as in any transformer
+            layers[name] = replace(layer, order=None)
+        elif layer.order is not None:
+            unread.append(name)
+    counts = {layers[name].shape[1] for name in unread}
+    for count in counts:
+        names = [name for name in unread if layers[name].shape[1] == count]
+        grid = token_grid(count or 0, (images.space[0], images.space[1]))
+        assert grid is not None
+        axes = [_token_axis(layers[name]) for name in names]
+        for name, order in zip(names, _orders(names, axes, values, images, *grid), strict=True):
+            layer = layers[name]
+            if order is not None:
+                whole = (*range(grid[0]), *(grid[0] + i for i in order))
+                layers[name] = replace(layer, order=None if whole == tuple(range(len(whole))) else whole)
+            elif layer.order == DOUBTFUL:
+                layers[name] = replace(layer, order=None)
+            else:
+                layers[name] = replace(layer, order=None, has_map=False)
+
+
+def _token_axis(layer: Layer) -> int:
+    """Return the axis of the tokens in the framework's order."""
+    axes = [axis for axis in range(3) if axis != layer.batch_axis]
+    return axes[0 if layer.layout == "tokens" else 1]
+
+
+def _orders(
+    names: Sequence[str], axes: Sequence[int], values: Values, images: Images, extra: int, size: tuple[int, int]
+) -> list[tuple[int, ...] | None]:
+    """Return the order of each layer's tokens, None where it cannot be read.
+
+    For each bit of a position's index, the positions with this bit and then those without it are changed. A token
+    belongs to the half whose change moved it more. The result counts only where every position occurs once.
+    """
+    count = size[0] * size[1]
+    cell = [np.minimum(np.arange(n) * m // n, m - 1) for n, m in zip(images.space, size, strict=True)]
+    position = cell[0][:, None] * size[1] + cell[1][None, :]
+    positions = np.zeros((len(names), count), np.int64)
+    clean = values(images.clean, names)
+    for bit in range(max(1, (count - 1).bit_length())):
+        halves = []
+        for state in (1, 0):
+            changed = values(images.masked((position >> bit) & 1 == state), names)
+            changes = _changes(clean, changed)
+            halves.append(
+                [
+                    np.zeros(count) if change is None else change.profiles[axis][extra:]
+                    for change, axis in zip(changes, axes, strict=True)
+                ]
+            )
+        for k, (with_bit, without) in enumerate(zip(*halves, strict=True)):
+            if len(with_bit) == count:
+                positions[k] |= (with_bit > without).astype(np.int64) << bit
+    result: list[tuple[int, ...] | None] = []
+    for row in positions:
+        valid = np.array_equal(np.sort(row), np.arange(count))
+        result.append(tuple(int(i) for i in np.argsort(row)) if valid else None)
+    return result
