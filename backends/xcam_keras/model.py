@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.recorded import RecordedModel, Recording
+from xcam.contract.scaling import warn_of_two
 from xcam.contract.types import Capability, Layout
 from xcam.errors import BackendError
 from xcam_keras import shuffling
 from xcam_keras.engine import engine
 from xcam_keras.inputs import data_format, input_spec
+from xcam_keras.scaling import computed
 
 
 class KerasModel(RecordedModel[Recording]):
@@ -90,7 +93,16 @@ class KerasModel(RecordedModel[Recording]):
             # Weights that are created while an engine records are only half initialised: Keras then fails at its next
             # StatelessScope, in any other model.
             self.model(keras.ops.zeros((1, *shape), self.input.dtype), training=False)
+            self._find_scaling(shape)
         recording: Recording = engine().Recording(
             self.model, shape, self.input.dtype, self.layout, 1 if batch == 1 else None
         )
         return recording
+
+    def _find_scaling(self, shape: tuple[int, ...]) -> None:
+        """Look for the scaling of a subclassed model, which its first call built."""
+        axis = slice(1, None) if self.input.layout == "channels_first" else slice(None, -1)
+        space = shape[axis] if self.input.channels else shape
+        needed = computed(self.model, replace(self.input, size=space))
+        warn_of_two(self.name, self.input.preprocessing, needed)
+        self.input = replace(self.input, preprocessing=self.input.preprocessing or needed, needs=needed)

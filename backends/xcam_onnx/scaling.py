@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
@@ -33,8 +31,6 @@ def computed(model: ModelProto, signature: Signature, spec: InputSpec, runtime: 
     tensor = _first_kernels_input(graph, source)
     if tensor is None or all(node.op_type in MOVES for node in _computing(graph, source, tensor)):
         return None
-    shape = signature.sample_shape(spec)
-    size = tuple(n for axis, n in enumerate(shape) if axis not in (0, signature.axis))
     dtype = helper.tensor_dtype_to_np_dtype(graph.dtype(source))
     try:
         session = runtime.session(part(graph, [source], [tensor])[0], once=True)
@@ -42,7 +38,7 @@ def computed(model: ModelProto, signature: Signature, spec: InputSpec, runtime: 
         def reach(x: Array) -> Array:
             return array(session({source: np.repeat(x, signature.batch or 1, 0).astype(dtype)})[tensor])
 
-        return scaling.computed(dataclasses.replace(spec, size=size), reach)
+        return scaling.computed(spec, reach)
     except Exception:  # the part does not run alone, or not on such an input
         return None
 

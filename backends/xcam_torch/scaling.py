@@ -29,18 +29,16 @@ def computed(module: nn.Module, spec: InputSpec, batch: int | None = None) -> Pr
         spec: its input.
         batch: the batch size that it is fixed to; None: any.
     """
-    kernels = [part for part in modules_of(module) if part is not module and _has_kernel(part)]
-    if not kernels:
-        return None
-    device, dtype = device_and_dtype(module)
-
-    def reach(x: Array) -> Array | None:
-        tensor = torch.from_numpy(np.repeat(x.astype(np.float32), batch or 1, 0)).to(device, dtype)
-        return _reaching(module, kernels, tensor)
-
     try:
+        kernels = [part for part in modules_of(module) if part is not module and _has_kernel(part)]
+        device, dtype = device_and_dtype(module)
+
+        def reach(x: Array) -> Array | None:
+            tensor = torch.from_numpy(np.repeat(x.astype(np.float32), batch or 1, 0)).to(device, dtype)
+            return _reaching(module, kernels, tensor)
+
         with undisturbed(module):
-            return scaling.computed(spec, reach)
+            return scaling.computed(spec, reach) if kernels else None
     except (Exception, SystemExit):  # it does not run on such an input
         return None
 
@@ -65,6 +63,8 @@ def _reaching(module: nn.Module, kernels: list[nn.Module], x: Tensor) -> Array |
 
 def _has_kernel(module: nn.Module) -> bool:
     """Return whether a module is a convolution, or linear, or a leaf with a weight of several axes."""
+    if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks
+        return False
     if isinstance(module, _ConvNd | nn.Linear):
         return True
     if module._modules or isinstance(module, nn.LayerNorm):

@@ -17,12 +17,14 @@ def known(module: nn.Module) -> dict[str, Any]:
     """Return the facts that a live module declares: those of timm, Hugging Face or ultralytics."""
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "id2label"):
-        return of_config(config) | of_processor(_cached_processor(config))
+        inner = getattr(module, "timm_model", None)  # transformers' wrapper of timm
+        facts = of_timm(inner) if isinstance(inner, nn.Module) and hasattr(inner, "pretrained_cfg") else {}
+        return facts | {k: v for k, v in of_config(config).items() if v} | of_processor(_cached_processor(config))
     if getattr(module, "pretrained_cfg", None):
         return of_timm(module)
-    names = getattr(module, "names", None)
-    if isinstance(names, dict) and hasattr(module, "stride") and hasattr(module, "yaml"):
-        return _of_ultralytics(module, names)
+    fields = vars(module)  # a property of a wrapper may run code
+    if isinstance(fields.get("names"), dict) and {"stride", "yaml"} <= set(fields):
+        return _of_ultralytics(module, fields["names"])
     return {}
 
 

@@ -27,6 +27,8 @@ TOLERANCE = 0.02
 """Relative to the span of values from black to white: 1/256 counts as 1/255."""
 MOST = 0.95
 """The share of values that must agree: a resize or a padding changes those at the border."""
+DISTINCT = 3
+"""The number of scalings that a model applies to pixels in more than one channel, or in grey."""
 
 Reach = Callable[[Array], Array | None]
 """A batch with one image → the value that reaches the model's first layer with a kernel; None: there is none."""
@@ -44,7 +46,8 @@ def computed(spec: InputSpec, reach: Reach) -> Preprocessing | None:
     """
     if not spec.channels:
         return computed(replace(spec, channels=1), lambda x: reach(without_channel_axis(x, spec)))
-    if not spec.dtype.startswith(("float", "bfloat")) or spec.channels not in (1, 3):
+    is_image = spec.rank in (None, 2) and spec.channels in (1, 3)
+    if not is_image or not spec.dtype.startswith(("float", "bfloat")):
         return None
     white = reach(_plain(spec, [255.0] * spec.channels))
     if white is None or (np.isin(white, (0, 255)).all() and white.any()):  # unchanged, apart from padding
@@ -63,7 +66,23 @@ def computed(spec: InputSpec, reach: Reach) -> Preprocessing | None:
     is_linear = np.abs(grey - low - (high - low) * (GREY / 255)) <= TOLERANCE / 2 * np.abs(high - low)
     if is_linear.mean() < MOST:
         return None
-    return _needed((high - low) / 255, low, np.stack([value[used] - low for value in pure]) if pure else None)
+    slope = (high - low) / 255
+    colours = np.stack([value[used] - low for value in pure]) if pure else None
+    return _needed(slope, low, colours) if _is_of_pixels(slope, low, colours) else None
+
+
+def _is_of_pixels(slope: Array, offset: Array, pure: Array | None) -> bool:
+    """Return whether values are scaled pixels, and not features of a kernel that was not seen as one.
+
+    Each is of one channel; or they differ in no more than `DISTINCT` scalings, as those of a grey image do.
+    """
+    if pure is not None:
+        shares = np.abs(pure)
+        if (shares.max(0) >= (1 - TOLERANCE) * shares.sum(0)).mean() >= MOST:
+            return True
+    pairs = np.stack([slope, offset], 1)
+    rounded = np.round(pairs / np.abs(pairs).max(0, initial=1e-12), 3)
+    return len(np.unique(rounded, axis=0)) <= DISTINCT
 
 
 def warn_of_two(name: str, chosen: Preprocessing | None, needed: Preprocessing | None) -> None:

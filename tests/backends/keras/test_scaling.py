@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -113,7 +114,7 @@ def test_the_exported_file_needs_the_same(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_subclassed_model_is_seen_once_it_was_called() -> None:
+def test_a_subclassed_model_is_seen_in_its_first_call() -> None:
     class Own(keras.Model):
         def __init__(self) -> None:
             super().__init__()
@@ -123,8 +124,13 @@ def test_a_subclassed_model_is_seen_once_it_was_called() -> None:
             return self.head(ops.mean(self.conv(x / 255), (1, 2)))
 
     model = Own()
-    assert xcam.load(model).input.needs is None
+    opened = xcam.load(model)
+    assert opened.input.needs is None
     assert not model.built
+    explanation = xcam.explain(opened, IMAGE, target=0)
+    assert opened.input.needs == xcam.Preprocessing("raw")
+    resized = cv2.resize(IMAGE, (224, 224))[None].astype(np.float32)
+    np.testing.assert_allclose(explanation.outputs, ops.convert_to_numpy(model(resized))[0], rtol=1e-4, atol=1e-4)
     model(IMAGE[None].astype(np.float32))
     assert xcam.load(model).input.preprocessing == xcam.Preprocessing("raw")
 

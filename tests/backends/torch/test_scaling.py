@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import xcam
+from xcam.contract.preprocessing import PRESETS
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -115,6 +116,17 @@ def test_a_compiled_wrapped_and_half_precision_module() -> None:
         == xcam.load(sequential(Normalize())).input.needs
     )
     assert xcam.load(Scaled(lambda x: x / 255).bfloat16()).input.needs == xcam.Preprocessing("raw")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scripted_parts_take_no_hooks() -> None:
+    stem, head = (
+        torch.jit.script(nn.Sequential(Normalize(), nn.Conv2d(3, 8, 3))),
+        torch.jit.script(nn.Conv2d(4, 4, 3)),
+    )
+    assert xcam.load(nn.Sequential(stem, nn.Conv2d(8, 4, 3), nn.Flatten())).input.needs is None
+    model = nn.Sequential(Normalize(), nn.Conv2d(3, 4, 3), head, nn.Flatten())
+    assert xcam.load(model).input.needs == PRESETS["unit"]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

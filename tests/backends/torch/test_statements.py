@@ -84,6 +84,13 @@ def test_a_live_model_of_hugging_face_states_the_processor_of_its_folder(tmp_pat
     np.testing.assert_allclose(spec.preprocessing(PIXEL), (PIXEL / 255 - 0.1) / 0.4, rtol=1e-5)
 
 
+def test_the_wrapper_of_timm_in_hugging_face() -> None:
+    inner = module(pretrained_cfg=TIMM | {"input_size": (3, 96, 96)}, num_classes=2)
+    config = SimpleNamespace(id2label={0: "cat", 1: "dog"})
+    facts = known(module(config=config, timm_model=inner))
+    assert facts == {"preprocessing": PRESETS["torch"], "size": (96, 96), "labels": ["cat", "dog"]}
+
+
 def test_the_transforms_of_torchvision() -> None:
     def weights(**transforms: Any) -> Any:
         return SimpleNamespace(transforms=lambda: SimpleNamespace(**transforms), meta={"categories": ["a", "b"]})

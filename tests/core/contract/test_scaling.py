@@ -23,6 +23,11 @@ def patches(x: Any) -> Any:
     return (x.reshape(1, 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(1, 4, -1) / 255 - MEAN.repeat(6)[0]) / 0.2
 
 
+def features(x: Any) -> Any:
+    """Return the values of 16 filters, in the range of scaled pixels."""
+    return np.maximum(x @ np.random.default_rng(0).uniform(0, 1, (3, 16)) / 600 + 0.1, 0)
+
+
 def focus(x: Any) -> Any:
     return np.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], -1) / 255
 
@@ -54,6 +59,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], str | None]] = {
     "inception of torch's": (lambda x: (x * STD + MEAN - 0.5) / 0.5, "torch"),
     "patches": (patches, "raw"),
     "focus": (focus, "raw"),
+    "features": (features, None),
     "a mean for each pixel": (lambda x: (x - 120 - np.arange(72).reshape(4, 6, 3)) / 60, "raw"),
     "batch norm of torch's": (lambda x: (x - 0.1) / 0.9, None),
     "square": (lambda x: (x / 255) ** 2, None),
@@ -103,8 +109,13 @@ def test_a_model_that_leaves_its_input_as_it_is_is_run_once() -> None:
 
 def test_grey_integers_and_models_without_a_kernel() -> None:
     assert computed(InputSpec((4, 6), channels=1), lambda x: x / 255) == Preprocessing("raw")
+    grey = InputSpec((4, 6), channels=1, layout="channels_last")
+    assert computed(grey, lambda x: x * np.linspace(0.5, 1.5, 8) / 255) is None
     assert computed(InputSpec((4, 6), dtype="uint8"), lambda x: x / 255) is None
     assert computed(InputSpec((4, 6), channels=5), lambda x: x / 255) is None
+    assert computed(InputSpec((4, 6, 8)), lambda x: x / 255) is None
+    assert computed(InputSpec(None, axes=1), lambda x: x / 255) is None
+    assert computed(InputSpec((4, None)), lambda x: x / 255) == Preprocessing("raw")
     assert computed(SPEC, lambda x: None) is None
 
 
