@@ -373,8 +373,8 @@ class RecordedModel(ABC, Generic[R]):
                     opened.recording.predict(np.zeros((opened.batch, *shape), self.input.dtype))
             except ModelError as error:
                 first = first or error
-            else:
-                self.input = spec
+            else:  # recording may have changed the other fields
+                self.input = replace(self.input, channels=channels, channels_known=True)
                 return
         assert first is not None
         raise first
