@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from xcam.contract.types import Array
 from xcam.errors import InputError, ModelError
 from xcam_keras.causes import cause
 from xcam_keras.keras2.build import build
-from xcam_keras.keras2.weights import assign
+from xcam_keras.keras2.weights import assign, assign_parts
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -44,15 +46,15 @@ def read(path: Path) -> keras.Model:
         else:
             version = saved.version
             model = build(saved.config)
-            assign(model, saved.config, saved.weights)
+            saved.fill(model)
     except InputError:
         raise
     except Exception as error:
         text = cause(error)
         if version:
             raise ModelError(
-                f"cannot load {path}, written by Keras {version}: {text}; convert it where its code is trusted and "
-                f"tf_keras is installed (pip install tf_keras): {_conversion(path)}"
+                f"cannot load {path}, written by Keras {version}: {text}; if you trust it, convert it to a folder that xcam "
+                f"loads: pip install tf_keras; {_conversion(path)}"
             ) from error
         raise ModelError(f"cannot load {path}: {text}; {_remedy(str(error))}") from error
     if not isinstance(model, keras.Model):
@@ -62,19 +64,22 @@ def read(path: Path) -> keras.Model:
 
 @dataclass
 class Saved:
-    """The content of an .h5 file of Keras 2."""
+    """The content of a file of Keras 2."""
 
     version: str
     config: dict[str, Any] | None
     """None: the file has weights only."""
-    weights: dict[str, list[tuple[str, Array]]]
+    fill: Callable[[keras.Model], None]
+    """Sets the weights of the model that was built from `config`."""
 
 
 def _keras2(path: Path) -> Saved | None:
     """Return the content of a file that Keras 2 wrote, else None."""
     import h5py
 
-    if path.suffix.lower() == ".keras" or not h5py.is_hdf5(path):
+    if path.suffix.lower() == ".keras":
+        return _keras2_archive(path) if zipfile.is_zipfile(path) else None
+    if not h5py.is_hdf5(path):
         return None
     with h5py.File(path, "r") as file:
         group = file.get("model_weights", file)
@@ -87,8 +92,27 @@ def _keras2(path: Path) -> Saved | None:
         for layer in _list(group, "layer_names"):
             names = _list(group[layer], "weight_names")
             weights[layer] = [(name, np.asarray(group[layer][name])) for name in names]
-        config = file.attrs.get("model_config")
-        return Saved(version, None if config is None else json.loads(_text(config)), weights)
+        text = file.attrs.get("model_config")
+        config = None if text is None else json.loads(_text(text))
+        return Saved(version, config, lambda model: assign(model, config or {}, weights))
+
+
+def _keras2_archive(path: Path) -> Saved | None:
+    """Return the content of a .keras file that Keras 2.12 or newer wrote, else None."""
+    import h5py
+
+    with zipfile.ZipFile(path) as archive:
+        version = str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+        if not version.startswith("2."):
+            return None
+        config = json.loads(archive.read("config.json"))
+        data = archive.read("model.weights.h5")
+
+    def fill(model: keras.Model) -> None:
+        with h5py.File(io.BytesIO(data), "r") as group:
+            assign_parts(model, config, group)
+
+    return Saved(version, config, fill)
 
 
 def _text(value: Any) -> str:
@@ -116,4 +140,6 @@ def _remedy(text: str) -> str:
 def _conversion(path: Path) -> str:
     """Return the shell command that converts a file of Keras 2 to a SavedModel, which xcam loads."""
     code = f"import tf_keras; tf_keras.models.load_model({str(path)!r}, compile=False).export({str(path.with_suffix(''))!r})"
-    return f"python -c {shlex.quote(code)}"
+    special = any(character in code for character in '"$`!\\')
+    quoted = shlex.quote(code) if special else f'"{code}"'
+    return f"python -c {quoted}"

@@ -404,6 +404,8 @@ def _node_definition(config: Mapping[str, Any], first: Any) -> tuple[str, Any, d
 def _lambda(config: Mapping[str, Any]) -> keras.layers.Layer:
     """Return the layer of a Lambda that calls `preprocess_input` of keras.applications. Raises ModelError for any other."""
     function, module = config["function"], str(config.get("module") or "")
+    if isinstance(function, dict) and function["class_name"] == "function":  # in a .keras file
+        function, module = function["config"], str(function.get("module") or "")
     code = base64.b64decode(function[0]) if isinstance(function, list) else str(function).encode()
     part = module.rpartition(".")[2]
     if b"preprocess_input" in code and ".applications." in module and hasattr(keras.applications, part):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,11 +174,10 @@ def shared() -> Any:
 
 
 def recurrent() -> Any:
-    i = k.Input((6, 5))
-    h = L.LSTM(4, return_sequences=True)(L.Masking()(i))
-    h = L.GRU(4, return_sequences=True, reset_after=False, recurrent_activation="hard_sigmoid")(h)
-    h = L.Bidirectional(L.LSTM(3, return_sequences=True, time_major=False))(h)
-    return k.Model(i, L.Dense(3)(L.RNN([L.GRUCell(4), L.LSTMCell(5)])(L.TimeDistributed(L.Dense(4))(h))))
+    i = k.Input((3, 5))
+    h = L.GRU(4, return_sequences=True, reset_after=False, recurrent_activation="hard_sigmoid", unroll=True)(i)
+    h = L.TimeDistributed(L.Dense(4))(L.Bidirectional(L.LSTM(3, return_sequences=True, unroll=True))(h))
+    return k.Model(i, L.Dense(3)(L.RNN([L.GRUCell(4), L.LSTMCell(5)], unroll=True, time_major=False)(h)))
 
 
 NETWORKS = [
@@ -205,12 +208,18 @@ def written(model: Any, path: Path) -> tuple[Any, np.ndarray]:
             weight.assign(rng.uniform(low, high, weight.shape))
     x = rng.uniform(0, 255 if len(model.input_shape) == 4 else 1, (2, *model.input_shape[1:])).astype(np.float32)
     model.save(path)
-    return x, model.predict(x, verbose=0)
+    return x, np.asarray(model(x, training=False))
 
 
-@pytest.mark.parametrize("build", NETWORKS)
-def test_a_file_of_keras_2_predicts_as_keras_2(tmp_path: Path, build: Callable[[], Any]) -> None:
-    path = tmp_path / "old.h5"
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        *((build, "old.h5") for build in NETWORKS),
+        *((build, "old.keras") for build in (nested, nested_in_a_graph, partly_frozen, layers, shared, recurrent)),
+    ],
+)
+def test_a_file_of_keras_2_predicts_as_keras_2(tmp_path: Path, build: Callable[[], Any], name: str) -> None:
+    path = tmp_path / name
     x, expected = written(build(), path)
     before = hashlib.sha256(path.read_bytes()).digest()
     model = xcam_model(path)
@@ -282,10 +291,24 @@ def test_a_layer_of_tensorflow_2_0(tmp_path: Path) -> None:
 def test_python_code_in_a_file_is_named(tmp_path: Path) -> None:
     model = k.Sequential([L.Conv2D(4, 3, input_shape=SHAPE), L.Lambda(lambda x: x * 2), L.GlobalAveragePooling2D()])
     model.save(tmp_path / "old.h5")
-    with pytest.raises(
-        ModelError, match=r"old\.h5, written by Keras 2\.\d+.*: .* layer lambda.*: it is a Lambda with Python code"
-    ):
+    model.save(tmp_path / "old.keras")
+    for path in (tmp_path / "old.h5", tmp_path / "old.keras"):
+        with pytest.raises(
+            ModelError, match=r"written by Keras 2\.\d+.*: .* layer lambda.*: it is a Lambda with Python code"
+        ):
+            xcam.load(path)
+
+
+@pytest.mark.slow
+def test_the_conversion_in_the_message_works(tmp_path: Path) -> None:
+    model = k.Sequential([L.Conv2D(4, 3, input_shape=SHAPE), L.Lambda(lambda x: x * 2), L.GlobalAveragePooling2D()])
+    x, expected = written(model, tmp_path / "old.h5")
+    with pytest.raises(ModelError) as caught:
         xcam.load(tmp_path / "old.h5")
+    command = re.search('python -c "(.*)"$', str(caught.value))
+    assert command is not None
+    subprocess.run([sys.executable, "-c", command[1]], check=True, capture_output=True)
+    np.testing.assert_allclose(xcam.load(tmp_path / "old", preprocess="raw").predict(x), expected, rtol=1e-4)
 
 
 def test_preprocess_input_in_a_lambda_is_known(tmp_path: Path) -> None:
@@ -314,6 +337,32 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         group.attrs["weight_names"] = names
     with pytest.raises(ModelError, match=r"weight x/moving_mean:0 is stored where .*gamma is expected"):
         xcam.load(tmp_path / "old.h5")
+
+
+def test_values_that_are_missing_are_refused(tmp_path: Path) -> None:
+    written(recurrent(), tmp_path / "old.keras")
+    with zipfile.ZipFile(tmp_path / "old.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    data = io.BytesIO(parts["model.weights.h5"])
+    with h5py.File(data, "a") as file:
+        del file["layers/bidirectional/backward_layer/cell/vars"]
+    with zipfile.ZipFile(tmp_path / "cut.keras", "w") as archive:
+        for name, part in (parts | {"model.weights.h5": data.getvalue()}).items():
+            archive.writestr(name, part)
+    with pytest.raises(ModelError, match="has 3 weights, and the file has 0 for it"):
+        xcam.load(tmp_path / "cut.keras")
+
+
+def test_the_cause_of_a_failed_load_is_in_the_message(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()])
+    model.save(tmp_path / "new.keras")
+    with zipfile.ZipFile(tmp_path / "new.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "new.keras", "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b'"padding": "valid"', b'"padding": "odd"'))
+    with pytest.raises(ModelError, match=r"cannot load .*: .*padding.*odd"):
+        xcam.load(tmp_path / "new.keras")
 
 
 def test_a_file_of_weights_alone(tmp_path: Path) -> None:
