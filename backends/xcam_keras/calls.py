@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import keras
+import numpy as np
 
 from xcam.contract.graphs import call_names
 from xcam.contract.layouts import shape_to_channels_first
@@ -33,6 +34,8 @@ class Call:
     layer: keras.layers.Layer
     value: Any
     """The return value; from `named`, its first float tensor."""
+    outer: tuple[keras.layers.Layer, ...] = ()
+    """The layers that contain it, outermost first."""
 
     @property
     def key(self) -> Key:
@@ -42,10 +45,31 @@ class Call:
 
 Note = Callable[[Call], Any]
 """A finished call → the value that replaces its return value."""
+Shares = Mapping[str, Mapping[str, float]]
+"""By output and layer, the share of the layer's tokens at which the output's gradient arrives."""
+TokenGradients = Callable[[Sequence[str]], Shares]
+"""Layers of tokens → their shares, where a gradient arrives."""
 Skip = Callable[[Key], Any]
 """A call that is about to begin → a return value that replaces the call, or None to make the call."""
 Enter = Callable[[keras.layers.Layer, Sequence[Any], Mapping[str, Any]], None]
 """The layer and the arguments of a call that is about to begin."""
+
+FIRST_EXAMINED = 12
+"""Number of layers of tokens that are examined first: those of one block of a transformer and more."""
+MOST = 0.5
+"""The share of a layer's tokens that an output has to depend on."""
+ATTENTIONS = (
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+    keras.layers.Attention,
+    keras.layers.AdditiveAttention,
+)
+NORMALISATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.RMSNormalization,
+)
 
 _patching = threading.Lock()
 _watching = 0
@@ -86,7 +110,7 @@ def watching(note: Note, skip: Skip | None = None, enter: Enter | None = None) -
 class _Watch:
     def __init__(self, note: Note, skip: Skip | None, enter: Enter | None) -> None:
         self.note, self.skip, self.enter = note, skip, enter
-        self.path: list[str] = []
+        self.path: list[keras.layers.Layer] = []
         self.starts = itertools.count()
         self.count: dict[str, int] = {}
 
@@ -95,8 +119,9 @@ def _watched_call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
     watch: _Watch | None = getattr(_local, "watch", None)
     if watch is None:
         return _original(layer, *args, **kwargs)
-    watch.path.append(layer.name)
-    name = "/".join(watch.path[1:])
+    outer = tuple(watch.path[1:])
+    watch.path.append(layer)
+    name = "/".join(part.name for part in watch.path[1:])
     start = next(watch.starts)
     index = watch.count[name] = watch.count.get(name, -1) + 1
     try:
@@ -107,7 +132,7 @@ def _watched_call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
             value = _original(layer, *args, **kwargs)
     finally:
         watch.path.pop()
-    return watch.note(Call(start, name, index, layer, value)) if name else value
+    return watch.note(Call(start, name, index, layer, value, outer)) if name else value
 
 
 def first(value: Any, is_float: Callable[[Any], bool]) -> Any:
@@ -129,43 +154,110 @@ def named(calls: Sequence[Call], is_float: Callable[[Any], bool]) -> dict[str, C
     return dict(ordered)
 
 
+def is_tokens(shape: Sequence[int | None], image: bool) -> bool:
+    """Return whether a value of this shape, without the batch, has several tokens: [T, C] in a model of images."""
+    return image and len(shape) == 2 and shape[0] != 1
+
+
+def token_shares(reach: Mapping[str, Collection[str]], names: Sequence[str], gradients: TokenGradients) -> Shares:
+    """Return for each output the share of each layer's tokens at which its gradient arrives, from the last layers on.
+
+    Layers before one whose tokens all lead on are not examined, to save the gradient of the whole model.
+
+    Args:
+        reach: by output, the layers that it is computed from.
+        names: the layers of tokens, in execution order.
+        gradients: computes the shares for some layers.
+    """
+    shares: dict[str, dict[str, float]] = {output: {} for output in reach}
+    end, count = len(names), FIRST_EXAMINED
+    while end > 0:
+        start = max(0, end - count)
+        for output, part in gradients(names[start:end]).items():
+            shares[output].update(part)
+        open_outputs = [output for output, of_output in shares.items() if max(of_output.values(), default=0) <= MOST]
+        end, count = start, 2 * count
+        if not any(name in reach[output] for output in open_outputs for name in names[:end]):
+            break
+    return shares
+
+
+def leads_to(name: str, reach: Mapping[str, Collection[str]], shares: Shares) -> tuple[str, ...]:
+    """Return the names of the outputs that depend on a layer; for tokens, on most of them.
+
+    Behind the last attention of a vision transformer only the class token leads on: a map there would be blank.
+
+    Args:
+        name: the layer.
+        reach: by output, the layers that it is computed from.
+        shares: see `token_shares`. Where one is 0, or unknown, `reach` decides: the gradient may be cut off, or the weights
+            of a head zero.
+    """
+    return tuple(
+        output for output, layers in reach.items() if name in layers and not 0 < shares[output].get(name, 0) <= MOST
+    )
+
+
 def described(
     name: str,
-    layer: keras.layers.Layer,
+    call: Call,
     shape: Sequence[int | None],
     layout: Layout,
     image: bool,
     *,
     is_output: bool,
-    reaches_output: bool,
+    leads_to: tuple[str, ...],
+    differentiable: bool,
+    depends_on_input: bool = True,
     folds_batch: bool = False,
 ) -> Layer:
     """Return the contract's description of a layer.
 
     Args:
         name: the name of the call.
-        layer: the Keras layer.
+        call: the call.
         shape: shape of its value in Keras, without the batch.
         layout: layout of layers that do not declare their own.
         image: whether the model's input is an image (2 spatial axes), in which values of two axes are tokens.
-        is_output: see xcam.contract.Layer.
-        reaches_output: see xcam.contract.Layer.
-        folds_batch: see xcam.contract.Layer.
+        is_output: see xcam.contract.Layer, also for the rest.
+        leads_to: also gives `reaches_output`.
+        differentiable: …
+        depends_on_input: …
+        folds_batch: …
     """
-    declared = getattr(layer, "data_format", None)
-    if len(shape) == 2 and image:
-        layout = "tokens"
-    elif declared in ("channels_first", "channels_last"):
-        layout = declared
+    layout = "tokens" if len(shape) == 2 and image else _implied_layout(call.layer) or layout
     return Layer(
         name=name,
-        kind=type(layer).__name__,
+        kind=type(call.layer).__name__,
         shape=shape_to_channels_first(shape, layout),
         layout=layout,
         is_output=is_output,
-        reaches_output=reaches_output,
+        has_map=not (image and len(shape) > 2 and _has_heads(call)),
         folds_batch=folds_batch,
+        reaches_output=bool(leads_to),
+        leads_to=leads_to,
+        differentiable=differentiable,
+        depends_on_input=depends_on_input,
     )
+
+
+def _implied_layout(layer: keras.layers.Layer) -> Layout | None:
+    """Return the layout that a layer declares, or that follows from the axis that it works on; None: unknown."""
+    declared = getattr(layer, "data_format", None)
+    if declared in ("channels_first", "channels_last"):
+        return cast(Layout, declared)
+    if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense):
+        return "channels_last"
+    axes = list(np.ravel(layer.axis)) if isinstance(layer, NORMALISATIONS) else []
+    return ("channels_first" if axes == [1] else "channels_last") if len(axes) == 1 else None
+
+
+def _has_heads(call: Call) -> bool:
+    """Return whether a value has an axis of attention heads: queries [N, T, heads, C], weights [N, heads, T, T]."""
+    if isinstance(call.layer, keras.layers.EinsumDense):
+        operands, written = call.layer.equation.split("->")
+        return len(written) > len(operands.split(",")[0])
+    return any(isinstance(layer, ATTENTIONS) for layer in call.outer)
 
 
 def all_outputs(model: keras.Model, structured: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from xcam.contract.caches import BoundedCache
 from xcam.contract.messages import out_of_memory
+from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layout
 from xcam_keras import calls
 from xcam_keras.engines import standard_device
@@ -55,19 +56,32 @@ class Recording:
             model(np.zeros((1, *shape), dtype), training=False)
         graph = self.graph(batch or BATCH)
         self.output_activations = graph.output_activations
+        image = len(shape) == 3
+        shapes = {name: shape_of(var) for name, var in graph.layers.items()}
+        read = {
+            output: graph.ancestors([v]) for output, v in zip(graph.output_activations, graph.outputs, strict=True)
+        }
+        reach = {
+            output: {name for name, var in graph.layers.items() if var in variables}
+            for output, variables in read.items()
+        }
+        tokens = [name for name, value in shapes.items() if calls.is_tokens(value[1:], image)]
+        noise = np.random.default_rng(0).normal(size=(batch or BATCH, *shape))
+        shares = calls.token_shares(reach, tokens, lambda names: graph.token_shares(names, noise))
         self.layers = {
             name: calls.described(
                 name,
-                layer,
-                shape_of(graph.layers[name])[1:],
+                call,
+                shapes[name][1:],
                 layout,
-                len(shape) == 3,
+                image,
                 is_output=graph.layers[name] in graph.ends,
-                reaches_output=graph.layers[name] in graph.reach,
-                folds_batch=len(shape_of(graph.layers[name])) > 2
-                and shape_of(graph.layers[name])[0] != (batch or BATCH),
+                leads_to=calls.leads_to(name, reach, shares),
+                differentiable=graph.layers[name] in graph.with_gradient,
+                depends_on_input=graph.layers[name] in graph.from_x,
+                folds_batch=len(shapes[name]) > 2 and shapes[name][0] != (batch or BATCH),
             )
-            for name, layer in graph.keras_layers.items()
+            for name, call in graph.calls.items()
         }
 
     def graph(self, batch: int) -> Graph:
@@ -88,6 +102,8 @@ class Recording:
     def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
         graph = self.graph(len(x))
+        if differentiate and graph.layers[layer] not in graph.with_gradient:
+            raise NoGradient
         cut = graph.cut(layer)
         return ForwardPass(self, layer, cut, x, *cut.forward(differentiate, graph.tensor(x)))
 

@@ -8,6 +8,7 @@ the latter (jax.vjp). Each is compiled by jax.jit. The model itself is never cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,6 @@ from jax.extend.core import DropVar, Jaxpr, JaxprEqn, Var, get_opaque_trace_stat
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
 from xcam.contract.outputs import cut_activation
-from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array
 from xcam_keras import calls
 
@@ -28,6 +28,10 @@ INNER = ("jaxpr", "call_jaxpr")
 """Parameters in which an equation that calls a function stores the function."""
 STORAGE_ONLY = ("convert_element_type", "copy")
 """Operations that only change how a value is stored."""
+STEPS = ("stop_gradient", "round", "floor", "ceil", "sign")
+"""Operations whose gradient is zero everywhere."""
+CALLS = ("jit", "pjit", "closed_call", "checkpoint")
+"""Operations that call a function, through which gradients pass as through its equations."""
 BROADCAST = ("broadcast_in_dim", "reshape", "convert_element_type")
 
 
@@ -37,7 +41,7 @@ class Graph:
     def __init__(self, model: keras.Model, shape: tuple[int, ...], dtype: str) -> None:
         variables = model.variables
         outputs: list[str] = []
-        layers: dict[str, keras.layers.Layer] = {}
+        layers: dict[str, calls.Call] = {}
 
         def forward(weights: list[jax.Array], x: jax.Array) -> list[Any]:
             state = get_opaque_trace_state()
@@ -53,7 +57,7 @@ class Graph:
             tensors = calls.float_outputs(model, value, _is_float)
             named = calls.named(seen, lambda t: isinstance(t, jax.core.Tracer) and _is_float(t))
             outputs.extend(tensors)
-            layers.update((name, call.layer) for name, call in named.items())
+            layers.update((name, replace(call, value=None)) for name, call in named.items())
             return [*tensors.values(), *(call.value for call in named.values())]
 
         weights = [v.value for v in variables]
@@ -69,18 +73,16 @@ class Graph:
         self.output_activations = {name: kind for name, (_, kind) in zip(outputs, logits, strict=True)}
         values = zip(layers, jaxpr.outvars[len(outputs) :], strict=True)
         self.layers = {name: var for name, var in values if isinstance(var, Var)}
-        self.keras_layers = {name: layers[name] for name in self.layers}
+        self.calls = {name: layers[name] for name in self.layers}
         self.ends = {var for var in [*ends, *self.outputs] if isinstance(var, Var)}
         self.jaxpr = jaxpr
-        self.reach = self.ancestors(self.outputs)
+        self.with_gradient = _differentiable(self.makers, self.outputs)
         self.from_x = self.following(self.x)
         self._cache: BoundedCache[Any, Any] = BoundedCache()
 
     def cut(self, name: str) -> Cut:
-        """Return the cut at a layer's output. Raises NoGradient where no output depends on it."""
+        """Return the cut at a layer's output."""
         layer = self.layers[name]
-        if layer not in self.reach:
-            raise NoGradient
         cut: Cut = self._cache.get(("cut", layer), lambda: Cut(self, layer))
         return cut
 
@@ -102,6 +104,42 @@ class Graph:
 
         result: Callable[..., list[jax.Array]] = self._cache.get(("run", key), compiled)
         return result
+
+    def token_shares(self, names: Sequence[str], x: Array) -> dict[str, dict[str, float]]:
+        """Return for each output the share of each layer's tokens at which its gradient arrives, for an input."""
+        variables = {self.layers[name]: name for name in names}
+        outputs = {
+            name: v for name, v in zip(self.output_activations, self.outputs, strict=True) if isinstance(v, Var)
+        }
+        zeros = {name: jnp.zeros(shape_of(var), _aval(var).dtype) for var, name in variables.items()}
+
+        def run(values: dict[Any, Any], perturbations: dict[str, jax.Array]) -> list[jax.Array]:
+            for equation in self.jaxpr.eqns:
+                inputs = _inputs(equation)
+                alone = self.jaxpr.replace(constvars=[], invars=inputs, outvars=equation.outvars, eqns=[equation])
+                results = jax.core.eval_jaxpr(alone, [], *(values[var] for var in inputs))
+                for var, value in zip(equation.outvars, results, strict=True):
+                    values[var] = value + perturbations[variables[var]] if var in variables else value
+            return [values[v] for v in outputs.values()]
+
+        @jax.jit
+        def shares(weights: list[Any], x: jax.Array) -> dict[str, dict[str, jax.Array]]:
+            known: dict[Any, Any] = {self.x: x, **dict(zip(self.roots, weights, strict=True))}
+            results, transpose = jax.vjp(lambda perturbations: run(known, perturbations), zeros)
+            of_outputs = {}
+            for k, output in enumerate(outputs):
+                cotangents = [jnp.zeros_like(z) for z in results]
+                mixture = 1 + jax.random.uniform(jax.random.key(0), results[k].shape)
+                cotangents[k] = mixture.astype(results[k].dtype)
+                (gradients,) = transpose(cotangents)
+                of_outputs[output] = {name: (g != 0).any(-1).mean() for name, g in gradients.items()}
+            return of_outputs
+
+        weights = [root.value if isinstance(root, keras.Variable) else root for root in self.roots.values()]
+        return {  # a layer and its last part are one variable
+            output: {name: float(of_output[variables[self.layers[name]]]) for name in names}
+            for output, of_output in shares(weights, self.tensor(x)).items()
+        }
 
     def ancestors(self, ends: Iterable[Any], stop: Iterable[Var] = ()) -> set[Var]:
         """Return `ends` and the variables that they are computed from, except those that only `stop` needs."""
@@ -204,6 +242,25 @@ def _makers(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:
     return {var: equation for equation in jaxpr.eqns for var in equation.outvars}
 
 
+def _differentiable(makers: Mapping[Var, JaxprEqn], ends: Iterable[Any]) -> set[Var]:
+    """Return `ends` and the variables to which a gradient leads from them."""
+
+    def sources(var: Var) -> list[Var]:
+        equation = makers.get(var)
+        if equation is None or equation.primitive.name in STEPS:
+            return []
+        inputs = [v for v in _inputs(equation) if _is_float(v.aval)]
+        inner = equation.params.get("jaxpr") if equation.primitive.name in CALLS else None
+        if inner is None:
+            return inputs
+        inner = getattr(inner, "jaxpr", inner)
+        reached = _differentiable(_makers(inner), [inner.outvars[equation.outvars.index(var)]])
+        pairs = zip(inner.invars, equation.invars, strict=True)
+        return [outside for inside, outside in pairs if inside in reached and isinstance(outside, Var)]
+
+    return set(reachable([var for var in ends if isinstance(var, Var) and _is_float(var.aval)], sources))
+
+
 def _logits(makers: Mapping[Any, JaxprEqn], output: Any) -> tuple[Any, str | None]:
     """Return the input of the softmax or sigmoid that computes the output, and its name; else the output and None."""
     return cut_activation(output, partial(_activation_of, makers))
@@ -265,8 +322,11 @@ def _is_float(value: Any) -> bool:
 
 def shape_of(var: Var) -> tuple[int, ...]:
     """Return the shape of a variable's value."""
-    aval: Any = var.aval
-    return tuple(aval.shape)
+    return tuple(_aval(var).shape)
+
+
+def _aval(var: Var) -> Any:
+    return var.aval
 
 
 def float32(tensor: jax.Array) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -22,10 +23,19 @@ from xcam.contract.graphs import reachable
 from xcam.contract.messages import out_of_memory
 from xcam.contract.outputs import cut_activation
 from xcam.contract.recorded import NoGradient
-from xcam.contract.types import Array, Layout
+from xcam.contract.types import Array, Layer, Layout
 from xcam_keras import calls
 from xcam_keras.engines import standard_device
-from xcam_keras.engines.tensorflow_graph import TRACING, activation_of, ancestors, following, named, traced
+from xcam_keras.engines.tensorflow_graph import (
+    TRACING,
+    activation_of,
+    differentiable,
+    following,
+    named,
+    read_by,
+    traced,
+    values_read,
+)
 
 tf.config.list_logical_devices()  # the first use of the runtime writes messages: here they are suppressed
 
@@ -72,19 +82,61 @@ class Recording:
             self.tensors = {name: call.value for name, call in named_calls.items()}
             self.from_x = following(self.x.op, self.operations)
             self._cache: BoundedCache[Any, Any] = BoundedCache()
-            reach = ancestors(self.outputs.values())
+            self._differentiated: set[Any] = set()
+            """References to the tensors that have a cut with a backward pass."""
             ends = {t.name for t in [*self.outputs.values(), *tf.nest.flatten(structured)]}
-            self.layers = {
-                name: calls.described(
-                    name,
-                    call.layer,
-                    call.value.shape.as_list()[1:],
-                    layout,
-                    len(shape) == 3,
-                    is_output=call.value.name in ends,
-                    reaches_output=call.value.op.name in reach,
-                )
-                for name, call in named_calls.items()
+            self.layers = self._described(named_calls, layout, len(shape) == 3, ends)
+
+    def _described(
+        self, named_calls: Mapping[str, calls.Call], layout: Layout, image: bool, ends: set[str]
+    ) -> dict[str, Layer]:
+        """Return the layers. `ends`: the names of the tensors that are outputs."""
+        shapes = {name: tensor.shape.as_list()[1:] for name, tensor in self.tensors.items()}
+        read = {output: read_by(tensor) for output, tensor in self.outputs.items()}
+        reach = {
+            output: {name for name, tensor in self.tensors.items() if tensor.op.name in operations}
+            for output, operations in read.items()
+        }
+        tokens = [name for name, shape in shapes.items() if calls.is_tokens(shape, image)]
+        shares = calls.token_shares(reach, tokens, self._token_shares)
+        with_gradient = differentiable(self.outputs.values())
+        from_x = following(self.x.op, self.operations, values_read)
+        return {
+            name: calls.described(
+                name,
+                call,
+                shapes[name],
+                layout,
+                image,
+                is_output=call.value.name in ends,
+                leads_to=calls.leads_to(name, reach, shares),
+                differentiable=call.value.op.name in with_gradient,
+                depends_on_input=call.value.op.name in from_x,
+            )
+            for name, call in named_calls.items()
+        }
+
+    def _token_shares(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return for each output the share of each layer's tokens at which its gradient arrives, on noise."""
+        noise = tf.cast(np.random.default_rng(0).normal(size=(self.batch or 1, *self.x.shape[1:])), self.x.dtype)
+        try:
+            shares = {output: self._shares(tensor, names) for output, tensor in self.outputs.items()}
+            flat = [share for of_output in shares.values() for share in of_output.values()]
+            values = iter(self.function.prune([self.x], flat)(noise))
+        except (LookupError, tf.errors.InvalidArgumentError):  # an operation without a gradient
+            return {}
+        return {output: {name: float(next(values)) for name in of_output} for output, of_output in shares.items()}
+
+    def _shares(self, output: tf.Tensor, names: Sequence[str]) -> dict[str, tf.Tensor]:
+        """Add the gradient of a fixed mixture of an output to the graph; return the shares of tokens where it is not 0."""
+        tensors = [self.tensors[name] for name in names]
+        with self.graph.as_default():
+            mixture = tf.random.stateless_uniform(tf.shape(output), (0, 0), 1, 2, dtype=tf.float32)
+            gradients = tf.gradients([output], tensors, grad_ys=[tf.cast(mixture, output.dtype)])
+            return {
+                name: tf.reduce_mean(tf.cast(tf.reduce_any(tf.convert_to_tensor(g) != 0, axis=-1), tf.float32))
+                for name, g in zip(names, gradients, strict=True)
+                if g is not None
             }
 
     def predict(self, x: Array) -> dict[str, Array]:
@@ -97,11 +149,18 @@ class Recording:
         return _float32(run(self.tensor(x)))
 
     def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
-        """See xcam.contract.recorded.Recording. The tensors for the backward pass are always computed."""
-        tensor = self.tensors[layer]
-        cut: Cut = self.once(("cut", tensor.ref()), lambda: Cut(self, tensor))
+        """See xcam.contract.recorded.Recording."""
+        cut = self.cut(self.tensors[layer], differentiate)
         outputs, value, inside, bypass = _split(cut.forward(self.tensor(x)), len(self.outputs), 1, len(cut.inside))
         return ForwardPass(cut, x, outputs, value[0], inside, bypass)
+
+    def cut(self, tensor: tf.Tensor, differentiate: bool) -> Cut:
+        """Return the cut at a tensor; one with the backward pass also where none is needed, if it exists."""
+        differentiate = differentiate or tensor.ref() in self._differentiated
+        cut: Cut = self.once(("cut", tensor.ref(), differentiate), lambda: Cut(self, tensor, differentiate))
+        if differentiate:
+            self._differentiated.add(tensor.ref())
+        return cut
 
     def named(self, outputs: Sequence[tf.Tensor]) -> dict[str, Array]:
         """Return outputs by name."""
@@ -144,26 +203,21 @@ class Cut:
         inside: the tensors of the tail that the backward pass needs.
         bypass: the tensors from before the cut, except the layer's, that the tail or the backward pass needs.
         forward: from the input to the outputs, the layer, `inside` and `bypass`.
-        backward: from one cotangent for each output, `inside` and `bypass` to the gradient at the layer.
+        backward: from one cotangent for each output, `inside` and `bypass` to the gradient at the layer; None where no
+            gradient is needed.
     """
 
-    def __init__(self, recording: Recording, layer: tf.Tensor) -> None:
-        self.recording, self.layer = recording, layer
+    def __init__(self, recording: Recording, layer: tf.Tensor, differentiate: bool) -> None:
+        self.recording, self.layer, self._differentiate = recording, layer, differentiate
         outputs = list(recording.outputs.values())
-        existing = {op.name for op in recording.graph.get_operations()}
-        with recording.graph.as_default():
-            cotangents = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
-            gradient = tf.gradients(outputs, [layer], grad_ys=cotangents)[0]
-        if gradient is None:
-            raise NoGradient
         tail = following(layer.op, recording.operations)
-        needed = self._needed(gradient, existing)
+        cotangents, gradient, needed = self._gradient(outputs) if differentiate else ([], None, [])
         self.inside = [t for t in needed if t is layer or t.op.name in tail]
         outside = [t for t in needed if t is not layer and t.op.name not in tail]
         self.bypass = list({t.name: t for t in [*outside, *self._bypass(tail)]}.values())
         saved = [*self.inside, *self.bypass]
         self.forward = self._run("forward", [recording.x], [*outputs, layer, *saved])
-        self.backward = self._run("backward", [*cotangents, *saved], [gradient])
+        self.backward = self._run("backward", [*cotangents, *saved], [gradient]) if differentiate else None
 
     def tail(self) -> Run:
         """The function from the layer's value and `bypass` to the outputs and `inside`."""
@@ -174,7 +228,22 @@ class Cut:
         return self._run("head", [self.recording.x], self.bypass)
 
     def _run(self, part: str, feeds: Sequence[tf.Tensor], fetches: Sequence[tf.Tensor]) -> Run:
-        return self.recording.run((part, self.layer.ref()), lambda: (feeds, fetches))
+        return self.recording.run((part, self.layer.ref(), self._differentiate), lambda: (feeds, fetches))
+
+    def _gradient(self, outputs: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor, list[tf.Tensor]]:
+        """Add the gradient at the layer to the graph; return cotangents, gradient, and the tensors that it reads."""
+        graph = self.recording.graph
+        existing = {op.name for op in graph.get_operations()}
+        with graph.as_default():
+            cotangents = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
+            try:
+                gradient = tf.gradients(outputs, [self.layer], grad_ys=cotangents)[0]
+            except LookupError as error:  # an operation without a gradient
+                raise NoGradient from error
+            if gradient is None:
+                raise NoGradient
+            gradient = tf.convert_to_tensor(gradient)  # a Gather's is sparse
+        return cotangents, gradient, self._needed(gradient, existing)
 
     def _bypass(self, tail: set[str]) -> list[tf.Tensor]:
         """Return the tensors that the tail reads and that are computed from the input, but not from the layer.
@@ -226,6 +295,7 @@ class ForwardPass:
 
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
         """See xcam.contract.recorded.ForwardPass."""
+        assert self._cut.backward
         for cotangent in cotangents:
             tensors = self._cut.recording.outputs.items()
             v = [tf.cast(tf.constant(cotangent[name]), tensor.dtype) for name, tensor in tensors]
@@ -233,12 +303,14 @@ class ForwardPass:
 
     def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
-        cut, x = self._cut, self._x[rows]
+        recording, x = self._cut.recording, self._x[rows]
+        cut = recording.cut(self._cut.layer, True) if differentiate else self._cut
         layer = tf.cast(tf.constant(value), cut.layer.dtype)
-        if all(_row_by_row(t, symbol, len(self._x)) for t, symbol in zip(self._bypass, cut.bypass, strict=True)):
+        row_by_row = all(map(partial(_row_by_row, rows=len(self._x)), self._bypass, cut.bypass))
+        if cut is self._cut and row_by_row:
             bypass: Sequence[tf.Tensor] = [tf.gather(t, tf.constant(rows)) for t in self._bypass]
         else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
-            bypass = cut.head()(cut.recording.tensor(x))
+            bypass = cut.head()(recording.tensor(x))
         outputs, inside = _split(cut.tail()(layer, *bypass), len(self.outputs))
         return ForwardPass(cut, x, outputs, layer, inside, bypass)
 

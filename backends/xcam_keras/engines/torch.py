@@ -20,11 +20,21 @@ from torch import Tensor
 from xcam.contract.caches import BoundedCache
 from xcam.contract.messages import out_of_memory
 from xcam.contract.recorded import NoGradient
-from xcam.contract.types import Array, Layout
+from xcam.contract.types import Array, Layer, Layout
 from xcam_keras import calls
 from xcam_keras.calls import Key
 from xcam_keras.engines import standard_device
-from xcam_keras.engines.torch_graph import EndActivation, ancestors, float32, in_graph, is_float, node_of, replaced
+from xcam_keras.engines.torch_graph import (
+    EndActivation,
+    Flow,
+    differentiable,
+    float32,
+    in_graph,
+    is_float,
+    node_of,
+    replaced,
+    token_shares,
+)
 from xcam_keras.engines.torch_replay import Bypass, Replay, planned
 
 BATCH = 2
@@ -70,26 +80,14 @@ class Recording:
             self._call(self.tensor(self.noise[:1]))
         self._replays: BoundedCache[str, Replay | None] = BoundedCache()
         self._watch_end = True
-        outputs, logits, seen = self._observed()
+        with Flow() as flow:
+            outputs, logits, seen = self._observed()
         self.output_activations = {name: kind for name, (_, kind) in logits.items()}
         self._watch_end = any(self.output_activations.values())
-        ends = {id(t) for t in outputs.values()} | {id(t) for t, _ in logits.values()}
-        nodes = ancestors([t for t, _ in logits.values()])
         named = calls.named(seen, is_float)
         self.keys: dict[str, Key] = {name: call.key for name, call in named.items()}
-        self.layers = {
-            name: calls.described(
-                name,
-                call.layer,
-                call.value.shape[1:],
-                layout,
-                len(shape) == 3,
-                is_output=id(call.value) in ends,
-                reaches_output=node_of(call.value) in nodes,
-                folds_batch=call.value.ndim > 2 and len(call.value) != (batch or BATCH),
-            )
-            for name, call in named.items()
-        }
+        ends = {name: tensor for name, (tensor, _) in logits.items()}
+        self.layers = _described(named, {id(t) for t in outputs.values()}, ends, flow, layout, self.noise.shape)
 
     def tensor(self, x: Array) -> Tensor:
         """Return the input as the model takes it."""
@@ -108,7 +106,7 @@ class Recording:
 
     def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
-        if not self.layers[layer].reaches_output:
+        if differentiate and not self.layers[layer].differentiable:
             raise NoGradient
         source = self.tensor(x)
         return ForwardPass(self, layer, source, *self.cut(source, layer, None, differentiate))
@@ -223,6 +221,50 @@ class Recording:
         device = keras.device(str(self.device)) if self.device else contextlib.nullcontext()
         with device, _modes_restored(self._modules):
             return self.model(x, training=False)
+
+
+def _described(
+    named: Mapping[str, calls.Call],
+    returned: set[int],
+    ends: Mapping[str, Tensor],
+    flow: Flow,
+    layout: Layout,
+    shape: Sequence[int],
+) -> dict[str, Layer]:
+    """Return the layers of an observed pass.
+
+    Args:
+        named: its calls.
+        returned: the ids of the tensors that the model returns.
+        ends: the logits by output.
+        flow: the record of the pass.
+        layout: layout of layers that do not declare their own.
+        shape: shape of the input.
+    """
+    image = len(shape) == 4
+    read = {output: flow.read_by(tensor) for output, tensor in ends.items()}
+    reach = {
+        output: {name for name, call in named.items() if id(call.value) in items or node_of(call.value) in items}
+        for output, items in read.items()
+    }
+    tokens = {name: call.value for name, call in named.items() if calls.is_tokens(call.value.shape[1:], image)}
+    shares = calls.token_shares(reach, [*tokens], lambda names: token_shares(ends, {n: tokens[n] for n in names}))
+    with_gradient = differentiable([*ends.values()])
+    last = returned | {id(tensor) for tensor in ends.values()}
+    return {
+        name: calls.described(
+            name,
+            call,
+            call.value.shape[1:],
+            layout,
+            image,
+            is_output=id(call.value) in last,
+            leads_to=calls.leads_to(name, reach, shares),
+            differentiable=node_of(call.value) in with_gradient,
+            folds_batch=call.value.ndim > 2 and len(call.value) != shape[0],
+        )
+        for name, call in named.items()
+    }
 
 
 @contextlib.contextmanager

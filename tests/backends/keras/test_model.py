@@ -388,7 +388,7 @@ def test_a_layer_that_no_output_reads_is_rejected() -> None:
     with pytest.raises(InputError, match=r"layer 'loose': no output of .* depends on it"):
         xcam.explain(model, np.zeros((SIZE, SIZE, 3), np.uint8), layer="loose")
     with pytest.raises(ModelError, match=r"cannot differentiate .* at layer 'loose'"):
-        model.trace(X, "loose")
+        model.trace(X, "loose", lambda z: [np.ones_like(z)])
 
 
 def test_a_segmentation_model_is_explained_before_its_output() -> None:
