@@ -12,10 +12,11 @@ from torch import nn
 
 from xcam.contract import InputSpec, Layout
 from xcam.contract.messages import own_weights, unknown_device
-from xcam.errors import InputError, ModelError
+from xcam.errors import InputError
 from xcam.models import demo as core_demo
 from xcam_torch import demo, files, scaling, statements, zoo
 from xcam_torch.model import TorchModel
+from xcam_torch.scripted import Scripted, opened
 from xcam_torch.weights import fill
 
 
@@ -78,8 +79,8 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
     if isinstance(source, torch.export.ExportedProgram):
         return files.unflattened(source, "the exported program")
     if isinstance(source, torch.jit.ScriptModule):
-        raise ModelError(f"cannot explain the module: {files.TORCHSCRIPT}")
-    name = type(source).__name__
+        source = opened(source)
+    name = getattr(source, "original_name", type(source).__name__)
     while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(source, "_orig_mod"):
         source = source.module if hasattr(source, "module") else source._orig_mod
         name = type(source).__name__
@@ -93,8 +94,13 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
 
 def input_channels(module: nn.Module) -> int:
     """Return the number of channels that the first convolution takes; 3 where there is none."""
-    channels = (getattr(part, "in_channels", None) for part in module.modules())
-    return next((n for n in channels if isinstance(n, int)), 3)
+    for part in module.modules():
+        weight = part._parameters.get("weight")
+        if isinstance(part, Scripted) and weight is not None and weight.ndim > 2:
+            return int(weight.shape[1])
+        if isinstance(channels := getattr(part, "in_channels", None), int):
+            return channels
+    return 3
 
 
 def input_axes(module: nn.Module) -> int | None:

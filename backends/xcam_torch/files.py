@@ -1,8 +1,9 @@
-"""Model files: `.pt2` holds a model; `.safetensors` and state dicts hold weights. No code is loaded from a pickle."""
+"""Model files: `.pt2` and TorchScript hold a model; `.safetensors` and state dicts hold weights. No code is loaded from a pickle."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,7 @@ from xcam.contract.layouts import filled
 from xcam.contract.messages import one_input, one_line, own_weights
 from xcam.errors import InputError, ModelError
 from xcam_torch import weights as weights_in
-
-TORCHSCRIPT = (
-    "it is a TorchScript model, a deprecated format that allows no hooks inside; export the original module with "
-    "torch.export.save to a .pt2 file"
-)
+from xcam_torch.scripted import opened
 
 
 def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -43,7 +40,7 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
             logging.disable(before)
         return unflattened(program, path.name)
     if is_torchscript(path):
-        raise ModelError(f"cannot load {path}: {TORCHSCRIPT}")
+        return scripted(path), {"name": path.name}
     if path.suffix.lower() in (".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors"):
         state = next(iter(weights_in.state_dicts(weights_in.content(path), path).values()))
         raise ModelError(
@@ -69,6 +66,17 @@ def unflattened(program: torch.export.ExportedProgram, name: str) -> tuple[nn.Mo
     elif len(shape) == 3 and any("conv2d" in str(node.target) for node in program.graph.nodes):
         facts |= {"channels": 0, "size": filled(shape[1:], None), "fixed": any(shape[1:])}
     return torch.export.unflatten(program), facts
+
+
+def scripted(path: Path) -> nn.Module:
+    """Return the module in a TorchScript archive, opened into its parts. Raises ModelError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the format is deprecated
+            script = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise ModelError(f"cannot load {path}: {one_line(error)}; check that it is complete") from error
+    return opened(script)
 
 
 def is_torchscript(path: Path) -> bool:

@@ -103,16 +103,6 @@ def test_pickles_that_bring_code_are_refused_and_not_run(tmp_path: Path, monkeyp
     assert not Path("evil-was-here").exists()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_torchscript_is_refused_with_the_reason(tmp_path: Path) -> None:
-    scripted = torch.jit.trace(Small().eval(), torch.from_numpy(X))
-    torch.jit.save(scripted, tmp_path / "script.pt")
-    with pytest.raises(ModelError, match=r"cannot load .*script\.pt: it is a TorchScript model, a deprecated format"):
-        xcam.load(tmp_path / "script.pt")
-    with pytest.raises(ModelError, match="cannot explain the module: it is a TorchScript model"):
-        xcam.load(scripted)
-
-
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_an_exported_program(tmp_path: Path, dynamic: bool) -> None:
