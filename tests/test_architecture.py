@@ -24,6 +24,8 @@ COVERED = {
     "contract/violations": "contract/test_validation",
     "dataset/cluster": "dataset/test_killed",
     "evaluation/run": "evaluation/test_evaluate",
+    "explanation/axes": "explanation/test_samples",
+    "explanation/fitting": "explanation/test_samples",
     "explanation/settings": "explanation/test_explain",
     "models/demo/draw": "models/demo/test_scenes",
     "targets/protocol": "targets/test_outputs",

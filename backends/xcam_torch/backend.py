@@ -63,7 +63,7 @@ class TorchBackend:
             channels=input_channels(module) if channels is None else channels,
             fixed=facts.get("fixed", False),
             channels_known=channels is not None,
-            axes=input_axes(module),
+            **input_axes(module),
         )
         needed = scaling.computed(module, spec, facts.get("batch"))
         spec = replace(spec, preprocessing=facts.get("preprocessing") or needed, needs=needed)
@@ -98,25 +98,32 @@ def input_channels(module: nn.Module) -> int:
         weight = part._parameters.get("weight")
         if isinstance(part, Scripted) and weight is not None and weight.ndim > 2:
             return int(weight.shape[1])
-        if isinstance(channels := getattr(part, "in_channels", None), int):
+        if isinstance(channels := getattr(part, "in_channels", getattr(part, "input_size", None)), int):
             return channels
     return 3
 
 
-def input_axes(module: nn.Module) -> int | None:
-    """Return the number of spatial axes that the first part with weights takes; None where it does not tell."""
+def input_axes(module: nn.Module) -> dict[str, Any]:
+    """Return the axes of the input, for InputSpec, as the first part with weights shows them."""
+    kinds = {1: (nn.Conv1d,), 2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}
     for part in module.modules():
-        if any(True for _ in part.children()) or not any(True for _ in part.parameters()):
-            continue
-        kinds = {1: (nn.Conv1d,), 2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}
-        if not isinstance(part, nn.BatchNorm1d):  # of vectors, or of signals
-            return next((count for count, types in kinds.items() if isinstance(part, types)), None)
-    return None
+        for axes, types in kinds.items():
+            if isinstance(part, types):
+                return {"axes": axes}
+        weight = part._parameters.get("weight")
+        if isinstance(part, Scripted) and weight is not None and weight.ndim > 2:
+            return {"axes": weight.ndim - 2}
+        if isinstance(part, nn.RNNBase) and part.batch_first:
+            return {"axes": 1, "layout": "channels_last"}
+        is_leaf = not any(True for _ in part.children()) and any(True for _ in part.parameters())
+        if is_leaf and not isinstance(part, nn.BatchNorm1d):  # that one is of vectors, or of signals
+            return {}
+    return {}
 
 
 def stated_size(module: nn.Module) -> tuple[int, int] | None:
     """Return the image size that a part of a module states, as those that embed patches do; None where none does."""
-    if input_axes(module) not in (2, None):
+    if input_axes(module).get("axes") not in (2, None):
         return None
     for part in module.modules():
         for owner, name in ((part, "img_size"), (part, "image_size"), (getattr(part, "config", None), "image_size")):

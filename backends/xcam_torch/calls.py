@@ -124,12 +124,14 @@ def _record(
         with end, dependence.recording(source) if dependence else contextlib.nullcontext():
             outputs = tensors(model(source))
     logits = {name: end.logits(output) for name, output in outputs.items()}
-    with undisturbed(model), torch.enable_grad():  # without the hooks: checkpoints call their modules again
-        reach = _reach(seen, {name: output for name, (output, _) in logits.items()}, x, dependence)
-    final = {id(t) for t in outputs.values()} | {id(output) for output, _ in logits.values()}
     ordered = _ordered(seen)
+    layouts = _layouts(ordered, x, override)
+    axes = {id(call): 2 if layout == "channels_first" else 1 for call, layout in zip(ordered, layouts, strict=True)}
+    with undisturbed(model), torch.enable_grad():  # without the hooks: checkpoints call their modules again
+        reach = _reach(seen, {name: output for name, (output, _) in logits.items()}, x, dependence, axes)
+    final = {id(t) for t in outputs.values()} | {id(output) for output, _ in logits.values()}
     calls = {}
-    for call, layout in zip(ordered, _layouts(ordered, x, override), strict=True):
+    for call, layout in zip(ordered, layouts, strict=True):
         last = call.index == count[call.module]
         name = call.name if last else f"{call.name}#{call.index}"
         leads_to, differentiable = reach[id(call)]
@@ -177,12 +179,16 @@ Reach = tuple[tuple[str, ...] | None, bool]
 
 
 def _reach(
-    seen: Sequence[_Seen], outputs: Mapping[str, Tensor], x: Tensor, dependence: Dependence | None
+    seen: Sequence[_Seen],
+    outputs: Mapping[str, Tensor],
+    x: Tensor,
+    dependence: Dependence | None,
+    axes: Mapping[int, int],
 ) -> dict[int, Reach]:
     """Return for each call, by its id, the outputs that depend on it and whether a gradient leads to it.
 
-    For tokens, those outputs that depend on most of them: behind the last attention of a vision transformer only the
-    class token reaches the scores, and a map there would be blank.
+    For tokens and for positions of a signal, those outputs that depend on most of them: behind the last attention of a
+    transformer only the class token reaches the scores, and a map there would be blank. `axes`: the axis of positions.
     """
     values = [call.value for call in seen]
     gradients = _gradients(list(outputs.values()), values)
@@ -201,7 +207,11 @@ def _reach(
             # Operations that could not be followed: only the gradient shows a path, where gradients are on.
             leads_to = None if gradient is not None or not call.value.requires_grad else ()
         if id(call) in sequences:
-            few = {name for name in outputs if _is_sparse(alone.get(name, {}).get(id(call), gradient))}
+            few = {
+                name
+                for name in outputs
+                if _is_sparse(alone.get(name, {}).get(id(call), gradient), axes[id(call)], x.ndim != 4)
+            }
             if few:
                 leads_to = tuple(name for name in (outputs if leads_to is None else leads_to) if name not in few)
         reach[id(call)] = leads_to, gradient is not None
@@ -230,18 +240,23 @@ def _gradients(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[
 
 
 def _is_sequence(value: Tensor, x: Tensor) -> bool:
-    """Return whether a value of a model of images has tokens."""
-    return value.ndim == 3 and x.ndim == 4 and value.shape[1] > 1
+    """Return whether a value of a model of images has tokens, or one of a model of signals positions."""
+    return value.ndim == 3 and x.ndim in (2, 3, 4) and value.shape[1] > 1 and value.shape[2] > 1
 
 
-def _is_sparse(gradient: Tensor | None) -> bool:
-    """Return whether a gradient at tokens is zero for half of them or more, and not for all.
+def _is_sparse(gradient: Tensor | None, axis: int, in_all_channels: bool) -> bool:
+    """Return whether a gradient is zero at half of the positions or more, and not at all.
 
-    All zeros are not evidence: some libraries initialise a head with zeros.
+    All zeros are not evidence: some libraries initialise a head with zeros. With `in_all_channels`, nor are zeros that
+    differ between channels or rows, which the maximum over a signal gives.
     """
     if gradient is None or gradient.ndim != 3 or not gradient.any():
         return False
-    return bool((gradient != 0).any(dim=2).float().mean() <= 0.5)
+    read = (gradient != 0).movedim(axis, 1)
+    positions = read.any(dim=2)
+    few = bool(positions.float().mean() <= 0.5)
+    same = bool((positions == positions[:1]).all() and read[positions].float().mean() > 0.25)  # a ReLU leaves a half
+    return few and (same or not in_all_channels)
 
 
 def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list[Layout]:
@@ -259,7 +274,7 @@ def _layouts(calls: Sequence[_Seen], x: Tensor, override: Layout | None) -> list
             layout = override
         elif len(shape) == 3 and x.ndim == 4:
             layout = "tokens"
-        elif len(shape) == x.ndim > 2:
+        elif len(shape) == max(x.ndim, 3):
             certain = _implied_layout(call.module) or _by_ratio(shape[1:], x.shape[2:])
             if certain:
                 decided.pop(shape, None)
@@ -278,6 +293,8 @@ def _implied_layout(module: nn.Module) -> Layout | None:
     kind = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
     if kind.__module__.partition(".")[0] != "torch" or "forward" in vars(module):
         return None
+    if isinstance(module, nn.RNNBase):
+        return "channels_last" if module.batch_first else None
     if kind.__name__ == "Linear" or len(getattr(module, "normalized_shape", ())) == 1:
         return "channels_last"
     return "channels_first" if any(part in kind.__name__ for part in CHANNELS_FIRST) else None

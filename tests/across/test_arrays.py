@@ -162,3 +162,172 @@ def test_a_wrong_number_of_channels_or_axes_is_one_line(size: tuple[int, ...]) -
     with pytest.raises(xcam.InputError, match=r"sequential\w* takes|takes \[D, H, W, C\]") as error:
         xcam.explain(network, array(*size))
     assert "\n" not in str(error.value)
+
+
+class Recurrent(nn.Module):
+    """[N, L, C] → scores, by the mean over the steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(12, 5, batch_first=True)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.rnn(x)[0].mean(1))
+
+
+class LastStep(nn.Module):
+    """A convolution, and the last step of a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 8, 5, stride=2)
+        self.rnn = nn.GRU(8, 6, batch_first=True)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.rnn(torch.tanh(self.conv(x)).transpose(1, 2))[0][:, -1])
+
+
+class Transformer(nn.Module):
+    """Patches of a signal and a class token; with `embedding` of [N, L, C] or of [N, C, L]."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Any) -> Any:
+        h = self.embedding(x)
+        h = h.transpose(1, 2) if isinstance(self.embedding, nn.Conv1d) else h
+        h = self.norm(torch.cat([self.token.expand(len(h), -1, -1), h], dim=1))
+        return self.head(self.attention(h, h, h)[0][:, 0])
+
+
+class Rows(nn.Module):
+    """[N, C, L], by a 2-D convolution over one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, (1, 5))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.tanh(self.conv(x[:, :, None])).mean((2, 3)))
+
+
+class LastAxis(nn.Module):
+    """Its own part moves the channels last."""
+
+    class Moved(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.movedim(1, -1)
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.conv = (nn.Conv1d if rank == 1 else nn.Conv3d)(3, 8, 3)
+        self.moved = self.Moved()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.moved(self.conv(x).tanh()).tanh().flatten(1, -2).mean(1))
+
+
+class Cubes(nn.Module):
+    """A transformer on the patches of a video."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Conv3d(3, 8, (2, 8, 8), stride=(2, 8, 8))
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.norm(self.embedding(x).flatten(2).transpose(1, 2)).tanh().mean(1))
+
+
+SEQUENCES = {
+    "channels moved": (lambda: LastAxis(1), (1, 3, 60), "moved", lambda value: value.movedim(-1, 1), (60,)),
+    "channels of a volume moved": (
+        lambda: LastAxis(3),
+        (1, 3, 9, 8, 7),
+        "moved",
+        lambda v: v.movedim(-1, 1),
+        (9, 8, 7),
+    ),
+    "tokens of a video": (Cubes, (1, 3, 8, 16, 24), "embedding", lambda value: value, (8, 16, 24)),
+    "recurrent": (Recurrent, (1, 50, 12), "rnn", lambda value: value.transpose(1, 2), (50,)),
+    "last step": (LastStep, (1, 3, 64), "conv", lambda value: value, (64,)),
+    "class token": (
+        lambda: Transformer(nn.Conv1d(3, 8, 8, 8)),
+        (1, 3, 128),
+        "norm",
+        lambda v: v.transpose(1, 2)[..., 1:],
+        (128,),
+    ),
+    "steps": (lambda: Transformer(nn.Linear(3, 8)), (1, 40, 3), "norm", lambda v: v.transpose(1, 2)[..., 1:], (40,)),
+    "one row": (Rows, (1, 2, 100), "conv", lambda value: value[:, :, 0], (100,)),
+}
+
+
+@pytest.mark.parametrize("case", SEQUENCES)
+def test_models_of_sequences(case: str) -> None:
+    """The default layer has the positions that the output reads, in the order of the signal, without a class token."""
+    build, shape, layer, arranged, size = SEQUENCES[case]
+    torch.manual_seed(0)
+    network, x = build().eval(), array(*shape)
+    e = xcam.explain(xcam.load(network), x, target=1)
+    keep: dict[str, Any] = {}
+
+    def hook(_: Any, __: Any, value: Any) -> None:
+        keep["value"] = value[0] if isinstance(value, tuple) else value
+        keep["value"].retain_grad()
+
+    network.get_submodule(layer).register_forward_hook(hook)
+    network(torch.from_numpy(x))[0, 1].backward()
+    value, gradient = (arranged(t.detach()).numpy() for t in (keep["value"], keep["value"].grad))
+    assert (e.layer, e.heatmap.shape) == (layer, size)
+    if case not in (
+        "class token",
+        "steps",
+    ):  # there the mean of the gradient is over the patches, as in any grid of tokens
+        pass
+    np.testing.assert_allclose(e.cam, gradcam(value, gradient), rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_of_which_only_the_last_step_is_read() -> None:
+    """Where the caller names such a layer, or a backend cannot see it, the empty map is explained."""
+    inputs = keras.Input((30, 3))
+    h = keras.layers.Conv1D(6, 3, padding="same", name="conv")(inputs)
+    network = keras.Model(inputs, keras.layers.Dense(3)(h[:, -1]))
+    with pytest.warns(
+        xcam.XcamWarning, match="depends on 1 of 30 positions of layer 'conv', .* choose an earlier layer"
+    ):
+        xcam.explain(network, array(1, 30, 3), layer="conv")
+
+
+def test_the_maximum_over_a_signal_needs_no_warning() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv1d(1, 8, 5), nn.Tanh(), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(8, 3))
+    assert xcam.explain(network, array(1, 1, 200), method="hirescam").layer == "1"
+
+
+def test_a_video_whose_frames_go_through_a_network_of_images() -> None:
+    """The first convolution suggests images, and the module takes five axes."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.time = nn.Conv3d(8, 4, (3, 1, 1))
+
+        def forward(self, x: Any) -> Any:
+            n, c, t, h, w = x.shape
+            y = self.conv(x.transpose(1, 2).reshape(n * t, c, h, w)).tanh()
+            return self.time(y.view(n, t, 8, h - 2, w - 2).transpose(1, 2)).mean((2, 3, 4))
+
+    e = xcam.explain(Frames().eval(), array(1, 3, 5, 9, 8), method="hirescam")
+    assert (e.layer, e.cam.shape, e.heatmap.shape) == ("time", (3, 7, 6), (5, 9, 8))

@@ -194,10 +194,10 @@ def _measured(
         layer = replace(layer, layout="tokens")
     layer = replace(layer, shape=shape_to_channels_first(shape, layer.layout))
     profiles = [tuple(p for i, p in enumerate(change.profiles) if i != axis) for change in (first, second)]
-    if len(space) != 2:
-        return layer
     if not (first.any and second.any):
         return layer
+    if len(space) != 2:
+        return _signal_or_volume(layer, shape, profiles, len(space))
     if len(shape) == 2:
         return _tokens(layer, shape, profiles, space)
     return _map(layer, shape, profiles, space) if len(shape) == 3 else replace(layer, has_map=False)
@@ -257,6 +257,26 @@ def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array
     if chosen is None or strength[chosen] < -CLEAR:
         return replace(layer, has_map=False)
     return replace(layer, layout=chosen, shape=shape_to_channels_first(shape, chosen))
+
+
+def _signal_or_volume(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], rank: int) -> Layer:
+    """Return a layer of a model of signals or volumes with the layout in which the change moves as the patches do."""
+    if len(shape) != rank + 1:
+        extra = len(layer.shape) - 1 - rank
+        is_flat = extra > 0 and all(n == 1 for n in layer.shape[1 : 1 + extra])  # signals as images of one row
+        return layer if is_flat else replace(layer, has_map=False)
+    shifts = [_shift(a, b) for a, b in zip(*profiles, strict=True)]
+
+    def strength(first: int) -> float:
+        """Return the smallest movement along the axes from `first` on, in the direction of the patches."""
+        moved = [shifts[first + i] * (-1) ** i for i in range(rank) if shape[first + i] > 1]
+        return min(moved, default=0.0)
+
+    strengths: dict[Layout, float] = {"channels_first": strength(1), "channels_last": strength(0)}
+    other: Layout = "channels_last" if layer.layout == "channels_first" else "channels_first"
+    if strengths[other] > CLEAR and strengths.get(layer.layout, 0.0) < strengths[other] / 2:
+        return replace(layer, layout=other, shape=shape_to_channels_first(shape, other))
+    return layer
 
 
 def _tokens(

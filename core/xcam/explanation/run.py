@@ -15,9 +15,10 @@ from xcam.explanation import outputs as output_checks
 from xcam.explanation.checks import check_finite, zero_message
 from xcam.explanation.context import MethodContext, cotangent, pick, stack
 from xcam.explanation.context import values as target_values
+from xcam.explanation.fitting import fitted_grid
 from xcam.explanation.inputs import AUGMENTATIONS, augmented, input_preprocessing, input_size
 from xcam.explanation.result import Explanation, class_label
-from xcam.explanation.samples import Sample, fitted_grid
+from xcam.explanation.samples import Sample
 from xcam.explanation.settings import Settings
 from xcam.images import batches, reading, views
 from xcam.report import formatting
@@ -100,7 +101,7 @@ def _explain(
     resolved = cotangents.resolved
     for target in resolved[0]:
         output_checks.check(model, target, pick(trace.outputs, [0]))
-    grid = fitted_grid(layer, trace.activations, spec, x.shape, rank)
+    grid = fitted_grid(model, layer, trace, spec, x.shape, rank)
 
     def raw_maps(x: Array, trace: Trace) -> list[Array]:
         """Return for each target the maps [N, *spatial]."""

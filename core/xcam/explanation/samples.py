@@ -7,8 +7,6 @@ scaled as images are; all others are not scaled.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,20 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from xcam.contract import Array, InputSpec, Layer, Model
-from xcam.contract.layouts import shape_from_channels_first, to_channels_first
+from xcam.contract import Array, InputSpec, Model
+from xcam.contract.layouts import to_channels_first
 from xcam.contract.preprocessing import Preprocessing
-from xcam.errors import InputError, ModelError, warn
-from xcam.explanation import tokens
+from xcam.errors import InputError, warn
+from xcam.explanation.axes import arranged, view
 from xcam.explanation.inputs import check_images, input_preprocessing
-from xcam.explanation.tokens import Grid
 from xcam.images import arrays
-from xcam.models.load import by
 
-SPACE = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
-"""The names of the spatial axes in messages."""
-INPUTS = {1: "a signal", 2: "an image", 3: "a volume"}
-AXES = {1: "one spatial axis", 2: "two spatial axes", 3: "three spatial axes"}
 FAR, NEAR = 3.0, 0.02
 """Values that exceed the range of preprocessed pixels by the first factor, or use less than the second of it, are in
 another scale."""
@@ -44,6 +36,8 @@ class Sample:
     """The input as the model takes it, without the batch axis."""
     values: Array
     """The values before preprocessing, [C, *space]."""
+    spec: InputSpec
+    """The model's input for this size."""
     path: Path | None = None
     """The file, where it was read from one."""
 
@@ -99,100 +93,22 @@ def shapes(sources: Sequence[Any]) -> list[Any]:
 
 
 def opened_for(model: Model, source: Any) -> Model:
-    """Return a view of the model for the size of a sample; the model itself for an image.
-
-    The view shares everything with the model except `input`: its layers are those for the sample's size.
-    """
-    if not isinstance(source, Sample):
-        return model
-    shape = source.x.shape[-1:] + source.x.shape[:-1] if model.input.layout == "channels_last" else source.x.shape
-    channels = shape[0] if model.input.channels else 0
-    spec = dataclasses.replace(model.input, channels=channels, channels_known=True, size=shape[1:])
-    if model.input == spec:
-        return model
-    view = copy.copy(model)
-    view.input = spec
-    return view
+    """Return a view of the model for the size of a sample; the model itself for an image."""
+    return view(model, source.spec) if isinstance(source, Sample) else model
 
 
 def _samples(model: Model, source: Any) -> Iterator[Sample]:
     """Yield the samples of an array or of a file. Raises InputError."""
-    spec, path = model.input, None
+    path = None
     if isinstance(source, np.ndarray):
         array, name = np.array(source), "the array"
     else:
         path = Path(source)
         array, name = arrays.read(path), str(path)
-    _check_values(array, name)
-    batch = _batch(array, spec, name, model.name)
+    batch, spec = arranged(model, array, name)
     for row in batch:
         values = to_channels_first(row[None], spec.layout)[0]
-        yield Sample(_converted(row, spec, name, model.name), values, path)
-
-
-def _check_values(array: Array, name: str) -> None:
-    """Raise InputError for an array that is not of finite real numbers."""
-    if array.dtype.kind not in "biuf":
-        remedy = "give its real and imaginary parts as channels" if array.dtype.kind == "c" else "give numbers"
-        raise InputError(f"cannot use {name}: its values are {array.dtype}; {remedy}")
-    if not array.size:
-        raise InputError(f"cannot use {name}: its shape {list(array.shape)} has no values; give another array")
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = [int(i) for i in np.argwhere(~finite)[0]]
-        raise InputError(
-            f"cannot use {name}: {np.count_nonzero(~finite)} of its values are NaN or infinite, the first at {first}; "
-            "replace them, for example with np.nan_to_num"
-        )
-
-
-def _batch(array: Array, spec: InputSpec, name: str, model: str) -> Array:
-    """Return an array in the model's layout with a batch axis. Raises InputError."""
-    rank, shape = spec.rank, list(array.shape)
-    if rank is None:  # as the model takes it
-        if array.ndim < 3:
-            raise InputError(
-                f"cannot use {name} of shape {shape}: give it with the batch and the channel axis, as {model} takes it"
-            )
-        return array
-    if rank not in SPACE:
-        raise ModelError(
-            f"{model} takes inputs with {rank} spatial axes, and maps are drawn for one, two or three; use model.trace"
-        )
-    axis = -1 if spec.layout == "channels_last" else -rank - 1
-    axes = shape_from_channels_first(("C", *SPACE[rank]), spec.layout)
-    expected = f"[{', '.join(axes)}] or [N, {', '.join(axes)}]"
-    if not spec.channels:  # the core gives it a channel axis
-        spec = dataclasses.replace(spec, channels=1)
-    channels = spec.channels if spec.channels_known else None
-    if array.ndim == rank + 2:
-        batch = array
-    elif array.ndim == rank + 1 and (spec.channels != 1 or array.shape[axis] == 1):
-        batch = array[None]
-    elif array.ndim in (rank, rank + 1) and spec.channels == 1:
-        batch = np.expand_dims(array if array.ndim > rank else array[None], axis if axis == -1 else 1)
-    else:
-        count = f" with {spec.channels} channels" if channels else ""
-        raise InputError(
-            f"cannot use {name} of shape {shape}: {model} takes {expected}{count}; add, remove or reorder its axes"
-        )
-    if channels not in (None, batch.shape[axis]):
-        other = 1 if axis == -1 else batch.ndim - 1
-        hint = (
-            f"np.moveaxis(array, {other - batch.ndim}, {axis})" if batch.shape[other] == channels else "another array"
-        )
-        hint += ", or RGB as uint8 [H, W, 3]" if rank == 2 and channels in (1, 3) else ""
-        raise InputError(
-            f"cannot use {name} of shape {shape}: it has {batch.shape[axis]} channels where {model} takes {channels}, as "
-            f"{expected}; give {hint}"
-        )
-    size = tuple(n for k, n in enumerate(batch.shape) if k not in (0, axis % batch.ndim))
-    if spec.fixed and any(m not in (n, None) for m, n in zip(spec.size or size, size, strict=True)):
-        raise InputError(
-            f"cannot use {name} of shape {shape}: {model} takes the size {by(spec.size)}, not {by(size)}, and arrays are "
-            "not resized; crop, pad or resample it first"
-        )
-    return batch
+        yield Sample(_converted(row, spec, name, model.name), values, spec, path)
 
 
 def _converted(row: Array, spec: InputSpec, name: str, model: str) -> Array:
@@ -242,52 +158,3 @@ def _check_scale(x: Array, preprocessing: Preprocessing, name: str) -> None:
             f"the values of {name} are {least:.4g} to {most:.4g}, and pixels preprocessed by {preprocessing.name!r} are "
             f"{low:.4g} to {high:.4g}: arrays are not scaled (except uint8); scale it first"
         )
-
-
-@dataclass(frozen=True)
-class Squeezed(Grid):
-    """The values of a layer without leading spatial axes of length one, which the model's input does not have.
-
-    A converted model of signals often runs on images of one row.
-    """
-
-    size: tuple[int, ...] | None = ()  # type: ignore[assignment]
-    """The spatial size with the leading axes."""
-
-    def view(self, tokens: Array) -> Array:
-        """Return [N, C, 1, …, *space] as [N, C, *space]."""
-        return tokens.reshape(*tokens.shape[:2], *tokens.shape[2 + self.extra :])
-
-    def restore(self, view: Array, tokens: Array) -> Array:
-        """Return [N, C, *space] as [N, C, 1, …, *space]."""
-        return view.reshape(*view.shape[:2], *[1] * self.extra, *view.shape[2:])
-
-
-def fitted_grid(layer: Layer, activations: Array, spec: InputSpec, batch_shape: Sequence[int], rank: int) -> Grid:
-    """Return the grid in which a layer's values have the spatial axes of the input.
-
-    Args:
-        layer: The layer.
-        activations: Its values [N, C, *space].
-        spec: The model's input.
-        batch_shape: The shape of the batch in the model's layout.
-        rank: The number of spatial axes of the input.
-
-    Raises:
-        ModelError: The layer does not have these axes.
-    """
-    if layer.layout == "tokens" and rank != 2:
-        raise ModelError(
-            f"layer {layer.name!r} has tokens, and their grid is known for images only; choose a layer with {AXES[rank]}"
-        )
-    grid = tokens.grid(layer, activations.shape[-1], spec, batch_shape)
-    space = grid.view(activations).shape[2:]
-    extra = len(space) - rank
-    if extra > 0 and grid == Grid() and set(space[:extra]) == {1}:
-        return Squeezed(extra)
-    if extra:
-        raise ModelError(
-            f"layer {layer.name!r} has values of {by(space)} for each channel, and a map over {INPUTS[rank]} needs "
-            f"{AXES[rank]}; choose another layer"
-        )
-    return grid

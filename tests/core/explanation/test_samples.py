@@ -136,14 +136,25 @@ def test_a_guessed_number_of_channels_does_not_refuse_an_array() -> None:
     assert xcam.explain(model, array((9,), 5)).cam.shape == (9,)
 
 
-def test_an_unknown_number_of_axes_needs_the_batch_axis() -> None:
-    model = Quadratic((9,))
+def test_an_unknown_number_of_axes_is_that_with_which_the_model_runs() -> None:
+    class Any3(Quadratic):
+        """It takes signals, and does not state it."""
+
+        layers: Any = property(lambda self: self.listed(), lambda self, value: None)
+
+        def listed(self) -> Any:
+            if self.input.size != (9,) or self.input.channels != 3:
+                raise ModelError(f"runs on 9 positions of 3 channels, not {self.input.size}")
+            return [xcam.Layer("features", "Conv", (3, 9))]
+
+    model = Any3((9,))
     model.input = dataclasses.replace(model.input, size=None, axes=None)
-    assert xcam.explain(model, array((9,))).cam.shape == (9,)
-    with pytest.raises(
-        InputError, match=r"of shape \[3, 9\]: give it with the batch and the channel axis, as quadratic"
-    ):
-        xcam.explain(model, array((9,))[0])
+    x = array((9,))
+    expected = xcam.explain(Quadratic((9,)), x).cam
+    for form in (x, x[0]):
+        np.testing.assert_array_equal(xcam.explain(model, form).cam, expected)
+    with pytest.raises(ModelError, match=r"not \(8,\)"):
+        xcam.explain(model, x[..., :8])
 
 
 def test_models_without_a_drawing() -> None:
