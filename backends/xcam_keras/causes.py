@@ -14,6 +14,7 @@ _CONFIGURATION = re.compile(
 def cause(error: BaseException) -> str:
     """Return the cause of a failed load, in one line, without configurations."""
     text = " ".join(str(error).split())
-    text = text.rpartition("Exception encountered:")[2] or text
+    for sign in ("Exception encountered:", "Error encountered:"):
+        text = text.rpartition(sign)[2] or text
     text = _CONFIGURATION.sub("", text).strip(" .:,") or text
     return one_line(Exception(text)) if text else one_line(error)

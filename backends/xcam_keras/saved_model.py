@@ -36,6 +36,7 @@ PARTS = re.compile(r"(moments|batchnorm|Tensordot|Gelu|einsum|l2_normalize)(_\d+
 """Scopes that TensorFlow's functions open inside a layer."""
 NORMS = re.compile(r"/moments/|/batchnorm/|BatchNorm")
 """Scopes and types of operations that a layer has when it normalises."""
+POOLS = re.compile(r"Pool|^(Mean|Max|Sum)$")
 CALLS = re.compile(r"(Stateful)?PartitionedCall(_\d+)?$")
 """A part of the names of operations, where a function was inlined."""
 
@@ -258,7 +259,7 @@ def _in_order(operations: Sequence[tf.Operation]) -> list[tf.Operation]:
 def named_operations(operations: Sequence[tf.Operation]) -> list[tuple[str, tf.Operation, str, bool]]:
     """Return name, operation, kind, and whether it is a value inside a layer, in execution order.
 
-    A layer is a scope that contains no other scope, and at most one operation with a kernel (`conv1/Conv2D`,
+    A layer is a scope that contains no other scope, and at most one operation with a kernel, without pooling (`conv1/Conv2D`,
     `conv1/BiasAdd`, `conv1/Relu`): it has the value of its last operation. Operations outside of layers have their own
     names.
     """
@@ -267,13 +268,15 @@ def named_operations(operations: Sequence[tf.Operation]) -> list[tuple[str, tf.O
         scopes = [scope[1:] for scope in scopes]  # the name of the whole model
     containers = {scope[:n] for scope in scopes for n in range(len(scope))}
     kernels = Counter(scope for scope, op in zip(scopes, operations, strict=True) if KERNELS.search(op.type))
+    pools = Counter(scope for scope, op in zip(scopes, operations, strict=True) if POOLS.search(op.type))
     last = dict(zip(scopes, operations, strict=True))
     renamed = _without_numbers(set(scopes))
     norms = {scope for scope, op in zip(scopes, operations, strict=True) if NORMS.search(f"{op.name}/{op.type}")}
     result = []
     used: Counter[str] = Counter()
     for scope, op in zip(scopes, operations, strict=True):
-        is_layer = bool(scope) and scope not in containers and kernels[scope] < 2
+        single = kernels[scope] < 2 and not (kernels[scope] and pools[scope])
+        is_layer = bool(scope) and scope not in containers and single
         is_last = is_layer and last[scope] is op
         name = "/".join(renamed[scope] if is_last else (*renamed[scope], op.name.rpartition("/")[2]))
         used[name] += 1

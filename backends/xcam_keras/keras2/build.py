@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -225,7 +226,9 @@ class _Builder:
                         value = _operation(by_name[name], args, kwargs, renamed[name], calls[name])
                     else:
                         value = layer(_single(args, node), **_kept(layer, kwargs))
-                    flat = [value] if isinstance(value, Shape) else keras.tree.flatten(value)
+                    flat = [value] if isinstance(value, Shape) else value
+                    if not (isinstance(flat, list) and any(isinstance(part, Shape) for part in flat)):
+                        flat = keras.tree.flatten(value)
                     values[name, calls[name]] = flat
                     calls[name] += 1
             if not progress:
@@ -247,8 +250,11 @@ class Shape(tuple[int | None, ...]):
 
 
 def entry_name(entry: Mapping[str, Any]) -> str:
-    """Return the name of a serialised layer in Keras 2."""
-    return str(entry.get("name") or entry["config"]["name"])
+    """Return the name of a serialised layer in Keras 2. Raises ModelError where it has none."""
+    name = entry.get("name") or (entry["config"].get("name") if isinstance(entry["config"], dict) else None)
+    if name is None:  # before Keras 2.2.3
+        raise ModelError(f"a {entry['class_name']} inside it has no name, by which its weights are stored")
+    return str(name)
 
 
 def entries_of(serialized: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
@@ -345,15 +351,11 @@ def _operation(entry: Mapping[str, Any], first: Any, kwargs: dict[str, Any], nam
     else:
         function = public_name(config["function"])
     if entry["class_name"] in OPERATIONS[2:] or (function not in FUNCTIONS and function != "shape"):
-        raise ModelError(f"cannot rebuild layer {name}: tf.{config.get('function', function)} is unknown to xcam")
+        raise ModelError(f"cannot rebuild layer {name}: xcam does not know tf.{function}")
     if function == "shape":
         return Shape(first.shape)
-    if isinstance(first, Shape):
-        if function != "__operators__.getitem":
-            raise ModelError(f"cannot rebuild layer {name}: tf.{function} of a shape that depends on the batch")
-        spec = kwargs["slice_spec"]
-        value = tuple(first)[index(spec[0] if isinstance(spec, list) else spec)]
-        return Shape(value if isinstance(value, tuple) else (value,))
+    if _has_shape(first) or isinstance(kwargs.get("y"), Shape):
+        return _of_shape(function, first, kwargs, name)
     tensors: list[Any] = []
 
     def template(value: Any) -> Any:
@@ -369,8 +371,35 @@ def _operation(entry: Mapping[str, Any], first: Any, kwargs: dict[str, Any], nam
     arguments = [[template(first)], template(kwargs)]
     if not tensors:
         raise ModelError(f"cannot rebuild layer {name}: Keras 2 did not write the inputs of tf.{function}")
-    return Operation(function, arguments, name=name, dtype=config.get("dtype") or None)(tensors)
+    try:
+        return Operation(function, arguments, name=name, dtype=config.get("dtype") or None)(tensors)
+    except Exception as error:
+        raise ModelError(f"cannot rebuild layer {name} (tf.{function}): {cause(error)}") from error
 
+
+def _has_shape(value: Any) -> bool:
+    return any(isinstance(part, Shape) for part in (value if isinstance(value, list) else [value]))
+
+
+def _of_shape(function: str, first: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a function of a shape: a shape, a part of it, or a number. Raises ModelError."""
+    if function == "__operators__.getitem":
+        spec = kwargs["slice_spec"]
+        value = tuple(first)[index(spec[0] if isinstance(spec, list) else spec)]
+        return Shape(value if isinstance(value, tuple) else (value,))
+    if function == "unstack":
+        return [Shape((n,)) for n in first]
+    if function in ("concat", "stack"):
+        return Shape(n for part in first for n in (part if isinstance(part, tuple | list) else [part]))
+    if function not in ON_SHAPES:
+        raise ModelError(f"cannot rebuild layer {name}: tf.{function} of a shape")
+    pair = [value[0] if isinstance(value, Shape) else value for value in (first, kwargs["y"])]
+    return Shape((None if None in pair else ON_SHAPES[function](*pair),))
+
+
+ON_SHAPES = {"math.multiply": operator.mul, "math.add": operator.add, "math.subtract": operator.sub}
+"""Functions of two numbers, of which one is a part of a shape."""
+ON_SHAPES |= {"__operators__.add": operator.add, "math.floordiv": operator.floordiv}
 
 NODES = {
     "RealDiv": "math.truediv",
@@ -388,8 +417,8 @@ NODES |= {"Maximum": "math.maximum", "Minimum": "math.minimum", "Softmax": "nn.s
 def _node_definition(config: Mapping[str, Any], first: Any) -> tuple[str, Any, dict[str, Any]]:
     """Return function and arguments of a TensorFlowOpLayer: its inputs, and constants between them."""
     node = config["node_def"]
-    operator = json.loads(node)["op"] if isinstance(node, str) else node["op"]
-    if operator not in NODES:
+    kind = json.loads(node)["op"] if isinstance(node, str) else node["op"]
+    if kind not in NODES:
         raise ModelError(
             f"cannot rebuild layer {config['name']}: TensorFlow's operator {operator} is unknown to xcam"
         )
@@ -398,7 +427,7 @@ def _node_definition(config: Mapping[str, Any], first: Any) -> tuple[str, Any, d
         inputs.insert(int(position), constant)
     if len(inputs) > 2:
         raise ModelError(f"cannot rebuild layer {config['name']}: it has {len(inputs)} inputs")
-    return NODES[operator], inputs[0], {"y": inputs[1]} if len(inputs) == 2 else {}
+    return NODES[kind], inputs[0], {"y": inputs[1]} if len(inputs) == 2 else {}
 
 
 def _lambda(config: Mapping[str, Any]) -> keras.layers.Layer:

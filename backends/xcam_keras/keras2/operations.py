@@ -41,7 +41,7 @@ class Operation(keras.layers.Layer):  # type: ignore[misc]
         """
         super().__init__(autocast=False, **kwargs)
         if function not in FUNCTIONS:
-            raise ModelError(f"cannot rebuild layer {self.name}: tf.{function} is unknown to xcam")
+            raise ModelError(f"cannot rebuild layer {self.name}: xcam does not know tf.{function}")
         self.function, self.arguments = function, arguments
 
     def call(self, inputs: Sequence[Any]) -> Any:
@@ -369,6 +369,56 @@ def _depth_to_space(input: Any, block_size: int, data_format: str = "NHWC") -> A
     return ops.reshape(ops.transpose(split, (0, 1, 3, 2, 4, 5)), (-1, height * block_size, width * block_size, deep))
 
 
+def _depthwise_conv2d(
+    input: Any,
+    filter: Any,
+    strides: Any = 1,
+    padding: str = "VALID",
+    rate: Any = None,
+    data_format: str | None = None,
+    dilations: Any = None,
+) -> Any:
+    input, kernel = _alike(input, filter)
+    rate = _window(next((value for value in (rate, dilations) if value is not None), 1))
+    return ops.depthwise_conv(input, kernel, _window(strides), padding.lower(), _format(data_format), rate)
+
+
+def _space_to_depth(input: Any, block_size: int, data_format: str = "NHWC") -> Any:
+    if data_format != "NHWC":
+        raise ModelError("data_format of tf.nn.space_to_depth")
+    _, height, width, channels = input.shape
+    height, width = height // block_size, width // block_size
+    split = ops.reshape(input, (-1, height, block_size, width, block_size, channels))
+    return ops.reshape(ops.transpose(split, (0, 1, 3, 2, 4, 5)), (-1, height, width, block_size**2 * channels))
+
+
+def _slice(input_: Any, begin: Sequence[int], size: Sequence[int]) -> Any:
+    return input_[tuple(slice(b, None if n == -1 else b + n) for b, n in zip(begin, size, strict=True))]
+
+
+def _central_crop(image: Any, central_fraction: float) -> Any:
+    starts = [int((n - n * central_fraction) / 2) for n in image.shape[-3:-1]]
+    return image[
+        (..., *(slice(start, n - start) for start, n in zip(starts, image.shape[-3:-1], strict=True)), slice(None))
+    ]
+
+
+def _norm(
+    tensor: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool | None = None, keep_dims: Any = None
+) -> Any:
+    keepdims = bool(keepdims or keep_dims)
+    return ops.norm(
+        tensor,
+        None if ord == "euclidean" and isinstance(axis, list) else 2 if ord == "euclidean" else ord,
+        _axes(axis),
+        keepdims,
+    )
+
+
+def _one_hot(indices: Any, depth: int, axis: int | None = None) -> Any:
+    return ops.one_hot(indices, depth, axis=-1 if axis is None else axis)
+
+
 def _image(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda image: function(image)
 
@@ -496,19 +546,33 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "nn.avg_pool2d": _pool(ops.average_pool),
     "nn.avg_pool": _pool(ops.average_pool),
     "nn.depth_to_space": _depth_to_space,
+    "nn.space_to_depth": _space_to_depth,
+    "nn.depthwise_conv2d": _depthwise_conv2d,
+    "nn.log_softmax": lambda logits, axis=-1: ops.log_softmax(logits, -1 if axis is None else axis),
+    "nn.crelu": lambda features, axis=-1: ops.relu(ops.concatenate([features, -features], axis)),
+    "math.argmax": lambda input, axis=0, output_type="int64": ops.argmax(input, axis),
+    "math.cumsum": lambda x, axis=0: ops.cumsum(x, axis),
+    "norm": _norm,
+    "one_hot": _one_hot,
+    "reverse": lambda tensor, axis: ops.flip(tensor, _axes(axis)),
+    "roll": lambda input, shift, axis: ops.roll(input, shift, axis),
+    "slice": _slice,
+    "broadcast_to": lambda input, shape: ops.broadcast_to(input, tuple(shape)),
+    "tensordot": lambda a, b, axes: ops.tensordot(*_alike(a, b), axes),
     "image.resize": _resize,
     "image.per_image_standardization": _image(
         lambda x: (
             (x - ops.mean(x, (-3, -2, -1), keepdims=True))
-            / ops.maximum(
-                ops.std(x, (-3, -2, -1), keepdims=True), 1 / np.sqrt(np.prod([float(n) for n in x.shape[-3:]]))
-            )
+            / ops.maximum(ops.std(x, (-3, -2, -1), keepdims=True), float(np.prod(x.shape[-3:])) ** -0.5)
         )
     ),
     "image.rgb_to_grayscale": _image(
         lambda x: ops.tensordot(x, ops.array([0.2989, 0.5870, 0.1140], x.dtype), 1)[..., None]
     ),
     "image.grayscale_to_rgb": _image(lambda x: ops.repeat(x, 3, axis=-1)),
+    "image.flip_left_right": _image(lambda x: ops.flip(x, -2)),
+    "image.flip_up_down": _image(lambda x: ops.flip(x, -3)),
+    "image.central_crop": _central_crop,
     "image.convert_image_dtype": _convert_image_dtype,
     "keras.backend.relu": _keras_relu,
     "keras.activations.relu": _keras_relu,
@@ -528,6 +592,10 @@ def public_name(function: str) -> str:
 
 
 ALIASES = {
+    "floor_div": "math.floordiv",
+    "linalg.norm": "norm",
+    "argmax": "math.argmax",
+    "manip.roll": "roll",
     "nn.swish": "nn.silu",
     "nn.sigmoid": "math.sigmoid",
     "nn.tanh": "math.tanh",

@@ -105,10 +105,12 @@ def arithmetic() -> Any:
 
 def rearranged() -> Any:
     i = image_input()
-    h = L.Conv2D(8, 3, padding="same")(i)
+    h = tf.image.flip_left_right(tf.reverse(tf.image.per_image_standardization(i), axis=[1]))
+    h = L.Conv2D(8, 3, padding="same")(tf.slice(h, [0, 0, 0, 1], [-1, 16, 16, 2]))
     h = tf.concat([h[:, :8, ::2, :], tf.image.resize(h, (8, 8)), tf.image.resize(h, [8, 8], method="nearest")], -1)
-    rows = tf.shape(h)[0]
-    h = tf.transpose(tf.reshape(h, (-1, 64, 24)), (0, 2, 1))
+    shape = tf.shape(h)
+    rows = shape[0]
+    h = tf.transpose(tf.reshape(h, [rows, shape[1] * shape[2], 24]), (0, 2, 1))
     h = tf.transpose(tf.reshape(h, [rows, 24, 8, 8]), [0, 2, 3, 1])
     p, q = tf.split(h, 2, axis=-1)
     h = tf.squeeze(tf.expand_dims(tf.reduce_max(tf.stack([p, q], axis=1), axis=1), 1), axis=1)

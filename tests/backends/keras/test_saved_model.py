@@ -142,6 +142,20 @@ def test_a_folder_of_tensorflow(tmp_path: Path) -> None:
     assert heatmap.shape == (20, 30)
 
 
+def test_a_network_in_one_scope_is_not_one_layer(tmp_path: Path) -> None:
+    module = Module()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *SHAPE])])
+    def scoped(x: Any) -> Any:
+        with tf.name_scope("net"):
+            return module.logits(x)
+
+    tf.saved_model.save(module, str(tmp_path), signatures=scoped)
+    opened = xcam.load(tmp_path)
+    assert [layer.name for layer in opened.layers if not layer.inner][1:4] == ["net/Conv2D", "net/Relu", "net/Square"]
+    assert layers.default(opened).name == "net/add"
+
+
 def test_a_fixed_batch_is_opened(tmp_path: Path) -> None:
     module, x = Module(), image_batch(255)
     tf.saved_model.save(module, str(tmp_path), signatures=module.of_one)
