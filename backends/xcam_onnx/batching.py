@@ -6,12 +6,13 @@ import dataclasses
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xcam_onnx.graph import Graph, copied
+from xcam_onnx.graph import FLOATS, Graph, copied
+from xcam_onnx.names import ADDED
 from xcam_onnx.signature import Output, Signature, sized
 
 AXIS = "xcam/batch_axis"
-ADDED = "xcam/batch"
-"""Suffix of the tensors that are added, and prefix of the nodes' names."""
+COMPUTED = "xcam/row"
+"""Suffix of the values without a batch axis, and prefix of the names of the nodes that compute them."""
 AXES_ARE_INPUT = 13
 """The operator set from which on Squeeze and Unsqueeze take their axes as an input."""
 
@@ -19,8 +20,9 @@ AXES_ARE_INPUT = 13
 def with_batch(model: ModelProto, signature: Signature) -> tuple[ModelProto, Signature]:
     """Return a model that takes batches of one, and its signature; both unchanged where the model takes batches.
 
-    The input is squeezed in front of the first nodes. A batch axis is added to the outputs that have none; the graph's own
-    outputs remain.
+    The input is squeezed in front of the first nodes. Each value without a batch axis, as torch exports those of a module
+    that was traced with [C, H, W], gets one and loses it again, so that the model can be opened there. A batch axis is
+    added to the outputs that have none; the graph's own outputs remain.
     """
     if signature.is_batched:
         return model, signature
@@ -44,6 +46,10 @@ def with_batch(model: ModelProto, signature: Signature) -> tuple[ModelProto, Sig
     if opset >= AXES_ARE_INPUT:
         result.graph.initializer.append(helper.make_tensor(AXIS, TensorProto.INT64, [1], [0]))
     result.graph.node.insert(0, _node("Squeeze", batched.source, signature.source, opset))
+    for node in list(result.graph.node[1:]):
+        known = shapes.shape(node.output[0]) if node.output and node.output[0] in shapes.live else None
+        if known is not None and len(known) > 1 and known[0] != 1 and shapes.dtype(node.output[0]) in FLOATS:
+            _open(result, node, opset)
     outputs = []
     for output in signature.outputs:
         known = shapes.shape(output.tensor)
@@ -55,9 +61,17 @@ def with_batch(model: ModelProto, signature: Signature) -> tuple[ModelProto, Sig
     return result, dataclasses.replace(batched, outputs=outputs)
 
 
-def is_rewritten(signature: Signature) -> bool:
-    """Return whether a signature is from `with_batch`, for a model of a single image."""
-    return signature.source.endswith(f"/{ADDED}")
+def _open(model: ModelProto, node: NodeProto, opset: int) -> None:
+    """Add a batch axis to a node's first output, and remove it again; the layer of the node is the value in between."""
+    tensor = node.output[0]
+    computed, row = f"{tensor}/{COMPUTED}", f"{tensor}/{ADDED}"
+    opened = _node("Unsqueeze", computed, row, opset)
+    opened.name = node.name or tensor
+    opened.metadata_props.extend(node.metadata_props)
+    node.output[0], node.name = computed, f"{COMPUTED}/{node.name or tensor}"
+    position = list(model.graph.node).index(node) + 1
+    model.graph.node.insert(position, opened)
+    model.graph.node.insert(position + 1, _node("Squeeze", row, tensor, opset))
 
 
 def without_batch(model: ModelProto, source: str) -> None:
@@ -79,5 +93,5 @@ def without_batch(model: ModelProto, source: str) -> None:
 
 def _node(op: str, source: str, result: str, opset: int) -> NodeProto:
     if opset >= AXES_ARE_INPUT:
-        return helper.make_node(op, [source, AXIS], [result], f"{ADDED}/{op}")
-    return helper.make_node(op, [source], [result], f"{ADDED}/{op}", axes=[0])
+        return helper.make_node(op, [source, AXIS], [result], f"{ADDED}/{op}/{source}")
+    return helper.make_node(op, [source], [result], f"{ADDED}/{op}/{source}", axes=[0])

@@ -84,13 +84,14 @@ def _with_ones(axes: Sequence[int | None], shape: Shape, target: Array | None) -
     return None if left else result
 
 
-def channel_axes(graph: Graph, source: str, axis: int | None) -> dict[str, int]:
+def channel_axes(graph: Graph, source: str, axis: int | None, least: int = 1) -> dict[str, int]:
     """Return the channel axis of each tensor that depends on the input.
 
     Args:
         graph: A graph whose shapes are known as numbers.
         source: The input.
         axis: The channel axis of the input; None where it has none.
+        least: The smallest axis of channels: 0 where the graph computes values without a batch axis.
 
     Returns:
         The axis by tensor name. Tensors whose channels were split or mixed with other axes are left out.
@@ -101,14 +102,14 @@ def channel_axes(graph: Graph, source: str, axis: int | None) -> dict[str, int]:
         if shape is None or not any(name in graph.live for name in reads(node)):
             continue
         result = _output_axis(graph, node, axes, len(shape))
-        if result is not None and 0 < result < len(shape):
+        if result is not None and least <= result < len(shape):
             axes.update((name, result) for name in node.output if name)
     for node in reversed(graph.nodes):  # an axis that the producer does not determine may follow from a reader
         for name in node.input[:1] if node.op_type in ONE_INPUT else node.input:
             shape = graph.shape(name)
             if name not in axes and name in graph.live and shape is not None and len(shape) > 2:
                 result = _input_axis(graph, node, axes, len(shape))
-                if result is not None and 0 < result < len(shape):
+                if result is not None and least <= result < len(shape):
                     axes[name] = result
     return axes
 

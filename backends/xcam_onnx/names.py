@@ -16,6 +16,8 @@ from xcam.contract.graphs import call_names
 from xcam_onnx.graph import Graph, metadata
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
+ADDED = "xcam/batch"
+"""Suffix of the tensors to which xcam_onnx.batching adds a batch axis, and prefix of the names of its nodes."""
 
 
 @dataclass
@@ -73,6 +75,8 @@ def tensor_names(graph: Graph) -> list[TensorName]:
 def _kind(graph: Graph, node: NodeProto) -> str:
     """Return the operator; for a value that was dequantised also the one that computed it."""
     source = node
+    if node.output[0].endswith(f"/{ADDED}"):
+        return graph.nodes[graph.producer[node.input[0]]].op_type
     while source.op_type in ("DequantizeLinear", "QuantizeLinear"):
         if source.input[0] not in graph.producer:
             return node.op_type

@@ -15,7 +15,6 @@ from xcam.contract.caches import BoundedCache
 from xcam.contract.layouts import joined
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
-from xcam_onnx.batching import is_rewritten
 from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import Graph, Shape, part
@@ -119,7 +118,7 @@ class Recording:
         if model is self.model:
             return self
         signature = self.signature
-        if not is_rewritten(signature):
+        if not signature.is_rewritten:
             signature = read_signature(model, self.name, layout, self.spec.channels)
         if any(sizes):
             space = tuple(n for axis, n in enumerate(shape) if axis not in (0, signature.axis))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from xcam.contract import Array
 from xcam.contract.messages import one_line, out_of_memory, unknown_device
@@ -120,7 +120,10 @@ def _value(source: Any) -> Any:
     """Convert an array to an OrtValue."""
     if isinstance(source, ort.OrtValue):
         return source
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(source))
+    source = np.ascontiguousarray(source)
+    if source.dtype.name == "bfloat16":
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(source.view(np.uint16), TensorProto.BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(source)
 
 
 def array(value: Any) -> Array:

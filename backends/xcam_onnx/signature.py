@@ -16,7 +16,7 @@ from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, reads
-from xcam_onnx.names import TensorName, tensor_names
+from xcam_onnx.names import ADDED, TensorName, tensor_names
 
 OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 STORAGE_ONLY = ("Identity", "Cast", "Dropout")
@@ -72,6 +72,11 @@ class Signature:
     """Whether the first axis of the input is the batch."""
     layers: dict[str, str]
     """Layers that the file's metadata names: layer → tensor."""
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the file has no batch axis: see xcam_onnx.batching."""
+        return self.source.endswith(f"/{ADDED}")
 
     def spec(self, preprocessing: Preprocessing | None, size: tuple[int | None, ...] | None) -> InputSpec:
         """Return the contract's description of the input; `size` is used where the model leaves it open."""
@@ -150,14 +155,14 @@ def sized(model: ModelProto, source: str, shape: list[int]) -> Graph:
 def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, str]]:
     """Return by name the layers of a graph from `sized`, each with its tensor."""
     rows = signature.batch or 2
-    axes = channel_axes(graph, signature.source, signature.axis)
+    axes = channel_axes(graph, signature.source, signature.axis, least=0 if signature.is_rewritten else 1)
     outputs = [output.tensor for output in signature.outputs]
     needed = _needed(graph, outputs)
     final = {*outputs, *(value.name for value in graph.proto.output)}
     result: dict[str, tuple[Layer, str]] = {}
     for entry in tensor_names(graph):
         shape, axis = graph.shape(entry.tensor), axes.get(entry.tensor)
-        if axis is None or not shape or len(shape) < 2 or not _is_float(graph, entry.tensor):
+        if not axis or not shape or len(shape) < 2 or not _is_float(graph, entry.tensor):
             continue
         if signature.layers:
             entry = _renamed(entry, signature.layers, result)

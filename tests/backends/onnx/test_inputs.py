@@ -123,7 +123,7 @@ def test_a_single_image_without_a_batch_axis(case: str) -> None:
     first, shape, channels, x, constants = SINGLE[case]
     model = network(first, shape, channels=channels, constants=constants)
     opened = check(model, x.astype(np.float32), PHOTO if channels == 3 else GREY)
-    assert "xcam/batch/Squeeze" not in [layer.name for layer in opened.layers]
+    assert not [layer.name for layer in opened.layers if layer.name.startswith("xcam/")]
     assert opened.layers[-1].name == "scores"
 
 
@@ -147,6 +147,30 @@ def test_an_output_without_a_batch_axis(case: str, tmp_path: Path) -> None:
     assert session.get_inputs()[0].shape == list(shape), "the file's own input"
     heatmap = session.run(["xcam/heatmap"], {"x": x.astype(np.float32), "xcam/class_index": np.int64([1])})[0]
     np.testing.assert_allclose(heatmap[0], b.heatmap, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu", ""])
+def test_values_without_a_batch_axis(name: str, tmp_path: Path) -> None:
+    """As torch exports a module that was traced with [C, H, W]: each convolution has a batch axis, the values between not."""
+    relu = helper.make_node("Relu", ["one"], ["features"], name)
+    steps = [helper.make_node("Squeeze", ["conv", "axes0"], ["one"]), relu, unsqueeze("features", "again", 0)]
+    model = network([unsqueeze("x", "image", 0)], (3, *SIZE), channels=3)
+    plain = xcam.explain(xcam.load(model, preprocess="raw"), PHOTO, target=1)
+    nodes = [node for node in model.graph.node if node.op_type != "Relu"]
+    next(node for node in nodes if node.op_type == "GlobalAveragePool").input[0] = "again"
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:2], *steps, *nodes[2:]])
+    opened = xcam.load(model, preprocess="raw")
+    layer = next(layer for layer in opened.layers if layer.name == (name or "features"))
+    assert (layer.kind, layer.shape, layer.folds_batch) == ("Relu", (FILTERS, 7, 5), False)
+    for method in ("gradcam", "ablationcam", "scorecam"):
+        e = xcam.explain(opened, PHOTO, layer=layer, target=1, method=method)
+        if method == "gradcam":
+            np.testing.assert_allclose(e.cam, plain.cam, atol=1e-5 * plain.cam.max())
+    path = xcam.export(opened, tmp_path / "explained.onnx", layer=layer.name, heatmap="gradcam")
+    feeds = {"x": FIRST.astype(np.float32), "xcam/class_index": np.int64([1])}
+    heatmap = ort.InferenceSession(path).run(["xcam/heatmap"], feeds)[0]
+    np.testing.assert_allclose(heatmap[0], plain.heatmap, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [("N", *SIZE), ("N", "H", "W"), (1, *SIZE)])
@@ -219,6 +243,15 @@ def test_floats_of_other_sizes(dtype: str) -> None:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     cast = helper.make_node("Cast", ["x"], ["image"], to=TensorProto.FLOAT)
     check(network([cast], ("N", 3, *SIZE), channels=3, kind=kind), FIRST[None].astype(dtype), PHOTO)
+
+
+def test_bfloat16() -> None:
+    """It holds 0…255 exactly."""
+    cast = helper.make_node("Cast", ["x"], ["image"], to=TensorProto.FLOAT)
+    kinds = (TensorProto.BFLOAT16, TensorProto.FLOAT)
+    models = [xcam.load(network([cast], ("N", 3, *SIZE), channels=3, kind=kind), preprocess="raw") for kind in kinds]
+    a, b = (xcam.explain(model, PHOTO, target=1) for model in models)
+    np.testing.assert_array_equal(a.cam, b.cam)
 
 
 def test_inputs_that_are_not_pixels() -> None:
