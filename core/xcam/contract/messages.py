@@ -80,7 +80,7 @@ def require(packages: Sequence[str], purpose: str) -> None:
 def first_run(
     model: str,
     shape: Sequence[int | None],
-    remedy: str = "check size and channels, and that it runs on a batch of one tensor without xcam",
+    remedy: str = "give another size= or channels= (--size, --channels), or check that it runs on one batch without xcam",
 ) -> Iterator[None]:
     """Turn a failure of the model's first run on an input [N, *shape] into a ModelError with a remedy.
 

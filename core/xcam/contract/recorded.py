@@ -358,13 +358,15 @@ class RecordedModel(ABC, Generic[R]):
         return self._recordings.get(shape, lambda: self._record_any(shape), valid=lambda one: one.recording.current)
 
     def _try_channels(self) -> None:
-        """Run the model with the number of channels that is a guess, then with 3, then with 1; keep the first that works.
+        """Run the model with the number of channels that is a guess, then with 3 and with 1, then without a channel axis.
+
+        The first number that works is kept.
 
         Raises:
             ModelError: the model fails with each of them; the error is that of the guess.
         """
         first: ModelError | None = None
-        for channels in dict.fromkeys((self.input.channels, 3, 1)):
+        for channels in dict.fromkeys((self.input.channels, 3, 1, 0)):
             spec = replace(self.input, channels=channels, channels_known=True)
             shape = input_shape(spec)
             try:

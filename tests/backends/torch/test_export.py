@@ -231,10 +231,14 @@ class Uncopied(Net):
         (
             Two(),
             3,
-            r"cannot run Two on an input of shape \[3, 12, 10\]: TypeError: .*; check size and channels",
+            r"cannot run Two on an input of shape \[3, 12, 10\]: TypeError: .*; give another size= or channels=",
         ),
-        (Raising(), 3, r"cannot run Raising .*: ValueError: first line second line; check size"),
-        (Net(), 4, r"cannot run Net on an input of shape \[4, 12, 10\]: RuntimeError: .*; check size and channels"),
+        (Raising(), 3, r"cannot run Raising .*: ValueError: first line second line; give another size="),
+        (
+            Net(),
+            4,
+            r"cannot run Net on an input of shape \[4, 12, 10\]: RuntimeError: .*; give another size= or channels=",
+        ),
         (
             Uncopied(),
             3,

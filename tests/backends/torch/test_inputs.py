@@ -33,7 +33,7 @@ class Grey(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("source", ["module", "program", "onnx"])
+@pytest.mark.parametrize("source", ["module", "stated", "program", "onnx"])
 def test_grey_images_without_a_channel_axis(source: str, tmp_path: Path) -> None:
     module: Any = Grey().eval()
     x = torch.from_numpy(PHOTO[None, ..., 0].astype(np.float32))
@@ -41,14 +41,14 @@ def test_grey_images_without_a_channel_axis(source: str, tmp_path: Path) -> None
     expected = (
         torch.einsum("chw,c->hw", features[0], module.scores.weight[1]).detach().numpy() / features[0, 0].numel()
     )
-    model = xcam.load(module, preprocess="raw", size=SIZE, channels=0)
+    model = xcam.load(module, preprocess="raw", size=SIZE, channels=None if source == "module" else 0)
     if source == "program":
         shapes = ({0: torch.export.Dim.DYNAMIC},)
         model = xcam.load(torch.export.export(module, (x.repeat(2, 1, 1),), dynamic_shapes=shapes), preprocess="raw")
     elif source == "onnx":
         model = xcam.load(xcam.export(model, tmp_path / "grey.onnx", layer="features"), preprocess="raw")
-    assert (model.input.size, model.input.channels) == (SIZE, 0)
     e = xcam.explain(model, PHOTO, layer="features.1" if source == "program" else "features", target=1)
+    assert (model.input.size, model.input.channels) == (SIZE, 0)
     np.testing.assert_allclose(e.outputs, module(x).detach().numpy()[0], rtol=1e-4)
     np.testing.assert_allclose(e.cam, expected, atol=1e-4 * expected.max())
     for method in ("ablationcam", "scorecam", "shapleycam"):

@@ -221,7 +221,7 @@ def test_a_changed_model_is_recorded_again():
 def test_the_first_run_on_a_wrong_input_says_how_it_failed():
     with pytest.raises(
         ModelError,
-        match=r"cannot run net on an input of shape \[3, 1, 5\]: TypeError: two channels, please; check size",
+        match=r"cannot run net on an input of shape \[3, 1, 5\]: TypeError: two channels, please; give another size=",
     ):
         Doubling().predict(np.zeros((1, 3, 1, 5), np.float32))
 
