@@ -142,9 +142,13 @@ def test_one_operand_may_decide() -> None:
         and = And(first, second)
         or = Or(first, third)
         open = And(first, third)
+        either = Or(first, second)
+        chosen = Where(third, c, n)
+        unchosen = Where(second, c, n)
         y = Relu(x) }"""
     known = Known(Graph(written(text)), {})
-    assert [known.complete(name) for name in ("and", "or", "open")] == [[False], [True], None]
+    assert [known.complete(name) for name in ("and", "or", "chosen")] == [[False], [True], [3]]
+    assert [known.complete(name) for name in ("open", "either", "unchosen")] == [None] * 3
 
 
 def test_values_of_the_image_and_large_ones_are_unknown() -> None:
