@@ -10,6 +10,7 @@ from pathlib import Path
 from xcam.contract.files import write_whole
 from xcam.errors import InputError
 from xcam.images import opencv
+from xcam.images.arrays import SUFFIXES
 from xcam.images.opencv import silenced
 from xcam.images.reading import Image
 
@@ -40,7 +41,7 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
 def overlays(paths: Iterable[str]) -> list[str]:
     """Return those paths that are overlays of others: `a.cam.jpg` of `a.png`. An overlay without its image is an image."""
     names = list(paths)
-    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(WRITABLE)}
+    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith((*WRITABLE, *SUFFIXES))}
     last = {os.path.basename(stem) for stem in stems}
 
     def is_overlay(name: str) -> bool:

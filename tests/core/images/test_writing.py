@@ -47,6 +47,7 @@ def test_overlays_of_other_images_among_the_paths() -> None:
     assert overlays(paths) == ["d/a.cam.jpg", "d/a.cam.tiger.jpg", "d/a.cam.cam.jpg"]
     assert overlays(["a.cam.jpg"]) == []
     assert overlays(["a.JPG", "a.cam.jpg", "a.txt", "b.txt", "b.cam.jpg"]) == ["a.cam.jpg"]
+    assert overlays(["signal.npy", "signal.cam.jpg"]) == ["signal.cam.jpg"]
     batch = ["d/a.png", "d/out/overlays/00000000-a.cam.jpg", "d/overlays/00000001-c.cam.jpg", "d/00000002-a.cam.jpg"]
     assert overlays(batch) == ["d/out/overlays/00000000-a.cam.jpg"]
     assert left_out(overlays(paths)) == (
