@@ -92,7 +92,8 @@ def _metadata(model: Model) -> dict[str, str]:
 
 def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Layer, method: str | None) -> ModelProto:
     """Return the model with the inputs and outputs that explain it."""
-    output = recording.signature.outputs[0]
+    name = getattr(model, "chosen_output", None) or next(iter(recording.output_activations))
+    output = next(output for output in recording.signature.outputs if output.name == name)
     tensor = recording.tensor(layer.name)
     proto = inline_undifferentiable(proto, tensor, [output.tensor])
     graph = recording.with_ranks(proto)
@@ -125,6 +126,9 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     proto.graph.initializer.extend([index, *written.constants, *ops.constants])
     proto.graph.input.append(declared(CLASS, TensorProto.INT64, (batch,)))
     proto.graph.node.extend([*written.shapes, *ops.shapes, *ops.nodes[:first], *written.nodes, *ops.nodes[first:]])
+    for value in proto.graph.output:
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            value.CopyFrom(graph.info(value.name))  # a file without it passes the runtime, and not the checker
     proto.graph.output.extend(outputs)
     return proto
 

@@ -15,6 +15,7 @@ from onnx import ModelProto, external_data_helper, numpy_helper
 
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
+from xcam_onnx import classifiers
 from xcam_onnx.graph import inferred, metadata
 from xcam_onnx.opsets import OLDEST, TARGET, convert
 from xcam_onnx.weights import WeightFiles, external, external_entries, skeleton
@@ -112,6 +113,7 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
         with contextlib.suppress(Exception):
             model = onnx.inliner.inline_local_functions(model)
     _densify(model)
+    classifiers.standardise(model)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters write −1 for any size

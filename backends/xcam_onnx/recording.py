@@ -12,12 +12,14 @@ from onnx import ModelProto, helper
 
 from xcam.contract import Array, InputSpec, Layer, Layout
 from xcam.contract.caches import BoundedCache
+from xcam.contract.graphs import reachable
 from xcam.contract.layouts import joined
+from xcam.contract.outputs import main_first
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
 from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
-from xcam_onnx.graph import Graph, Shape, part
+from xcam_onnx.graph import Graph, Shape, part, reads
 from xcam_onnx.sessions import Runtime, Session, array
 from xcam_onnx.signature import Signature, read_layers, read_signature, sized
 
@@ -51,10 +53,22 @@ class Recording:
         """The batch size that the model is fixed to."""
         return self.signature.batch
 
-    @property
+    @cached_property
     def output_activations(self) -> Mapping[str, str | None]:
-        """The activation that is cut off each output, by the output's name."""
-        return {output.name: output.activation for output in self.signature.outputs}
+        """The activation that is cut off each output, by the output's name; the first is explained."""
+        outputs = self.signature.outputs
+        tensors = {output.name: output.tensor for output in outputs}
+        graph = self.graph if len(outputs) > 1 else Graph(self.model)
+
+        def before(tensor: str) -> list[str]:
+            return list(reads(graph.nodes[graph.producer[tensor]])) if tensor in graph.producer else []
+
+        return main_first(
+            {output.name: output.activation for output in outputs},
+            {name: graph.shape(tensor) for name, tensor in tensors.items()},
+            tensors,
+            lambda tensor: reachable([tensor], before),
+        )
 
     def one_by_one(self) -> Recording:
         """Return the recording of the same model with a batch of one."""
@@ -86,7 +100,8 @@ class Recording:
             shape = graph.shape(name)
             return not graph.dtype(name) or shape is None or (exact and not all(isinstance(n, int) for n in shape))
 
-        names = (n for node in graph.nodes for n in node.output if n in graph.live and not n.startswith("xcam/"))
+        nodes = (node for node in graph.nodes if node.op_type != "ZipMap")  # its output is not a tensor
+        names = (n for node in nodes for n in node.output if n in graph.live and not n.startswith("xcam/"))
         unknown = [name for name in names if is_unknown(name)]
         if unknown:
             values = self._on_zeros(self.model, unknown, self.signature.sample_shape(self.spec))

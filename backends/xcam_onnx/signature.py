@@ -14,6 +14,7 @@ from xcam.contract.messages import one_input
 from xcam.contract.outputs import cut_activation
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
+from xcam_onnx import classifiers
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, reads
 from xcam_onnx.names import ADDED, TensorName, tensor_names
@@ -276,8 +277,12 @@ def _outputs(graph: Graph, name: str) -> list[Output]:
             return OUTPUT_ACTIVATIONS[node.op_type], node.input[0]
         return (None, node.input[0]) if node.op_type in STORAGE_ONLY and _is_float(graph, node.input[0]) else None
 
-    names = [v.name for v in graph.proto.output if _is_float(graph, v.name) and not v.name.startswith("xcam/")]
-    outputs = [Output(output, *cut_activation(output, producer)) for output in names]
+    names = [v.name for v in graph.proto.output if not v.name.startswith("xcam/")]
+    tensors = {name: classifiers.scores_under(graph, name) or name for name in names}
+    if not any(_is_float(graph, tensor) for tensor in tensors.values()):  # labels alone
+        tensors = {name: classifiers.scores_of_label(graph, name) or name for name in names}
+    named = {name: tensor for name, tensor in tensors.items() if _is_float(graph, tensor)}
+    outputs = [Output(name, *cut_activation(tensor, producer)) for name, tensor in named.items()]
     outputs = [output for output in outputs if output.tensor in graph.live]
     if not outputs:
         listed = ", ".join(f"{v.name} ({_type_name(graph.dtype(v.name))})" for v in graph.proto.output)
@@ -285,7 +290,7 @@ def _outputs(graph: Graph, name: str) -> list[Output]:
             f"cannot use {name}: it returns {listed or 'nothing'}, and a score needs a float output that depends on the "
             "image; export it with its class scores"
         )
-    return sorted(outputs, key=lambda output: output.name != "logits")
+    return outputs
 
 
 def _type_name(dtype: int) -> str:

@@ -19,7 +19,7 @@ from xcam.contract import Layer, Layout
 from xcam.contract.layouts import shape_to_channels_first
 from xcam_torch.dependence import INPUT, Dependence
 from xcam_torch.guard import hooked, undisturbed
-from xcam_torch.outputs import EndActivation, first_float, replaced, tensors
+from xcam_torch.outputs import EndActivation, first_float, main_output_first, replaced, tensors
 
 CHANNELS_FIRST = (
     "Conv",
@@ -148,7 +148,7 @@ def _record(
             depends_on_input=call.depends_on_input,
         )
         calls[name] = Call(call.module, call.index, count[call.module] + 1, layer)
-    return calls, {name: kind for name, (_, kind) in logits.items()}
+    return calls, main_output_first(logits)
 
 
 def _kind(module: nn.Module) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from xcam.contract import Array
-from xcam.contract.outputs import cut_activation
+from xcam.contract.graphs import reachable
+from xcam.contract.outputs import cut_activation, main_first
 from xcam.errors import ModelError
 
 OUTPUT_ACTIVATIONS = {"softmax": "softmax", "_softmax": "softmax", "sigmoid": "sigmoid", "special_expit": "sigmoid"}
@@ -29,13 +30,20 @@ def parts(value: Any) -> dict[str, Any]:
     return {"output": value}
 
 
-def logits_first(outputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the outputs with `logits` first: the output that is explained when the caller names none."""
-    return {"logits": outputs["logits"], **outputs} if "logits" in outputs else outputs
+def main_output_first(logits: Mapping[str, tuple[Tensor, str | None]]) -> dict[str, str | None]:
+    """Return the activation of each output, the main output first: see xcam.contract.outputs.main_first."""
+    return main_first(
+        {name: kind for name, (_, kind) in logits.items()},
+        {name: value.shape for name, (value, _) in logits.items()},
+        {name: value.grad_fn for name, (value, _) in logits.items()},
+        lambda node: reachable(
+            [node], lambda node: [before for before, _ in node.next_functions if before is not None]
+        ),
+    )
 
 
 def tensors(value: Any, name: str = "the model") -> dict[str, Tensor]:
-    """Return the float tensors of a returned value by name; `logits` first where there is one.
+    """Return the float tensors of a returned value by name.
 
     Parts of a tuple are named by their position, parts of a dict or of a Hugging Face output by their key.
 
@@ -50,7 +58,7 @@ def tensors(value: Any, name: str = "the model") -> dict[str, Tensor]:
             f"cannot explain {name}: it returns {f'tensors of {kinds}' if kinds else type(value).__name__}, and a score "
             "needs a float tensor; wrap it in a module that returns its class scores"
         )
-    return logits_first(floats)
+    return floats
 
 
 def first_float(value: Any) -> Tensor | None:

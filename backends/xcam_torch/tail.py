@@ -21,7 +21,7 @@ from xcam.contract.outputs import cut_activation
 from xcam_torch.calls import Call, module_names
 from xcam_torch.cut import Forward
 from xcam_torch.guard import running
-from xcam_torch.outputs import OUTPUT_ACTIVATIONS, logits_first, parts
+from xcam_torch.outputs import OUTPUT_ACTIVATIONS, parts
 
 STORAGE_ONLY = ("_to_copy", "clone", "alias")
 """Operations that only change how a value is stored."""
@@ -146,9 +146,9 @@ def _outputs(graph: fx.GraphModule, output_activations: Mapping[str, str | None]
     """Return the output nodes by name, or the logits under them where an activation is cut off."""
     returned = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     assert graph._out_spec is not None
-    named = logits_first(parts(pytree.tree_unflatten(list(returned), graph._out_spec)))
+    named = parts(pytree.tree_unflatten(list(returned), graph._out_spec))
     floats = {name: node for name, node in named.items() if isinstance(node, fx.Node) and _is_float(node)}
-    if list(floats) != list(output_activations):
+    if set(floats) != set(output_activations):
         raise ValueError(f"the captured outputs are {list(floats)}, the module's {list(output_activations)}")
     return {name: _logits(node) if output_activations[name] else node for name, node in floats.items()}
 

@@ -21,7 +21,9 @@ from xcam_cli.progress_bar import ProgressBar
 
 @click.command()
 @model_options
-@click.option("-o", "--output", required=True, metavar="OUT", help="A folder: OUT/table, OUT/overlays, OUT/run.json.")
+@click.option(
+    "-o", "--output", "out", required=True, metavar="OUT", help="A folder: OUT/table, OUT/overlays, OUT/run.json."
+)
 @click.option("-l", "--layer", metavar="LAYER", help="Default: the last with spatial axes; see `xcam layers`.")
 @click.option(
     "-t",
@@ -59,7 +61,7 @@ from xcam_cli.progress_bar import ProgressBar
 def batch(
     backend: str | None,
     model: str | None,
-    output: str,
+    out: str,
     inputs: tuple[str, ...],
     targets: tuple[str, ...],
     settings: tuple[str, ...],
@@ -84,7 +86,8 @@ def batch(
 
     backend, model = default_model(backend, model)
     load_options = {
-        key: options.pop(key) for key in ("weights", "preprocess", "size", "channels", "labels", "device", "layout")
+        key: options.pop(key)
+        for key in ("weights", "preprocess", "size", "channels", "labels", "output", "device", "layout")
     }
     load_options["threads"] = options.pop("threads")
     if targets == ("@class",):
@@ -94,7 +97,7 @@ def batch(
     options["method_options"] = parse_method_options(settings, (options["method"],))
     with ProgressBar() as bar, progress.listening(bar.update), collected_warnings() as texts, stdout_to_stderr():
         result = xcam.batch(
-            model, inputs, out=output, backend=backend, load_options=load_options, rivals=report, **options
+            model, inputs, out=out, backend=backend, load_options=load_options, rivals=report, **options
         )
         page = result.report() if report else None
     print_warnings(texts)

@@ -19,7 +19,7 @@ from xcam_cli.progress_bar import ProgressBar
 
 ORDER = ("identical", "equivalent", "different")
 OWN_OPTIONS = ("models", "images", "layer", "target", "method", "score", "align", "require", "report", "preprocess")
-SHARED_OPTIONS = ("size", "channels", "labels", "device")
+SHARED_OPTIONS = ("size", "channels", "labels", "device", "output")
 SHOWN = 10
 """Rows that are printed where there are several images."""
 
@@ -51,6 +51,7 @@ SHOWN = 10
     "--channels", type=click.IntRange(0), metavar="N", help="Channels of the input; 1: grey images; 0: no such axis."
 )
 @click.option("--labels", metavar="FILE", help="Class labels, for models that have none.")
+@click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several.")
 @click.option("--device", metavar="D", help="cpu, cuda, …")
 @as_json
 @click.argument("images", nargs=-1, metavar="IMAGE…")

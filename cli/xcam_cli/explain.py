@@ -18,7 +18,7 @@ from xcam_cli.options import (
     stdout_to_stderr,
 )
 from xcam_cli.output import as_json, print_json
-from xcam_cli.plan import Plan, make_plan, output_paths
+from xcam_cli.plan import Plan, make_plan, output_paths, split_output
 from xcam_cli.progress_bar import ProgressBar
 
 if TYPE_CHECKING:
@@ -74,7 +74,12 @@ def drawing_options(command: Any) -> Any:
 )
 @drawing_options
 @click.option(
-    "-o", "--output", metavar="OUT", help="A .jpg, .png, .npz or .npy file, or a folder. Default: IMAGE.cam.jpg."
+    "-o",
+    "--output",
+    "outs",
+    multiple=True,
+    metavar="OUT",
+    help="A .jpg, .png, .npz or .npy file, or a folder. Default: IMAGE.cam.jpg. Or an output, as --model-output.",
 )
 @click.option("--report", metavar="OUT.html", help="Write an HTML page, with classes, methods and layers as tabs.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
@@ -84,7 +89,7 @@ def explain(
     layers: tuple[str, ...],
     targets: tuple[str, ...],
     fuse: str | None,
-    output: str | None,
+    outs: tuple[str, ...],
     report: str | None,
     images: tuple[str, ...],
     **options: Any,
@@ -97,16 +102,34 @@ def explain(
     xcam -m model.onnx -t top3 --method gradcam --method layercam image.jpg
     """
     plan, load_options = make_plan(layers, targets, fuse, options)
+    file, name = split_output(outs, load_options["output"])
     images = tuple(without_overlays(list(images)))
-    paths = output_paths(images, plan, output)
+    paths = output_paths(images, plan, file)
     page = _page_path(report, images)
     opened = open_model(backend, model, **load_options)
+    if name is not None:
+        opened = _with_output(opened, name)
     explanations = run(opened, [Path(image) for image in images], plan, paths, keep=page is not None)
     if page is not None:
         from xcam.explanation import page as report_page
 
         report_page.write(explanations, page)
         click.echo(f"wrote {page}", err=plan.as_json)
+
+
+def _with_output(model: Any, name: str) -> Any:
+    """Return the model with the output that `-o` names. Raises InputError where it is neither an output nor a file."""
+    from xcam.errors import InputError
+    from xcam.models.load import with_output
+
+    try:
+        with stdout_to_stderr():
+            return with_output(model, name)
+    except InputError as error:
+        raise InputError(
+            f"cannot write {name}: unknown format ''; use .jpg, .png, .npz or .npy, or a folder that exists (as the name of an "
+            f"output: {error})"
+        ) from error
 
 
 def _page_path(report: str | None, images: tuple[str, ...]) -> Path | None:
@@ -260,6 +283,7 @@ def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any
         "score": explanation.score,
         "probability": None if explanation.index is None else float(explanation.scores[explanation.index]),
         "top": [{"class": name, "index": i, "probability": p} for name, i, p in _top_classes(explanation, model)],
+        "model_output": explanation.output,
         "layer": explanation.layer,
         "method": explanation.method,
         "model": explanation.model,

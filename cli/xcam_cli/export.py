@@ -17,7 +17,7 @@ from xcam_cli.options import model_options, open_model, stdout_to_stderr
     metavar="METHOD",
     help="Add the finished heatmap: gradcam, gradcam++, layercam, hirescam or xgradcam.",
 )
-@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="The file to write.")
+@click.option("-o", "--output", "out", required=True, metavar="OUT.onnx", help="The file to write.")
 def export(backend: str | None, model: str | None, layer: str | None, heatmap: str | None, **options: Any) -> None:
     """Write MODEL as an ONNX file that has its own outputs and those of an explanation.
 
@@ -31,7 +31,7 @@ def export(backend: str | None, model: str | None, layer: str | None, heatmap: s
     import xcam
     from xcam.models.export import check_path
 
-    path = check_path(options.pop("output"), model)
+    path = check_path(options.pop("out"), model)
     opened = open_model(backend, model, **options)
     with stdout_to_stderr():
         xcam.export(opened, path, layer=layer, heatmap=heatmap)

@@ -19,9 +19,10 @@ class ModelSpec:
     preprocess: str | None = None
     weights: str | None = None
     labels: str | None = None
+    output: str | None = None
 
-    def open(self, labels: str | None, **options: Any) -> Any:
-        """Load the model; `labels` are used if the model has no class labels."""
+    def open(self, labels: str | None, output: str | None = None, **options: Any) -> Any:
+        """Load the model; `labels` are used if the model has no class labels, `output` if none is its own."""
         from xcam.models.labels import load
 
         model = open_model(
@@ -30,6 +31,7 @@ class ModelSpec:
             preprocess=self.preprocess,
             weights=self.weights,
             labels=self.labels,
+            output=self.output or output,
             **options,
         )
         if model.labels is None:

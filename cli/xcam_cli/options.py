@@ -57,6 +57,12 @@ _MODEL = (
         help="Channels of the input; 1: grey images; 0: no such axis.",
     ),
     click.option("--labels", metavar="FILE", help="Class labels, one per line, or JSON."),
+    click.option(
+        "--model-output",
+        "output",
+        metavar="NAME",
+        help="The output to explain, of a model with several. Default: the class scores.",
+    ),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),
     click.option(

@@ -109,6 +109,27 @@ def _parse_bool(text: str) -> bool:
     return text.lower() in ("true", "yes", "1")
 
 
+def split_output(values: tuple[str, ...], named: str | None) -> tuple[str | None, str | None]:
+    """Return the file or folder to write, and the name of the model's output, from the values of `-o`.
+
+    A value that ends in a suffix or in `/`, or is a folder, is written to; any other can only be the name of an output.
+
+    Args:
+        values: The values of `-o`; the last file counts.
+        named: The value of `--model-output`.
+
+    Raises:
+        InputError: Two outputs are named.
+    """
+    from xcam.errors import InputError
+
+    files = [value for value in values if Path(value).suffix or value.endswith("/") or os.path.isdir(value)]
+    names = [value for value in values if value not in files]
+    if len(names) > 1 or (names and named is not None):
+        raise InputError(f"one output is explained, not {' and '.join([*names, *filter(None, [named])])}; name one")
+    return files[-1] if files else None, names[0] if names else None
+
+
 def output_paths(images: tuple[str, ...], plan: Plan, output: str | None) -> list[list[Path]]:
     """Return the output paths of each image, one for each target or one for all, after checking them.
 

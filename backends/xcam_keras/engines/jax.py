@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from jax.extend.core import Var
 
 from xcam.contract.caches import BoundedCache
 from xcam.contract.messages import out_of_memory
+from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layout
 from xcam_keras import calls
@@ -55,7 +57,13 @@ class Recording:
         if not model.built:
             model(np.zeros((1, *shape), dtype), training=False)
         graph = self.graph(batch or BATCH)
-        self.output_activations = graph.output_activations
+        variables = dict(zip(graph.output_activations, graph.outputs, strict=True))
+        self.output_activations = main_first(
+            graph.output_activations,
+            {name: shape_of(var) for name, var in variables.items()},
+            {name: var if isinstance(var, Var) else None for name, var in variables.items()},
+            lambda var: graph.ancestors([var]),
+        )
         image = len(shape) == 3
         shapes = {name: shape_of(var) for name, var in graph.layers.items()}
         read = {

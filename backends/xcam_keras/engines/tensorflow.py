@@ -21,7 +21,7 @@ import tensorflow as tf
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
 from xcam.contract.messages import out_of_memory
-from xcam.contract.outputs import cut_activation
+from xcam.contract.outputs import cut_activation, main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layer, Layout
 from xcam_keras import calls
@@ -77,7 +77,12 @@ class Recording:
             outputs = calls.float_outputs(model, structured, lambda t: t.dtype.is_floating)
             logits = {name: cut_activation(tensor, activation_of) for name, tensor in outputs.items()}
             self.outputs = {name: tensor for name, (tensor, _) in logits.items()}
-            self.output_activations = {name: activation for name, (_, activation) in logits.items()}
+            self.output_activations = main_first(
+                {name: activation for name, (_, activation) in logits.items()},
+                {name: None if t.shape.rank is None else t.shape.as_list() for name, t in self.outputs.items()},
+                {name: tensor.op for name, tensor in self.outputs.items()},
+                lambda op: reachable([op], lambda op: [t.op for t in op.inputs]),
+            )
             named_calls = named(seen, self.graph)
             self.tensors = {name: call.value for name, call in named_calls.items()}
             self.from_x = following(self.x.op, self.operations)

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from xcam.contract.caches import BoundedCache
+from xcam.contract.graphs import reachable
 from xcam.contract.messages import out_of_memory
+from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layer, Layout
 from xcam_keras import calls
@@ -82,7 +84,12 @@ class Recording:
         self._watch_end = True
         with Flow() as flow:
             outputs, logits, seen = self._observed()
-        self.output_activations = {name: kind for name, (_, kind) in logits.items()}
+        self.output_activations = main_first(
+            {name: kind for name, (_, kind) in logits.items()},
+            {name: tensor.shape for name, (tensor, _) in logits.items()},
+            {name: node_of(tensor) if tensor.requires_grad else None for name, (tensor, _) in logits.items()},
+            lambda node: reachable([node], lambda node: [n for n, _ in node.next_functions if n is not None]),
+        )
         self._watch_end = any(self.output_activations.values())
         named = calls.named(seen, is_float)
         self.keys: dict[str, Key] = {name: call.key for name, call in named.items()}

@@ -28,7 +28,7 @@ from xcam.images import reading
 from xcam.methods.maps import Normalize
 from xcam.methods.registry import option_names
 from xcam.models import layers
-from xcam.models.load import load
+from xcam.models.load import load, with_output
 from xcam.targets import Score
 
 SAMPLES = 2
@@ -51,6 +51,7 @@ def compare(
     augment: bool = False,
     preprocess: str | Preprocessing | None = None,
     align: bool | None = None,
+    output: str | Sequence[str | None] | None = None,
 ) -> Comparison:
     """Explain images with several models, and measure how far the models agree.
 
@@ -72,6 +73,8 @@ def compare(
             states one, else `unit`.
         align: Align the layers, and find where the models begin to differ; default: where a layer is not named, or
             the verdict is not `identical`.
+        output: The name of the output that is explained, for models with several: one for all models, or one for each;
+            default: as for `load`.
 
     Raises:
         InputError: A model, image, layer, target or option cannot be used.
@@ -79,7 +82,7 @@ def compare(
         BackendError: A backend, or a package that the measures need, is missing.
     """
     settings = checked_settings(method, method_options, score, normalize, augment)
-    opened = _opened(models)
+    opened = _with_outputs(_opened(models), output)
     if len(opened) < 2:
         raise InputError("cannot compare fewer than two models; give two or more (-m A -m B)")
     images = list(image) if isinstance(image, list | tuple) else [image]
@@ -175,6 +178,14 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
 
 def _opened(models: Sequence[Any]) -> list[Model]:
     return [model if validation.is_model(model) else load(model) for model in models]
+
+
+def _with_outputs(models: Sequence[Model], output: str | Sequence[str | None] | None) -> list[Model]:
+    """Return the models with their chosen outputs. Raises InputError."""
+    names = [output] * len(models) if output is None or isinstance(output, str) else list(output)
+    if len(names) != len(models):
+        raise InputError(f"{len(names)} outputs for {len(models)} models; give one for all, or one for each")
+    return [model if name is None else with_output(model, name) for model, name in zip(models, names, strict=True)]
 
 
 def _class_counts(result: ImageComparison) -> list[str]:

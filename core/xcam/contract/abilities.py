@@ -93,6 +93,20 @@ class NamesDefaultLayer(Model, Protocol):
     """A layer's name; None: the core chooses."""
 
 
+class ChoosesOutput(Model, Protocol):
+    """A model with several outputs, any of which can be the one that targets read when they name none."""
+
+    chosen_output: str | None
+    """The name of the output that the caller chose; None: the model's first."""
+
+    def with_output(self, name: str) -> Model:
+        """Return a copy of which the output `name` is the first. The model itself is not changed.
+
+        Raises:
+            InputError: the model has no such output.
+        """
+
+
 class ExplainsMissingLayers(Model, Protocol):
     """A model that knows why a layer that its user may expect does not exist, for example after a conversion."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -44,6 +45,50 @@ def like(outputs: Outputs, value: Array, name: str | None = None) -> Outputs:
         return value
     name = next(iter(outputs)) if name is None else name
     return {key: value if key == name else np.zeros_like(array) for key, array in outputs.items()}
+
+
+MAIN = ("logits", "probabilities", "probs", "predictions", "prediction", "scores", "score", "output", "out")
+"""Names of the output that is explained, in order of preference: the whole name, or a part of its path."""
+
+
+def main_first(
+    activations: Mapping[str, str | None],
+    shapes: Mapping[str, Sequence[Any] | None],
+    nodes: Mapping[str, Any],
+    ancestors: Callable[[Any], Container[Any]],
+) -> dict[str, str | None]:
+    """Return the outputs' activations in the order in which targets read them: the main output first.
+
+    The main output is the one called `logits`. Else it is a vector of class scores [N, K] (or a number for each image
+    with a known activation) from which no other such vector is computed: of several, the one whose name is in `MAIN`,
+    else the first. Without a vector, names and order decide. Auxiliary outputs (`aux`) come last.
+
+    Args:
+        activations: The activation that was cut off each output, in the model's order.
+        shapes: Their shapes, with the batch; None where the rank is not known.
+        nodes: The node that computes each output; None where it is not known.
+        ancestors: The nodes from which a node is computed; itself may be one of them.
+    """
+    names = list(activations)
+    if len(names) < 2:
+        return dict(activations)
+    ranks = {name: len(shape) if shape is not None else 0 for name, shape in shapes.items()}
+    vectors = [name for name in names if ranks[name] == 2 or (ranks[name] == 1 and activations[name] is not None)]
+    before = {name: ancestors(nodes[name]) for name in vectors if nodes[name] is not None}
+    inner = {
+        name
+        for name in before
+        if any(nodes[name] != nodes[other] and nodes[name] in before[other] for other in before)
+    }
+
+    def rank(name: str) -> tuple[int, ...]:
+        parts = [part for part in re.split(r"[/.]", name.partition(":")[0].lower()) if part]
+        preferred = min((MAIN.index(part) for part in parts if part in MAIN), default=len(MAIN))
+        is_auxiliary = any(part.startswith("aux") for part in parts)
+        return is_auxiliary, preferred > 0, name not in vectors, name in inner, preferred
+
+    first = min(names, key=rank)
+    return {first: activations[first]} | dict(activations)
 
 
 def cut_activation(output: T, producer: Callable[[T], tuple[str | None, T] | None]) -> tuple[T, str | None]:

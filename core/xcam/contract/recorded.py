@@ -8,6 +8,7 @@ fixed names of outputs, rows, cotangents and errors are handled here.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,7 +25,7 @@ from xcam.contract.outputs import ask, one_or_mapping
 from xcam.contract.probing import probed
 from xcam.contract.rows import rows_of
 from xcam.contract.types import Activation, Array, Capability, Cotangents, InputSpec, Layer, Layout, Outputs, Trace
-from xcam.errors import InputError, ModelError, XcamError
+from xcam.errors import InputError, ModelError, XcamError, nearest
 
 RECORDINGS = 4
 """Input shapes whose recordings are kept."""
@@ -82,7 +83,7 @@ class Recording(Protocol):
 
     @property
     def output_activations(self) -> Mapping[str, str | None]:
-        """The activation that is cut off each output, by the output's name."""
+        """The activation that is cut off each output, by the output's name; the first is explained: see `main_first`."""
 
     def predict(self, x: Array) -> Mapping[str, Array]:
         """Return the outputs by name, as logits where an activation is cut off."""
@@ -110,6 +111,8 @@ class State:
     rows: int
     """Number of rows of the batch."""
     forward_pass: ForwardPass
+    names: Sequence[str]
+    """Names of the outputs, in the order in which targets read them."""
 
 
 @dataclass(eq=False)
@@ -181,6 +184,7 @@ class RecordedModel(ABC, Generic[R]):
         self.notes: Sequence[str] = tuple(notes)
         self._stated_layout: Layout | None = None
         """The layout that the caller states for all layers."""
+        self.chosen_output: str | None = None
         self._recordings: BoundedCache[tuple[int, ...], _Opened[R]] = BoundedCache(RECORDINGS)
 
     @abstractmethod
@@ -203,7 +207,8 @@ class RecordedModel(ABC, Generic[R]):
     @property
     def output_activation(self) -> Activation:
         """See xcam.contract.Model."""
-        return one_or_mapping(self._recording().output_activations)
+        recording = self._recording()
+        return one_or_mapping({name: recording.output_activations[name] for name in self._names(recording)})
 
     @property
     def layers(self) -> Sequence[Layer]:
@@ -219,7 +224,22 @@ class RecordedModel(ABC, Generic[R]):
             with self._running():
                 return opened.recording.predict(rows)
 
-        return one_or_mapping(self._by_rows(opened, x, run, _stacked, lambda outputs: outputs))
+        outputs = self._by_rows(opened, x, run, _stacked, lambda outputs: outputs)
+        return one_or_mapping({name: outputs[name] for name in self._names(opened.recording)})
+
+    def with_output(self, name: str) -> Self:
+        """See xcam.contract.abilities.ChoosesOutput. The copy shares the recordings."""
+        known = list(self._recording().output_activations)
+        if name not in known:
+            raise InputError(f"unknown output {name!r} of {self.name}; {nearest(name, known)}")
+        result = copy.copy(self)
+        result.chosen_output = name
+        return result
+
+    def _names(self, recording: R) -> list[str]:
+        """Return the names of the outputs, the chosen one first."""
+        first = [] if self.chosen_output is None else [self.chosen_output]
+        return list(dict.fromkeys([*first, *recording.output_activations]))
 
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """See xcam.contract.Model."""
@@ -240,7 +260,7 @@ class RecordedModel(ABC, Generic[R]):
         """See xcam.contract.Model."""
         known, forward_pass, outputs = self._forward(x, layer, cotangents is not None)
         value = np.ascontiguousarray(to_trace(forward_pass.value, known))
-        return self._finish(State(known, len(x), forward_pass), outputs, value, cotangents)
+        return self._finish(State(known, len(x), forward_pass, list(outputs)), outputs, value, cotangents)
 
     def resume(
         self,
@@ -257,7 +277,7 @@ class RecordedModel(ABC, Generic[R]):
         with self._running_at(state.layer):
             forward_pass = state.forward_pass.resumed(value, variant_rows, cotangents is not None)
             outputs = forward_pass.outputs
-        state = State(state.layer, len(variant_rows), forward_pass)
+        state = State(state.layer, len(variant_rows), forward_pass, state.names)
         return self._finish(state, outputs, activations, cotangents)
 
     def _hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
@@ -283,7 +303,8 @@ class RecordedModel(ABC, Generic[R]):
             return _OneByOne(passes, known.batch_axis)
 
         forward_pass = self._by_rows(opened, x, run, joined_passes, lambda one: one.outputs)
-        return known, forward_pass, forward_pass.outputs
+        outputs = forward_pass.outputs
+        return known, forward_pass, {name: outputs[name] for name in self._names(opened.recording)}
 
     def _by_rows(
         self,
@@ -313,6 +334,7 @@ class RecordedModel(ABC, Generic[R]):
         self, state: State, outputs: Mapping[str, Array], activations: Array, cotangents: Cotangents | None
     ) -> Trace:
         """Ask for the cotangents, run backward for each, and return the Trace."""
+        outputs = {name: outputs[name] for name in state.names}
         named, gradients = ask(cotangents, one_or_mapping(outputs), outputs), []
         if named:
             with self._running_at(state.layer):

@@ -22,7 +22,7 @@ from xcam.explanation.run import ImageSource
 from xcam.explanation.settings import BATCH
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
-from xcam.models.load import load
+from xcam.models.load import load, with_output
 from xcam.targets import Score
 
 STAGES = 4
@@ -46,6 +46,7 @@ def evaluate(
     level: float = 0.95,
     seed: int = 0,
     stages: int = STAGES,
+    output: str | None = None,
 ) -> Evaluation:
     """Measure how far the maps of several methods can be trusted, and rank the methods.
 
@@ -67,6 +68,7 @@ def evaluate(
         level: The confidence level of the intervals, between 0 and 1.
         seed: The seed of all random numbers.
         stages: The largest number of stages of the randomisation test; the layers are divided among them.
+        output: The name of the output that is explained, for models with several; default: as for `load`.
 
     Returns:
         The values of all measures, with means, intervals and the ranking. An image that fails is listed in `failed`.
@@ -86,6 +88,8 @@ def evaluate(
         raise InputError(f"cannot use seed={seed}; give an integer, 0 or more")
     if not validation.is_model(model):
         model = load(model)
+    if output is not None:
+        model = with_output(model, output)
     for method, _ in configured.values():
         require(model, method)
     explained = layers.find(model, layer)

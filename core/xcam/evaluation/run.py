@@ -15,7 +15,7 @@ import numpy as np
 
 from xcam import progress
 from xcam.contract import Array, Layer, Model
-from xcam.contract.abilities import Randomizable, supports
+from xcam.contract.abilities import ChoosesOutput, Randomizable, supports
 from xcam.errors import BackendError, InputError, XcamError, ZeroHeatmapWarning
 from xcam.evaluation.explained import ExplainedBatch, batch, cams
 from xcam.evaluation.registry import Measure
@@ -29,6 +29,7 @@ from xcam.explanation.run import ImageSource
 from xcam.explanation.settings import BATCH
 from xcam.images import reading
 from xcam.methods.registry import Method
+from xcam.models.load import with_output
 from xcam.targets import Score, Target
 
 Configured = Mapping[str, tuple[Method, dict[str, Any]]]
@@ -290,4 +291,7 @@ def shuffling(model: Model) -> tuple[Sequence[str], Callable[[list[str], int], M
         raise BackendError(
             f"the randomisation test shuffles weights, which backend {model.backend!r} cannot do; choose other measures"
         )
-    return model.parameter_layers, model.with_shuffled_weights
+    shuffled, output = model.with_shuffled_weights, model.chosen_output if supports(model, ChoosesOutput) else None
+    if output is None:
+        return model.parameter_layers, shuffled
+    return model.parameter_layers, lambda parts, seed: with_output(shuffled(parts, seed), output)

@@ -20,7 +20,7 @@ from xcam.methods.inputs import GRADIENTS
 from xcam.methods.maps import Normalize
 from xcam.methods.registry import option_names
 from xcam.models import layers
-from xcam.models.load import load
+from xcam.models.load import load, with_output
 from xcam.targets import Score, Target, read_outputs
 from xcam.targets import target as parsed_target
 
@@ -41,6 +41,7 @@ def explain(
     augment: bool = ...,
     fuse: Fusion | None = ...,
     batch: int = ...,
+    output: str | None = ...,
 ) -> Explanation: ...
 @overload
 def explain(
@@ -56,6 +57,7 @@ def explain(
     augment: bool = ...,
     fuse: Fusion | None = ...,
     batch: int = ...,
+    output: str | None = ...,
 ) -> list[Any]: ...
 @overload
 def explain(
@@ -71,6 +73,7 @@ def explain(
     augment: bool = ...,
     fuse: Fusion | None = ...,
     batch: int = ...,
+    output: str | None = ...,
 ) -> list[Explanation]: ...
 @keywords_checked(option_names)
 def explain(
@@ -86,6 +89,7 @@ def explain(
     augment: bool = False,
     fuse: Fusion | None = None,
     batch: int = BATCH,
+    output: str | None = None,
 ) -> Any:
     """Explain where the model looked on an image.
 
@@ -106,6 +110,7 @@ def explain(
         augment: Average the maps of the image and of its mirror image, each with its values scaled by 0.9, 1 and 1.1.
         fuse: How the maps of several layers become one: `mean` (the default), `max` or `product`.
         batch: The number of images in one forward pass, at least 1.
+        output: The name of the output that is explained, for models with several; default: as for `load`.
 
     Returns:
         An Explanation; a list of them for a list of targets; for a list of images, a list with one entry for each.
@@ -124,6 +129,8 @@ def explain(
     check_fusion(fuse or "mean")
     if not validation.is_model(model):
         model = load(model)
+    if output is not None:
+        model = with_output(model, output)
     require(model, settings.method)
     image = with_samples(model, image)
     one_layer = partial(explain_at, model, None, image, target=target, settings=settings)

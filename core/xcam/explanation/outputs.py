@@ -64,7 +64,14 @@ def _in_unit_interval(y: Array) -> bool:
 
 
 def check(model: Model, target: Target, outputs: Outputs) -> None:
-    """Warn where an embedding is explained as class scores."""
+    """Warn where the caller named none of several outputs, and where an embedding is explained as class scores."""
+    name = getattr(target, "output", "")
+    if name is None and isinstance(outputs, Mapping) and getattr(model, "chosen_output", None) is None:
+        first, *others = outputs
+        warn(
+            f"{model.name} has {len(outputs)} outputs, and {first!r} is explained, not {', '.join(map(repr, others))}; "
+            "choose one with output= (--model-output NAME)"
+        )
     if not isinstance(target, Classes | ClassScore | Finer):
         return
     y = one_output(outputs, target.output)

@@ -64,6 +64,8 @@ class Explanation:
     """Facts that a reader of the heatmap must know; they are written below a saved overlay."""
     labels: Sequence[str] | None = field(default=None, repr=False)
     """The labels of all classes, where the model has them."""
+    output: str | None = None
+    """Name of the explained output; None where the model has only one."""
     values: npt.NDArray[Any] | None = field(default=None, repr=False)
     """The input [C, *space] where it was given as an array; None for an image."""
 

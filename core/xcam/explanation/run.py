@@ -21,6 +21,7 @@ from xcam.explanation.result import Explanation, class_label
 from xcam.explanation.samples import Sample
 from xcam.explanation.settings import Settings
 from xcam.images import batches, reading, views
+from xcam.models.labels import pair
 from xcam.report import formatting
 from xcam.targets import Classes, ClassScore, Target, probabilities, scores
 
@@ -178,11 +179,12 @@ def _resolve(target: Target, outputs: Outputs, model: Model) -> Target:
     if isinstance(target, ClassScore) and target.output is None and model.labels is not None:
         count = scores(outputs).shape[1]
         if len(model.labels) != count:
-            labels = formatting.count(len(model.labels), "label")
+            is_pair = len(model.labels) == 2 and list(model.labels) == list(pair(model.labels[1:]))
+            labels = formatting.count(len(model.labels) - is_pair, "label")
             raise InputError(f"cannot use {labels} for the {count} classes of {model.name}; give one for each")
-    if isinstance(target, ClassScore) and not isinstance(target.activation, str):
-        if not isinstance(outputs, Mapping) or target.output in (None, *outputs):
-            target = replace(target, activation=output_checks.activation_of(model, outputs, target.output))
+    is_known = not isinstance(outputs, Mapping) or getattr(target, "output", None) in (None, *outputs)
+    if isinstance(target, ClassScore) and not isinstance(target.activation, str) and is_known:
+        target = replace(target, activation=output_checks.activation_of(model, outputs, target.output))
     resolve: Callable[[Outputs], Target] | None = getattr(target, "resolve", None)
     return resolve(outputs) if resolve else target
 
@@ -228,5 +230,6 @@ def _explanation(
         path=path,
         notes=tuple(model.notes),
         labels=model.labels,
+        output=(getattr(target, "output", None) or next(iter(outputs))) if isinstance(outputs, Mapping) else None,
         values=values,
     )

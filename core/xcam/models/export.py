@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +67,9 @@ def export(
     with tempfile.TemporaryDirectory(prefix="xcam-") as folder:
         file = Path(folder) / f"model{SUFFIX}"
         opened.to_onnx(file)
-        converted = load(file, "onnx", labels=opened.labels)
+        outputs = opened.output_activation
+        output = next(iter(outputs)) if isinstance(outputs, Mapping) else None  # the files' order may be another
+        converted = load(file, "onnx", labels=opened.labels, output=output)
         converted.input = replace(converted.input, preprocessing=opened.input.preprocessing)
         converted.name = opened.name
         return export(converted, target, layer=name, heatmap=heatmap)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 
 from xcam.contract import InputSpec, Layout, Model, files, preprocessing, validation
+from xcam.contract.abilities import ChoosesOutput, supports
 from xcam.contract.layouts import filled
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
@@ -38,6 +39,7 @@ def load(
     layout: Layout | None = None,
     weights: str | None = None,
     threads: int | None = None,
+    output: str | None = None,
 ) -> Model:
     """Open a model.
 
@@ -61,6 +63,8 @@ def load(
         weights: For models known by name: a file, `imagenet` or `none`.
         threads: The number of threads within an operator, for backends with separate threads for each model (ONNX
             Runtime).
+        output: The name of the output that is explained, for models with several. Default: the one called `logits`, or
+            the vector of class scores that is computed last.
 
     Returns:
         The opened model: a new object, `model` itself is not changed.
@@ -123,7 +127,21 @@ def load(
             f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "
             "plain attributes: report this to the plugin's authors"
         ) from error
-    return opened
+    return opened if output is None else with_output(opened, output)
+
+
+def with_output(model: Model, name: str) -> Model:
+    """Return a model that explains its output `name`: a copy, the model itself is not changed.
+
+    Raises:
+        InputError: The model has no such output, or its backend cannot choose one.
+    """
+    if not supports(model, ChoosesOutput):
+        raise InputError(
+            f"cannot choose the output {name!r} of {model.name}: backend {model.backend!r} has no choice of outputs; name "
+            "it in the target, as in xcam.ClassScore(output=…)"
+        )
+    return model.with_output(name)
 
 
 def split_backend(name: str) -> tuple[str | None, str]:

@@ -105,7 +105,7 @@ def _hint(z: Array) -> str:
             "for a map of classes give target=xcam.Segmentation(0), with last=True where classes are the last axis; "
             f"for one number target=xcam.Element({(0,) * (z.ndim - 1)})"
         )
-    return "give target=xcam.Element((0,)) for one number"
+    return "give another output, with output= (--model-output NAME)"
 
 
 def _unfold(slope: Array, y: Array) -> Array:

@@ -111,16 +111,15 @@ def class_index(label: str, labels: Sequence[str] | None) -> int:
     """Return the index of a class. Labels are compared without regard to case, with `_` as a space.
 
     Args:
-        label: A label, a unique prefix of one, or an index in digits.
+        label: A label, an index in digits, or a unique prefix of a label. Digits that are a label mean that label.
         labels: The model's class labels, or None where it has none.
 
     Raises:
         InputError: The label is unknown or ambiguous, or the model has no labels.
     """
-    try:
-        return int(label)
-    except ValueError:
-        pass
+    if not _is_label(label, labels):
+        with contextlib.suppress(ValueError):
+            return int(label)
     if not labels:
         raise InputError(
             f"unknown class {label!r}: the model has no class labels; give an index, or the labels with labels= (--labels FILE)"

@@ -88,7 +88,7 @@ def agree(result: np.ndarray, value: Any) -> None:
     [
         ("tensor", ["output"], lambda y: [y]),
         ("softmax", ["output"], lambda y: [y]),
-        ("dict", ["logits", "aux"], lambda y: [y["logits"], y["aux"]]),
+        ("dict", ["aux", "logits"], lambda y: [y["aux"], y["logits"]]),
         ("tuple", ["0", "1"], list),
         ("nested", ["0"], lambda y: [y[0]]),
         ("none", ["z"], lambda y: [y["z"]]),

@@ -1,4 +1,4 @@
-"""The activation of a single output, by its values; a warning for embeddings."""
+"""The activation of a single output, by its values; warnings for several outputs and for embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import xcam
-from fake import FakeModel
+from fake import IMAGES, FakeModel
 from xcam.explanation import outputs
 
 
@@ -49,3 +49,13 @@ def test_an_embedding_that_is_explained_as_classes(model: FakeModel) -> None:
         outputs.check(model, xcam.ClassScore(0), np.float32([[0.6, -0.8]]))
     outputs.check(model, xcam.ClassScore(0), np.float32([[0, 1]]))  # a distribution
     outputs.check(model, xcam.Similarity(np.ones(2)), np.float32([[0.6, -0.8]]))
+
+
+def test_the_first_of_several_outputs_is_named(model: FakeModel) -> None:
+    y = {"a": np.zeros((1, 3)), "b": np.zeros((1, 3))}
+    with pytest.warns(
+        xcam.XcamWarning, match="fake has 2 outputs, and 'a' is explained, not 'b'; choose one with output="
+    ):
+        outputs.check(model, xcam.ClassScore(0), y)
+    outputs.check(model, xcam.ClassScore(0, output="b"), y)
+    xcam.explain(model, IMAGES[0])
