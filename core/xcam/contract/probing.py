@@ -236,6 +236,8 @@ def fits(grid: Sequence[int], space: Sequence[int]) -> bool:
 
 def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], space: tuple[int, ...]) -> Layer:
     """Return a layer of three axes with the layout in which the change moves as the patches do."""
+    if sum(n > 1 for n in shape) < 2:  # a pooled vector: nothing moves in space, and its channels do so by chance
+        return layer
     shifts = [_shift(a, b) for a, b in zip(*profiles, strict=True)]
     spatial: dict[Layout, tuple[int, int]] = {"channels_first": (1, 2), "channels_last": (0, 1)}
     strength = {}

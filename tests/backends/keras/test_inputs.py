@@ -170,3 +170,29 @@ def test_an_array_for_a_model_without_a_channel_axis() -> None:
     for array in (x, x[..., None], x[0]):
         e = xcam.explain(xcam.load(model, preprocess="raw"), array, target=1)
         np.testing.assert_allclose(e.cam, expected, atol=1e-4 * expected.max())
+
+
+@pytest.mark.parametrize(("channels", "stated"), [(3, None), (1, None), (0, None), (1, 1)])
+def test_the_channels_of_a_subclassed_model_are_those_on_which_it_runs(channels: int, stated: int | None) -> None:
+    class Subclassed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.pool = L.Conv2D(4, 3, activation="relu"), L.GlobalAveragePooling2D()
+            self.scores = L.Dense(3, kernel_initializer="ones")
+
+        def call(self, x: Any) -> Any:
+            if len(x.shape) != (4 if channels else 3) or (channels and x.shape[-1] != channels):
+                raise ValueError("another number of channels")
+            return self.scores(self.pool(self.features(x if channels else keras.ops.expand_dims(x, -1))))
+
+    keras.utils.set_random_seed(0)
+    model = Subclassed()
+    opened = xcam.load(model, preprocess="raw", size=(9, 7), channels=stated)
+    photo = np.repeat(np.random.default_rng(0).integers(0, 256, (9, 7, 1), dtype=np.uint8), 3, -1)
+    e = xcam.explain(opened, photo, target=1)
+    assert opened.input.channels == channels
+    x = photo[None, ..., :channels].astype(np.float32) if channels else photo[None, ..., 0].astype(np.float32)
+    features = keras.ops.convert_to_numpy(model.features(x if channels else x[..., None]))[0]
+    np.testing.assert_allclose(e.outputs, keras.ops.convert_to_numpy(model(x))[0], rtol=1e-4)
+    expected = features.sum(-1) / features[..., 0].size
+    np.testing.assert_allclose(e.cam, expected, atol=1e-4 * expected.max())

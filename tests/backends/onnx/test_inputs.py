@@ -258,3 +258,19 @@ def test_inputs_that_are_not_pixels() -> None:
     cast = helper.make_node("Cast", ["x"], ["image"], to=TensorProto.FLOAT)
     with pytest.raises(ModelError, match=r"its input 'x' is int8 \['N', 3, 9, 7\], not an image of floats or pixels"):
         xcam.load(network([cast], ("N", 3, *SIZE), channels=3, kind=TensorProto.INT8))
+
+
+@pytest.mark.parametrize(
+    ("first", "inner", "channels"),
+    [
+        (helper.make_node("SpaceToDepth", ["x"], ["image"], blocksize=2), 12, 3),
+        (helper.make_node("Concat", ["x", "x", "x"], ["image"], axis=1), 3, 1),
+    ],
+)
+def test_a_wrong_guess_of_open_channels_is_corrected(first: NodeProto, inner: int, channels: int) -> None:
+    """The first convolution need not read the image itself."""
+    photo = np.repeat(np.random.default_rng(1).integers(0, 256, (16, 12, 1), dtype=np.uint8), 3, -1)
+    model = network([first], ("N", "C", "H", "W"), channels=inner)
+    x = np.moveaxis(photo, -1, 0)[None, :channels].astype(np.float32)
+    opened = check(model, x, photo, size=(16, 12))
+    assert (opened.input.channels, opened.input.channels_known) == (channels, True)

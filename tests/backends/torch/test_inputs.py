@@ -92,3 +92,54 @@ def test_attributes_that_state_no_size() -> None:
         assert stated_size(module) is None
     module[1].config = SimpleNamespace(image_size=[30, 40])
     assert stated_size(module) == (30, 40)
+
+
+class Focus(nn.Module):
+    """Space to depth, then a convolution of 12 channels: the stem of YOLOv5 and TResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(nn.functional.pixel_unshuffle(x, 2))
+
+
+class Repeated(nn.Module):
+    """One channel in, repeated for a backbone of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.features(x.repeat(1, 3, 1, 1))
+
+
+class HeadFirst(nn.Module):
+    """The head is declared before the backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.backbone = nn.Conv2d(16, 16, 1), nn.Conv2d(3, 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x))
+
+
+@pytest.mark.parametrize(("stem", "channels"), [(Focus, 3), (Repeated, 1), (HeadFirst, 3)])
+def test_a_wrong_guess_of_the_channels_is_corrected(stem: type[nn.Module], channels: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(stem(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+    nn.init.uniform_(net[4].weight)
+    photo = np.repeat(np.random.default_rng(0).integers(0, 256, (24, 20, 1), dtype=np.uint8), 3, -1)
+    model = xcam.load(net, preprocess="unit", size=(24, 20))
+    e = xcam.explain(model, photo, target=2)
+    assert (model.input.channels, model.input.channels_known) == (channels, True)
+    x = torch.from_numpy(np.moveaxis(photo, -1, 0)[None, :channels].astype(np.float32) / 255)
+    features = net[:2](x)
+    expected = torch.einsum("chw,c->hw", features[0], net[4].weight[2]).detach().numpy() / features[0, 0].numel()
+    np.testing.assert_allclose(e.outputs, net(x).detach().numpy()[0], rtol=1e-4)
+    np.testing.assert_allclose(e.cam, expected, atol=1e-5 * expected.max())
+    compared = xcam.compare([xcam.load(net, preprocess="unit", size=(24, 20)) for _ in range(2)], photo, target=2)
+    np.testing.assert_allclose(compared.images[0].explanations[1].cam, e.cam, atol=1e-6)

@@ -83,6 +83,20 @@ def test_the_axes_of_space(shape, stated, right, channels):
     assert layer.shape == (channels, shape[1] // CELL, shape[2] // CELL)
 
 
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_pooled_vector_has_one_position(layout, seed):
+    """Which of its channels change most is not a movement in space."""
+    mix = np.random.default_rng(seed).normal(size=(3, 5))
+
+    def pooled(x):
+        vector = np.maximum(x.mean((2, 3)) @ mix, 0)
+        return vector[:, :, None, None] if layout == "channels_first" else vector[:, None, None, :]
+
+    layer, _ = probe(pooled, layout=layout)
+    assert (layer.layout, layer.shape, layer.has_space) == (layout, (5, 1, 1), False)
+
+
 def test_a_layout_that_the_caller_states_is_kept():
     layer, _ = probe(lambda x: np.moveaxis(features(x), 1, -1), stated="channels_first")
     assert (layer.layout, layer.shape) == ("channels_first", (8, 8, 5))
