@@ -16,9 +16,12 @@ from onnx import ModelProto, external_data_helper, numpy_helper
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx import classifiers
-from xcam_onnx.graph import inferred, metadata
+from xcam_onnx.graph import inferred, metadata, nodes
 from xcam_onnx.opsets import OLDEST, TARGET, convert
 from xcam_onnx.weights import WeightFiles, external, external_entries, skeleton
+
+LONG = "ai.onnx"
+"""The long name of the domain of ONNX's own operators."""
 
 
 class Opened(NamedTuple):
@@ -92,8 +95,11 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
     Raises:
         ModelError: The model has operators that are too old or too new.
     """
+    if any(part.domain == LONG for part in (*model.graph.node, *model.opset_import)):
+        for part in (*nodes(model.graph), *(n for f in model.functions for n in nodes(f)), *model.opset_import):
+            part.domain = "" if part.domain == LONG else part.domain
     newest = onnx.defs.onnx_opset_version()
-    opsets = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    opsets = {entry.version for entry in model.opset_import if not entry.domain}
     for version in opsets:
         if not OLDEST <= version <= newest:
             remedy = "convert it with onnx.version_converter, or export it again"
@@ -101,7 +107,7 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
                 f"cannot read {name}: it uses opset {version}, and xcam reads {OLDEST} to {newest} with onnx "
                 f"{onnx.__version__}; {'update onnx' if version > newest else remedy}"
             )
-    if len(opsets) != 1 and any(node.domain in ("", "ai.onnx") for node in model.graph.node):
+    if len(opsets) != 1 and any(not node.domain for node in model.graph.node):
         listed = " and ".join(map(str, sorted(opsets))) or "none"
         raise ModelError(
             f"cannot read {name}: a model states one version of ONNX's operators, and its opset_import states {listed}; set "

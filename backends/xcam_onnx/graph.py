@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from xcam.contract import Array
 
@@ -150,6 +160,15 @@ def reads(node: NodeProto) -> Iterator[str]:
                 yield from (name for name in reads(inner) if name not in local)
                 local.update(inner.output)
             yield from (v.name for v in graph.output if v.name not in local)
+
+
+def nodes(within: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """Yield every node of a graph, those in its branches and loops included."""
+    for node in within.node:
+        yield node
+        for entry in node.attribute:
+            for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
+                yield from nodes(inner)
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

@@ -290,6 +290,15 @@ def test_opsets_and_weights_that_are_inputs_too(opset: int) -> None:
     assert_right(model)
 
 
+def test_the_long_name_of_the_operators() -> None:
+    model = small.build()
+    for part in (*model.graph.node, *model.opset_import):
+        part.domain = "ai.onnx"
+    assert_right(model)
+    trace = xcam.load(model).trace(X, "relu1", small.cotangents(1, 3))
+    np.testing.assert_allclose(trace.gradients[0], small.gradient(X, "r1", (1, 3)), atol=1e-6)
+
+
 def test_constant_nodes_and_sparse_weights(tmp_path: Path) -> None:
     model = small.build()
     constants = [helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
