@@ -36,6 +36,8 @@ LOW, HIGH = 1, 5
 after the other, do not map these patches to themselves."""
 CLEAR = 0.1
 """A shift of a change along an axis, as a fraction of the axis, that is clear evidence; the patches are half an image apart."""
+PEAK = 8
+"""A change of tokens is local where its largest value exceeds the mean by this factor; attention may spread it evenly."""
 NOISE = 0.02
 """A shift along an axis that is not evidence."""
 
@@ -313,11 +315,13 @@ def _token_order(
         return None  # channels and positions are exchanged
     if strength > NOISE and all(_peaks_right(m, k) for k, m in enumerate(maps)):
         return CONFIRMED
-    return UNREAD if strength < CLEAR / 2 else DOUBTFUL
+    if all(m.max() > PEAK * m.mean() for m in maps):
+        return UNREAD
+    return CONFIRMED if strength > CLEAR else DOUBTFUL
 
 
 CONFIRMED, UNREAD, DOUBTFUL = (-1,), (-2,), (-3,)
-"""Marks of an order of tokens: it is the row order; the changes contradict the row order, or do not confirm it."""
+"""Marks of an order of tokens: it is the row order; local changes contradict it; the changes are spread over the image."""
 
 
 def _peaks_right(change: Array, k: int) -> bool:
@@ -331,33 +335,35 @@ def _peaks_right(change: Array, k: int) -> bool:
 
 
 def _read_orders(layers: dict[str, Layer], values: Values, images: Images) -> None:
-    """Read the order of tokens where it is not the row order, in place."""
-    confirmed = {
-        layer.shape[1]
-        for layer in layers.values()
-        if layer.layout == "tokens" and layer.has_map and layer.order is None
-    }
-    unread = []
+    """Read the order of tokens where it may not be the row order, in place.
+
+    Where it cannot be read, the row order counts for layers between others with as many tokens, whose order is known:
+    attention mixes tokens, and the change of one appears at others.
+    """
+    names = list(layers)
+    confirmed: dict[int | None, list[int]] = {}
+    for k, layer in enumerate(layers.values()):
+        if len(layer.shape) == 2 and layer.has_map and layer.order is None:
+            confirmed.setdefault(layer.shape[1], []).append(k)
+    unread: dict[int, list[str]] = {}
     for name, layer in layers.items():
-        if layer.order == DOUBTFUL and layer.shape[1] in confirmed:  # mixed by attention, as in any transformer
+        if layer.order == DOUBTFUL and layer.shape[1] in confirmed:
             layers[name] = replace(layer, order=None)
         elif layer.order is not None:
-            unread.append(name)
-    counts = {layers[name].shape[1] for name in unread}
-    for count in counts:
-        names = [name for name in unread if layers[name].shape[1] == count]
-        grid = token_grid(count or 0, (images.space[0], images.space[1]))
+            unread.setdefault(layer.shape[1] or 0, []).append(name)
+    for count, group in unread.items():
+        grid = token_grid(count, (images.space[0], images.space[1]))
         assert grid is not None
-        axes = [_token_axis(layers[name]) for name in names]
-        for name, order in zip(names, _orders(names, axes, values, images, *grid), strict=True):
-            layer = layers[name]
+        axes = [_token_axis(layers[name]) for name in group]
+        around = confirmed.get(count, [])
+        for name, order in zip(group, _orders(group, axes, values, images, *grid), strict=True):
+            layer, k = layers[name], names.index(name)
             if order is not None:
                 whole = (*range(grid[0]), *(grid[0] + i for i in order))
                 layers[name] = replace(layer, order=None if whole == tuple(range(len(whole))) else whole)
-            elif layer.order == DOUBTFUL:
-                layers[name] = replace(layer, order=None)
             else:
-                layers[name] = replace(layer, order=None, has_map=False)
+                is_known = bool(around) and around[0] < k < around[-1]
+                layers[name] = replace(layer, order=None, has_map=is_known)
 
 
 def _token_axis(layer: Layer) -> int:
