@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -11,6 +12,7 @@ import pytest
 
 import xcam
 from xcam.contract import Array, Layout, Model
+from xcam.contract.probing import probed
 from xcam.testing import reference
 from xcam.testing.assertions import axes, close, lost_paths, other_cotangents, other_steps, same, wrong_rows
 from xcam.testing.networks import Network
@@ -94,6 +96,35 @@ class Values(Suite):
             )
             assert fits, (
                 f"{layer.name}: Layer.shape is {layer.shape}, but activations() returns {shape} for each image"
+            )
+
+    def test_values_follow_the_image(self, model: Model, network: Network) -> None:
+        """A change of the image changes each layer at the same position, in the row of its image."""
+        # In a Trace, values are [N, C, *space], whatever the framework does.
+        listed = {
+            layer.name: replace(layer, layout="channels_first", batch_axis=0, order=None)
+            for layer in model.layers
+            if layer.has_space and layer.depends_on_input and not layer.folds_batch
+        }
+        shape = self.native_batch(model, np.zeros((1, *network.input), np.float32)).shape[1:]
+        seen = probed(listed, lambda x, names: [*model.activations(x, names).values()], model.input, shape, 2)
+        for name, layer in seen.items():
+            assert layer.depends_on_input, (
+                f"{name}: its values do not depend on the image; set Layer.depends_on_input to False, or return those of "
+                "the call that reads the image"
+            )
+            assert not layer.folds_batch, (
+                f"{name}: a change of one image appears in no single row: windows or frames are folded into the batch; set "
+                "Layer.folds_batch to True"
+            )
+            assert layer.batch_axis == 0, (
+                f"{name}: the axis of the batch is {layer.batch_axis}; return [N, C, *spatial]"
+            )
+            assert layer.order is None and (layer.has_map or len(layer.shape) != 2), (
+                f"{name}: its tokens are not in row order; reorder them in activations(), trace() and resume()"
+            )
+            assert layer.has_map and layer.layout == "channels_first", (
+                f"{name}: a change of the image moves along its channels; return [N, C, *spatial]"
             )
 
     def test_predict(self, model: Model, network: Network, x: Array) -> None:

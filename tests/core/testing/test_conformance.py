@@ -613,7 +613,47 @@ class ResumedOnce(Correct):
         return result
 
 
+class Reference(Correct):
+    """The activations of a fixed image, as those of the second branch of a siamese network."""
+
+    def activations(self, x: Any, layers: Any) -> Any:
+        fixed = np.random.default_rng(1).normal(size=x.shape[1:]).astype(np.float32)
+        return super().activations(np.broadcast_to(fixed, x.shape), layers)
+
+
+class Folded(Correct):
+    """Values of the upper and the lower half of each image, one after the other on the axis of the batch."""
+
+    def activations(self, x: Any, layers: Any) -> Any:
+        values = super().activations(x, layers).items()
+        return {name: np.concatenate([a, a[:, :, ::-1]])[1:-1] if a.ndim == 4 else a for name, a in values}
+
+
+class ChannelsLastActivations(Correct):
+    def activations(self, x: Any, layers: Any) -> Any:
+        return {name: np.moveaxis(a, 1, -1) for name, a in super().activations(x, layers).items()}
+
+
+class BatchSecond(Correct):
+    def activations(self, x: Any, layers: Any) -> Any:
+        return {name: a.swapaxes(0, 1) for name, a in super().activations(x, layers).items()}
+
+
+class Columns(Correct):
+    """Tokens column by column, after the class token."""
+
+    def activations(self, x: Any, layers: Any) -> Any:
+        order = [0, *(1 + np.arange(12).reshape(3, 4).T.ravel())]
+        values = super().activations(x, layers).items()
+        return {name: a[..., order] if a.shape[-1] == 13 else a for name, a in values}
+
+
 WRONG = [
+    (Reference, "chain", "conv1: its values do not depend on the image; set Layer.depends_on_input to False"),
+    (Folded, "chain", "conv1: a change of one image appears in no single row: windows or frames are folded"),
+    (BatchSecond, "chain", r"conv1: the axis of the batch is 1; return \[N, C, \*spatial\]"),
+    (ChannelsLastActivations, "chain", r"conv1: a change of the image moves along its channels; return \[N, C"),
+    (Columns, "tokens", "tokens: its tokens are not in row order; reorder them in activations"),
     (Twice, "chain", "gradient at conv1: relative error 1, allowed 0.001: it is 2 times the expected value"),
     (
         OverTheBatch,
