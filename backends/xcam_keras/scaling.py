@@ -32,7 +32,9 @@ def computed(model: keras.Model, spec: InputSpec) -> Preprocessing | None:
     layers = list(model._flatten_layers(include_self=False))
     if all(layer.built for layer in (model, *layers)):
         with contextlib.suppress(Exception):  # the model does not run on such an input, or not layer by layer
-            return scaling.computed(spec, lambda x: _reaching(model, x))
+            inputs = getattr(model, "inputs", None)  # none in a subclassed model
+            batch = (inputs[0].shape[0] if inputs else None) or 1
+            return scaling.computed(spec, lambda x: _reaching(model, x.repeat(batch, 0)))
     first = [layer for layer in layers if not isinstance(layer, keras.Model | keras.layers.InputLayer)][:FIRST]
     scales = any(isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization) for layer in first)
     return PRESETS["raw"] if scales else None

@@ -144,6 +144,12 @@ def test_a_subclassed_model_with_a_rescaling_takes_pixels_before_it_was_called()
     assert xcam.load(Own()).input.preprocessing == xcam.Preprocessing("raw")
 
 
+def test_a_model_with_a_fixed_batch() -> None:
+    inputs = L.Input(batch_shape=(2, 8, 8, 3))
+    model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(inputs / 255))))
+    assert xcam.load(model).input.needs == xcam.Preprocessing("raw")
+
+
 def test_a_dense_network_of_grey_pixels() -> None:
     model = keras.Sequential([L.Input((8, 8, 1)), L.Rescaling(1 / 255), L.Flatten(), L.Dense(3)])
     assert xcam.load(model).input.preprocessing == xcam.Preprocessing("raw")

@@ -98,6 +98,13 @@ def test_the_first_nodes_decide(name: str) -> None:
     assert spec.preprocessing == spec.needs
 
 
+def test_a_file_with_a_fixed_batch() -> None:
+    model = onnx.ModelProto.FromString(CASES["Mul 0.0039"][0].SerializeToString())
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2
+    assert xcam.load(model).input.needs == xcam.Preprocessing("raw")
+
+
 def test_integers_are_pixels_and_need_no_warning() -> None:
     model = file(("Cast", [], {"to": TensorProto.FLOAT}), ("Mul", [np.float32(1 / 255)], {}), elem=TensorProto.UINT8)
     explanation = xcam.explain(model, IMAGE, target=0)
