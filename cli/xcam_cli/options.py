@@ -14,27 +14,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """HxW in pixels; one side alone: the other one follows from the image's ratio."""
+    """HxW in pixels; one side alone: the other one follows from the image's ratio; DxHxW for volumes."""
 
     name = "HxW"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int | None, int | None]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | None, ...]:
         """Convert `224x320`, `224`, `48x` or `x320` to (224, 320), (224, 224), (48, None) or (None, 320)."""
         if isinstance(value, tuple):
             return value
-        height, x, width = str(value).lower().partition("x")
+        texts = str(value).lower().split("x")
         try:
-            sides = [int(side) if side else None for side in (height, width if x else height)]
+            sides = [int(side) if side else None for side in (texts * 2 if len(texts) == 1 else texts)]
         except ValueError:
             sides = [0]
         known = [side for side in sides if side is not None]
-        if not known or min(known) < 1 or max(known) > 16384:
+        if not known or min(known) < 1 or max(known) > 16384 or len(sides) > 3:
             self.fail(
                 f"{value!r} is not a size; give HEIGHTxWIDTH, or one side, as in 224x320, 48x, x320", param, ctx
             )
-        return sides[0], sides[1]
+        return tuple(sides)
 
 
 _MODEL = (

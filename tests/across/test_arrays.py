@@ -331,3 +331,21 @@ def test_a_video_whose_frames_go_through_a_network_of_images() -> None:
 
     e = xcam.explain(Frames().eval(), array(1, 3, 5, 9, 8), method="hirescam")
     assert (e.layer, e.cam.shape, e.heatmap.shape) == ("time", (3, 7, 6), (5, 9, 8))
+
+
+def test_the_size_of_a_model_of_signals_or_volumes() -> None:
+    """A head of fixed length needs it before any array is given: to list the layers."""
+    convolution = [nn.Conv1d(2, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 196, 3)]
+    signals = nn.Sequential(*convolution).eval()
+    for size in ((200,), (200, 200)):  # the command line gives one number twice
+        model = xcam.load(signals, size=size)
+        assert model.input.size == (200,)
+        assert model.layers[0].shape == (8, 196)
+    with pytest.raises(
+        xcam.ModelError, match=r"cannot run Sequential on an input of shape \[2, 1024\].*give another size="
+    ):
+        _ = xcam.load(signals).layers
+    solid = nn.Sequential(nn.Conv3d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 7 * 8, 2)).eval()
+    assert xcam.load(solid, size=(8, 9, 10)).layers[0].shape == (4, 6, 7, 8)
+    with pytest.raises(xcam.InputError, match=r"takes volumes: give size=\(depth, height, width\)"):
+        xcam.load(keras_network((None, None, None), 2), size=(8, 9))

@@ -130,13 +130,14 @@ def test_the_backend_may_prefix_the_model(run: Callable[..., Result], image: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("224x320", (224, 320)), ("224", (224, 224)), ("48x", (48, None)), ("X320", (None, 320))]
+    ("text", "size"),
+    [("224x320", (224, 320)), ("224", (224, 224)), ("48x", (48, None)), ("X320", (None, 320)), ("9x8x7", (9, 8, 7))],
 )
-def test_a_size(text: str, size: tuple[int | None, int | None]) -> None:
+def test_a_size(text: str, size: tuple[int | None, ...]) -> None:
     assert Size().convert(text, None, None) == size
 
 
-@pytest.mark.parametrize("text", ["x", "", "0x5", "5x-1", "48xNone", "16385x", "10y"])
+@pytest.mark.parametrize("text", ["x", "", "0x5", "1x2x3x4", "5x-1", "48xNone", "16385x", "10y"])
 def test_a_text_that_is_not_a_size(text: str) -> None:
     with pytest.raises(
         click.BadParameter, match="is not a size; give HEIGHTxWIDTH, or one side, as in 224x320, 48x, x320"

@@ -32,7 +32,7 @@ def load(
     backend: str | None = None,
     *,
     preprocess: str | Preprocessing | None = None,
-    size: tuple[int | None, int | None] | None = None,
+    size: tuple[int | None, ...] | None = None,
     channels: int | None = None,
     labels: str | Path | Sequence[str] | np.ndarray[Any, Any] | None = None,
     device: str | None = None,
@@ -48,11 +48,11 @@ def load(
             object.
         backend: The backend's name, which may also precede the model's name (`onnx:demo`). Default: by the model's type
             or file name.
-        preprocess: A preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing. Default: the
-            model's own.
+        preprocess: A preset (`caffe`, `tf`, `torch`, `unit`, `raw`), `MEAN/STD`, or a Preprocessing, for images
+            and arrays of uint8. Default: the model's own.
         size: (height, width) of the input in pixels, for a model that takes any size. One of them may be None: it then
-            follows from the other and from the ratio of each image. Default: the model's own; a model that states one
-            side keeps the ratio.
+            follows from the other and from the ratio of each image. (length,) for signals, (depth, height, width) for
+            volumes. Default: the model's own; a model that states one side keeps the ratio.
         channels: The number of channels of the input, where the model does not state it: 3; 1 for grey images; 0 for grey
             images [N, H, W] without a channel axis. Default: a guess, which is corrected where the model does not run on
             it.
@@ -88,7 +88,7 @@ def load(
     name = backends.choose(source, backend)
     preset = preprocessing.preprocessing(preprocess)
     class_labels = labels_module.load(labels)
-    reader = backends.load(name)
+    reader: Any = backends.load(name)
     taken = inspect.signature(reader.load).parameters
     options: dict[str, Any] = {} if threads is None else {"threads": threads}
     if options and "threads" not in taken:
@@ -192,24 +192,32 @@ def _factory(module: str, name: str) -> Any:
         raise ModelError(f"{module}:{name}() failed: {first_line(error)}; correct the factory") from error
 
 
-def _size(size: Any) -> tuple[int | None, int | None] | None:
-    """Return (height, width), each an integer, or one of them None. Raises InputError."""
+def _size(size: Any) -> tuple[int | None, ...] | None:
+    """Return one, two or three sides, each an integer or None, and not all of them None. Raises InputError."""
     if size is None:
         return None
     try:
-        height, width = (None if n is None else int(n) for n in size)
+        sides = tuple(None if n is None else int(n) for n in size)
     except (TypeError, ValueError):
-        height = width = 0
-    sides = [n for n in (height, width) if n is not None]
-    if not sides or not all(0 < n <= LARGEST for n in sides):
+        sides = ()
+    known = [n for n in sides if n is not None]
+    if len(sides) not in (1, 2, 3) or not known or not all(0 < n <= LARGEST for n in known):
         raise InputError(
-            f"cannot use size={size!r}; give (height, width) in pixels, each from 1 to {LARGEST}, or None for one of them"
+            f"cannot use size={size!r}; give (height, width) in pixels, each from 1 to {LARGEST}, or None for one of them; "
+            "(length,) for signals, (depth, height, width) for volumes"
         )
-    return height, width
+    return sides
 
 
 def _resized(spec: InputSpec, size: tuple[int | None, ...], name: str) -> tuple[int | None, ...] | None:
     """Return the size of the input where the caller gives one. Raises InputError where the model takes another."""
+    rank = spec.axes or spec.rank
+    if rank in (1, 3) and len(size) == 2 and size[0] == size[1]:  # one number on the command line
+        size = size[:1] * rank
+    if spec.channels_known and not spec.fixed and rank not in (None, len(size)):
+        axes = {1: "signals: give size=(length,)", 2: "images: give size=(height, width)"}
+        remedy = axes.get(rank or 2, "volumes: give size=(depth, height, width)")
+        raise InputError(f"cannot use size={size}: {name} takes {remedy}")
     if not spec.fixed:
         return size
     stated = spec.size or ()
