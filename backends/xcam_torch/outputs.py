@@ -20,14 +20,21 @@ STORAGE_ONLY = ("to", "float", "double", "contiguous")
 
 
 def parts(value: Any) -> dict[str, Any]:
-    """Return the parts of a returned value by name: keys, fields or positions; `output` for a single value."""
+    """Return the parts of a returned value by name: keys, fields or positions; `output` for a single value.
+
+    Where all of them have parts themselves, these are returned: `0.1` is the second of the first.
+    """
     if isinstance(value, Mapping):
-        return {str(key): part for key, part in value.items()}
-    if hasattr(value, "_asdict"):
-        return dict(value._asdict())
-    if isinstance(value, tuple | list):
-        return {str(position): part for position, part in enumerate(value)}
-    return {"output": value}
+        named = {str(key): part for key, part in value.items()}
+    elif hasattr(value, "_asdict"):
+        named = dict(value._asdict())
+    elif isinstance(value, tuple | list):
+        named = {str(position): part for position, part in enumerate(value)}
+    else:
+        return {"output": value}
+    if not all(isinstance(part, Mapping | tuple | list) for part in named.values()):
+        return named
+    return {f"{key}.{name}": part for key, inner in named.items() for name, part in parts(inner).items()}
 
 
 def main_output_first(logits: Mapping[str, tuple[Tensor, str | None]]) -> dict[str, str | None]:

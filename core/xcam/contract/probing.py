@@ -170,8 +170,9 @@ def _change(clean: Array, changed: Array) -> Change | None:
     if clean.shape != changed.shape:
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        square = np.square(changed.astype(np.float32) - clean)
-    square = np.nan_to_num(square, copy=False, nan=0.0, posinf=0.0)
+        difference = np.nan_to_num(changed.astype(np.float32) - clean, nan=0.0, posinf=0.0, neginf=0.0)
+        # Untrained networks have values below 1e-23, whose squares are zero in float32.
+        square = np.square(difference / (np.abs(difference).max(initial=0.0) or 1.0))
     axes = range(square.ndim)
     return Change(tuple(square.sum(axis=tuple(b for b in axes if b != a), dtype=np.float64) for a in axes))
 

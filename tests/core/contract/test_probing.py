@@ -97,6 +97,13 @@ def test_a_pooled_vector_has_one_position(layout, seed):
     assert (layer.layout, layer.shape, layer.has_space) == (layout, (5, 1, 1), False)
 
 
+def test_the_values_of_untrained_networks_may_be_tiny():
+    layer, _ = probe(lambda x: 1e-29 * features(x), layout="channels_last")
+    assert (layer.layout, layer.shape) == ("channels_first", (5, 8, 8))
+    folded, _ = probe(lambda x: 1e-29 * features(x, 6).reshape(len(x) * 2, 3, 8, 8))
+    assert folded.depends_on_input
+
+
 def test_a_layout_that_the_caller_states_is_kept():
     layer, _ = probe(lambda x: np.moveaxis(features(x), 1, -1), stated="channels_first")
     assert (layer.layout, layer.shape) == ("channels_first", (8, 8, 5))
