@@ -53,7 +53,7 @@ def _reaching(model: keras.Model, x: Array) -> Array | None:
         with watching(lambda call: call.value, enter=enter):
             model(keras.ops.convert_to_tensor(x), training=False)
     except _Reached:
-        value: Array = keras.ops.convert_to_numpy(received[0]).astype("float32")
+        value: Array = keras.ops.convert_to_numpy(keras.ops.cast(received[0], "float32"))
         return value
     return None
 

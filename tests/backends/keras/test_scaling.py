@@ -144,6 +144,12 @@ def test_a_subclassed_model_with_a_rescaling_takes_pixels_before_it_was_called()
     assert xcam.load(Own()).input.preprocessing == xcam.Preprocessing("raw")
 
 
+def test_a_model_in_mixed_precision() -> None:
+    inputs = L.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, dtype="mixed_bfloat16")(L.Rescaling(1 / 127.5, -1, dtype="mixed_bfloat16")(inputs))
+    assert xcam.load(keras.Model(inputs, L.GlobalAveragePooling2D()(x))).input.needs == xcam.Preprocessing("raw")
+
+
 def test_a_model_with_a_fixed_batch() -> None:
     inputs = L.Input(batch_shape=(2, 8, 8, 3))
     model = keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(inputs / 255))))
