@@ -145,7 +145,7 @@ def test_a_signal_without_its_channel_axis() -> None:
 @pytest.mark.parametrize("build", [volumes, heartbeats, lambda: keras_network((60,), 1)])
 def test_an_image_for_a_model_of_signals_or_volumes(build: Callable[[], Any]) -> None:
     with pytest.raises(
-        xcam.ModelError, match=r"the model takes (signals|volumes).*, not images; give an array as it"
+        xcam.ModelError, match=r"the model takes (signals|volumes).*, not images; give `explain` an array as it"
     ):
         xcam.explain(build(), np.zeros((20, 20, 3), np.uint8))
 

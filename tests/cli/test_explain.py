@@ -244,7 +244,10 @@ def test_arrays_from_files(run: Callable[..., Result], signals: object, tmp_path
         (["many.npz:third"], "many.npz has no array 'third'; known: first, second"),
         (["batch.npy"], "batch.npy is a batch of 3 inputs, and one is expected; save each row in a file"),
         (["none.npy"], "cannot read none.npy: no such file"),
-        (["scene.png"], "the model takes signals, not images; give an array as it takes it, or its .npy file"),
+        (
+            ["scene.png"],
+            "the model takes signals, not images; give `explain` an array as it takes it, or its .npy file",
+        ),
         (["signal.npy", "--method", "all", "-o", "a.npy"], "a.npy holds one map"),
         (["signal.npy", "-o", "signal.npy"], "would be overwritten"),
     ],

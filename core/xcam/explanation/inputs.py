@@ -42,7 +42,7 @@ def check_images(spec: InputSpec) -> None:
         inputs = {1: "signals", 3: "volumes"}.get(spec.rank, "inputs")
         size = f" of {by(spec.size)}" if spec.size and None not in spec.size else ""
         raise ModelError(
-            f"the model takes {inputs}{size}, not images; give an array as it takes it, or its .npy file"
+            f"the model takes {inputs}{size}, not images; give `explain` an array as it takes it, or its .npy file"
         )
 
 

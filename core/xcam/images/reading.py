@@ -172,8 +172,13 @@ def check(image: object, name: str = "the image") -> Image:
         InputError: It is not a uint8 array [H, W, 3], or smaller.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise InputError(f"cannot use {name} as an image: it is {kind}; give a path, or RGB as uint8 [H, W, 3]")
+        remedy = "give a path, or RGB as uint8 [H, W, 3]"
+        if isinstance(image, np.ndarray):
+            kind, remedy = f"{image.dtype} {list(image.shape)}", f"{remedy}; only `explain` takes other arrays"
+        else:
+            kind = type(image).__name__
+            remedy += ", or another array of NumPy" if hasattr(image, "__array__") else ""
+        raise InputError(f"cannot use {name} as an image: it is {kind}; {remedy}")
     height, width = image.shape[:2]
     if min(height, width) < 2:
         raise InputError(f"cannot explain {name}: {width}×{height} pixels are too few; give at least 2×2 pixels")

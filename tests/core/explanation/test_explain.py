@@ -90,9 +90,11 @@ def test_arguments_of_the_wrong_type(model: FakeModel) -> None:
     for aim in (xcam.ClassScore(1.5), xcam.ClassScore("cat"), xcam.ClassScore(0, "nonsense"), xcam.ClassScore, 1.5):  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"cannot use .* as a target"):
             xcam.explain(model, IMAGES[0], target=aim)
-    for size in (224, (None, None), (0, 3), (3, 10**9), (3,)):
+    for size in (224, (None, None), (0, 3), (3, 10**9), (), (1, 2, 3, 4)):
         with pytest.raises(InputError, match=r"give \(height, width\) in pixels"):
             xcam.load("demo", "keras", size=size)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="demo takes images of 128×128, not 3; leave size out"):
+        xcam.load("demo", "keras", size=(3,))
     assert xcam.load("demo", "keras", size=[128, 128]).input.size == (128, 128)  # type: ignore[arg-type]
     for options in ({"layout": "sideways"}, {"preprocess": 3}, {"labels": [1, 2]}, {"labels": []}):
         with pytest.raises(InputError):

@@ -243,6 +243,15 @@ def test_values_in_another_scale_than_preprocessed_pixels_are_warned_of(factor: 
         xcam.explain(model, x * factor + offset)
 
 
+def test_arrays_of_other_libraries_and_other_commands() -> None:
+    with pytest.raises(
+        InputError, match=r"it is Foreign; give a path, or RGB as uint8 .*, or another array of NumPy"
+    ):
+        xcam.explain(Seen(), type("Foreign", (), {"__array__": lambda self: np.zeros(3)})())  # type: ignore[call-overload]
+    with pytest.raises(InputError, match=r"it is float32 \[1, 3, 4, 6\]; .*; only `explain` takes other arrays"):
+        xcam.compare([Seen(), Seen()], array((4, 6)), preprocess="raw")
+
+
 def test_a_model_of_integers() -> None:
     model = Seen(dtype="uint8")
     x = np.moveaxis(IMAGES[0], -1, 0)
