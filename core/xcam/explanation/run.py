@@ -23,7 +23,7 @@ from xcam.explanation.settings import Settings
 from xcam.images import batches, reading, views
 from xcam.models.labels import pair
 from xcam.report import formatting
-from xcam.targets import Classes, ClassScore, Target, probabilities, scores
+from xcam.targets import Classes, ClassScore, Detection, Target, probabilities, scores
 
 ImageSource = str | os.PathLike[str] | Array
 """One image, as `explain` takes it: a path, RGB uint8 [H, W, 3], or an array as the model takes it."""
@@ -185,6 +185,10 @@ def _resolve(target: Target, outputs: Outputs, model: Model) -> Target:
     is_known = not isinstance(outputs, Mapping) or getattr(target, "output", None) in (None, *outputs)
     if isinstance(target, ClassScore) and not isinstance(target.activation, str) and is_known:
         target = replace(target, activation=output_checks.activation_of(model, outputs, target.output))
+    if isinstance(target, Detection) and target.classes is None and model.labels is not None and is_known:
+        shape = one_output(outputs, target.output).shape
+        if any(n - len(model.labels) in (4, 5) for n in shape[1:]):
+            target = replace(target, classes=len(model.labels))
     resolve: Callable[[Outputs], Target] | None = getattr(target, "resolve", None)
     return resolve(outputs) if resolve else target
 

@@ -18,7 +18,8 @@ from xcam.targets.classes import (
     sigmoid,
     softmax,
 )
-from xcam.targets.outputs import Detection, Element, Segmentation, Similarity
+from xcam.targets.detection import Detection
+from xcam.targets.outputs import Element, Segmentation, Similarity
 from xcam.targets.parsing import class_index, several, target
 from xcam.targets.protocol import Target, read_outputs
 

@@ -1,18 +1,15 @@
-"""Targets for other outputs than class scores: numbers, maps, embeddings, boxes."""
+"""Targets for other outputs than class scores: numbers, maps, embeddings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from xcam.contract import Array, Outputs, like, one_output
 from xcam.errors import InputError
 from xcam.targets.classes import unknown_class
-
-Corners = Literal["xyxy", "cxcywh"]
-"""The four numbers of a box: two opposite corners, or centre and size."""
 
 
 @dataclass(frozen=True)
@@ -157,83 +154,3 @@ class Similarity:
                 "the cosine similarity with a vector of zeros is not defined; give another reference or image"
             )
         return flat / norm, reference / size, norm
-
-
-@dataclass(frozen=True)
-class Detection:
-    """The class score of the box that matches a region, for the raw boxes of a detector (before suppression).
-
-    The output is one array [N, B, 4 + K], or two: boxes [N, B, 4] and scores [N, B, K]. `resolve` chooses the box with
-    the largest product of overlap (intersection over union) with the region and score above the lowest score.
-    """
-
-    index: int
-    """The class."""
-    region: tuple[float, float, float, float]
-    """(x0, y0, x1, y1), in the units of the model's boxes."""
-    boxes: str | None = None
-    """The name of the output with the boxes, where they are separate."""
-    output: str | None = None
-    """The name of the output with the scores; default: the first."""
-    corners: Corners = "xyxy"
-    """The meaning of a box's four numbers."""
-    box: int | None = None
-    """The index of the box; `resolve` fixes it."""
-
-    @property
-    def name(self) -> str:
-        """The name of the target."""
-        return f"class {self.index} of box {self.box}"
-
-    def resolve(self, outputs: Outputs) -> Detection:
-        """Return the target with its box fixed. Raises InputError where no box overlaps the region."""
-        scores, boxes = self._scores(outputs)[0], self._boxes(outputs)[0]
-        region = np.asarray(self.region, np.float64)
-        if region.shape != (4,) or not (region[:2] < region[2:]).all():
-            raise InputError(f"cannot use the region {self.region}; give (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
-        if not isinstance(self.index, int | np.integer) or not -scores.shape[1] <= self.index < scores.shape[1]:
-            raise unknown_class(self.index, scores.shape[1])
-        overlap = _iou(boxes, self.region, self.corners)
-        if not overlap.max() > 0:
-            raise InputError(f"no box overlaps the region {self.region}; give it in the units of the model's boxes")
-        z = scores[:, self.index]
-        match = overlap * (z - z.min() + 1e-9)
-        return replace(self, box=int(match.argmax()))
-
-    def value(self, outputs: Outputs) -> Array:
-        """Return the scores [N] of the box."""
-        return np.asarray(self._scores(outputs)[:, self.box, self.index])
-
-    def cotangent(self, outputs: Outputs) -> Outputs:
-        """Return ∂value/∂outputs: 1 at the score of the box, 0 elsewhere."""
-        y = one_output(outputs, self.output)
-        slope = np.zeros_like(y)
-        offset = 4 if self.boxes is None else 0
-        column = self.index + offset if self.index >= 0 else self.index
-        slope[:, self.box, column] = 1
-        return like(outputs, slope, self.output)
-
-    def _scores(self, outputs: Outputs) -> Array:
-        """Return the scores [N, B, K]."""
-        y = one_output(outputs, self.output)
-        if y.ndim != 3 or (self.boxes is None and y.shape[2] < 5):
-            raise InputError(
-                f"cannot explain a box: the output has shape {y.shape}, not [batch, boxes, 4 + classes]; give another output"
-            )
-        return y if self.boxes is not None else y[..., 4:]
-
-    def _boxes(self, outputs: Outputs) -> Array:
-        """Return the boxes [N, B, 4]."""
-        return one_output(outputs, self.boxes if self.boxes is not None else self.output)[..., :4]
-
-
-def _iou(boxes: Array, region: Any, corners: Corners) -> Array:
-    """Return the intersection over union [B] of boxes [B, 4] with a region (x0, y0, x1, y1)."""
-    if corners == "cxcywh":
-        centre, half = boxes[:, :2], boxes[:, 2:] / 2
-        boxes = np.concatenate([centre - half, centre + half], axis=1)
-    low, high = np.maximum(boxes[:, :2], region[:2]), np.minimum(boxes[:, 2:], region[2:])
-    shared = np.clip(high - low, 0, None).prod(axis=1)
-    areas = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=1)
-    whole = (region[2] - region[0]) * (region[3] - region[1])
-    return np.asarray(shared / np.maximum(areas + whole - shared, 1e-12))
