@@ -128,8 +128,10 @@ def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
     import xcam
 
     backend, model = default_model(backend, model)
-    with stdout_to_stderr():
-        return xcam.load(model, backend=backend, **options)
+    with collected_warnings() as texts, stdout_to_stderr():
+        opened = xcam.load(model, backend=backend, **options)
+    print_warnings(texts)
+    return opened
 
 
 def default_model(backend: str | None, model: str | None) -> tuple[str | None, str]:

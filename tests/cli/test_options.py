@@ -143,3 +143,34 @@ def test_a_text_that_is_not_a_size(text: str) -> None:
         click.BadParameter, match="is not a size; give HEIGHTxWIDTH, or one side, as in 224x320, 48x, x320"
     ):
         Size().convert(text, None, None)
+
+
+SCALED = """
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.conv(x / 255).mean(dim=(2, 3)))
+"""
+
+
+@pytest.mark.frameworks
+def test_a_second_scaling_is_one_line_on_standard_error(
+    run: Callable[..., Result], image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scaled_of_the_command.py").write_text(SCALED)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["-m", "scaled_of_the_command:Scaled", "--size", "16"]
+    warning = (
+        "xcam: warning: Scaled scales its input itself and takes pixels in 0…255, and 'torch' scales images before it; "
+        "use preprocess='raw' (--preprocess raw)"
+    )
+    for command, rest in (([], [image]), (["layers"], []), (["evaluate"], ["--measure", "deletion", image])):
+        result = run(*command, *options, "--preprocess", "torch", *rest)
+        assert [line for line in result.err.splitlines() if "scales" in line] == [warning]
+        assert "scales" not in run(*command, *options, *rest).err
