@@ -84,8 +84,8 @@ class Run:
         self.failed: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.zeros: Counter[str] = Counter()
-        self.sizes: set[tuple[int, int]] = set()
-        """Sizes to which the images are resized."""
+        self.parts: list[slice] = []
+        """The rows of each batch that was measured."""
         self.values: dict[str, dict[str, list[Array]]] = {name: {m.name: [] for m, _ in measures} for name in methods}
         self.cams: dict[str, list[Array]] = {name: [] for name in methods}
 
@@ -100,8 +100,7 @@ class Run:
                 loaded.append(_Loaded(source, name, image, self.truth.of(k, image, name), target))
             except XcamError as error:
                 self.failed.append((name, str(error)))
-        for size, same in groupby(loaded, key=lambda one: input_size(self.model.input, one.image.shape)):
-            self.sizes.add(size)
+        for _, same in groupby(loaded, key=lambda one: input_size(self.model.input, one.image.shape)):
             self._measure_all(list(same))
 
     def _measure_all(self, loaded: Sequence[_Loaded]) -> None:
@@ -161,6 +160,7 @@ class Run:
             if self.needs_shuffling:
                 self.cams[name].append(raw)
             self.zeros[name] += zeros
+        self.parts.append(slice(first, first + len(loaded)))
         self.targets += targets
         self.labels += labels
         self.names += [one.name for one in loaded]
@@ -227,29 +227,48 @@ class Run:
 
     def _shuffle(self, stages: int) -> None:
         """Explain all images again, with networks that are shuffled further and further down."""
-        if len(self.sizes) > 1:
-            raise InputError("the images are run in different sizes; give size=(height, width) (--size)")
         layers, with_shuffled_weights = shuffling(self.model)
         counts = sorted({round(len(layers) * (k + 1) / stages) for k in range(stages)} - {0})
-        shuffled: dict[str, list[Array]] = {name: [] for name in self.methods}
+        shuffled: dict[str, list[list[Array]]] = {name: [] for name in self.methods}
         for count in progress.steps(counts, "shuffled networks"):
             model = with_shuffled_weights(list(layers[len(layers) - count :]), self.seed)
             model.input = self.model.input
             stage: dict[str, list[Array]] = {name: [] for name in self.methods}
-            for start in range(0, len(self.names), BATCH):
-                part = slice(start, start + BATCH)
+            for part in self.parts:
                 images = [reading.read(s) if isinstance(s, str | os.PathLike) else s for s in self.sources[part]]
                 x, targets = batch(images, model), self.targets[part]
                 for name in self.methods:
-                    stage[name].append(self.maps(name, model, x, range(len(targets)), targets, start))
+                    stage[name].append(self.maps(name, model, x, range(len(targets)), targets, part.start))
             for name, raw in stage.items():
-                shuffled[name].append(np.concatenate(raw))
+                shuffled[name].append(raw)
         for name in self.methods:
-            inputs = {"cams": np.concatenate(self.cams[name]), "shuffled": shuffled[name]}
             for measure, options in self.measures:
                 if "shuffled" in measure.inputs:
-                    values = measure.function(*(inputs[key] for key in measure.inputs), **options)
+                    values = self._compared(partial(measure.function, **options), measure, name, shuffled[name])
                     self.values[name][measure.name] = [values]
+
+    def _compared(
+        self, function: Callable[..., Array], measure: Measure, name: str, shuffled: Sequence[Sequence[Array]]
+    ) -> Array:
+        """Return a measure of the maps and those of shuffled networks, separately for maps of each size.
+
+        Args:
+            function: The measure's function, with its options.
+            measure: The measure.
+            name: The method.
+            shuffled: For each stage the maps of each batch.
+        """
+        cams = self.cams[name]
+        result = np.empty(len(self.names))
+        for shape in dict.fromkeys(raw.shape[1:] for raw in cams):
+            same = [k for k, raw in enumerate(cams) if raw.shape[1:] == shape]
+            inputs = {
+                "cams": np.concatenate([cams[k] for k in same]),
+                "shuffled": [np.concatenate([stage[k] for k in same]) for stage in shuffled],
+            }
+            rows = np.concatenate([np.arange(self.parts[k].start, self.parts[k].stop) for k in same])
+            result[rows] = function(*(inputs[key] for key in measure.inputs))
+        return result
 
     def result(self, level: float) -> Evaluation:
         """Return the evaluation, with confidence intervals at `level`."""

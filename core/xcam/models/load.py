@@ -225,7 +225,8 @@ def _resized(spec: InputSpec, size: tuple[int | None, ...], name: str) -> tuple[
         None not in pair and len({*pair}) > 1 for pair in zip(stated, size, strict=True)
     ):
         opened = tuple(m if n is None else None for n, m in zip(stated, size, strict=False))
-        remedy = f"give size={opened}" if any(opened) else "leave size out"
+        text = "x".join("" if n is None else str(n) for n in opened)
+        remedy = f"give size={opened} (--size {text})" if any(opened) else "leave size out"
         raise InputError(f"{name} takes images of {by(stated)}, not {by(size)}; {remedy}")
     return filled(stated, size)
 

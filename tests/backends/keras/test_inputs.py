@@ -104,7 +104,7 @@ def test_a_fixed_height_and_an_open_width() -> None:
     np.testing.assert_allclose(e.outputs, keras.ops.convert_to_numpy(model(x))[0], rtol=1e-4)
     np.testing.assert_allclose(e.cam, features[0] @ weights, atol=1e-4 * np.abs(e.cam).max())
     assert xcam.load(model, size=(None, 40)).input.size == (12, 40)
-    with pytest.raises(InputError, match=r"takes images of 12×any, not 13×40; give size=\(None, 40\)"):
+    with pytest.raises(InputError, match=r"takes images of 12×any, not 13×40; give size=\(None, 40\) \(--size x40\)"):
         xcam.load(model, size=(13, 40))
 
 

@@ -580,5 +580,7 @@ def test_a_fixed_height_and_an_open_width() -> None:
         agree(e.cam, np.einsum("chw,c->hw", values["r2"][0], small.gradient(x, "r2", (1,))[0].mean(axis=(1, 2))))
     assert opened(shape=("N", 3, small.SIZE, "W"), size=(None, 40)).input.size == (small.SIZE, 40)
     assert opened(shape=("N", 3, "H", "W"), size=(small.SIZE, None)).input.size == (small.SIZE, None)
-    with pytest.raises(InputError, match=r"small takes images of 8×any, not 9×40; give size=\(None, 40\)"):
+    with pytest.raises(
+        InputError, match=r"small takes images of 8×any, not 9×40; give size=\(None, 40\) \(--size x40\)"
+    ):
         opened(shape=("N", 3, small.SIZE, "W"), size=(9, 40))

@@ -287,6 +287,30 @@ def test_the_randomisation_test_reads_the_images_again() -> None:
         evaluate(iter(images), measures=["randomization"])
 
 
+def test_the_randomisation_test_of_images_in_several_sizes() -> None:
+    """Maps of one size are compared with those of the same size, and the values are in the order of the images."""
+
+    class Shuffled(Model):
+        parameter_layers = ("first",)
+
+        def __init__(self, weights: Any = None) -> None:
+            super().__init__()
+            self.weights = self.weights if weights is None else np.float32(weights)
+            self.input = xcam.InputSpec((4, None), preprocessing=xcam.Preprocessing("raw"), fixed=True)
+
+        def with_shuffled_weights(self, parts: Any, seed: int) -> Any:
+            return Shuffled([[0, 0.05], [0.03, 0], [0.02, 0]])
+
+    images = [
+        np.random.default_rng(k).integers(0, 256, (4, w, 3), dtype=np.uint8) for k, w in enumerate((6, 12, 6, 8))
+    ]
+    options: dict[str, Any] = {"layer": "features", "measures": ["randomization"], "floor": False, "target": 0}
+    together = xcam.evaluate(Shuffled(), images, **options).values["gradcam"]["randomization"]
+    alone = [xcam.evaluate(Shuffled(), [one], **options).values["gradcam"]["randomization"][0] for one in images]
+    np.testing.assert_allclose(together, alone)
+    assert len({*np.round(alone, 6)}) == 4
+
+
 class Watched(Model):
     """A model that records every attribute that is set after the construction, and every request to change a setting."""
 
