@@ -254,7 +254,9 @@ class ForwardPass:
         batches = []
         for part_rows in recording.slices(len(x)):
             whole = part_rows == slice(0, len(x))
-            feeds = {name: v if whole else v[part_rows] for name, v in bypass.items()} | {tensor: value[part_rows]}
+            feeds = {name: v if whole else v[part_rows] for name, v in bypass.items()} | {
+                tensor: value if whole else value[part_rows]
+            }
             batches.append(feeds | run.session(feeds))
         return ForwardPass(recording, self._cut, run, x, batches)
 

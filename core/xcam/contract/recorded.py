@@ -315,7 +315,7 @@ class RecordedModel(ABC, Generic[R]):
         outputs: Callable[[T], Mapping[str, Array]],
     ) -> T:
         """Run the model on a batch; image by image where it takes only one, or does not return a row for each."""
-        if opened.batch != 1 or len(x) == 1:
+        if opened.batch != 1:
             try:
                 result = run(x)
             except (NoGradient, MemoryError):

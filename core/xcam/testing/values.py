@@ -120,10 +120,13 @@ class Values(Suite):
             assert layer.batch_axis == 0, (
                 f"{name}: the axis of the batch is {layer.batch_axis}; return [N, C, *spatial]"
             )
-            assert layer.order is None and (layer.has_map or len(layer.shape) != 2), (
+            tokens = len(layer.shape) == 2
+            in_order = layer.order is None and (layer.has_map or not tokens)
+            assert in_order, (
                 f"{name}: its tokens are not in row order; reorder them in activations(), trace() and resume()"
             )
-            assert layer.has_map and layer.layout == "channels_first", (
+            channels_first = layer.has_map and layer.layout == "channels_first"
+            assert channels_first, (
                 f"{name}: a change of the image moves along its channels; return [N, C, *spatial]"
             )
 
