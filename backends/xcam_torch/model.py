@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from xcam.contract import DEFAULT_SIZE, Array, Capability, Cotangents, InputSpec, Layout
@@ -60,8 +61,16 @@ class TorchModel(RecordedModel[Recording]):
 
     def explain_missing_layer(self, name: str) -> str | None:
         """See xcam.contract.abilities.ExplainsMissingLayers."""
-        if name not in dict(self.module.named_modules()):
+        modules = dict(self.module.named_modules())
+        if name not in modules:
             return None
+        around = [path for path in modules if path and name.startswith(f"{path}.")]
+        script = next((path for path in around if isinstance(modules[path], torch.jit.ScriptModule)), None)
+        if script is not None:
+            return (
+                f"cannot explain layer {name!r}: it is inside the TorchScript module {script!r}, which runs as a whole; "
+                f"choose {script!r} or another layer"
+            )
         return (
             f"cannot explain layer {name!r}: the forward pass of {self.name} never reaches it, or it returns no float "
             f"tensor; {nearest(name, self._recording().calls)}"

@@ -14,7 +14,7 @@ from torch.ao import quantization
 from torch.utils.checkpoint import checkpoint
 
 import xcam
-from xcam import ModelError
+from xcam import InputError, ModelError
 from xcam_torch.dependence import Dependence
 
 X = np.random.default_rng(0).normal(size=(2, 3, 10, 8)).astype(np.float32)
@@ -284,6 +284,11 @@ def test_a_torchscript_part(kind: str) -> None:
     assert facts(model)["0.1"] == (True, differentiable)
     assert facts(model)["1"] == (True, True)
     assert next(layer.kind for layer in model.layers if layer.name == "1") == "Sequential"
+    if kind in ("scripted", "traced"):
+        with pytest.raises(
+            InputError, match=r"layer '1\.0': it is inside the TorchScript module '1', which runs as a whole"
+        ):
+            model.trace(X, "1.0")
     trace = model.trace(X, "0.1", (lambda y: [np.ones_like(y)]) if differentiable else None)
     value = stem(torch.from_numpy(X)).detach().requires_grad_()
     head(part()(value)).sum().backward()
