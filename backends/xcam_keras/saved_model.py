@@ -17,17 +17,15 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from xcam.contract import scaling
-from xcam.contract.caches import BoundedCache
 from xcam.contract.layouts import filled, shape_to_channels_first
 from xcam.contract.messages import one_input
-from xcam.contract.outputs import cut_activation
 from xcam.contract.recorded import RecordedModel
 from xcam.contract.types import Array, Capability, InputSpec, Layer, Layout
 from xcam.errors import ModelError
 from xcam_keras.causes import cause
 from xcam_keras.engine import engine
 from xcam_keras.engines import tensorflow as tensorflow_engine
-from xcam_keras.engines.tensorflow_graph import TRACING, activation_of, ancestors, following
+from xcam_keras.engines.tensorflow_graph import TRACING
 
 SIGNATURE = "serving_default"
 KERNELS = re.compile(r"Conv|MatMul|Einsum|BatchNorm")
@@ -170,14 +168,14 @@ class GraphModel(RecordedModel["GraphRecording"]):
         return context
 
     def _record(self, shape: tuple[int, ...], batch: int) -> GraphRecording:
-        return GraphRecording(self.graph, shape, self.layout, self.name)
+        return GraphRecording(self.graph, shape, self.layout, self.name, 1 if batch == 1 else None)
 
 
 class GraphRecording(tensorflow_engine.Recording):
     """See xcam.contract.recorded.Recording: a frozen graph for one shape of the input."""
 
-    def __init__(self, graph: Graph, shape: Sequence[int], layout: Layout, name: str) -> None:
-        self.batch = None
+    def __init__(self, graph: Graph, shape: Sequence[int], layout: Layout, name: str, batch: int | None) -> None:
+        self.batch = batch
         with TRACING:
             ends = list(graph.outputs.values())
 
@@ -187,37 +185,32 @@ class GraphRecording(tensorflow_engine.Recording):
                 )
 
             # A fixed batch is opened: operations that contain its size fail on another one.
-            spec = tf.TensorSpec((None, *shape), graph.spec.dtype)
-            self.function = tf.compat.v1.wrap_function(imported, [spec])
-            self.graph = self.function.graph
-            self.x: tf.Tensor = self.function.inputs[0]
-            self.operations = _in_order(self.graph.get_operations())
-            tensors = dict(zip(graph.outputs, self.function.outputs, strict=True))
+            function = tf.compat.v1.wrap_function(imported, [tf.TensorSpec((batch, *shape), graph.spec.dtype)])
+            tensors = dict(zip(graph.outputs, function.outputs, strict=True))
             floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.is_floating}
             if not floats:
                 raise ModelError(f"cannot explain {name}: it has no float output, which a score needs")
-            logits = {name: cut_activation(tensor, activation_of) for name, tensor in floats.items()}
-            self.outputs = {name: tensor for name, (tensor, _) in logits.items()}
-            self.output_activations = {name: activation for name, (_, activation) in logits.items()}
-            self.from_x = following(self.x.op, self.operations)
-            self._cache: BoundedCache[Any, Any] = BoundedCache()
-            reach = ancestors(self.outputs.values())
+            self._open(function, floats)
+            self.operations = _in_order(self.operations)
             results = {t.name for t in [*self.outputs.values(), *tensors.values()]}
             values = [op for op in self.operations if op.name in self.from_x and _is_value(op, self.x.op)]
-            self.tensors, self.layers = {}, {}
-            for layer_name, op, kind, inner in named_operations(values):
+            named = named_operations(values)
+            self.tensors = {layer_name: op.outputs[0] for layer_name, op, _, _ in named}
+            facts = self._facts(len(shape) == 3)
+            self.layers = {}
+            for layer_name, op, kind, inner in named:
                 tensor = op.outputs[0]
                 dims = tensor.shape.as_list()[1:]
                 axes: Layout = "tokens" if len(dims) == 2 and len(shape) == 3 else _layout(op, layout)
-                self.tensors[layer_name] = tensor
                 self.layers[layer_name] = Layer(
                     layer_name,
                     kind,
                     shape_to_channels_first(dims, axes),
                     axes,
                     is_output=tensor.name in results,
-                    reaches_output=op.name in reach,
+                    reaches_output=bool(facts[layer_name]["leads_to"]),
                     inner=inner,
+                    **facts[layer_name],
                 )
 
     def first_received(self, x: Array) -> Array | None:

@@ -23,7 +23,7 @@ from xcam.contract.graphs import reachable
 from xcam.contract.messages import out_of_memory
 from xcam.contract.outputs import cut_activation, main_first
 from xcam.contract.recorded import NoGradient
-from xcam.contract.types import Array, Layer, Layout
+from xcam.contract.types import Array, Layout
 from xcam_keras import calls
 from xcam_keras.engines import standard_device
 from xcam_keras.engines.tensorflow_graph import (
@@ -69,56 +69,63 @@ class Recording:
     ) -> None:
         self.batch = batch
         with TRACING:
-            self.function, seen = traced(model, tf.TensorSpec((batch, *shape), dtype))
-            self.graph = self.function.graph
-            self.operations = self.graph.get_operations()
-            self.x: tf.Tensor = self.function.inputs[0]
-            structured = self.function.structured_outputs
-            outputs = calls.float_outputs(model, structured, lambda t: t.dtype.is_floating)
-            logits = {name: cut_activation(tensor, activation_of) for name, tensor in outputs.items()}
-            self.outputs = {name: tensor for name, (tensor, _) in logits.items()}
-            self.output_activations = main_first(
-                {name: activation for name, (_, activation) in logits.items()},
-                {name: None if t.shape.rank is None else t.shape.as_list() for name, t in self.outputs.items()},
-                {name: tensor.op for name, tensor in self.outputs.items()},
-                lambda op: reachable([op], lambda op: [t.op for t in op.inputs]),
-            )
+            function, seen = traced(model, tf.TensorSpec((batch, *shape), dtype))
+            structured = function.structured_outputs
+            self._open(function, calls.float_outputs(model, structured, lambda t: t.dtype.is_floating))
             named_calls = named(seen, self.graph)
-            self.tensors = {name: call.value for name, call in named_calls.items()}
-            self.from_x = following(self.x.op, self.operations)
-            self._cache: BoundedCache[Any, Any] = BoundedCache()
-            self._differentiated: set[Any] = set()
-            """References to the tensors that have a cut with a backward pass."""
+            self.tensors: dict[str, tf.Tensor] = {name: call.value for name, call in named_calls.items()}
             ends = {t.name for t in [*self.outputs.values(), *tf.nest.flatten(structured)]}
-            self.layers = self._described(named_calls, layout, len(shape) == 3, ends)
+            facts, image = self._facts(len(shape) == 3), len(shape) == 3
+            self.layers = {
+                name: calls.described(
+                    name,
+                    call,
+                    call.value.shape.as_list()[1:],
+                    layout,
+                    image,
+                    is_output=call.value.name in ends,
+                    **facts[name],
+                )
+                for name, call in named_calls.items()
+            }
 
-    def _described(
-        self, named_calls: Mapping[str, calls.Call], layout: Layout, image: bool, ends: set[str]
-    ) -> dict[str, Layer]:
-        """Return the layers. `ends`: the names of the tensors that are outputs."""
-        shapes = {name: tensor.shape.as_list()[1:] for name, tensor in self.tensors.items()}
+    def _open(self, function: Any, outputs: Mapping[str, tf.Tensor]) -> None:
+        """Set the function whose graph is cut, and its outputs."""
+        self.function = function
+        self.graph = function.graph
+        self.operations: Sequence[tf.Operation] = self.graph.get_operations()
+        self.x: tf.Tensor = function.inputs[0]
+        logits = {name: cut_activation(tensor, activation_of) for name, tensor in outputs.items()}
+        self.outputs = {name: tensor for name, (tensor, _) in logits.items()}
+        self.output_activations = main_first(
+            {name: activation for name, (_, activation) in logits.items()},
+            {name: None if t.shape.rank is None else t.shape.as_list() for name, t in self.outputs.items()},
+            {name: tensor.op for name, tensor in self.outputs.items()},
+            lambda op: reachable([op], lambda op: [t.op for t in op.inputs]),
+        )
+        self.from_x = following(self.x.op, self.operations)
+        self._cache: BoundedCache[Any, Any] = BoundedCache()
+        self._differentiated: set[Any] = set()
+        """References to the tensors that have a cut with a backward pass."""
+
+    def _facts(self, image: bool) -> dict[str, dict[str, Any]]:
+        """Return `leads_to`, `differentiable` and `depends_on_input` of each layer: see xcam.contract.Layer."""
         read = {output: read_by(tensor) for output, tensor in self.outputs.items()}
         reach = {
             output: {name for name, tensor in self.tensors.items() if tensor.op.name in operations}
             for output, operations in read.items()
         }
-        tokens = [name for name, shape in shapes.items() if calls.is_tokens(shape, image)]
+        tokens = [name for name, t in self.tensors.items() if calls.is_tokens(t.shape.as_list()[1:], image)]
         shares = calls.token_shares(reach, tokens, self._token_shares)
         with_gradient = differentiable(self.outputs.values())
         from_x = following(self.x.op, self.operations, values_read)
         return {
-            name: calls.described(
-                name,
-                call,
-                shapes[name],
-                layout,
-                image,
-                is_output=call.value.name in ends,
-                leads_to=calls.leads_to(name, reach, shares),
-                differentiable=call.value.op.name in with_gradient,
-                depends_on_input=call.value.op.name in from_x,
-            )
-            for name, call in named_calls.items()
+            name: {
+                "leads_to": calls.leads_to(name, reach, shares),
+                "differentiable": tensor.op.name in with_gradient,
+                "depends_on_input": tensor.op.name in from_x,
+            }
+            for name, tensor in self.tensors.items()
         }
 
     def _token_shares(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
