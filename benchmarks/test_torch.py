@@ -107,3 +107,23 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
             peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     with capsys.disabled():
         print(f"\npeak memory after 10 and after 200 images: {peak[0]:.0f} MB, {peak[1]:.0f} MB")
+
+
+def test_recording(network: tuple[str, torch.nn.Module, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The first look at a model: the recording, and the probe of its layers, for a batch of two images."""
+    name, module, _ = network
+    x = torch.zeros(2, 3, 224, 224)
+
+    def forward() -> Any:
+        with torch.inference_mode():
+            return module(x)
+
+    def recorded() -> Any:
+        opened = xcam.load(module)
+        return opened.output_activation
+
+    def probed() -> Any:
+        return xcam.load(module).layers
+
+    functions = {"forward pass of two images": forward, "recording": recorded, "recording and probe": probed}
+    ratios(f"torch {name}, the first look", functions, 10, capsys)
