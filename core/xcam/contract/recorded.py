@@ -325,7 +325,8 @@ class RecordedModel(ABC, Generic[R]):
                 if opened.batch != 1:
                     raise
             else:
-                if all(array.ndim and len(array) == len(x) for array in outputs(result).values()) or len(x) == 1:
+                each_row = all(array.ndim and len(array) == len(x) for array in outputs(result).values())
+                if each_row or len(x) == 1 or opened.recording.batch is not None:
                     return result
         opened.batch = 1
         return join([run(rows) for rows in _rows(x)])
