@@ -15,8 +15,10 @@ from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
 from xcam.contract.layouts import joined
 from xcam.contract.outputs import main_first
+from xcam.contract.recorded import NoGradient
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
+from xcam_onnx.autodiff import NoPath
 from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
 from xcam_onnx.graph import Graph, Shape, part, reads
@@ -227,6 +229,8 @@ class ForwardPass:
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
         """Yield the gradient for each cotangent."""
         if self._run.backward is None:
+            if isinstance(self._run.refusal, NoPath):
+                raise NoGradient from self._run.refusal
             raise self._run.refusal or ModelError(
                 f"cannot differentiate {self._recording.name}; choose another method"
             )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from xcam.contract import InputSpec, Layer, Layout
 from xcam.contract.layouts import filled, full_size
@@ -15,23 +15,13 @@ from xcam.contract.outputs import cut_activation
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx import classifiers
+from xcam_onnx.autodiff import differentiable
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
-from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, reads
+from xcam_onnx.dependence import MOST, STORAGE_ONLY, depending_on_input, read_by
+from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata
 from xcam_onnx.names import ADDED, TensorName, tensor_names
 
 OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
-STORAGE_ONLY = ("Identity", "Cast", "Dropout")
-"""Operators that only change how a value is stored."""
-MATRIX_PRODUCTS = ("MatMul", "Gemm")
-TOKEN_WISE = {"LayerNormalization", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"}
-"""Operators that treat every token alike, or only move tokens."""
-ELEMENTWISE = {
-    *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Where", "Relu", "Gelu", "Erf", "Tanh", "Sigmoid"),
-    *STORAGE_ONLY,
-}
-"""Operators that treat every token alike where no operand has more axes than the result."""
-
-
 PIXELS: dict[int, str] = {
     dtype: TensorProto.DataType.Name(dtype).lower()
     for dtype in (
@@ -158,7 +148,8 @@ def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, st
     rows = signature.batch or 2
     axes = channel_axes(graph, signature.source, signature.axis, least=0 if signature.is_rewritten else 1)
     outputs = [output.tensor for output in signature.outputs]
-    needed = _needed(graph, outputs)
+    needed = {output.name: read_by(graph, output.tensor, rows) for output in signature.outputs}
+    with_gradient, from_input = differentiable(graph, outputs), depending_on_input(graph)
     final = {*outputs, *(value.name for value in graph.proto.output)}
     result: dict[str, tuple[Layer, str]] = {}
     for entry in tensor_names(graph):
@@ -169,6 +160,8 @@ def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, st
             entry = _renamed(entry, signature.layers, result)
         order = layout(axis, len(shape), image=len(signature.size) == 2)
         sizes = [n if isinstance(n, int) else None for n in shape[1:]]
+        least = MOST if order == "tokens" else 0
+        leads_to = tuple(output for output, shares in needed.items() if shares.get(entry.tensor, 0) > least)
         layer = Layer(
             name=entry.name,
             kind=entry.kind,
@@ -176,7 +169,10 @@ def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, st
             layout=order,
             is_output=entry.tensor in final,
             folds_batch=len(shape) > 2 and shape[0] != rows,
-            reaches_output=needed.get(entry.tensor, False) if order == "tokens" else entry.tensor in needed,
+            reaches_output=bool(leads_to),
+            leads_to=leads_to,
+            differentiable=entry.tensor in with_gradient,
+            depends_on_input=entry.tensor in from_input,
             aliases=tuple(dict.fromkeys(entry.aliases)),
             inner=entry.inner,
         )
@@ -299,48 +295,3 @@ def _type_name(dtype: int) -> str:
 
 def _is_float(graph: Graph, tensor: str) -> bool:
     return graph.dtype(tensor) in FLOATS
-
-
-def _needed(graph: Graph, outputs: list[str]) -> dict[str, bool]:
-    """Return the tensors that the outputs need; for tokens, True where they need more than one of them.
-
-    Behind the last attention of a vision transformer only the class token is read: a map of the others would be blank.
-    """
-    needed: dict[str, bool] = dict.fromkeys(outputs, True)
-    for node in reversed(graph.nodes):
-        flags = [needed[name] for name in node.output if name in needed]
-        if not flags:
-            continue
-        several = any(flags)
-        if _picks_one_token(graph, node):
-            several = False
-        elif not several and not _treats_tokens_alike(graph, node):
-            several = True
-        for name in reads(node):
-            needed[name] = needed.get(name, False) or several
-    return needed
-
-
-def _picks_one_token(graph: Graph, node: NodeProto) -> bool:
-    """Return whether a node is a Gather or Slice of one entry along the middle of three axes."""
-    if node.op_type not in ("Gather", "Slice"):
-        return False
-    shape, result = graph.shape(node.input[0]), graph.shape(node.output[0])
-    if shape is None or len(shape) != 3 or result is None or not isinstance(shape[1], int) or shape[1] < 3:
-        return False
-    if node.op_type == "Gather":
-        indices = graph.constant(node.input[1])
-        return attribute(node, "axis", 0) in (1, -2) and indices is not None and indices.size == 1
-    return len(result) == 3 and result[1] == 1
-
-
-def _treats_tokens_alike(graph: Graph, node: NodeProto) -> bool:
-    live = [name for name in node.input if name in graph.live]
-    if node.op_type in MATRIX_PRODUCTS:
-        return len(live) == 1
-    result = graph.shape(node.output[0])
-    return node.op_type in TOKEN_WISE or (
-        node.op_type in ELEMENTWISE
-        and result is not None
-        and all(len(graph.shape(name) or ()) <= len(result) for name in live)
-    )

@@ -25,6 +25,12 @@ OPSET = 18
 
 RUNTIME_DECISIONS = {"If": "whose branch", "Loop": "whose number of rounds"}
 SUMMING = {"ConvInteger", "MatMulInteger"}
+STEPS = {"Sign", "Floor", "Ceil", "Round", "Hardmax"}
+"""Operators whose gradient is zero everywhere."""
+
+
+class NoPath(ModelError):  # noqa: N818
+    """No differentiable path leads from the tensor to the outputs."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,28 @@ def _is_defined_by_others(key: tuple[str, str], model: ModelProto) -> bool:
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
+def differentiable(graph: Graph, outputs: Sequence[str]) -> set[str]:
+    """Return the tensors to which a gradient leads from the outputs, as far as operators and types decide."""
+    able: dict[tuple[str, str], bool] = {}
+
+    def has_gradient(node: NodeProto) -> bool:
+        key = node.domain, node.op_type
+        if key not in able:
+            is_step = node.op_type in STEPS and not node.domain
+            able[key] = not is_step and (key in RULES or _is_defined_by_others(key, graph.model))
+        return able[key]
+
+    def carries(name: str) -> bool:
+        dtype, index = graph.dtype(name), graph.producer.get(name)
+        return dtype in FLOATS if index is None else _carries(dtype, graph.nodes[index])
+
+    reached = set(outputs)
+    for node in reversed(graph.nodes):
+        if any(name in reached for name in node.output) and has_gradient(node):
+            reached.update(name for name in reads(node) if carries(name))
+    return reached
+
+
 def differentiate(graph: Graph, at: str, cotangents: Mapping[str, str], name: str, opset: int) -> Backward:
     """Write the gradient of Σ ⟨cotangent, output⟩ with respect to a tensor.
 
@@ -121,7 +149,7 @@ def differentiate(graph: Graph, at: str, cotangents: Mapping[str, str], name: st
                 f"choose a layer behind it, or {_alternatives()}"
             ) from error
     if at not in adjoints:
-        raise ModelError(
+        raise NoPath(
             f"no differentiable path leads from {at!r} to the outputs (only integers do); choose another layer, or "
             + _alternatives()
         )
