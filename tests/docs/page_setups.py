@@ -38,6 +38,33 @@ def missing_frameworks() -> dict[str, Any]:
 ANIMALS = ("cat", "dog", "lion", "tiger", "zebra", "horse")
 
 
+def signals() -> dict[str, Any]:
+    """Write ecg.onnx, a small model of signals, and signal.npy."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    weights = {"filters": (4, 1, 9), "bias": (4,), "matrix": (4, 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "filters", "bias"], ["conv"], pads=[4, 4]),
+        helper.make_node("Relu", ["conv"], ["relu"]),
+        helper.make_node("GlobalAveragePool", ["relu"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "ecg",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 1, 500])],
+        [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name) for name, shape in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "ecg.onnx")
+    np.save("signal.npy", rng.normal(size=(1, 500)).astype(np.float32))
+    return {}
+
+
 def readme() -> dict[str, Any]:
     """The files that README.md uses, with the demo network in them."""
     import json
@@ -93,7 +120,7 @@ def demo_model() -> dict[str, Any]:
 
 
 SETUPS |= {
-    "README.md": (readme,),
+    "README.md": (readme, signals),
     "docs/tutorial/first-heatmap.md": (labels, keras_file, onnx_file, torch_module),
     "docs/index.md": (demo_model,),
     "docs/reference/formats.md": (demo_model,),
