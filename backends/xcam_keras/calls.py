@@ -72,6 +72,7 @@ NORMALISATIONS = (
 )
 
 _patching = threading.Lock()
+_modes = threading.RLock()
 _watching = 0
 _original: Any = None
 _local = threading.local()
@@ -133,6 +134,28 @@ def _watched_call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
     finally:
         watch.path.pop()
     return watch.note(Call(start, name, index, layer, value, outer)) if name else value
+
+
+def torch_modules(model: keras.Model) -> list[Any]:
+    """Return the torch modules that the model wraps."""
+    layers = model._flatten_layers(include_self=False)
+    wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
+    return list({module: None for wrapper in wrappers for module in wrapper.modules()})
+
+
+@contextmanager
+def modes_restored(modules: Sequence[Any]) -> Iterator[None]:
+    """Restore the modes of torch modules in a Keras model, which sets them when it runs; one thread at a time."""
+    if not modules:
+        yield
+        return
+    with _modes:
+        before = [module.training for module in modules]
+        try:
+            yield
+        finally:
+            for module, mode in zip(modules, before, strict=True):
+                module.training = mode
 
 
 def first(value: Any, is_float: Callable[[Any], bool]) -> Any:

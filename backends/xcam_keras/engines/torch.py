@@ -7,7 +7,6 @@ parameters is never changed. xcam_keras.engines.torch_replay saves `resume` the 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,8 +41,6 @@ from xcam_keras.engines.torch_replay import Bypass, Replay, planned
 BATCH = 2
 """The batch size of the pass that lists the layers."""
 
-_MODES = threading.RLock()
-
 
 def device_name(device: str | None) -> str | None:
     """Return torch's name of a device: `cpu`, `gpu:1` → `cuda:1`. Raises InputError."""
@@ -75,9 +72,7 @@ class Recording:
         self.model, self.dtype = model, getattr(torch, dtype)
         self.device = next((v.value.device for v in model.variables), None)
         self.noise = np.random.default_rng(0).normal(size=(batch or BATCH, *shape))
-        layers = model._flatten_layers(include_self=False)
-        wrappers = [layer for layer in layers if isinstance(layer, keras.layers.TorchModuleWrapper)]
-        self._modules = list({module: None for wrapper in wrappers for module in wrapper.modules()})
+        self._modules = calls.torch_modules(model)
         if not model.built:
             self._call(self.tensor(self.noise[:1]))
         self._replays: BoundedCache[str, Replay | None] = BoundedCache()
@@ -226,7 +221,7 @@ class Recording:
     def _call(self, x: Tensor) -> Any:
         # Keras creates some tensors on its current device, wherever the weights are.
         device = keras.device(str(self.device)) if self.device else contextlib.nullcontext()
-        with device, _modes_restored(self._modules):
+        with device, calls.modes_restored(self._modules):
             return self.model(x, training=False)
 
 
@@ -272,21 +267,6 @@ def _described(
         )
         for name, call in named.items()
     }
-
-
-@contextlib.contextmanager
-def _modes_restored(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Restore the modes of torch modules in a Keras model, which sets them when it runs; one thread at a time."""
-    if not modules:
-        yield
-        return
-    with _MODES:
-        before = [module.training for module in modules]
-        try:
-            yield
-        finally:
-            for module, mode in zip(modules, before, strict=True):
-                module.training = mode
 
 
 class ForwardPass:
