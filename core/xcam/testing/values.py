@@ -126,9 +126,7 @@ class Values(Suite):
                 f"{name}: its tokens are not in row order; reorder them in activations(), trace() and resume()"
             )
             channels_first = layer.has_map and layer.layout == "channels_first"
-            assert channels_first, (
-                f"{name}: a change of the image moves along its channels; return [N, C, *spatial]"
-            )
+            assert channels_first, f"{name}: a change of the image moves along its channels; return [N, C, *spatial]"
 
     def test_predict(self, model: Model, network: Network, x: Array) -> None:
         """Outputs of single images and of a batch."""
@@ -283,12 +281,13 @@ class Values(Suite):
         outputs = model.trace(self.native_batch(model, x), self.layer(name)).outputs
         same(outputs, truth(network, x), "outputs of trace of one image")
         a = reference.run(network, x)[name][0]
+        output = next(iter(outputs)) if isinstance(outputs, Mapping) else None
         for index in range(2):
             v = {key: np.zeros_like(value) for key, value in truth(network, x).items()}
             next(iter(v.values()))[:, index] = 1
             g = reference.gradient(network, x, name, v)[0]
             cam = np.maximum(np.einsum("c,chw->hw", g.mean(axis=(1, 2)), a), 0)
             if cam.max() > 0:
-                e = xcam.explain(model, image, layer=self.layer(name), target=index)
+                e = xcam.explain(model, image, layer=self.layer(name), target=index, output=output)
                 expected = xcam.methods.maps.resize(cam / cam.max(), network.input[1:])
                 close(e.heatmap, expected, 1e-3, f"heatmap of class {index}")
