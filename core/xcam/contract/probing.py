@@ -85,6 +85,12 @@ def probed(
         for name, value, first, second in zip(names, clean, *changes, strict=True):
             measured = _measured(layers[name], value, (first, second), rows, space)
             result[name] = replace(measured, **_stated(layers[name])) if layout else measured
+        silent = [name for name in names if not result[name].depends_on_input]
+        if silent and rows == 1:  # two images cannot be compared: the layer may see a part without the patches
+            others = values(images.masked(np.ones(space, bool)), silent)
+            for name, value in zip(silent, others, strict=True):
+                if not _equal(value, clean[names.index(name)]):
+                    result[name] = layers[name]
     _read_orders(result, values, images)
     return result
 
@@ -185,9 +191,9 @@ def _measured(
     if first is None or second is None or value.ndim < 3:
         return layer
     if not (first.any or second.any):
-        if rows > 1 and len(value) == rows and not _equal(value[0], value[-1]):
-            return layer  # it depends on the image, but on none of the changed patches: a crop
-        return replace(layer, depends_on_input=False)
+        differs = rows > 1 and len(value) == rows and not _equal(value[0], value[-1])  # a crop of the image
+        dead = not value.any()  # behind a ReLU that is zero for both images, and need not be for others
+        return layer if differs or dead else replace(layer, depends_on_input=False)
     axis = _batch_axis(value.shape, [change for change in changes if change and change.any], rows)
     if axis is None:
         return replace(layer, folds_batch=True)

@@ -64,10 +64,12 @@ def test_three_passes_are_enough():
         (lambda x: np.ones((len(x), 5, 8, 8)), False),
         (lambda x: features(np.ones_like(x)) + 0 * features(x), False),
         (lambda x: features(x[:, :, 12:20, 12:20]), True),  # a crop, which the changed patches do not touch
+        (lambda x: 0 * features(x), True),  # dead on these images
     ],
 )
-def test_dependence_on_the_image(function, depends):
-    assert probe(function)[0].depends_on_input is depends
+@pytest.mark.parametrize("rows", [1, 2])
+def test_dependence_on_the_image(function, depends, rows):
+    assert probe(function, rows=rows)[0].depends_on_input is depends
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 32, 64), (3, 96, 32)])
