@@ -22,6 +22,8 @@ from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, m
 from xcam_onnx.names import ADDED, TensorName, tensor_names
 
 OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+SHAPES = ("Squeeze", "Unsqueeze", "Flatten", "Reshape")
+"""Operators that only change the shape: followed where there is one number for each row."""
 PIXELS: dict[int, str] = {
     dtype: TensorProto.DataType.Name(dtype).lower()
     for dtype in (
@@ -271,7 +273,11 @@ def _outputs(graph: Graph, name: str) -> list[Output]:
             return None
         if node.op_type in OUTPUT_ACTIVATIONS and node.domain == "" and node.input[0] in graph.live:
             return OUTPUT_ACTIVATIONS[node.op_type], node.input[0]
-        return (None, node.input[0]) if node.op_type in STORAGE_ONLY and _is_float(graph, node.input[0]) else None
+        # One number for each row remains one, whatever its shape.
+        shapes = [graph.shape(name) for name in (node.input[0], node.output[0])]
+        is_shape = node.op_type in SHAPES and all(shape is not None and shape[1:] in ((), (1,)) for shape in shapes)
+        is_storage = node.op_type in STORAGE_ONLY and _is_float(graph, node.input[0])
+        return (None, node.input[0]) if is_shape or is_storage else None
 
     names = [v.name for v in graph.proto.output if not v.name.startswith("xcam/")]
     tensors = {name: classifiers.scores_under(graph, name) or name for name in names}

@@ -17,6 +17,8 @@ from xcam.errors import ModelError
 OUTPUT_ACTIVATIONS = {"softmax": "softmax", "_softmax": "softmax", "sigmoid": "sigmoid", "special_expit": "sigmoid"}
 STORAGE_ONLY = ("to", "float", "double", "contiguous")
 """Functions that only change how a value is stored."""
+SHAPES = ("squeeze", "unsqueeze", "flatten", "view", "reshape", "ravel")
+"""Functions that only change the shape: followed where there is one number for each row."""
 
 
 def parts(value: Any) -> dict[str, Any]:
@@ -105,8 +107,10 @@ class EndActivation(TorchFunctionMode):
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "").split(".")[0]
-        if (name in OUTPUT_ACTIVATIONS or name in STORAGE_ONLY) and args and isinstance(args[0], Tensor):
+        if name in (*OUTPUT_ACTIVATIONS, *STORAGE_ONLY, *SHAPES) and args and isinstance(args[0], Tensor):
             source = args[0]
+            if name in SHAPES and not (source.ndim and source.numel() == len(source) == value.numel()):
+                return value
             if value is not source and source.is_floating_point():
                 self._producers[id(value)] = OUTPUT_ACTIVATIONS.get(name), source
                 self._values.append(value)
@@ -114,7 +118,11 @@ class EndActivation(TorchFunctionMode):
 
     def logits(self, output: Tensor) -> tuple[Tensor, str | None]:
         """Return the input of the output's softmax or sigmoid and its name, or the output itself and None."""
-        return cut_activation(output, lambda tensor: self._producers.get(id(tensor)))
+        logits, kind = cut_activation(output, lambda tensor: self._producers.get(id(tensor)))
+        if logits.shape == output.shape:
+            return logits, kind
+        with torch.set_grad_enabled(logits.requires_grad):  # as in the model, whatever mode the caller is in
+            return logits.reshape(output.shape), kind
 
 
 def dequantized(tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def network(end: Callable[[torch.Tensor], torch.Tensor], logit: float = -0.7) ->
     """Return a network whose logit for IMAGE is the given one."""
     torch.manual_seed(1)
     module = Network(end).eval()
-    plain = Network(nn.Identity())
+    plain = Network(nn.Identity()).eval()
     plain.load_state_dict(module.state_dict())
     with torch.no_grad():
         module.head.bias += logit - plain(batch())[0, 0]
@@ -98,6 +98,19 @@ def test_one_output_is_two_classes(framework: str, activation: str | None, tmp_p
     zero, one = xcam.explain(model, IMAGE, layer=LAYER[framework], target=[0, 1], score="probability")
     np.testing.assert_allclose(zero.cam, p * (1 - p) * gradcam(module, -1), atol=1e-6)
     np.testing.assert_allclose([zero.score, one.score], [1 - p, p], rtol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "onnx"])
+@pytest.mark.parametrize("end", [lambda z: torch.sigmoid(z).squeeze(1), lambda z: torch.sigmoid(z).view(-1)])
+def test_a_sigmoid_before_a_change_of_shape(end: Any, framework: str, tmp_path: Path) -> None:
+    module = network(end)
+    model = opened(framework, module, None, tmp_path)
+    e = xcam.explain(model, IMAGE, layer="features")
+    p = 1 / (1 + np.exp(0.7))
+    np.testing.assert_allclose([e.index, *e.outputs, *e.scores], [0, 0.7, -0.7, 1 - p, p], rtol=1e-5)
+    np.testing.assert_allclose(e.cam, gradcam(module, -1), atol=1e-6)
+    trace = model.trace(np.asarray(batch()), "features")
+    np.testing.assert_allclose(model.resume(trace, trace.activations).outputs, trace.outputs, atol=1e-6)
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras", "onnx"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import heapq
 import itertools
@@ -181,11 +182,21 @@ def _opened(models: Sequence[Any]) -> list[Model]:
 
 
 def _with_outputs(models: Sequence[Model], output: str | Sequence[str | None] | None) -> list[Model]:
-    """Return the models with their chosen outputs. Raises InputError."""
+    """Return the models with their chosen outputs, without labels that are only indices. Raises InputError."""
+    models = [_without_indices(model) for model in models]
     names = [output] * len(models) if output is None or isinstance(output, str) else list(output)
     if len(names) != len(models):
         raise InputError(f"{len(names)} outputs for {len(models)} models; give one for all, or one for each")
     return [model if name is None else with_output(model, name) for model, name in zip(models, names, strict=True)]
+
+
+def _without_indices(model: Model) -> Model:
+    """Return a model whose labels are `0`, `1`, …, as files of scikit-learn have them, without these; else itself."""
+    if model.labels is None or list(model.labels) != [str(i) for i in range(len(model.labels))]:
+        return model
+    result = copy.copy(model)
+    result.labels = None
+    return result
 
 
 def _class_counts(result: ImageComparison) -> list[str]:

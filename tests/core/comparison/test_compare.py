@@ -99,3 +99,13 @@ def test_fewer_than_two_models(models: list[Any], message: str) -> None:
         xcam.compare(models, IMAGE)
     with pytest.raises(InputError, match=f"cannot match the layers of {len(models)} models; give two"):
         corresponding(models)
+
+
+def test_labels_that_are_only_indices_count_as_none() -> None:
+    spec = xcam.InputSpec((4, 6), preprocessing=RAW)
+    named, numbered = opened(spec), opened(spec)
+    numbered.labels = ["0", "1"]
+    comparison = xcam.compare([named, numbered], IMAGE, layer="features")
+    assert comparison.verdict == "identical"
+    assert [p.index for p in comparison.images[0].predictions] == [comparison.images[0].predictions[0].index] * 2
+    assert numbered.labels == ["0", "1"]
