@@ -231,7 +231,7 @@ def described(
     is_output: bool,
     leads_to: tuple[str, ...],
     differentiable: bool,
-    depends_on_input: bool = True,
+    depends_on_input: bool | None = None,
     folds_batch: bool = False,
 ) -> Layer:
     """Return the contract's description of a layer.

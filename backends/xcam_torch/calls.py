@@ -57,7 +57,7 @@ class _Seen:
     """Increased by each write in place."""
     bit: int
     """The bit of this call in a Dependence; 0 where none was recorded."""
-    depends_on_input: bool
+    depends_on_input: bool | None
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
@@ -105,7 +105,7 @@ def _record(
         if tensor is None:
             return None
         new = tensor
-        bit, depends_on_input = 0, True
+        bit, depends_on_input = 0, None
         if dependence:
             if isinstance(module, torch.jit.ScriptModule) or not dependence.is_known(tensor):
                 dependence.mark(tensor, of_arguments)  # computed outside of torch's operations, at least in part

@@ -85,7 +85,7 @@ def probed(
         for name, value, first, second in zip(names, clean, *changes, strict=True):
             measured = _measured(layers[name], value, (first, second), rows, space)
             result[name] = replace(measured, **_stated(layers[name])) if layout else measured
-        silent = [name for name in names if not result[name].depends_on_input]
+        silent = [name for name in names if result[name].depends_on_input is False]
         if silent and rows == 1:  # two images cannot be compared: the layer may see a part without the patches
             others = values(images.masked(np.ones(space, bool)), silent)
             for name, value in zip(silent, others, strict=True):
@@ -193,11 +193,12 @@ def _measured(
     if not (first.any or second.any):
         differs = rows > 1 and len(value) == rows and not _equal(value[0], value[-1])  # a crop of the image
         dead = not value.any()  # behind a ReLU that is zero for both images, and need not be for others
-        return layer if differs or dead else replace(layer, depends_on_input=False)
+        known = layer.depends_on_input is not None  # a saturated layer may be constant on these images alone
+        return layer if differs or dead or known else replace(layer, depends_on_input=False)
     axis = _batch_axis(value.shape, [change for change in changes if change and change.any], rows)
     if axis is None:
         return replace(layer, folds_batch=True)
-    layer = replace(layer, batch_axis=axis, folds_batch=False)
+    layer = replace(layer, batch_axis=axis, folds_batch=False, depends_on_input=True)
     shape = tuple(n for i, n in enumerate(value.shape) if i != axis)
     if axis and len(shape) == 2 == len(space):  # the backend took the tokens for the batch
         layer = replace(layer, layout="tokens")
@@ -254,6 +255,8 @@ def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array
         along = [shift for shift, n in ((shifts[rows], shape[rows]), (-shifts[columns], shape[columns])) if n > 1]
         across = abs(shifts[0 if layout == "channels_first" else 2])
         strength[layout] = min(along, default=0.0)
+        if max(along, default=0.0) > CLEAR and strength[layout] < NOISE:
+            strength[layout] = -max(along)  # only one axis follows the image: tokens, and not rows and columns
         if across > max(CLEAR, 2 * abs(strength[layout])):
             strength[layout] = -across  # positions are in the channels
     fitting = [layout for layout, axes in spatial.items() if fits([shape[i] for i in axes], space)]

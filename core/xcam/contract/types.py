@@ -53,8 +53,8 @@ class Layer:
     """Names of the outputs that depend on it; None: not known, any."""
     differentiable: bool = True
     """Whether a gradient leads from an output to it: a detached layer has a value and no gradient."""
-    depends_on_input: bool = True
-    """Whether its value depends on the image, and not only on the batch size or on constants."""
+    depends_on_input: bool | None = None
+    """Whether its value depends on the image, and not only on the batch size or on constants; None: not known."""
     has_map: bool = True
     """Whether its axes after the channels follow the image's; heads of attention and windows do not."""
     batch_axis: int = 0

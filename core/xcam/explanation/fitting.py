@@ -95,7 +95,7 @@ def _class_tokens(model: Model, layer: Layer, count: int) -> int:
                 return 0
             shorter = [n for n in before if 1 < n < count < 2 * n and count - n <= MOST_EXTRA]
             return count - max(shorter) if shorter else 0
-        if length is not None and other.reaches_output and other.depends_on_input:
+        if length is not None and other.reaches_output and other.depends_on_input is not False:
             before.add(length)
     return 0
 

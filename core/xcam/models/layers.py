@@ -80,7 +80,7 @@ def _candidates(model: Model, outputs: Collection[str] | None) -> list[Layer]:
         if layer.has_space
         and not layer.inner
         and layer.reaches_output
-        and layer.depends_on_input
+        and layer.depends_on_input is not False
         and not layer.folds_batch
         and not layer.is_output
         and (layer.leads_to is None or set(outputs) <= set(layer.leads_to))
@@ -156,7 +156,7 @@ def find(
 
 def _without_map(model: Model, layer: Layer, outputs: Collection[str] | None) -> str | None:
     """Return the reason why a layer has no map of the image; None where it has one."""
-    if not layer.depends_on_input:
+    if layer.depends_on_input is False:
         return "its value does not depend on the image (a constant, or the branch of a fixed reference image)"
     shape = "×".join(map(str, layer.shape))
     if not layer.has_map and not layer.folds_batch:

@@ -104,12 +104,12 @@ class Values(Suite):
         listed = {
             layer.name: replace(layer, layout="channels_first", batch_axis=0, order=None)
             for layer in model.layers
-            if layer.has_space and layer.depends_on_input and not layer.folds_batch
+            if layer.has_space and layer.depends_on_input is not False and not layer.folds_batch
         }
         shape = self.native_batch(model, np.zeros((1, *network.input), np.float32)).shape[1:]
         seen = probed(listed, lambda x, names: [*model.activations(x, names).values()], model.input, shape, 2)
         for name, layer in seen.items():
-            assert layer.depends_on_input, (
+            assert layer.depends_on_input is not False, (
                 f"{name}: its values do not depend on the image; set Layer.depends_on_input to False, or return those of "
                 "the call that reads the image"
             )
