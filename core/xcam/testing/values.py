@@ -288,6 +288,6 @@ class Values(Suite):
             g = reference.gradient(network, x, name, v)[0]
             cam = np.maximum(np.einsum("c,chw->hw", g.mean(axis=(1, 2)), a), 0)
             if cam.max() > 0:
-                e = xcam.explain(model, image, layer=self.layer(name), target=index, output=output)
+                e = xcam.explain(model, image, layer=self.layer(name), target=xcam.ClassScore(index, output=output))
                 expected = xcam.methods.maps.resize(cam / cam.max(), network.input[1:])
                 close(e.heatmap, expected, 1e-3, f"heatmap of class {index}")

@@ -103,7 +103,7 @@ def test_the_values_of_untrained_networks_may_be_tiny():
     layer, _ = probe(lambda x: 1e-29 * features(x), layout="channels_last")
     assert (layer.layout, layer.shape) == ("channels_first", (5, 8, 8))
     folded, _ = probe(lambda x: 1e-29 * features(x, 6).reshape(len(x) * 2, 3, 8, 8))
-    assert folded.depends_on_input
+    assert folded.folds_batch
 
 
 def test_a_layout_that_the_caller_states_is_kept():
