@@ -35,7 +35,9 @@ def read(path: Path) -> keras.Model:
     if path.name.endswith(".weights.h5"):
         raise weights_only
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"cannot load {path}: Keras does not read this kind of file; give a .keras or .h5 file")
+        raise InputError(
+            f"cannot load {path}: Keras does not read this kind of file; give a .keras or .h5 file, or the folder of a SavedModel"
+        )
     version = None
     try:
         saved = _keras2(path)

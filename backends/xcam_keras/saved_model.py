@@ -189,7 +189,10 @@ class GraphRecording(tensorflow_engine.Recording):
             tensors = dict(zip(graph.outputs, function.outputs, strict=True))
             floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.is_floating}
             if not floats:
-                raise ModelError(f"cannot explain {name}: it has no float output, which a score needs")
+                raise ModelError(
+                    f"cannot explain {name}: it has no float output, which a score needs; save a model that returns its class "
+                    "scores"
+                )
             self._open(function, floats)
             self.operations = _in_order(self.operations)
             results = {t.name for t in [*self.outputs.values(), *tensors.values()]}

@@ -59,7 +59,7 @@ def build(
     except Exception as error:
         if size is not None and isinstance(error, ValueError) and "input" in str(error):
             raise InputError(
-                f"cannot use size {by(size)} for {name} with these weights; leave size out, or use weights none"
+                f"cannot use size {by(size)} for {name} with these weights; leave size out, or give weights='none' (--weights none)"
             ) from error
         if any(isinstance(e, OSError) for e in (error, error.__cause__, error.__context__)) or "URL" in str(error):
             raise _no_download(name, error) from error

@@ -14,6 +14,7 @@ from xcam.contract import Array, InputSpec, Layer, Layout
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
 from xcam.contract.layouts import joined
+from xcam.contract.messages import WITHOUT_GRADIENT
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.rows import batch_slices
@@ -232,7 +233,8 @@ class ForwardPass:
             if isinstance(self._run.refusal, NoPath):
                 raise NoGradient from self._run.refusal
             raise self._run.refusal or ModelError(
-                f"cannot differentiate {self._recording.name}; choose another method"
+                f"cannot differentiate {self._recording.name}: its gradient is not known; choose a method that needs no "
+                f"gradient: {', '.join(WITHOUT_GRADIENT)}"
             )
         return (self._gradient(cotangent) for cotangent in cotangents)
 

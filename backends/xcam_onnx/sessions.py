@@ -144,10 +144,10 @@ def _errors(action: str) -> Iterator[None]:
         unsupported = any(
             sign in str(error) for sign in ("NOT_IMPLEMENTED", "not a registered", "No Op", "is under dev")
         )
-        remedy = "update onnxruntime, or export the model again, in float32 or with an older opset"
+        remedy = "update onnxruntime, or export the model again: with standard operators, in float32, or with an older opset"
         raise ModelError(
             f"ONNX Runtime {ort.__version__} cannot {action}: {type(error).__name__}: {cause}; "
-            f"{remedy if unsupported else 'check the model'}"
+            f"{remedy if unsupported else 'check that onnxruntime runs the model without xcam'}"
         ) from error
 
 

@@ -196,7 +196,7 @@ def _input(graph: Graph, name: str) -> str:
     required = [value.name for value in graph.inputs]
     if len(required) != 1:
         listed = ", ".join(f"{n} {list(graph.shape(n) or ())}" for n in required) or "none"
-        raise one_input(name, len(required), f"make the others constants before the export; inputs: {listed}")
+        raise one_input(name, len(required), f"export a model that fixes the others; inputs: {listed}")
     (source,) = required
     dtype, shape = graph.dtype(source), graph.shape(source)
     axes = convolved_axes(graph, source)

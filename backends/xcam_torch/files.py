@@ -48,7 +48,7 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
             f"-m package.module:factory --weights {path}"
         )
     raise InputError(
-        f"cannot load {path}: torch does not load such files; give a .pt2 file, or package.module:factory with weights"
+        f"cannot load {path}: torch does not load such files; give a .pt2 or TorchScript file, or package.module:factory with weights"
     )
 
 
@@ -56,7 +56,7 @@ def unflattened(program: torch.export.ExportedProgram, name: str) -> tuple[nn.Mo
     """Return an exported program with its module tree restored, so that its layers have their names."""
     inputs = program.graph_signature.user_inputs
     if len(inputs) != 1:
-        raise one_input(name, len(inputs), "export a module with one input")
+        raise one_input(name, len(inputs), "wrap the module in one that fixes the others, and export that")
     node = next(node for node in program.graph.nodes if node.name == inputs[0])
     shape = tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
     size = filled(shape[2:], None) if len(shape) == 4 else None

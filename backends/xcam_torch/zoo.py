@@ -34,7 +34,7 @@ def build(source: str, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
     if scheme not in builders or not name:
         raise InputError(
             f"unknown torch model {source!r}; give torchvision:NAME, timm:NAME, hf:NAME, package.module:factory, "
-            "or a .pt2 file"
+            "or a .pt2 or TorchScript file"
         )
     published = weights in (None, "imagenet")
     with torch.random.fork_rng(devices=[]):  # the caller's generator is not advanced
@@ -49,7 +49,9 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:
         cause = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported: {error}"
-        raise BackendError(f"{name} {cause}: pip install {name}, in the version that fits torch") from error
+        raise BackendError(
+            f"cannot use {name}: it {cause}; pip install {name}, in the version that fits torch"
+        ) from error
 
 
 def _torchvision(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]]:

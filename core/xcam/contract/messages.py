@@ -80,9 +80,9 @@ def require(packages: Sequence[str], purpose: str) -> None:
 def first_run(
     model: str,
     shape: Sequence[int | None],
-    remedy: str = "give another size= or channels= (--size, --channels), or check that it runs on one batch without xcam",
+    remedy: str | None = None,
 ) -> Iterator[None]:
-    """Turn a failure of the model's first run on an input [N, *shape] into a ModelError with a remedy.
+    """Turn a failure of the model's first run on an input [N, *shape] into a ModelError with a remedy; None: the usual one.
 
     A model's own code may raise anything, SystemExit too. MemoryError and xcam's own errors pass.
     """
@@ -91,9 +91,14 @@ def first_run(
     except (XcamError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if remedy is None and isinstance(error, TypeError) and re.search(r"missing \d+ required", str(error)):
+            remedy = "wrap it in a model that takes the image alone"
+        usual = (
+            "give another size= or channels= (--size, --channels), or check that it runs on one batch without xcam"
+        )
         raise ModelError(
             f"cannot run {model} on an input of shape {list(shape)}: {type(error).__name__}: "
-            f"{one_line(error, 300)}; {remedy}"
+            f"{one_line(error, 300)}; {remedy or usual}"
         ) from error
 
 

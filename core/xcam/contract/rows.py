@@ -41,6 +41,7 @@ def batch_slices(count: int, batch: int | None, model: str) -> list[slice]:
         return [slice(0, count)]
     if count % batch:
         raise InputError(
-            f"cannot run {model} on a batch of {count}: it takes batches of {batch}; export it with a dynamic batch"
+            f"cannot run {model} on a batch of {count}: it takes batches of {batch}; export it with a dynamic batch, or "
+            f"explain a multiple of {batch} images"
         )
     return [slice(start, start + batch) for start in range(0, count, batch)]

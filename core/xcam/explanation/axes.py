@@ -83,7 +83,10 @@ def _readings(
     yield from sorted(readings, key=is_likely, reverse=True)
     if not errors:
         errors.append(
-            InputError(f"cannot use {name} of shape {list(array.shape)} for {model}: give a batch as it takes it")
+            InputError(
+                f"cannot use {name} of shape {list(array.shape)}: an input has one, two or three spatial axes; give a batch as "
+                f"{model} takes it"
+            )
         )
 
 

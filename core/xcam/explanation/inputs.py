@@ -59,7 +59,10 @@ def input_preprocessing(spec: InputSpec, name: str) -> Preprocessing:
     stated = spec.preprocessing
     if not np.issubdtype(np.dtype(spec.dtype), np.floating):
         if stated not in (None, PRESETS["raw"]):
-            raise InputError(f"{name} takes integers ({spec.dtype}), and {stated.name!r} gives fractions; use raw")
+            raise InputError(
+                f"{name} takes integers ({spec.dtype}), and {stated.name!r} gives fractions; use preprocess='raw' "
+                "(--preprocess raw)"
+            )
         return PRESETS["raw"]
     if stated is not None:
         return stated

@@ -169,9 +169,9 @@ def _clean_trace(model: Model, x: Array, layer: Layer, cotangents: _Cotangents) 
     except (Exception, SystemExit) as error:
         if error in cotangents.errors:
             raise
+        fewer = ", or explain fewer images at once: batch=1 (--batch 1 of `xcam batch`)" if len(x) > 1 else ""
         raise ModelError(
-            f"{model.name} fails on a batch of {len(x)}: {first_line(error)}; check that it runs without xcam, "
-            "and explain the images one by one if it does not accept batches"
+            f"{model.name} fails on a batch of {len(x)}: {first_line(error)}; check that it runs on it without xcam{fewer}"
         ) from error
 
 

@@ -40,7 +40,9 @@ def grid(layer: Layer, count: int, spec: InputSpec, batch_shape: Sequence[int]) 
     """Return the grid of a layer with `count` tokens, from the shape of the model's input. Raises ModelError."""
     space = batch_shape[1:-1] if spec.layout == "channels_last" else batch_shape[2:]
     if layer.layout == "tokens" and len(layer.shape) != 2:
-        raise ModelError(f"layer {layer.name!r} has {len(layer.shape)} axes, and tokens have two; leave --layout out")
+        raise ModelError(
+            f"layer {layer.name!r} has {len(layer.shape)} axes, and tokens have two; leave layout out (--layout)"
+        )
     if len(layer.shape) != 2 or len(space) != 2:
         return Grid()
     result = token_grid(count, (space[0], space[1]))
@@ -49,6 +51,6 @@ def grid(layer: Layer, count: int, spec: InputSpec, batch_shape: Sequence[int]) 
     if result is None:
         raise ModelError(
             f"the {count} tokens of layer {layer.name!r} do not fit a grid over an image of {space[0]}×{space[1]}; "
-            "choose a layer whose tokens are patches, or give --layout if they are not tokens"
+            "choose a layer whose tokens are patches, or one with rows and columns"
         )
     return Grid(*result)

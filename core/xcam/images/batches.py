@@ -42,7 +42,9 @@ def batch(
             )
         resized = [np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))[..., None] for image in resized]
     elif spec.channels != 3:
-        raise InputError(f"the model takes {spec.channels} channels, an image has 3; give an array of them")
+        raise InputError(
+            f"the model takes {spec.channels} channels, and an image has 3; give `explain` an array of them, or its .npy file"
+        )
     x = np.stack(resized)
     if spec.layout == "channels_first":  # moving bytes takes an eighth of the time of moving floats
         return preprocessing(np.ascontiguousarray(np.moveaxis(x, -1, 1)), axis=1).astype(spec.dtype, copy=False)

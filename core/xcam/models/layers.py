@@ -103,7 +103,10 @@ def warn_if_coarse(model: Model, layer: Layer, outputs: Collection[str] | None =
         return
     others = [other for other in _candidates(model, outputs) if min(_grid(model, other) or (0,)) > COARSE]
     grid = "×".join(map(str, size))
-    remedy = f"choose a finer one, for example layer={_last(others).name!r}" if others else "give a larger size="
+    if others:
+        remedy = f"choose a finer one, for example layer={_last(others).name!r} (--layer)"
+    else:
+        remedy = "no layer is finer" if model.input.fixed else "give a larger size= (--size)"
     warn(f"the map of {model.name} has only {grid} positions at its default layer {layer.name!r}; {remedy}")
 
 

@@ -227,7 +227,9 @@ def test_pixels_as_integers(dtype: str) -> None:
     model = network([cast, scale], ("N", 3, *SIZE), channels=3, kind=kind, constants={"scale": np.float32(1 / 255)})
     opened = check(model, FIRST[None].astype(dtype), PHOTO, preprocess=None)
     assert opened.input.dtype == dtype
-    with pytest.raises(InputError, match=rf"net takes integers \({dtype}\), and 'unit' gives fractions; use raw"):
+    with pytest.raises(
+        InputError, match=rf"net takes integers \({dtype}\), and 'unit' gives fractions; use preprocess='raw'"
+    ):
         xcam.explain(xcam.load(model, preprocess="unit"), PHOTO)
 
 

@@ -231,7 +231,7 @@ class Uncopied(Net):
         (
             Two(),
             3,
-            r"cannot run Two on an input of shape \[3, 12, 10\]: TypeError: .*; give another size= or channels=",
+            r"cannot run Two on an input of shape \[3, 12, 10\]: TypeError: .*; wrap it in a model that takes the image alone",
         ),
         (Raising(), 3, r"cannot run Raising .*: ValueError: first line second line; give another size="),
         (

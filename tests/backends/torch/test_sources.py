@@ -138,13 +138,15 @@ def test_files_without_a_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""
     assert logging.root.manager.disable == level  # the user's logging is as before
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(InputError, match=r"torch does not load such files; give a \.pt2 file"):
+    with pytest.raises(InputError, match=r"torch does not load such files; give a \.pt2 or TorchScript file"):
         xcam.load(tmp_path / "a.txt", backend="torch")
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet50", "timm:vit_base_patch16_224"])
 def test_zoos_that_are_not_installed_name_their_package(name: str) -> None:
-    with pytest.raises(xcam.BackendError, match=f"{name.partition(':')[0]} is not installed: pip install"):
+    with pytest.raises(
+        xcam.BackendError, match=f"cannot use {name.partition(':')[0]}: it is not installed; pip install"
+    ):
         xcam.load(name)
 
 

@@ -75,6 +75,17 @@ def test_a_failing_first_run_is_a_model_error_with_its_cause(error):
     assert caught.value.__cause__ is error
 
 
+def test_a_model_that_misses_an_argument_is_to_be_wrapped():
+    def call(x, mask):
+        """Take an image and a mask."""
+
+    with (
+        pytest.raises(ModelError, match=r"argument: 'mask'; wrap it in a model that takes the image alone$"),
+        messages.first_run("net", (3, 4, 4)),
+    ):
+        call(1)
+
+
 @pytest.mark.parametrize("error", [InputError("one"), ModelError("two"), MemoryError("three"), KeyboardInterrupt()])
 def test_errors_of_xcam_and_of_memory_pass_a_first_run(error):
     with pytest.raises(type(error)) as caught, messages.first_run("net", (3,), "check size"):

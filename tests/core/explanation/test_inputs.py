@@ -29,7 +29,9 @@ def test_no_warning_without_a_cause(model: FakeModel) -> None:
 
 def test_integer_inputs_take_pixels_unchanged(model: FakeModel) -> None:
     model.input = xcam.InputSpec((4, 6), dtype="int32", preprocessing=Preprocessing("unit", scale=1 / 255))
-    with pytest.raises(InputError, match=r"takes integers \(int32\), and 'unit' gives fractions; use raw"):
+    with pytest.raises(
+        InputError, match=r"takes integers \(int32\), and 'unit' gives fractions; use preprocess='raw'"
+    ):
         xcam.explain(model, IMAGES[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fake import FakeModel
-from xcam import InputError, ModelError
+from xcam import InputError, ModelError, XcamWarning
 from xcam.models import layers
 
 
@@ -63,3 +63,14 @@ def test_layers_that_cannot_be_explained(model: FakeModel, name: str, message: s
 def test_a_model_without_spatial_axes() -> None:
     with pytest.raises(ModelError, match="cannot choose a layer of fake: none before its output has spatial axes"):
         layers.default(changed("features", shape=(3, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "remedy"), [(True, "no layer is finer"), (False, r"give a larger size= \(--size\)")]
+)
+def test_the_remedy_for_a_coarse_map_is_one_that_the_model_allows(fixed: bool, remedy: str) -> None:
+    model = changed("features", shape=(3, 2, 2))
+    model.layers = [layer for layer in model.layers if layer.name == "features"]
+    model.input = replace(model.input, fixed=fixed)
+    with pytest.warns(XcamWarning, match=rf"only 2×2 positions at its default layer 'features'; {remedy}$"):
+        layers.warn_if_coarse(model, model.layers[0])
