@@ -266,12 +266,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
     "size": (
         nnx.Sequential(lambda x: x.reshape(len(x), -1), nnx.Linear(144, 2, rngs=nnx.Rngs(0))),
         {"size": None},
-        r"cannot run Sequential on an input of shape \[224, 224, 3\]: TypeError: .*; check size",
+        r"cannot run Sequential on an input of shape \[224, 224, 3\]: TypeError: .*; give another size=",
     ),
     "more arguments": (
         lambda x, train: x,
         {},
-        r"shape \[6, 8, 3\]: TypeError: .* missing 1 required positional argument: 'train'; check size",
+        r"shape \[6, 8, 3\]: TypeError: .* missing 1 required positional argument: 'train'; wrap it in a model",
     ),
     "device": (Net(), {"device": "abacus"}, "unknown device 'abacus'; JAX has: cpu:0"),
     "weights": (
