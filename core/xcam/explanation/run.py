@@ -171,7 +171,7 @@ def _clean_trace(model: Model, x: Array, layer: Layer, cotangents: _Cotangents) 
             raise
         fewer = ", or explain fewer images at once: batch=1 (--batch 1 of `xcam batch`)" if len(x) > 1 else ""
         raise ModelError(
-            f"{model.name} fails on a batch of {len(x)}: {first_line(error)}; check that it runs on it without xcam{fewer}"
+            f"{model.name} fails on a batch of {len(x)}: {first_line(error)}; check that it runs without xcam{fewer}"
         ) from error
 
 
