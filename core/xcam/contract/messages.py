@@ -49,10 +49,10 @@ def no_gradient(layer: str, model: str, nearest: str | None = None) -> ModelErro
         model: the model's name.
         nearest: the next layer in execution order that has a gradient, where there is one.
     """
-    choice = f"layer {nearest!r}, the next one with a gradient" if nearest else "another layer or output"
+    choice = f"layer {nearest!r}, the next one with a gradient, or " if nearest else ""
     return ModelError(
         f"cannot differentiate {model} at layer {layer!r}: no differentiable path leads from it to the explained "
-        f"output; choose {choice}, or a method that needs no gradient: {', '.join(WITHOUT_GRADIENT)}"
+        f"output; choose {choice}a method that needs no gradient: {', '.join(WITHOUT_GRADIENT)}"
     )
 
 

@@ -134,6 +134,16 @@ class Images:
         pixels[-1] = np.where(whole, self._others, pixels[-1])
         return self._input(pixels)
 
+    def halves(self, mask: Array | None) -> Array:
+        """Return the last image, and before it the same one; changed inside and outside of a mask over space."""
+        pixels = self._pixels.copy()
+        pixels[:] = pixels[-1]
+        if mask is not None:
+            axes = [i for i in range(self._pixels.ndim - 1) if i not in self._axes]
+            for row, half in zip(range(-1, -1 - min(2, len(pixels)), -1), (mask, ~mask), strict=False):
+                pixels[row] = np.where(np.expand_dims(half, axes), self._others, pixels[row])
+        return self._input(pixels)
+
     @staticmethod
     def _band(size: int, begin: int) -> slice:
         start = size * begin // FRACTION
@@ -355,62 +365,81 @@ def _read_orders(layers: dict[str, Layer], values: Values, images: Images) -> No
     for k, layer in enumerate(layers.values()):
         if len(layer.shape) == 2 and layer.has_map and layer.order is None:
             confirmed.setdefault(layer.shape[1], []).append(k)
-    unread: dict[int, list[str]] = {}
     for name, layer in layers.items():
         if layer.order == DOUBTFUL and layer.shape[1] in confirmed:
             layers[name] = replace(layer, order=None)
-        elif layer.order is not None:
-            unread.setdefault(layer.shape[1] or 0, []).append(name)
-    for count, group in unread.items():
-        grid = token_grid(count, (images.space[0], images.space[1]))
-        assert grid is not None
-        axes = [_token_axis(layers[name]) for name in group]
-        around = confirmed.get(count, [])
-        for name, order in zip(group, _orders(group, axes, values, images, *grid), strict=True):
+    group = [name for name in names if layers[name].order is not None]
+    if group:
+        reading = _Reading(group, layers, values, images)
+        for name in group:
             layer, k = layers[name], names.index(name)
-            if order is not None:
-                whole = (*range(grid[0]), *(grid[0] + i for i in order))
-                layers[name] = replace(layer, order=None if whole == tuple(range(len(whole))) else whole)
-            else:
+            order = reading.order(name)
+            if order is None:
+                around = confirmed.get(layer.shape[1], [])
                 is_known = bool(around) and around[0] < k < around[-1]
                 layers[name] = replace(layer, order=None, has_map=is_known)
+            else:
+                layers[name] = replace(layer, order=None if order == tuple(range(len(order))) else order)
 
 
-def _token_axis(layer: Layer) -> int:
-    """Return the axis of the tokens in the framework's order."""
-    axes = [axis for axis in range(3) if axis != layer.batch_axis]
-    return axes[0 if layer.layout == "tokens" else 1]
+class _Reading:
+    """The order of tokens, read from further passes.
 
+    For each bit of a row's index, the rows with this bit and those without it are changed, and likewise for columns. A
+    token belongs to the half whose change moved it more. The passes serve all grids of which one divides the other.
 
-def _orders(
-    names: Sequence[str], axes: Sequence[int], values: Values, images: Images, extra: int, size: tuple[int, int]
-) -> list[tuple[int, ...] | None]:
-    """Return the order of each layer's tokens, None where it cannot be read.
-
-    For each bit of a position's index, the positions with this bit and then those without it are changed. A token
-    belongs to the half whose change moved it more. The result counts only where every position occurs once.
+    Args:
+        names: The layers whose order is read.
+        layers: All layers.
+        values: Runs the model.
+        images: The images.
     """
-    count = size[0] * size[1]
-    cell = [np.minimum(np.arange(n) * m // n, m - 1) for n, m in zip(images.space, size, strict=True)]
-    position = cell[0][:, None] * size[1] + cell[1][None, :]
-    positions = np.zeros((len(names), count), np.int64)
-    clean = values(images.clean, names)
-    for bit in range(max(1, (count - 1).bit_length())):
-        halves = []
-        for state in (1, 0):
-            changed = values(images.masked((position >> bit) & 1 == state), names)
-            changes = _changes(clean, changed)
-            halves.append(
-                [
-                    np.zeros(count) if change is None else change.profiles[axis][extra:]
-                    for change, axis in zip(changes, axes, strict=True)
-                ]
+
+    def __init__(self, names: Sequence[str], layers: Mapping[str, Layer], values: Values, images: Images) -> None:
+        self._names, self._values, self._images = names, values, images
+        self._layers = {name: layers[name] for name in names}
+        self._clean = values(images.halves(None), names)
+        self._belongs: dict[bytes, dict[str, Array]] = {}
+
+    def order(self, name: str) -> tuple[int, ...] | None:
+        """Return the index of each token in row order, extra tokens first; None where not every position occurs once."""
+        space = self._images.space
+        count = self._layers[name].shape[1] or 0
+        grid = token_grid(count, (space[0], space[1]))
+        assert grid is not None
+        extra, size = grid
+        position = np.zeros(count - extra, np.int64)
+        for axis, (pixels, cells) in enumerate(zip(space, size, strict=True)):
+            cell = np.minimum(np.arange(pixels) * cells // pixels, cells - 1)
+            index = np.zeros_like(position)
+            for bit in range((cells - 1).bit_length()):
+                has_bit = (cell >> bit) & 1 == 1
+                mask = np.broadcast_to(has_bit[:, None] if axis == 0 else has_bit, space)
+                index |= self._with(mask)[name][extra:].astype(np.int64) << bit
+            position = position * cells + index
+        if not np.array_equal(np.sort(position), np.arange(len(position))):
+            return None
+        return (*range(extra), *(extra + int(i) for i in np.argsort(position)))
+
+    def _with(self, mask: Array) -> dict[str, Array]:
+        """Return for each layer which tokens a change inside of a mask moves more than one outside of it."""
+        key = np.packbits(mask).tobytes()
+        if key not in self._belongs:
+            changed = self._values(self._images.halves(mask), self._names)
+            if len(self._images.clean) == 1:
+                outside = self._values(self._images.halves(~mask), self._names)
+                moved = [self._moved(k, pair, (-1, -1)) for k, pair in enumerate(zip(changed, outside, strict=True))]
+            else:
+                moved = [self._moved(k, (value, value), (-1, -2)) for k, value in enumerate(changed)]
+            self._belongs[key] = dict(zip(self._names, moved, strict=True))
+        return self._belongs[key]
+
+    def _moved(self, k: int, values: tuple[Array, Array], rows: tuple[int, int]) -> Array:
+        layer = self._layers[self._names[k]]
+        inside, outside = (
+            np.abs(value.take(row, layer.batch_axis) - self._clean[k].take(row, layer.batch_axis)).sum(
+                axis=1 if layer.layout == "tokens" else 0
             )
-        for k, (with_bit, without) in enumerate(zip(*halves, strict=True)):
-            if len(with_bit) == count:
-                positions[k] |= (with_bit > without).astype(np.int64) << bit
-    result: list[tuple[int, ...] | None] = []
-    for row in positions:
-        valid = np.array_equal(np.sort(row), np.arange(count))
-        result.append(tuple(int(i) for i in np.argsort(row)) if valid else None)
-    return result
+            for value, row in zip(values, rows, strict=True)
+        )
+        return np.asarray(inside > outside)

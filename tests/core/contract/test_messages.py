@@ -29,7 +29,7 @@ from xcam.explanation.context import without_gradients
             messages.no_gradient("conv9", "net"),
             ModelError,
             "cannot differentiate net at layer 'conv9': no differentiable path leads from it to the explained "
-            "output; choose another layer or output, or a method that needs no gradient: eigencam, scorecam, ablationcam",
+            "output; choose a method that needs no gradient: eigencam, scorecam, ablationcam",
         ),
         (
             messages.no_gradient("conv9", "net", "norm"),

@@ -171,7 +171,8 @@ def test_windows_on_the_axis_of_the_batch():
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("side", [2, 4])
 def test_the_order_of_windows_is_read(side, rows):
-    layer, _ = probe(lambda x: windows(x, side), layout="tokens", rows=rows)
+    layer, passes = probe(lambda x: windows(x, side), layout="tokens", rows=rows)
+    assert len(passes) == 3 + 1 + 6 * (3 - rows)  # three bits for rows and columns
     x = np.random.default_rng(3).normal(size=(2, 3, 32, 32))
     assert np.array_equal(to_trace(windows(x, side), layer), features(x).reshape(2, 5, 64))
     assert np.array_equal(from_trace(to_trace(windows(x, side), layer), layer), windows(x, side))
