@@ -195,6 +195,7 @@ def _reach(
     if gradients is None:  # torch cannot compute them here: assume that they lead everywhere
         gradients = [torch.ones(()) for _ in values]
     sequences = {id(call): call.value for call in seen if _is_sequence(call.value, x)}
+    flows = bool(sequences) and any(gradient is not None and bool(gradient.any()) for gradient in gradients)
     alone: dict[str, Mapping[int, Tensor | None]] = {}
     for name, output in outputs.items() if len(outputs) > 1 and sequences else ():
         parts = _gradients([output], list(sequences.values())) or [None] * len(sequences)
@@ -214,7 +215,9 @@ def _reach(
             }
             if few:
                 leads_to = tuple(name for name in (outputs if leads_to is None else leads_to) if name not in few)
-        reach[id(call)] = leads_to, gradient is not None
+        # In a model with tokens, zeros are evidence where others are not: behind the last attention a class token alone
+        # is read, also where patches are arranged as a map (CoaT). In others, a ReLU may be zero on noise.
+        reach[id(call)] = leads_to, gradient is not None and (not flows or bool(gradient.any()))
     return reach
 
 
