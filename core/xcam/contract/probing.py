@@ -204,7 +204,8 @@ def _measured(
         differs = rows > 1 and len(value) == rows and not _equal(value[0], value[-1])  # a crop of the image
         dead = not value.any()  # behind a ReLU that is zero for both images, and need not be for others
         known = layer.depends_on_input is not None  # a saturated layer may be constant on these images alone
-        return layer if differs or dead or known else replace(layer, depends_on_input=False)
+        layer = layer if differs or dead or known else replace(layer, depends_on_input=False)
+        return _by_shape(layer, space)
     axis = _batch_axis(value.shape, [change for change in changes if change and change.any], rows)
     if axis is None:
         return replace(layer, folds_batch=True)
@@ -215,12 +216,23 @@ def _measured(
     layer = replace(layer, shape=shape_to_channels_first(shape, layer.layout))
     profiles = [tuple(p for i, p in enumerate(change.profiles) if i != axis) for change in (first, second)]
     if not (first.any and second.any):
-        return layer
+        return _by_shape(layer, space)
     if len(space) != 2:
         return _signal_or_volume(layer, shape, profiles, len(space))
     if len(shape) == 2:
         return _tokens(layer, shape, profiles, space)
     return _map(layer, shape, profiles, space) if len(shape) == 3 else replace(layer, has_map=False)
+
+
+def _by_shape(layer: Layer, space: Sequence[int]) -> Layer:
+    """Return a layer whose changes show nothing, without a map where its shape excludes one."""
+    if len(space) != 2 or None in layer.shape or len(layer.shape) < 2:
+        return layer
+    if len(layer.shape) == 2:
+        has_map = token_grid(layer.shape[1] or 0, (space[0], space[1])) is not None
+    else:
+        has_map = len(layer.shape) == 3
+    return layer if has_map else replace(layer, has_map=False)
 
 
 def _equal(a: Array, b: Array) -> bool:

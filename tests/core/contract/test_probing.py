@@ -221,3 +221,9 @@ def test_large_models_are_probed_in_groups(monkeypatch):
 )
 def test_grids_that_fit_the_ratio_of_the_image(grid, space, expected):
     assert fits(grid, space) is expected
+
+
+def test_values_that_do_not_change_are_judged_by_their_shape():
+    assert not probe(lambda x: np.ones((len(x), 80, 2100)))[0].has_map
+    assert not probe(lambda x: np.ones((len(x), 2, 8, 8, 5)))[0].has_map
+    assert probe(lambda x: np.ones((len(x), 5, 8, 8)))[0].has_map
