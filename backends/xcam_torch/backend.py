@@ -95,7 +95,7 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
 def input_channels(module: nn.Module) -> int:
     """Return the number of channels that the first convolution takes; 3 where there is none."""
     for part in module.modules():
-        weight = part._parameters.get("weight")
+        weight = dict(part.named_parameters(recurse=False)).get("weight")
         if isinstance(part, Scripted) and weight is not None and weight.ndim > 2:
             return int(weight.shape[1])
         if isinstance(channels := getattr(part, "in_channels", getattr(part, "input_size", None)), int):
@@ -110,7 +110,7 @@ def input_axes(module: nn.Module) -> dict[str, Any]:
         for axes, types in kinds.items():
             if isinstance(part, types):
                 return {"axes": axes}
-        weight = part._parameters.get("weight")
+        weight = dict(part.named_parameters(recurse=False)).get("weight")
         if isinstance(part, Scripted) and weight is not None and weight.ndim > 2:
             return {"axes": weight.ndim - 2}
         if isinstance(part, nn.RNNBase) and part.batch_first:

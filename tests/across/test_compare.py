@@ -62,6 +62,7 @@ def second(pair: str, fault: Fault, folder: Path) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*scales its input itself")  # one of the faults
 @pytest.mark.parametrize(
     ("fault", "layer", "code", "text"), FAULTS, ids=lambda v: f"{v.kind} {v.depth}" if isinstance(v, Fault) else ""
 )

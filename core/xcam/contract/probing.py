@@ -321,6 +321,8 @@ def _tokens(
     """Return a layer of two axes, in the layout in which its tokens follow the image; `order` marks a doubtful order."""
     stated: Layout = "channels_first" if layer.layout == "channels_first" else "tokens"
     exchanged: Layout = "tokens" if stated == "channels_first" else "channels_first"
+    if 1 in shape:  # one token, or one channel: nothing to distinguish
+        return replace(layer, layout=stated, shape=shape_to_channels_first(shape, stated))
     for layout in (stated, exchanged):
         order = _token_order(0 if layout == "tokens" else 1, shape, profiles, space)
         if order is not None and (layout == stated or order is CONFIRMED):

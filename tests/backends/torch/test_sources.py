@@ -165,6 +165,7 @@ HUGGING_FACE = {
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the map of")  # 2×2 positions, as the image is small
 @pytest.mark.parametrize("kind", HUGGING_FACE)
 def test_hugging_face_models(kind: str) -> None:
     import transformers
@@ -197,6 +198,7 @@ def test_hugging_face_models(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the map of")
 def test_a_hugging_face_model_in_a_folder_by_the_command(tmp_path: Path, image_path: Path) -> None:
     import transformers
 

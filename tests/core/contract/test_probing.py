@@ -227,3 +227,9 @@ def test_values_that_do_not_change_are_judged_by_their_shape():
     assert not probe(lambda x: np.ones((len(x), 80, 2100)))[0].has_map
     assert not probe(lambda x: np.ones((len(x), 2, 8, 8, 5)))[0].has_map
     assert probe(lambda x: np.ones((len(x), 5, 8, 8)))[0].has_map
+
+
+@pytest.mark.parametrize("channels", [4, 16, 64])
+def test_one_token_is_not_a_map_of_its_channels(channels):
+    layer, _ = probe(lambda x: tokens(x, extra=1, channels=channels)[:, :1], layout="tokens")
+    assert (layer.layout, layer.shape, layer.has_space) == ("tokens", (channels, 1), False)

@@ -195,9 +195,7 @@ def test_the_error_names_the_next_layer_with_a_gradient():
         ModelError, match="choose layer 'next', the next one with a gradient, or a method that needs no"
     ):
         model.trace(batch(), "double", zero)
-    with pytest.raises(
-        ModelError, match="choose a method that needs no gradient: eigencam"
-    ):
+    with pytest.raises(ModelError, match="choose a method that needs no gradient: eigencam"):
         model.trace(batch(), "end", zero)
 
 
