@@ -295,15 +295,18 @@ class RecordedModel(ABC, Generic[R]):
         opened = self._opened(x)
         known = self._layer(opened, layer)
 
-        def run(rows: Array) -> ForwardPass:
+        def run(rows: Array) -> tuple[ForwardPass, Mapping[str, Array]]:
             with self._running_at(known):
-                return opened.recording.forward(rows, known.name, differentiate)
+                one = opened.recording.forward(rows, known.name, differentiate)
+                return one, one.outputs
 
-        def joined_passes(passes: Sequence[ForwardPass]) -> ForwardPass:
-            return _OneByOne(passes, known.batch_axis)
+        def join(
+            results: Sequence[tuple[ForwardPass, Mapping[str, Array]]],
+        ) -> tuple[ForwardPass, Mapping[str, Array]]:
+            passes, outputs = zip(*results, strict=True)
+            return _OneByOne(passes, known.batch_axis), _stacked(outputs)
 
-        forward_pass = self._by_rows(opened, x, run, joined_passes, lambda one: one.outputs)
-        outputs = forward_pass.outputs
+        forward_pass, outputs = self._by_rows(opened, x, run, join, lambda result: result[1])
         return known, forward_pass, {name: outputs[name] for name in self._names(opened.recording)}
 
     def _by_rows(
