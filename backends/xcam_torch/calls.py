@@ -195,7 +195,10 @@ def _reach(
     if gradients is None:  # torch cannot compute them here: assume that they lead everywhere
         gradients = [torch.ones(()) for _ in values]
     sequences = {id(call): call.value for call in seen if _is_sequence(call.value, x)}
-    flows = bool(sequences) and any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    # A head of zeros lets no gradient reach any map or token.
+    flows = bool(sequences) and any(
+        gradient is not None and gradient.ndim > 2 and bool(gradient.any()) for gradient in gradients
+    )
     alone: dict[str, Mapping[int, Tensor | None]] = {}
     for name, output in outputs.items() if len(outputs) > 1 and sequences else ():
         parts = _gradients([output], list(sequences.values())) or [None] * len(sequences)

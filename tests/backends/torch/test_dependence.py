@@ -349,3 +349,41 @@ def test_checkpoints_of_other_threads_are_kept() -> None:
     thread.join()
     assert classes == ["CheckpointFunctionBackward"]
     assert torch.utils.checkpoint.CheckpointFunction is original
+
+
+class ClassToken(nn.Module):
+    """A class token reads a map of the patches, which passes a convolution behind that read (as in CoaT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.norm, self.late = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Conv2d(8, 8, 1)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patch(x)
+        tokens = self.norm(patches.flatten(2).transpose(1, 2))
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        seen = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        late = self.late(seen[:, 1:].transpose(1, 2).unflatten(2, patches.shape[2:]))
+        seen = torch.cat([seen[:, :1], late.flatten(2).transpose(1, 2)], 1)
+        return self.head(seen[:, 0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::xcam.ZeroHeatmapWarning")
+@pytest.mark.parametrize("zero_head", [False, True])
+def test_a_map_behind_the_last_read_of_a_class_token(zero_head: bool) -> None:
+    net = ClassToken().eval()
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    if zero_head:  # zeros everywhere are not evidence
+        nn.init.zeros_(net.head.weight)
+    explanation = xcam.explain(xcam.load(net, preprocess="unit", size=(32, 32)), image, target=1)
+    assert explanation.layer == ("late" if zero_head else "norm")
+    if zero_head:
+        return
+    tokens = net.norm(net.patch(torch.from_numpy(image).permute(2, 0, 1)[None] / 255).flatten(2).transpose(1, 2))
+    whole = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+    score = net.head(net.attention(whole, whole, whole, need_weights=False)[0][:, 0])[0, 1]
+    (gradient,) = torch.autograd.grad(score, tokens)
+    expected = (gradient.mean(1, keepdim=True) * tokens).sum(2).reshape(8, 8).detach().numpy()
+    np.testing.assert_allclose(explanation.cam, expected, atol=1e-4 * np.abs(expected).max())
