@@ -74,7 +74,7 @@ class Recording:
         for call, batches in zip(calls, values, strict=True):
             if not batches:
                 raise not_called(call, 0)
-        return [np.concatenate(batches) for batches in values]
+        return [batches[0] if len(batches) == 1 else np.concatenate(batches) for batches in values]
 
     def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""

@@ -186,11 +186,24 @@ def _change(clean: Array, changed: Array) -> Change | None:
     if clean.shape != changed.shape:
         return None
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.nan_to_num(changed.astype(np.float32) - clean, nan=0.0, posinf=0.0, neginf=0.0)
-        # Untrained networks have values below 1e-23, whose squares are zero in float32.
-        square = np.square(difference / (np.abs(difference).max(initial=0.0) or 1.0))
-    axes = range(square.ndim)
-    return Change(tuple(square.sum(axis=tuple(b for b in axes if b != a), dtype=np.float64) for a in axes))
+        difference = np.subtract(changed, clean, dtype=np.float32)
+        largest = max(float(difference.max(initial=0.0)), -float(difference.min(initial=0.0)))
+        if not np.isfinite(largest):
+            difference = np.nan_to_num(difference, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            largest = float(np.abs(difference).max(initial=0.0))
+    if not largest:
+        return Change(tuple(np.zeros(n) for n in clean.shape))
+    if not 1e-12 < largest < 1e12:  # untrained networks have values whose squares are zero in float32
+        difference = difference / np.float32(largest)
+    # Two passes over the values instead of one for each axis: the sums over the last axes, and over the first ones.
+    axes = "abcdefghij"[: difference.ndim]
+    half = len(axes) // 2
+    profiles = []
+    for kept in (axes[:half], axes[half:]):
+        energy = np.einsum(f"{axes},{axes}->{kept}", difference, difference).astype(np.float64)
+        for k in range(len(kept)):
+            profiles.append(energy.sum(axis=tuple(i for i in range(len(kept)) if i != k)))
+    return Change(tuple(profiles))
 
 
 def _measured(
