@@ -19,6 +19,7 @@ from xcam.errors import ModelError
 from xcam_onnx.autodiff import OPSET, differentiate, inline_undifferentiable
 from xcam_onnx.graph import Graph, copied, declared, part, reads
 from xcam_onnx.sessions import Runtime, Session
+from xcam_onnx.standard.form import Quantised
 from xcam_onnx.weights import external_size
 
 GRADIENT = "xcam/gradients"
@@ -95,34 +96,54 @@ class Run:
     """The input of `backward` that takes the cotangent, by output tensor."""
     refusal: ModelError | None = None
     """The reason for a missing gradient."""
+    is_exact: bool = False
+    """Whether it runs the file's own operators, and not the standard form, which can be differentiated."""
 
 
 class Cut:
     """The sessions of one layer, each created when it is first needed, once for all threads.
 
     Args:
-        graph: The whole graph.
+        graph: The whole graph in standard form.
+        runnable: The graph that forward passes run: `graph` itself, or the one with the file's own operators.
         runtime: Creates sessions.
         source: The input.
         tensor: The layer's value.
         outputs: The output tensors.
+        quantised: How the layer is quantised, where it is: the tail quantises the values that it is given.
     """
 
-    def __init__(self, graph: Graph, runtime: Runtime, source: str, tensor: str, outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        runnable: Graph,
+        runtime: Runtime,
+        source: str,
+        tensor: str,
+        outputs: Sequence[str],
+        quantised: Quantised | None = None,
+    ) -> None:
         self.tensor = tensor
-        self._graph, self._runtime, self._source, self._outputs = graph, runtime, source, outputs
+        self._graph, self._runnable, self._runtime = graph, runnable, runtime
+        self._source, self._outputs = source, outputs
         after = graph.after([tensor])
         self._tail, bypass = part(graph, [tensor], [name for name in outputs if name in after and name != tensor])
         self.bypass = list(dict.fromkeys([*bypass, *(name for name in outputs if name not in after)]))
         """Tensors that the tail reads in addition to the layer's value, and outputs that do not depend on the layer."""
+        if quantised is not None:
+            _requantise(self._tail, graph, tensor, quantised)
         self._lock = threading.Lock()
         self._runs: dict[tuple[str, bool], Run] = {}
         self._heads = BoundedCache[tuple[str, ...], Session]()
 
     def forward(self, differentiable: bool = True) -> Run:
         """Return the sessions from the input to the outputs and the layer's value."""
-        outputs = list(dict.fromkeys([self.tensor, *self._outputs]))
-        return self._run("forward", differentiable, lambda: part(self._graph, [self._source], outputs)[0])
+        is_exact = self._runnable is not self._graph
+        bypass = self.bypass if is_exact and differentiable else ()
+        outputs = list(dict.fromkeys([self.tensor, *self._outputs, *bypass]))
+        return self._run(
+            "forward", differentiable, lambda: part(self._runnable, [self._source], outputs)[0], is_exact
+        )
 
     def tail(self, differentiable: bool = True) -> Run:
         """Return the sessions from the layer's value and the bypass values to the outputs that depend on the layer."""
@@ -131,21 +152,26 @@ class Cut:
     def head(self, tensors: Sequence[str]) -> Session:
         """Return the session from the input to some bypass values."""
         key = tuple(tensors)
-        return self._heads.get(key, lambda: self._runtime.session(part(self._graph, [self._source], key)[0]))
+        return self._heads.get(key, lambda: self._runtime.session(part(self._runnable, [self._source], key)[0]))
 
-    def _run(self, name: str, differentiable: bool, make: Callable[[], ModelProto]) -> Run:
+    def _run(self, name: str, differentiable: bool, make: Callable[[], ModelProto], is_exact: bool = False) -> Run:
         """Return an existing differentiable run. Otherwise create a run, without gradient where none is needed."""
         with self._lock:
             if (name, True) in self._runs:
                 return self._runs[name, True]
             if (name, differentiable) not in self._runs:
                 self._runs.pop((name, False), None)
-                self._runs[name, differentiable] = self._create(make(), differentiable, inner=name == "tail")
+                self._runs[name, differentiable] = (
+                    Run(self._runtime.session(make()), is_exact=True)
+                    if is_exact
+                    else self._create(make(), differentiable, inner=name == "tail")
+                )
             return self._runs[name, differentiable]
 
     def _create(self, model: ModelProto, differentiable: bool, inner: bool) -> Run:
         """Create sessions for a part of the graph. `inner`: it takes tensors from within the graph."""
         finish = unsized if inner else lambda model: model
+        session = self._runtime.session if self._runnable is self._graph else self._runtime.unfused_session
         refusal = None
         if differentiable:
             outputs = [value.name for value in model.graph.output if value.name in self._outputs]
@@ -156,11 +182,31 @@ class Cut:
             else:
                 shared = _shared_weights(backward.model, model)
                 return Run(
-                    self._runtime.session(finish(forward), shared),
-                    self._runtime.session(unsized(backward.model), shared),
+                    session(finish(forward), shared),
+                    session(unsized(backward.model), shared),
                     backward.cotangents,
                 )
-        return Run(self._runtime.session(finish(model)), refusal=refusal)
+        return Run(session(finish(model)), refusal=refusal)
+
+
+def _requantise(tail: ModelProto, graph: Graph, tensor: str, entry: Quantised) -> None:
+    """Let a tail quantise and dequantise the values that it is given for a layer, as the file does."""
+    integers, value = "xcam/given/quantized", "xcam/given"
+    for node in tail.graph.node:
+        for index, name in enumerate(node.input):
+            if name == tensor:
+                node.input[index] = value
+    nodes = [entry.quantize(tensor, integers), entry.dequantize(value, integers)]
+    known = {t.name for t in tail.graph.initializer} | {name for node in tail.graph.node for name in node.output}
+    needed = [name for name in (entry.scale, entry.zero_point) if name and name not in known]
+    constants = graph.between([], needed)
+    weights = [*needed, *(name for node in constants for name in reads(node))]
+    tail.graph.initializer.extend(graph.initializers[n] for n in dict.fromkeys(weights) if n in graph.initializers)
+    tail.graph.value_info.append(declared(integers, entry.dtype, graph.shape(tensor)))
+    tail.graph.value_info.append(declared(value, graph.dtype(tensor), graph.shape(tensor)))
+    written = [*constants, *nodes, *tail.graph.node]
+    del tail.graph.node[:]
+    tail.graph.node.extend(written)
 
 
 def unsized(model: ModelProto) -> ModelProto:

@@ -31,11 +31,13 @@ from xcam.models.layers import find
 from xcam_onnx.autodiff import OPSET, Ops, TooOld, Value, differentiate, inline_undifferentiable
 from xcam_onnx.batching import without_batch
 from xcam_onnx.control_flow import set_sizes
-from xcam_onnx.graph import Graph, Shape, copied, declared, inferred
+from xcam_onnx.graph import Graph, Shape, copied, declared, inferred, part
 from xcam_onnx.heatmaps import METHODS, heatmap
 from xcam_onnx.recording import Recording
 from xcam_onnx.weights import WeightFiles, external_size
 
+TAIL = "xcam/tail/"
+"""Begins the names of a tail that is appended in standard form."""
 CLASS, ACTIVATIONS, GRADIENTS, HEATMAP = "xcam/class_index", "xcam/activations", "xcam/gradients", "xcam/heatmap"
 
 
@@ -61,7 +63,7 @@ def export(
             f"cannot export method {method!r}: an ONNX file cannot compute it; {nearest(method, METHODS)}"
         )
     target = find(model, layer)
-    proto = copied(recording.model)
+    proto = copied(recording.form.runnable)
     if recording.sizes:  # at another size, other branches would be right
         set_sizes(proto, recording.signature.source, recording.sizes)
     if any(name.startswith("xcam/") for name in Graph(proto).producer):
@@ -94,8 +96,10 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     """Return the model with the inputs and outputs that explain it."""
     name = getattr(model, "chosen_output", None) or next(iter(recording.output_activations))
     output = next(output for output in recording.signature.outputs if output.name == name)
-    tensor = recording.tensor(layer.name)
-    proto = inline_undifferentiable(proto, tensor, [output.tensor])
+    tensor, explained = recording.tensor(layer.name), output.tensor
+    if recording.form.is_changed:  # the file's own operators remain, and the tail follows once more in standard form
+        explained = _append_tail(proto, recording, tensor, output.tensor)
+    proto = inline_undifferentiable(proto, tensor, [explained])
     graph = recording.with_ranks(proto)
     logits = graph.shape(output.tensor)
     if logits is None or len(logits) not in (1, 2):
@@ -112,7 +116,7 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     batch = (graph.shape(recording.signature.source) or (None,))[0]
     ops = Ops(graph, "xcam/e", graph.opset[""])
     cotangent = _cotangent(ops, output.tensor)
-    written = differentiate(graph, tensor, {output.tensor: cotangent.name}, "xcam/d/result", ops.opset)
+    written = differentiate(graph, tensor, {explained: cotangent.name}, "xcam/d/result", ops.opset)
     first = len(ops.nodes)
     a = _channels_first(ops, ops.forward(tensor), layer.layout)
     g = _channels_first(ops, Value(ops, written.gradient, graph.dtype(tensor)), layer.layout)
@@ -131,6 +135,26 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
             value.CopyFrom(graph.info(value.name))  # a file without it passes the runtime, and not the checker
     proto.graph.output.extend(outputs)
     return proto
+
+
+def _append_tail(proto: ModelProto, recording: Recording, tensor: str, output: str) -> str:
+    """Append the tail from a tensor to an output in standard form, under new names; return the name of its output."""
+    tail = part(recording.graph, [tensor], [output])[0].graph
+    computed = {name: f"{TAIL}{name}" for node in tail.node for name in node.output if name}
+    for node in tail.node:
+        for names in (node.input, node.output):
+            renamed = [computed.get(name, name) for name in names]
+            del names[:]
+            names.extend(renamed)
+        node.name = node.name and f"{TAIL}{node.name}"
+    known = {tensor.name for tensor in proto.graph.initializer}
+    proto.graph.initializer.extend(t for t in tail.initializer if t.name not in known)
+    proto.graph.node.extend(tail.node)
+    for value in (*tail.value_info, *tail.output):
+        if value.name in computed:
+            value.name = computed[value.name]
+            proto.graph.value_info.append(value)
+    return computed[output]
 
 
 def _cotangent(o: Ops, logits: str) -> Value:

@@ -16,7 +16,7 @@ from onnx import ModelProto, external_data_helper, numpy_helper
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx import classifiers
-from xcam_onnx.graph import inferred, metadata, nodes
+from xcam_onnx.graph import inferred, metadata, nodes, sort
 from xcam_onnx.opsets import OLDEST, TARGET, convert
 from xcam_onnx.weights import WeightFiles, external, external_entries, skeleton
 
@@ -113,6 +113,7 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
             f"cannot read {name}: a model states one version of ONNX's operators, and its opset_import states {listed}; set "
             "it with onnx.helper.make_opsetid, or export the model again"
         )
+    sort(model.graph)
     old = convert(model, name)
     notes = () if old is None else (f"converted from opset {old} to {TARGET} in memory",)
     if model.functions:

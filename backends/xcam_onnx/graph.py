@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -169,6 +170,40 @@ def nodes(within: GraphProto | FunctionProto) -> Iterator[NodeProto]:
         for entry in node.attribute:
             for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
                 yield from nodes(inner)
+
+
+def sort(within: GraphProto) -> None:
+    """Bring the nodes of a graph, and of its branches and loops, into execution order, as the runtime does.
+
+    Nodes that wait for a tensor that no node computes keep their order at the end.
+    """
+    for node in within.node:
+        for entry in node.attribute:
+            for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
+                sort(inner)
+    producer = {name: i for i, node in enumerate(within.node) for name in node.output if name}
+    needs = [{producer[name] for name in reads(node) if name in producer} for node in within.node]
+    if all(max(indices, default=-1) < i for i, indices in enumerate(needs)):
+        return
+    readers: dict[int, list[int]] = {}
+    for i, indices in enumerate(needs):
+        for index in indices:
+            readers.setdefault(index, []).append(i)
+    waiting = [len(indices) for indices in needs]
+    ready = [i for i, count in enumerate(waiting) if not count]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for i in readers.get(order[-1], ()):
+            waiting[i] -= 1
+            if not waiting[i]:
+                heapq.heappush(ready, i)
+    done = set(order)
+    ordered = [within.node[i] for i in (*order, *(i for i in range(len(needs)) if i not in done))]
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del within.node[:]
+    within.node.extend(copies)
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:

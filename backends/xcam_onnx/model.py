@@ -22,6 +22,7 @@ from xcam_onnx.names import folded_into
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import Runtime
 from xcam_onnx.signature import read_signature
+from xcam_onnx.standard.form import standard_form
 
 QUANTISED = "quantised: gradients pass straight through the rounding, and are zero where a value is clipped"
 
@@ -63,14 +64,18 @@ class OnnxModel(RecordedModel[Recording]):
         channels: int | None = None,
     ) -> None:
         self.model = model
-        model, signature = with_batch(model, read_signature(model, name, layout, channels))
+        form = standard_form(model, runtime.weights)
+        signature = read_signature(form, name, layout, channels)
+        if not signature.is_batched:
+            model, signature = with_batch(form.model, signature)
+            form = standard_form(model, runtime.weights)
         spec = signature.spec(preprocessing, size)
-        needed = scaling.computed(model, signature, spec, runtime)
+        needed = scaling.computed(form.model, signature, spec, runtime)
         spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
-        quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+        quantised = any("quantize" in node.op_type.lower() for node in form.model.graph.node)
         super().__init__(name, spec, labels, tuple(dict.fromkeys([*notes, *([QUANTISED] if quantised else [])])))
         self.default_layer = default_layer
-        self.recording = Recording(model, name, signature, spec, runtime)
+        self.recording = Recording(form, name, signature, spec, runtime)
         self._layout = layout
         self._decided = not control_flow_nodes(model)
 
@@ -94,7 +99,7 @@ class OnnxModel(RecordedModel[Recording]):
         # The sizes that may decide: those that the file fixes; those of this shape; a batch of one, image by image.
         for sizes in ((None,) * (1 + len(shape)), (fixed, *shape), (fixed or 1, *shape)):
             special = recording.specialised(sizes, (sizes[0] or fixed or 2, *shape), self._layout)
-            if not control_flow_nodes(special.model):
+            if not control_flow_nodes(special.form.original):
                 if not special.sizes and fixed == self.recording.batch:
                     self.recording, self._decided = special, True
                 return special
@@ -110,7 +115,7 @@ class OnnxModel(RecordedModel[Recording]):
     @property
     def parameter_layers(self) -> Sequence[str]:
         """See xcam.contract.abilities."""
-        return shuffling.parameter_layers(self.recording.model)
+        return shuffling.parameter_layers(self.recording.form.original)
 
     def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
         """See xcam.contract.abilities."""

@@ -14,6 +14,7 @@ from onnx import NodeProto
 
 from xcam.contract.graphs import call_names
 from xcam_onnx.graph import Graph, metadata
+from xcam_onnx.standard.form import StandardForm
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 ADDED = "xcam/batch"
@@ -70,6 +71,52 @@ def tensor_names(graph: Graph) -> list[TensorName]:
             entry.name = entry.tensor
         taken.add(entry.name)
     return result
+
+
+QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input")
+"""Suffixes that ONNX Runtime's quantiser adds to the names of nodes and tensors."""
+OUTPUT_END = "_output_0"
+"""Suffix that torch's exporter adds to a node's name for its first output."""
+
+
+def layer_names(form: StandardForm) -> list[TensorName]:
+    """Name the tensors of a model's standard form as the original file does.
+
+    The value of a layer is the one that the nodes behind it read. In a quantised file this is the dequantised value: it
+    has the names of the node that computes it, those of an activation that the quantiser absorbed, and those of the nodes
+    that quantise and dequantise it.
+    """
+    graph = Graph(form.original)
+    entries = tensor_names(graph)
+    if not form.is_changed:
+        return entries
+    result: dict[str, TensorName] = {}
+    inputs = {form.as_read(value.name) for value in graph.inputs}
+    for entry in entries:
+        read = form.as_read(entry.tensor)
+        if read is None or read in inputs:
+            continue
+        names = _float_names(entry) if read != entry.tensor else [entry.name, *entry.aliases]
+        if read in result and entry.kind.startswith(("QuantizeLinear", "DequantizeLinear")):
+            result[read].aliases += [name for name in names if name not in result[read].aliases]
+        else:
+            key = read if read not in result else entry.name
+            result[key] = TensorName(names[0], read, entry.kind, names[1:], entry.inner)
+    return list(result.values())
+
+
+def _float_names(entry: TensorName) -> list[str]:
+    """Return the names of a quantised value: those of the float file first.
+
+    A quantiser that absorbs an activation keeps the name of its output, `/3/Relu_output_0`, and removes its node, `/3/Relu`.
+    """
+    names = []
+    for name in (entry.name, *entry.aliases):
+        end = next((end for end in QUANTISED_ENDS if name.endswith(end)), "")
+        names += [name.removesuffix(end), name]
+    absorbed = [name.removesuffix(OUTPUT_END) for name in names if name.endswith(OUTPUT_END)]
+    names = [*absorbed, *names] if entry.name.startswith("/") else [*names, *absorbed]
+    return list(dict.fromkeys(names))
 
 
 def _kind(graph: Graph, node: NodeProto) -> str:

@@ -22,9 +22,10 @@ from xcam.errors import ModelError
 from xcam_onnx.autodiff import NoPath
 from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
-from xcam_onnx.graph import Graph, Shape, part, reads
+from xcam_onnx.graph import INTEGERS, Graph, Shape, part, reads
 from xcam_onnx.sessions import Runtime, Session, array
 from xcam_onnx.signature import Signature, read_layers, read_signature, sized
+from xcam_onnx.standard.form import Quantised, StandardForm, standard_form
 
 CUTS = 2
 """Layers whose sessions are kept: each holds weights."""
@@ -34,7 +35,7 @@ class Recording:
     """A model's graph, its layers, and the sessions of its parts.
 
     Args:
-        model: The model, its larger weights as external data.
+        form: The model, its larger weights as external data.
         name: Its name, for messages.
         signature: Its input and outputs.
         spec: Its input, as the contract describes it.
@@ -43,8 +44,10 @@ class Recording:
 
     current = True
 
-    def __init__(self, model: ModelProto, name: str, signature: Signature, spec: InputSpec, runtime: Runtime) -> None:
-        self.model, self.name, self.signature, self.spec, self.runtime = model, name, signature, spec, runtime
+    def __init__(
+        self, form: StandardForm, name: str, signature: Signature, spec: InputSpec, runtime: Runtime
+    ) -> None:
+        self.form, self.name, self.signature, self.spec, self.runtime = form, name, signature, spec, runtime
         self.sizes: Shape = ()
         """The shape of the input that the graph is correct for, None where a size is open; (): all are."""
         self._tensors = [output.tensor for output in signature.outputs]
@@ -61,7 +64,7 @@ class Recording:
         """The activation that is cut off each output, by the output's name; the first is explained."""
         outputs = self.signature.outputs
         tensors = {output.name: output.tensor for output in outputs}
-        graph = self.graph if len(outputs) > 1 else Graph(self.model)
+        graph = self.graph if len(outputs) > 1 else self.form.graph
 
         def before(tensor: str) -> list[str]:
             return list(reads(graph.nodes[graph.producer[tensor]])) if tensor in graph.producer else []
@@ -75,7 +78,7 @@ class Recording:
 
     def one_by_one(self) -> Recording:
         """Return the recording of the same model with a batch of one."""
-        return Recording(self.model, self.name, replace(self.signature, batch=1), self.spec, self.runtime)
+        return Recording(self.form, self.name, replace(self.signature, batch=1), self.spec, self.runtime)
 
     @cached_property
     def layers(self) -> Mapping[str, Layer]:
@@ -84,13 +87,18 @@ class Recording:
 
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
-        graph = sized(self.model, self.signature.source, self.signature.sample_shape(self.spec))
-        return read_layers(self._complete(graph, exact=True), self.signature)
+        graph = sized(self.form.model, self.signature.source, self.signature.sample_shape(self.spec))
+        return read_layers(self.form, self._complete(graph, exact=True), self.signature)
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph, in which every rank is known."""
-        return self.with_ranks(self.model)
+        """The graph of the standard form, in which every rank is known."""
+        return self.with_ranks(self.form.model)
+
+    @cached_property
+    def runnable(self) -> Graph:
+        """The graph that forward passes run: see xcam_onnx.standard.form."""
+        return self.with_ranks(self.form.runnable) if self.form.is_changed else self.graph
 
     def with_ranks(self, model: ModelProto) -> Graph:
         """Return the graph of a model that contains the tensors of this one, with every rank known."""
@@ -107,7 +115,7 @@ class Recording:
         names = (n for node in nodes for n in node.output if n in graph.live and not n.startswith("xcam/"))
         unknown = [name for name in names if is_unknown(name)]
         if unknown:
-            values = self._on_zeros(self.model, unknown, self.signature.sample_shape(self.spec))
+            values = self._on_zeros(graph.model, unknown, self.signature.sample_shape(self.spec))
             for name, value in values.items():
                 if value.is_tensor():  # not a sequence
                     shape = tuple(value.shape()) if exact else (None,) * len(value.shape())
@@ -132,18 +140,19 @@ class Recording:
         def run(model: ModelProto, tensors: Sequence[str]) -> dict[str, Array]:
             return {name: value.numpy() for name, value in self._on_zeros(model, tensors, shape).items()}
 
-        model = inlined(self.model, self.signature.source, sizes, run)
-        if model is self.model:
+        model = inlined(self.form.original, self.signature.source, sizes, run)
+        if model is self.form.original:
             return self
+        form = standard_form(model, self.runtime.weights)
         signature = self.signature
         if not signature.is_rewritten:
-            signature = read_signature(model, self.name, layout, self.spec.channels)
+            signature = read_signature(form, self.name, layout, self.spec.channels)
         if any(sizes):
             space = tuple(n for axis, n in enumerate(shape) if axis not in (0, signature.axis))
             batch = shape[0] if sizes[0] else signature.batch
             channels = 0 if signature.axis is None else shape[signature.axis]
             signature = replace(signature, size=space, channels=channels, batch=batch)
-        result = Recording(model, self.name, signature, self.spec, self.runtime)
+        result = Recording(form, self.name, signature, self.spec, self.runtime)
         result.sizes = sizes
         return result
 
@@ -153,7 +162,7 @@ class Recording:
 
     def predict(self, x: Array) -> Mapping[str, Array]:
         """Return the outputs by name."""
-        cut = self._cuts.latest
+        cut = None if self.form.is_changed else self._cuts.latest
         session = cut.forward(False).session if cut else self._session(self._tensors)
         return self.outputs([session(self.feed(x[rows]), self._tensors) for rows in self.slices(len(x))])
 
@@ -169,7 +178,16 @@ class Recording:
         self.runtime.weights.check()
         tensor = self.tensor(layer)
         cut = self._cuts.get(
-            tensor, lambda: Cut(self.graph, self.runtime, self.signature.source, tensor, self._tensors)
+            tensor,
+            lambda: Cut(
+                self.graph,
+                self.runnable,
+                self.runtime,
+                self.signature.source,
+                tensor,
+                self._tensors,
+                self._entry(tensor),
+            ),
         )
         run = cut.forward(differentiate)
         return ForwardPass(self, cut, run, x, [run.session(self.feed(x[rows])) for rows in self.slices(len(x))])
@@ -179,7 +197,7 @@ class Recording:
 
         def create() -> Session:
             self.runtime.weights.check()
-            return self.runtime.session(part(self.graph, [self.signature.source], tensors)[0], once=once)
+            return self.runtime.session(part(self.runnable, [self.signature.source], tensors)[0], once=once)
 
         return self._sessions.get((str(once), *tensors), create)
 
@@ -195,8 +213,34 @@ class Recording:
         return batch_slices(count, self.signature.batch, self.name)
 
     def feed(self, x: Array) -> dict[str, Any]:
-        """Return a batch as the input of a session."""
-        return {self.signature.source: np.asarray(x).astype(self.dtype(self.signature.source), copy=False)}
+        """Return a batch as the input of a session; integers that represent real numbers are computed from these."""
+        source = self.signature.source
+        if self._input_scale is not None:
+            scale, zero, low, high = self._input_scale
+            x = np.clip(np.rint(np.asarray(x, np.float32) / scale) + zero, low, high)
+        return {source: np.asarray(x).astype(self.dtype(source), copy=False)}
+
+    @cached_property
+    def _input_scale(self) -> tuple[Array, Array, int, int] | None:
+        """Scale, zero point, and smallest and largest integer of a quantised input."""
+        entry = self.signature.quantised
+        if entry is None:
+            return None
+        scale = self.graph.constant(entry.scale)
+        zero = self.graph.constant(entry.zero_point) if entry.zero_point else np.zeros((), np.int64)
+        if scale is None or zero is None or entry.dtype not in INTEGERS:
+            raise ModelError(
+                f"cannot use {self.name}: the scale of its quantised input {entry.integers!r} is not a constant; export the "
+                "model from its float input on"
+            )
+        return scale.astype(np.float32), zero.astype(np.float32), *INTEGERS[entry.dtype]
+
+    def _entry(self, tensor: str) -> Quantised | None:
+        """Return how a layer is quantised, where its scale is constant."""
+        entry = self.form.quantised.get(tensor)
+        return (
+            None if entry is None or entry.scale in self.graph.live or entry.zero_point in self.graph.live else entry
+        )
 
     def dtype(self, tensor: str) -> Any:
         """Return the NumPy type of a tensor."""
@@ -229,6 +273,8 @@ class ForwardPass:
 
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
         """Yield the gradient for each cotangent."""
+        if self._run.is_exact:  # the runtime's own pass: the tail is differentiated in standard form
+            return self._tail.gradients(cotangents)
         if self._run.backward is None:
             if isinstance(self._run.refusal, NoPath):
                 raise NoGradient from self._run.refusal
@@ -267,10 +313,17 @@ class ForwardPass:
         return ForwardPass(recording, self._cut, run, x, batches)
 
     @cached_property
+    def _tail(self) -> ForwardPass:
+        """The tail of this pass, run once more in standard form."""
+        return self.resumed(self.value, list(range(len(self._x))), True)
+
+    @cached_property
     def _bypass(self) -> dict[str, Array]:
         """The bypass values of all rows."""
-        session = self._cut.head(self._cut.bypass)
-        batches = [session(self._recording.feed(self._x[rows])) for rows in self._recording.slices(len(self._x))]
+        batches = self._batches
+        if not self._run.is_exact or not all(name in batches[0] for name in self._cut.bypass):
+            session = self._cut.head(self._cut.bypass)
+            batches = [session(self._recording.feed(self._x[rows])) for rows in self._recording.slices(len(self._x))]
         return {
             name: np.concatenate([batch[name].numpy() for batch in batches])
             if batches[0][name].shape()

@@ -40,13 +40,20 @@ class Runtime:
     spinning: bool = True
     """Waiting threads spin: faster, unless other threads need the cores (small networks: 20 % on an idle machine)."""
 
-    def session(self, model: ModelProto, shared: Collection[str] = (), once: bool = False) -> Session:
+    def unfused_session(self, model: ModelProto, shared: Collection[str] = ()) -> Session:
+        """Create a session that computes quantised operators in floats, as the standard form states them."""
+        return self.session(model, shared, fused=False)
+
+    def session(
+        self, model: ModelProto, shared: Collection[str] = (), once: bool = False, fused: bool = True
+    ) -> Session:
         """Create a session.
 
         Args:
             model: The model, or a part of it.
             shared: Weights that other sessions read too: they are read from the mapped files, and not packed.
             once: The session is run once, so that packing its weights would only cost time.
+            fused: DequantizeLinear, an operator and QuantizeLinear may become one operator on integers.
 
         Raises:
             ModelError: The runtime cannot open the model, or cannot start the device.
@@ -60,6 +67,7 @@ class Runtime:
             "session.intra_op.allow_spinning": "1" if self.spinning else "0",
             "session.force_spinning_stop": "1",  # otherwise it slows the next session down
             "session.disable_prepacking": "1" if shared or once else "0",
+            "session.disable_quant_qdq": "0" if fused else "1",
         }
         for key, setting in entries.items():
             options.add_session_config_entry(key, setting)

@@ -19,7 +19,8 @@ from xcam_onnx.autodiff import differentiable
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
 from xcam_onnx.dependence import MOST, STORAGE_ONLY, depending_on_input, read_by
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata
-from xcam_onnx.names import ADDED, TensorName, tensor_names
+from xcam_onnx.names import ADDED, TensorName, layer_names
+from xcam_onnx.standard.form import QUANTIZE, Quantised, StandardForm
 
 OUTPUT_ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 SHAPES = ("Squeeze", "Unsqueeze", "Flatten", "Reshape")
@@ -65,6 +66,8 @@ class Signature:
     """Whether the first axis of the input is the batch."""
     layers: dict[str, str]
     """Layers that the file's metadata names: layer → tensor."""
+    quantised: Quantised | None = None
+    """How the input is quantised, where the model takes integers that represent real numbers."""
 
     @property
     def is_rewritten(self) -> bool:
@@ -93,11 +96,11 @@ class Signature:
         return shape
 
 
-def read_signature(model: ModelProto, name: str, layout: Layout | None, channels: int | None = None) -> Signature:
+def read_signature(form: StandardForm, name: str, layout: Layout | None, channels: int | None = None) -> Signature:
     """Read the input and the outputs of a model.
 
     Args:
-        model: The model.
+        form: The model.
         name: Its name, for messages.
         layout: The layout of the input; None: read it from the graph.
         channels: The number of channels, where the caller gives one; 0: the input has no channel axis.
@@ -108,14 +111,14 @@ def read_signature(model: ModelProto, name: str, layout: Layout | None, channels
     Raises:
         ModelError: The model does not take an image, or does not return scores.
     """
-    graph = Graph(model)
-    source = _input(graph, name)
+    graph = form.graph
+    source = _input(form, name)
     shape = graph.shape(source) or ()
     is_batched, axis = _axes(graph, source, shape, layout, channels)
     sizes = [n if isinstance(n, int) and n > 0 else None for n in shape]
     stated = 0 if axis is None else sizes[axis]
     try:
-        layers = dict(json.loads(metadata(model).get("xcam.layers", "{}")))
+        layers = dict(json.loads(metadata(form.model).get("xcam.layers", "{}")))
     except (ValueError, TypeError):
         layers = {}
     return Signature(
@@ -124,11 +127,12 @@ def read_signature(model: ModelProto, name: str, layout: Layout | None, channels
         channels=_filter_channels(graph) or 3 if stated is None else stated,
         channels_known=stated is not None,
         axis=axis,
-        dtype=PIXELS.get(graph.dtype(source), "float32"),
+        dtype="float32" if source in form.floats else PIXELS.get(graph.dtype(source), "float32"),
         batch=sizes[0] if is_batched else 1,
-        outputs=_outputs(graph, name),
+        outputs=_outputs(form, name),
         is_batched=is_batched,
         layers=layers,
+        quantised=form.quantised[form.floats[source]] if source in form.floats else None,
     )
 
 
@@ -145,8 +149,14 @@ def sized(model: ModelProto, source: str, shape: list[int]) -> Graph:
     return Graph(inferred(result))
 
 
-def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, str]]:
-    """Return by name the layers of a graph from `sized`, each with its tensor."""
+def read_layers(form: StandardForm, graph: Graph, signature: Signature) -> dict[str, tuple[Layer, str]]:
+    """Return by name the layers of a model, each with its tensor in the standard form.
+
+    Args:
+        form: The model.
+        graph: The graph of the standard form, from `sized`.
+        signature: Its input and outputs.
+    """
     rows = signature.batch or 2
     axes = channel_axes(graph, signature.source, signature.axis, least=0 if signature.is_rewritten else 1)
     outputs = [output.tensor for output in signature.outputs]
@@ -154,7 +164,7 @@ def read_layers(graph: Graph, signature: Signature) -> dict[str, tuple[Layer, st
     with_gradient, from_input = differentiable(graph, outputs), depending_on_input(graph)
     final = {*outputs, *(value.name for value in graph.proto.output)}
     result: dict[str, tuple[Layer, str]] = {}
-    for entry in tensor_names(graph):
+    for entry in layer_names(form):
         shape, axis = graph.shape(entry.tensor), axes.get(entry.tensor)
         if not axis or not shape or len(shape) < 2 or not _is_float(graph, entry.tensor):
             continue
@@ -192,7 +202,8 @@ def _renamed(entry: TensorName, layers: Mapping[str, str], known: Mapping[str, t
     return entry
 
 
-def _input(graph: Graph, name: str) -> str:
+def _input(form: StandardForm, name: str) -> str:
+    graph = form.graph
     required = [value.name for value in graph.inputs]
     if len(required) != 1:
         listed = ", ".join(f"{n} {list(graph.shape(n) or ())}" for n in required) or "none"
@@ -201,7 +212,7 @@ def _input(graph: Graph, name: str) -> str:
     dtype, shape = graph.dtype(source), graph.shape(source)
     axes = convolved_axes(graph, source)
     is_image = shape is not None and (len(shape) == 4 or (axes is not None and len(axes) == 4))
-    if dtype not in FLOATS and not (dtype in PIXELS and is_image):
+    if dtype not in FLOATS and source not in form.floats and not (dtype in PIXELS and is_image):
         raise ModelError(
             f"cannot use {name}: its input {source!r} is {_type_name(dtype)} {list(shape or ())}, not an image of floats "
             "or pixels; export the model from its float input on"
@@ -266,9 +277,14 @@ def _filter_channels(graph: Graph) -> int | None:
     return None
 
 
-def _outputs(graph: Graph, name: str) -> list[Output]:
+def _outputs(form: StandardForm, name: str) -> list[Output]:
+    graph = form.graph
+
     def producer(tensor: str) -> tuple[str | None, str] | None:
         node = graph.nodes[graph.producer[tensor]] if tensor in graph.producer else None
+        if node is not None and tensor in form.quantised:  # look through the quantisation of a float value
+            node = graph.nodes[graph.producer[node.input[0]]] if node.input[0] in graph.producer else None
+            return (None, node.input[0]) if node is not None and node.op_type == QUANTIZE else None
         if node is None:
             return None
         if node.op_type in OUTPUT_ACTIVATIONS and node.domain == "" and node.input[0] in graph.live:
@@ -280,7 +296,7 @@ def _outputs(graph: Graph, name: str) -> list[Output]:
         return (None, node.input[0]) if is_shape or is_storage else None
 
     names = [v.name for v in graph.proto.output if not v.name.startswith("xcam/")]
-    tensors = {name: classifiers.scores_under(graph, name) or name for name in names}
+    tensors = {name: classifiers.scores_under(graph, name) or form.floats.get(name, name) for name in names}
     if not any(_is_float(graph, tensor) for tensor in tensors.values()):  # labels alone
         tensors = {name: classifiers.scores_of_label(graph, name) or name for name in names}
     named = {name: tensor for name, tensor in tensors.items() if _is_float(graph, tensor)}

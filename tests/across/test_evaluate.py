@@ -240,8 +240,8 @@ def test_weights_are_exchanged_and_statistics_stay_in_onnx() -> None:
     opened = xcam.load(proto, preprocess="unit")
     assert list(opened.parameter_layers) == ["conv", "norm", "matmul"]
     copied = opened.with_shuffled_weights(opened.parameter_layers, 0)
-    copied.recording.runtime.weights.fetch(copied.recording.model)
-    after = {t.name: numpy_helper.to_array(t) for t in copied.recording.model.graph.initializer}
+    copied.recording.runtime.weights.fetch(copied.recording.form.original)
+    after = {t.name: numpy_helper.to_array(t) for t in copied.recording.form.original.graph.initializer}
     moved = {name for name, value in arrays.items() if not np.array_equal(after[name], value.astype(np.float32))}
     assert moved == {"kernel", "bias", "scale", "shift", "end"}
     for name, value in arrays.items():

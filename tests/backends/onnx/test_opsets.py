@@ -235,7 +235,7 @@ def test_values_and_gradients_of_a_network(tmp_path: Path, opset: int, ir: int) 
     expected = np.zeros_like(v["r1"])
     expected[:, :, 1:7] = g * ((v["r1"] > 0) & (v["r1"] < 2))[:, :, 1:7]
     assert error(trace.gradients[0], expected) < 1e-4
-    large = [t for t in model.recording.model.graph.initializer if t.name in ("w1", "w2")]  # type: ignore[attr-defined]
+    large = [t for t in model.recording.form.original.graph.initializer if t.name in ("w1", "w2")]  # type: ignore[attr-defined]
     assert [t.data_location for t in large] == [TensorProto.EXTERNAL] * 2
     assert [layer.name for layer in model.layers][:4] == ["conv1", "relu1", "clip", "slice"]
 

@@ -29,7 +29,7 @@ def assert_same(text: str, plain: str, opset: int = 18, **weights: np.ndarray) -
     y, _, g = by_graph(reference, {"x": X}, v)
     np.testing.assert_allclose(y, expected, atol=1e-6)
     np.testing.assert_allclose(trace.gradients[0] * (1 - np.tanh(X) ** 2), g, atol=1e-6)
-    return opened._recording(X).model  # type: ignore[no-any-return]
+    return opened._recording(X).form.original  # type: ignore[no-any-return]
 
 
 def test_a_list_that_a_loop_fills() -> None:
