@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from xcam.contract import Array
@@ -33,19 +34,36 @@ class NotExpandable(Exception):  # noqa: N818  (internal: the node then remains 
     """Error of an expansion for a node that standard operators cannot express; the message gives the reason."""
 
 
-def expands(*ops: str, domain: str = "") -> Callable[[Expansion], Expansion]:
+NEWER: dict[tuple[str, str], Expansion] = {}
+"""Expansions of standard operators for models of an older operator set, which the runtime accepts too."""
+
+
+def expands(*ops: str, domain: str = "", newer: bool = False) -> Callable[[Expansion], Expansion]:
     """Register an expansion.
 
     An expansion writes nodes by its Writer; the last ones name the outputs of the original node (`out=`), with the type
     that the original gives them.
+
+    Args:
+        ops: The operators.
+        domain: Their domain.
+        newer: They are standard operators, and expanded only where the model's operator set lacks them.
     """
 
     def register(expansion: Expansion) -> Expansion:
         for op in ops:
-            EXPANSIONS[domain, op] = expansion
+            (NEWER if newer else EXPANSIONS)[domain, op] = expansion
         return expansion
 
     return register
+
+
+def expansion(node: NodeProto, opset: int) -> Expansion | None:
+    """Return the expansion of a node in a model of an operator set; None for an operator of the standard form."""
+    key = node.domain, node.op_type
+    if key in NEWER and not onnx.defs.has(node.op_type, opset, node.domain):
+        return NEWER[key]
+    return EXPANSIONS.get(key)
 
 
 class Original:
