@@ -6,7 +6,7 @@ reverse. For each operator a rule computes the vector-Jacobian products: see `xc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,19 @@ from xcam.explanation.context import without_gradients
 from xcam_onnx.autodiff.registry import RULES, Node
 from xcam_onnx.autodiff.values import Ops, Unsupported, Value
 from xcam_onnx.graph import FLOAT8, FLOATS, INTEGERS, Graph, Shape, inferred, reads
+from xcam_onnx.standard.registry import PREFIX
 
 OPSET = 18
 """The oldest operator set in which the written nodes are correct; newer ones are too."""
 
 RUNTIME_DECISIONS = {"If": "whose branch", "Loop": "whose number of rounds"}
-SUMMING = {"ConvInteger", "MatMulInteger"}
+QUANTISING = {"QuantizeLinear", "DynamicQuantizeLinear"}
+PASSING = {
+    *("Cast", "Identity", "Add", "Sub", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Split"),
+    *("Slice", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "Pad", "DepthToSpace", "SpaceToDepth"),
+    *("MaxPool", "Relu", "Clip", "Max", "Min", "Where"),
+}
+"""Operators whose results are quantised values where their first inputs are."""
 STEPS = {"Sign", "Floor", "Ceil", "Round", "Hardmax"}
 """Operators whose gradient is zero everywhere."""
 
@@ -96,10 +103,7 @@ def differentiable(graph: Graph, outputs: Sequence[str]) -> set[str]:
             able[key] = not is_step and (key in RULES or _is_defined_by_others(key, graph.model))
         return able[key]
 
-    def carries(name: str) -> bool:
-        dtype, index = graph.dtype(name), graph.producer.get(name)
-        return dtype in FLOATS if index is None else _carries(dtype, graph.nodes[index])
-
+    carries = _carrying(graph)
     reached = set(outputs)
     for node in reversed(graph.nodes):
         if any(name in reached for name in node.output) and has_gradient(node):
@@ -180,24 +184,51 @@ def _input_gradients(node: Node, gradients: list[Value | None], active: set[str]
 
 def _path(graph: Graph, at: str, outputs: set[str]) -> tuple[set[str], list[NodeProto]]:
     """Return the tensors that carry a gradient, and the nodes between them in order."""
-    carries, forward = {at}, []
+    carries, carried, forward = _carrying(graph), {at}, []
     for node in graph.nodes:
-        if not any(name in carries for name in reads(node)):
+        if not any(name in carried for name in reads(node)):
             continue
-        names = [name for name in node.output if name and _carries(graph.dtype(name), node)]
+        names = [name for name in node.output if name and carries(name)]
         if names and at not in node.output:
-            carries.update(names)
+            carried.update(names)
             forward.append(node)
     needed, path = set(outputs), []
     for node in reversed(forward):
         if any(name in needed for name in node.output):
             needed.update(reads(node))
             path.append(node)
-    return carries & needed, path[::-1]
+    return carried & needed, path[::-1]
 
 
-def _carries(dtype: int, node: NodeProto) -> bool:
-    return dtype in {*FLOATS, *INTEGERS, *FLOAT8} or node.op_type in SUMMING or dtype == 0
+def _carrying(graph: Graph) -> Callable[[str], bool]:
+    """Return a function that decides whether a tensor can have a gradient: floats and quantised values."""
+    integers = quantised(graph)
+    constants = {name for node in graph.nodes if node.op_type == "DynamicQuantizeLinear" for name in node.output[1:]}
+
+    def carries(name: str) -> bool:
+        dtype = graph.dtype(name)
+        if dtype == 0:
+            return name in graph.producer
+        return (dtype in FLOATS or dtype in FLOAT8 or name in integers) and name not in constants
+
+    return carries
+
+
+def quantised(graph: Graph) -> set[str]:
+    """Return the integer tensors whose values are real numbers in steps: their gradient is that of the numbers.
+
+    They come from QuantizeLinear, DynamicQuantizeLinear and the sums of integers that xcam_onnx.standard writes in float.
+    Other integers are labels, indices and masks, which have no gradient.
+    """
+    result = set[str]()
+    for node in graph.nodes:
+        if (
+            node.op_type in QUANTISING
+            or (node.op_type == "Cast" and node.name.startswith(PREFIX))
+            or (node.op_type in PASSING and any(name in result for name in node.input))
+        ):
+            result.update(name for name in node.output if graph.dtype(name) in {*INTEGERS, TensorProto.INT32})
+    return result
 
 
 def _explain_without_rule(nodes: Sequence[NodeProto]) -> str:

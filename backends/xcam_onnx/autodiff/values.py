@@ -14,7 +14,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from xcam.contract import Array
-from xcam_onnx.graph import Graph, Shape
+from xcam_onnx.graph import FLOATS, Graph, Shape
 
 BOOLEAN = {"Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual", "And", "Or", "Not", "IsNaN"}
 INTEGER = {"Shape", "Size", "NonZero", "ArgMax", "ArgMin"}
@@ -120,6 +120,7 @@ class Ops:
         self.requested: dict[str, tuple[int, Shape | None]] = {}
         """Additional outputs of the forward graph (shapes, optional outputs): their types and shapes."""
         self._cache: dict[Any, Value] = {}
+        self._scaled: dict[str, tuple[Value, str]] = {}
         self._count = 0
 
     def fresh(self, suffix: str) -> str:
@@ -198,6 +199,28 @@ class Ops:
     def masked(self, g: Value, condition: Value) -> Value:
         """Return `g` where the condition holds, 0 elsewhere: as a product, which is several times faster than Where."""
         return g * self.Cast(condition, to=g.dtype)
+
+    def once(self, key: Any, write: Callable[[], Value]) -> Value:
+        """Return the tensor that was written under this key, or write it."""
+        if key not in self._cache:
+            self._cache[key] = write()
+        return self._cache[key]
+
+    def adjoint(self, g: Value, x: Value) -> Value:
+        """Convert a gradient to the type that gradients with respect to `x` have: float32 where `x` is quantised."""
+        dtype = x.dtype if x.dtype in FLOATS else TensorProto.FLOAT
+        return g if g.dtype == dtype else self.Cast(g, to=dtype)
+
+    def scaled(self, g: Value, scale: Value) -> Value:
+        """Return g · scale in float32: the gradient with respect to the integers of a dequantised value."""
+        result = (g if g.dtype == scale.dtype else self.Cast(g, to=scale.dtype)) * scale
+        self._scaled[result.name] = g, scale.name
+        return result
+
+    def unscaled(self, g: Value, scale: Value) -> Value:
+        """Return g / scale: the gradient with respect to the value that was quantised; the inverse of `scaled`."""
+        factor, name = self._scaled.get(g.name, (g, ""))
+        return factor if name == scale.name else g / scale
 
     def named(self, x: Value, name: str) -> Value:
         """Return the same tensor under a given name."""

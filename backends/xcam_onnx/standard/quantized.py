@@ -2,19 +2,233 @@
 
 The standard form of QLinearConv is DequantizeLinear → Conv → QuantizeLinear: the same numbers, except where the float
 result is so near to the middle of two steps that rounding decides.
+
+Operators that sum integers (ConvInteger, MatMulInteger) become the same sum of the integers as floats, which a Cast
+turns into the original's int32: xcam_onnx.autodiff passes gradients through it.
 """
 
 from __future__ import annotations
 
-from xcam_onnx.standard.registry import Original, Writer, expands
+import numpy as np
+from onnx import TensorProto, helper
+
+from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expands
+
+CHANNEL_AXIS = 13
+"""The first opset in which DequantizeLinear has scales for the channels of an axis."""
+
+
+def _dequantised(n: Original, w: Writer, start: int, axis: int | None = None) -> str:
+    """Dequantise the input at `start`, whose scale and zero point follow it. `axis`: that of several scales."""
+    return _values(n, w, n.input(start), n.input(start + 1), n.input(start + 2), axis)
+
+
+def _values(n: Original, w: Writer, x: str, scale: str, zero: str, axis: int | None = None) -> str:
+    shape = n.shape(scale)
+    several = axis is not None and shape != () and shape != (1,)
+    if not several:
+        return w.dequantize(x, scale, zero)
+    if shape is not None and len(shape) > 1:  # they broadcast
+        return w.Mul(_integers(n, w, x, zero), scale)
+    return _with_scales(w, x, scale, _for_each(n, w, zero, scale), axis)
+
+
+def _with_scales(w: Writer, x: str, scale: str, zero: str, axis: int | None) -> str:
+    """Dequantise with the scales of an axis: by ONNX Runtime's operator where that of ONNX has only one scale.
+
+    Arithmetic operators would make a float weight, which ONNX Runtime then quantises with another scale.
+    """
+    if w.opset >= CHANNEL_AXIS:
+        return w.dequantize(x, scale, zero, axis=axis)
+    return w("DequantizeLinear", x, scale, *([zero] if zero else []), axis=axis, domain=MICROSOFT)[0]
+
+
+def _for_each(n: Original, w: Writer, zero: str, scale: str) -> str:
+    """Return a zero point for each scale; DequantizeLinear does not broadcast one."""
+    if not zero or n.shape(zero) not in ((), (1,)):
+        return zero
+    value, shape = n.constant(zero), n.shape(scale)
+    if value is not None and shape is not None and isinstance(shape[0], int):
+        return w.constant(np.full(shape, value.reshape(())))
+    return w.Expand(zero, w.Shape(scale))
+
+
+def _integers(n: Original, w: Writer, x: str, zero: str = "") -> str:
+    """Return integers less their zero point, as floats."""
+    value = w.Cast(x, to=TensorProto.FLOAT)
+    known = n.constant(zero) if zero else None
+    if not zero or (known is not None and not known.any()):
+        return value
+    return w.Sub(value, w.Cast(zero, to=TensorProto.FLOAT))
+
+
+def _quantised(n: Original, w: Writer, y: str, scale: str, zero: str, like: str) -> None:
+    """Quantise the result `y`. Where the zero point is omitted, it is 0 in the type of `like`."""
+    w.quantize(y, scale, zero or _zero(n, w, like), out=n.outputs[0])
+
+
+def _zero(n: Original, w: Writer, like: str) -> str:
+    dtype = n.dtype(like)
+    if dtype:
+        return w.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(dtype)))
+    return w.CastLike(np.zeros((), np.float32), like)
+
+
+def _rank(n: Original, x: str) -> int:
+    shape = n.shape(x)
+    if shape is None:
+        raise NotExpandable(f"the rank of {x!r} is unknown")
+    return len(shape)
+
+
+def _channels_first(n: Original, w: Writer, value: str, rank: int) -> str:
+    return w.Transpose(value, perm=[0, rank - 1, *range(1, rank - 1)]) if n.attr("channels_last", 0) else value
+
+
+def _channels_back(n: Original, w: Writer, value: str, rank: int) -> str:
+    return w.Transpose(value, perm=[0, *range(2, rank), 1]) if n.attr("channels_last", 0) else value
+
+
+# Convolutions and matrix products
 
 
 @expands("QLinearConv")
+@expands("QLinearConv", domain=MICROSOFT)
 def qlinear_conv(n: Original, w: Writer) -> None:
-    """Source: ONNX, QLinearConv: the scale of the bias is x_scale · w_scale, its zero point 0."""
-    x, x_scale, x_zero, kernel, k_scale, k_zero, y_scale, y_zero = n.inputs[:8]
-    bias = n.input(8)
-    inputs = [w.dequantize(x, x_scale, x_zero), w.dequantize(kernel, k_scale, k_zero, axis=0)]
+    """Source: ONNX, QLinearConv: the scale of the bias is x_scale · w_scale, its zero point 0.
+
+    ONNX Runtime's version has channels_last, which moves the channels of input and output, not those of the kernel.
+    """
+    x_scale, k_scale, bias = n.input(1), n.input(4), n.input(8)
+    rank = _rank(n, n.input(0)) if n.attr("channels_last", 0) else 0
+    inputs = [_channels_first(n, w, _dequantised(n, w, 0), rank), _dequantised(n, w, 3, axis=0)]
     if bias:
-        inputs.append(w.dequantize(bias, w.Mul(x_scale, k_scale), axis=0))
-    w.quantize(w.Conv(*inputs, **n.attributes()), y_scale, y_zero, out=n.outputs[0])
+        scale = w.Mul(x_scale, k_scale)
+        inputs.append(_with_scales(w, bias, scale, "", 0))
+    y = w.Conv(*inputs, **n.attributes("channels_last"))
+    _quantised(n, w, _channels_back(n, w, y, rank), n.input(6), n.input(7), n.input(0))
+
+
+@expands("QLinearMatMul")
+def qlinear_matmul(n: Original, w: Writer) -> None:
+    """Source: ONNX, QLinearMatMul: scales for the rows of the first matrix, and for the columns of the second."""
+    a_rank, b_rank = (_rank(n, n.input(index)) for index in (0, 3))
+    y = w.MatMul(_dequantised(n, w, 0, axis=max(a_rank - 2, 0)), _dequantised(n, w, 3, axis=b_rank - 1))
+    _quantised(n, w, y, n.input(6), n.input(7), n.input(0))
+
+
+@expands("QGemm", domain=MICROSOFT)
+def qgemm(n: Original, w: Writer) -> None:
+    """Source: ONNX Runtime, QGemm: the scale of C is alpha · a_scale · b_scale; without y_scale the output is float."""
+    alpha, transposed = float(n.attr("alpha", 1.0)), n.attr("transB", 0)
+    inputs = [_dequantised(n, w, 0), _dequantised(n, w, 3, axis=0 if transposed else 1)]
+    if n.input(6):
+        inputs.append(w.Mul(_integers(n, w, n.input(6)), w.Mul(n.input(1), n.input(4))))
+    options = {"transA": n.attr("transA", 0), "transB": transposed}
+    if not n.input(7):
+        w.Gemm(*inputs, alpha=alpha, beta=alpha, out=n.outputs[0], **options)
+    else:
+        _quantised(n, w, w.Gemm(*inputs, alpha=alpha, beta=alpha, **options), n.input(7), n.input(8), n.input(0))
+
+
+@expands("ConvInteger")
+def conv_integer(n: Original, w: Writer) -> None:
+    """Source: ONNX, ConvInteger: zero points of the kernel are one or one for each output channel."""
+    zero = n.input(3)
+    if zero and n.shape(zero) not in ((), (1,)):
+        zero = w.Reshape(zero, [-1, *[1] * (_rank(n, n.input(1)) - 1)])
+    x, kernel = _integers(n, w, n.input(0), n.input(2)), _integers(n, w, n.input(1), zero)
+    w.Cast(w.Conv(x, kernel, **n.attributes()), to=TensorProto.INT32, out=n.outputs[0])
+
+
+@expands("MatMulInteger")
+def matmul_integer(n: Original, w: Writer) -> None:
+    """Source: ONNX, MatMulInteger: zero points for the rows of the first matrix, and for the columns of the second."""
+    zero, shape = n.input(2), n.shape(n.input(2))
+    if zero and shape is not None and len(shape) == 1 and shape != (1,):
+        zero = w.Reshape(zero, [-1, 1])
+    a, b = _integers(n, w, n.input(0), zero), _integers(n, w, n.input(1), n.input(3))
+    w.Cast(w.MatMul(a, b), to=TensorProto.INT32, out=n.outputs[0])
+
+
+@expands("MatMulIntegerToFloat", domain=MICROSOFT)
+def matmul_integer_to_float(n: Original, w: Writer) -> None:
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = (n.input(index) for index in range(7))
+    y = w.MatMul(
+        _values(n, w, a, a_scale, a_zero, axis=_rank(n, a) - 1),
+        _values(n, w, b, b_scale, b_zero, axis=_rank(n, b) - 1),
+    )
+    _with_bias(w, y, bias, n.outputs[0])
+
+
+@expands("DynamicQuantizeMatMul", domain=MICROSOFT)
+def dynamic_quantize_matmul(n: Original, w: Writer) -> None:
+    a, b, b_scale, b_zero, bias = (n.input(index) for index in range(5))
+    quantised, scale, zero = w("DynamicQuantizeLinear", a, outputs=3)
+    y = w.MatMul(w.dequantize(quantised, scale, zero), _values(n, w, b, b_scale, b_zero, axis=_rank(n, b) - 1))
+    _with_bias(w, y, bias, n.outputs[0])
+
+
+def _with_bias(w: Writer, y: str, bias: str, out: str) -> None:
+    if bias:
+        w.Add(y, bias, out=out)
+    else:
+        w.Identity(y, out=out)
+
+
+# Elementwise operators, pools, and operators that move values
+
+
+@expands("QLinearAdd", "QLinearMul", domain=MICROSOFT)
+def qlinear_binary(n: Original, w: Writer) -> None:
+    y = w(n.proto.op_type.removeprefix("QLinear"), _dequantised(n, w, 0), _dequantised(n, w, 3))[0]
+    _quantised(n, w, y, n.input(6), n.input(7), n.input(0))
+
+
+@expands("QLinearSigmoid", "QLinearLeakyRelu", domain=MICROSOFT)
+def qlinear_unary(n: Original, w: Writer) -> None:
+    y = w(n.proto.op_type.removeprefix("QLinear"), _dequantised(n, w, 0), **n.attributes())[0]
+    _quantised(n, w, y, n.input(3), n.input(4), n.input(0))
+
+
+@expands("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(n: Original, w: Writer) -> None:
+    """Source: ONNX Runtime, QLinearSoftmax: before opset 13 it treats all axes from `axis` on as one."""
+    x, rank = _dequantised(n, w, 0), _rank(n, n.input(0))
+    axis, joins = n.attr("axis", -1) % rank, n.attr("opset") < CHANNEL_AXIS
+    if axis == rank - 1 or joins == (w.opset < CHANNEL_AXIS):
+        y = w.Softmax(x, axis=axis)
+    elif joins:
+        y = w.Reshape(w.Softmax(w.Reshape(x, [0] * axis + [-1]), axis=axis), w.Shape(n.input(0)))
+    else:
+        order = [k for k in range(rank) if k != axis] + [axis]
+        y = w.Transpose(w.Softmax(w.Transpose(x, perm=order), axis=rank - 1), perm=np.argsort(order).tolist())
+    _quantised(n, w, y, n.input(3), n.input(4), n.input(0))
+
+
+@expands("QLinearAveragePool", "QLinearGlobalAveragePool", domain=MICROSOFT)
+def qlinear_pool(n: Original, w: Writer) -> None:
+    rank = _rank(n, n.input(0)) if n.attr("channels_last", 0) else 0
+    x = _channels_first(n, w, _dequantised(n, w, 0), rank)
+    y = w(n.proto.op_type.removeprefix("QLinear"), x, **n.attributes("channels_last"))[0]
+    _quantised(n, w, _channels_back(n, w, y, rank), n.input(3), n.input(4), n.input(0))
+
+
+@expands("QLinearConcat", domain=MICROSOFT)
+def qlinear_concat(n: Original, w: Writer) -> None:
+    """Source: ONNX Runtime, QLinearConcat: scale and zero point of the output, then three inputs for each part."""
+    parts = [_dequantised(n, w, start) for start in range(2, len(n.inputs), 3)]
+    _quantised(n, w, w.Concat(*parts, axis=n.attr("axis")), n.input(0), n.input(1), n.input(2))
+
+
+@expands("QLinearWhere", domain=MICROSOFT)
+def qlinear_where(n: Original, w: Writer) -> None:
+    y = w.Where(n.input(0), _dequantised(n, w, 1), _dequantised(n, w, 4))
+    _quantised(n, w, y, n.input(7), n.input(8), n.input(1))
+
+
+@expands("NhwcMaxPool", domain=MICROSOFT)
+def nhwc_max_pool(n: Original, w: Writer) -> None:
+    rank = _rank(n, n.input(0))
+    x = w.Transpose(n.input(0), perm=[0, rank - 1, *range(1, rank - 1)])
+    w.Transpose(w.MaxPool(x, **n.attributes()), perm=[0, *range(2, rank), 1], out=n.outputs[0])

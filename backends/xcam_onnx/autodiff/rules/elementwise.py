@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from xcam_onnx.autodiff.registry import Node, vjp
 from xcam_onnx.autodiff.values import Unsupported, Value
-from xcam_onnx.graph import FLOATS
+from xcam_onnx.graph import FLOAT8, FLOATS
 
 Two = tuple[Value, Value]
 
@@ -117,18 +117,13 @@ def dropout(n: Node, g: Value) -> Value:
     return g
 
 
-@vjp("Cast")
-def cast(n: Node, g: Value) -> Value:
-    if n.attr("to") not in FLOATS:
-        raise Unsupported("it rounds to integers")
-    return n.ops.Cast(g, to=n.x.dtype)
-
-
-@vjp("CastLike")
-def cast_like(n: Node, g: Value) -> tuple[Value, None]:
-    if g.dtype not in FLOATS:
-        raise Unsupported("it rounds to integers")
-    return n.ops.Cast(g, to=n.x.dtype), None
+@vjp("Cast", "CastLike")
+def cast(n: Node, g: Value) -> tuple[Value, None]:
+    """Pass the gradient on, in the type of the input. Integers are quantised values (see engine.quantised)."""
+    o, x, g = n.ops, n.x, n.ops.adjoint(g, n.x)
+    if n.y.dtype not in FLOAT8 or x.dtype not in FLOATS:
+        return g, None
+    return o.masked(g, o.Abs(x) <= FLOAT8[n.y.dtype]), None
 
 
 @vjp("Sign", "Floor", "Ceil", "Round", "Hardmax")

@@ -15,7 +15,9 @@ MICROSOFT = "com.microsoft"
 @vjp("DequantizeLinear")
 @vjp("DequantizeLinear", domain=MICROSOFT)
 def dequantize(n: Node, g: Value) -> tuple[Value, None, None]:
-    return g, None, None
+    scale = _spread(n, 1, n.x, TensorProto.FLOAT)
+    assert scale is not None
+    return n.ops.scaled(g, scale), None, None
 
 
 @vjp("QuantizeLinear")
@@ -26,14 +28,23 @@ def quantize(n: Node, g: Value) -> tuple[Value, None, None]:
     A value is clipped if it is outside the type's range after rounding, as in torch.fake_quantize. A ReLU that was merged
     into the quantisation is such a clip.
     """
-    scale, zero = _spread(n, 1), _spread(n, 2)
+    o, x = n.ops, n.x
+    scale, zero = _spread(n, 1, x, x.dtype), _spread(n, 2, x, x.dtype)
+    divisor = _spread(n, 1, x, TensorProto.FLOAT)
     assert scale is not None
-    steps = n.x / scale
+    assert divisor is not None
+    steps = x / scale
     dtype = n.y.dtype or TensorProto.UINT8
     if dtype in INTEGERS:
-        steps = n.ops.Round(steps)
+        steps = o.Round(steps)
     low, high = (limit if zero is None else limit - zero for limit in _limits(dtype))
-    return n.ops.masked(g, (steps >= low) & (steps <= high)), None, None
+    return o.masked(o.adjoint(o.unscaled(g, divisor), x), (steps >= low) & (steps <= high)), None, None
+
+
+@vjp("DynamicQuantizeLinear")
+def dynamic_quantize(n: Node, g: Value | None, *constants: Value | None) -> Value | None:
+    """Pass the gradient straight through the rounding. The scale is chosen so that no value is clipped."""
+    return None if g is None else n.ops.unscaled(g, n.outputs[1])
 
 
 def _limits(dtype: int) -> tuple[int, int]:
@@ -41,21 +52,28 @@ def _limits(dtype: int) -> tuple[int, int]:
     return INTEGERS[dtype] if dtype in INTEGERS else (-FLOAT8[dtype], FLOAT8[dtype])
 
 
-def _spread(n: Node, index: int) -> Value | None:
-    """Return a scale or zero point with the type of the input, in a shape that broadcasts to it; None where it is omitted."""
-    o, x, value = n.ops, n.x, n.input(index)
+def _spread(n: Node, index: int, x: Value, dtype: int) -> Value | None:
+    """Return a scale or zero point in a type, in a shape that broadcasts to `x`; None where it is omitted."""
+    o, value = n.ops, n.input(index)
     if value is None:
         return None
     axis, block = n.axis(1), n.attr("block_size", 0)
-    constant = value.const
-    if constant is not None:
-        value = o.value(constant.astype(helper.tensor_dtype_to_np_dtype(x.dtype)), x.dtype)
-    elif value.dtype != x.dtype:
-        value = o.Cast(value, to=x.dtype)
-    if block:  # one value for each block of the axis
-        wide = o.Expand(o.Unsqueeze(value, [axis + 1]), [block if k == axis + 1 else 1 for k in range(x.rank + 1)])
-        wide = o.Reshape(wide, o.dims([*x.dims[:axis], -1, *x.dims[axis + 1 :]]))
-        return o.Slice(wide, [0], o.dims([x.dims[axis]]), [axis])
-    if n.inputs[index].rank != 1 or x.rank == axis + 1:
-        return value
-    return o.Reshape(value, [-1, *[1] * (x.rank - axis - 1)])
+    several = not block and value.rank == 1
+    shape = [-1, *[1] * (x.rank - axis - 1)] if several and x.rank > axis + 1 else None
+    sizes = (x.shape if all(isinstance(size, int) for size in x.shape) else x.name) if block else str(shape)
+
+    def write() -> Value:
+        spread, constant = value, value.const
+        if constant is not None:
+            spread = o.value(constant.astype(helper.tensor_dtype_to_np_dtype(dtype)), dtype)
+        elif value.dtype != dtype:
+            spread = o.Cast(value, to=dtype)
+        if block:  # one value for each block of the axis
+            ones = [block if k == axis + 1 else 1 for k in range(x.rank + 1)]
+            wide = o.Reshape(
+                o.Expand(o.Unsqueeze(spread, [axis + 1]), ones), o.dims([*x.dims[:axis], -1, *x.dims[axis + 1 :]])
+            )
+            return o.Slice(wide, [0], o.dims([x.dims[axis]]), [axis])
+        return spread if shape is None else o.Reshape(spread, shape)
+
+    return o.once(("spread", value.name, dtype, axis, sizes), write)
