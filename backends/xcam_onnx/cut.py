@@ -38,13 +38,16 @@ class Gradient:
     """Its other inputs: tensors of the forward model."""
 
 
-def gradient(model: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelProto, Gradient]:
+def gradient(
+    model: ModelProto, at: str, outputs: Sequence[str], ahead: Callable[[str], str] = str
+) -> tuple[ModelProto, Gradient]:
     """Differentiate a model with respect to a tensor.
 
     Args:
         model: The model. It may be changed.
         at: The tensor.
         outputs: The outputs that have cotangents.
+        ahead: For each output, the tensor that is differentiated in its place: see StandardForm.ahead.
 
     Returns:
         The model, with the tensors that the gradient needs as further outputs; and the gradient.
@@ -52,10 +55,14 @@ def gradient(model: ModelProto, at: str, outputs: Sequence[str]) -> tuple[ModelP
     Raises:
         ModelError: An operator cannot be differentiated.
     """
-    model = inline_undifferentiable(model, at, outputs)
+    sources = [ahead(name) for name in outputs]
+    if len({at, *sources}) <= len(sources):
+        sources = list(outputs)
+    model = inline_undifferentiable(model, at, sources)
     graph = Graph(model)
     cotangents = {name: f"xcam/cotangent/{name}" for name in outputs}
-    written = differentiate(graph, at, cotangents, GRADIENT, max(graph.opset.get("", 1), OPSET))
+    named = dict(zip(sources, cotangents.values(), strict=True))
+    written = differentiate(graph, at, named, GRADIENT, max(graph.opset.get("", 1), OPSET))
     free = [name for name in written.reads if name not in cotangents.values()]
     fixed = [name for name in free if name not in graph.live and name not in written.requested]
     if (
@@ -111,6 +118,7 @@ class Cut:
         tensor: The layer's value.
         outputs: The output tensors.
         quantised: How the layer is quantised, where it is: the tail quantises the values that it is given.
+        ahead: See `gradient`.
     """
 
     def __init__(
@@ -122,8 +130,9 @@ class Cut:
         tensor: str,
         outputs: Sequence[str],
         quantised: Quantised | None = None,
+        ahead: Callable[[str], str] = str,
     ) -> None:
-        self.tensor = tensor
+        self.tensor, self._ahead = tensor, ahead
         self._graph, self._runnable, self._runtime = graph, runnable, runtime
         self._source, self._outputs = source, outputs
         after = graph.after([tensor])
@@ -176,7 +185,7 @@ class Cut:
         if differentiable:
             outputs = [value.name for value in model.graph.output if value.name in self._outputs]
             try:
-                forward, backward = gradient(model, self.tensor, outputs)
+                forward, backward = gradient(model, self.tensor, outputs, self._ahead)
             except ModelError as error:
                 refusal = error
             else:

@@ -98,7 +98,7 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     output = next(output for output in recording.signature.outputs if output.name == name)
     tensor, explained = recording.tensor(layer.name), output.tensor
     if recording.form.is_changed:  # the file's own operators remain, and the tail follows once more in standard form
-        explained = _append_tail(proto, recording, tensor, output.tensor)
+        explained = _append_tail(proto, recording, tensor, recording.form.ahead(output.tensor))
     proto = inline_undifferentiable(proto, tensor, [explained])
     graph = recording.with_ranks(proto)
     logits = graph.shape(output.tensor)

@@ -75,8 +75,8 @@ def tensor_names(graph: Graph) -> list[TensorName]:
 
 QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input")
 """Suffixes that ONNX Runtime's quantiser adds to the names of nodes and tensors."""
-OUTPUT_END = "_output_0"
-"""Suffix that torch's exporter adds to a node's name for its first output."""
+OUTPUT_ENDS = ("_output_0", ":0")
+"""Suffixes that torch's exporter and tf2onnx add to a node's name for its first output."""
 
 
 def layer_names(form: StandardForm) -> list[TensorName]:
@@ -108,14 +108,15 @@ def layer_names(form: StandardForm) -> list[TensorName]:
 def _float_names(entry: TensorName) -> list[str]:
     """Return the names of a quantised value: those of the float file first.
 
-    A quantiser that absorbs an activation keeps the name of its output, `/3/Relu_output_0`, and removes its node, `/3/Relu`.
+    A quantiser that absorbs an activation keeps the name of its output, `/3/Relu_output_0`, and removes its node, `/3/Relu`:
+    the value is the activation's.
     """
     names = []
     for name in (entry.name, *entry.aliases):
         end = next((end for end in QUANTISED_ENDS if name.endswith(end)), "")
         names += [name.removesuffix(end), name]
-    absorbed = [name.removesuffix(OUTPUT_END) for name in names if name.endswith(OUTPUT_END)]
-    names = [*absorbed, *names] if entry.name.startswith("/") else [*names, *absorbed]
+    ends = [(name, end) for name in names for end in OUTPUT_ENDS if name.endswith(end)]
+    names = [*(name.removesuffix(end) for name, end in ends), *names]
     return list(dict.fromkeys(names))
 
 

@@ -187,6 +187,7 @@ class Recording:
                 tensor,
                 self._tensors,
                 self._entry(tensor),
+                self.form.ahead,
             ),
         )
         run = cut.forward(differentiate)

@@ -119,6 +119,18 @@ class StandardForm:
                 tensor = follower if follower in self.floats else tensor
         return tensor
 
+    def ahead(self, tensor: str) -> str:
+        """Return the tensor that is quantised to give an output; the output itself where it is not quantised.
+
+        Scores often lie beyond the range that a quantiser gave them. That the file stores a score in a limited range is not
+        part of its derivative: with the clip, the best class of such an image would have none.
+        """
+        entry = self.quantised.get(tensor)
+        index = None if entry is None else self.graph.producer.get(entry.integers)
+        if index is None or not _is(self.graph.nodes[index], QUANTIZE):
+            return tensor
+        return self.graph.nodes[index].input[0]
+
 
 def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> StandardForm:
     """Return a model in its three graphs. The model itself is not changed.
