@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from xcam import progress
-from xcam.comparison import alignment, divergence
+from xcam.comparison import alignment, divergence, precision
 from xcam.comparison.alignment import LayerSample, Match
 from xcam.comparison.data import Divergence, Step
 from xcam.comparison.diagnosis import Diagnosis
@@ -102,21 +103,37 @@ class Correspondence:
         a = self.samples[0]
         for k, matches in self.matches.items():
             b = self.samples[k]
-            steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
             errors = [m.error for m in matches]
-            index = divergence.first_jump(errors)
-            if index is None and k in unlike:
-                index = divergence.first_jump(errors, divergence.SUSPECT)
-            if index is None and matches and self._has_reordered_outputs(k, matches[-1]):
-                index = len(matches) - 1
-            cause: Diagnosis | None = None
             notes: list[str] = []
+            steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
+            examined = precision.examine((self.models[0], self.models[k]), (a, b), matches, notes)
+            if examined is not None:
+                steps = examined.steps(steps)
+            cause: Diagnosis | None = None
+            index: int | None
+            if examined is not None and examined.explains:
+                index, cause = examined.index, examined.cause
+            else:
+                index = divergence.first_jump(errors)
+                if index is None and k in unlike:
+                    index = divergence.first_jump(errors, divergence.SUSPECT)
+                if index is None and matches and self._has_reordered_outputs(k, matches[-1]):
+                    index = len(matches) - 1
+                if index is not None:
+                    # Another order of channels is not a mistake where all following layers have it too.
+                    moved = (i for i, m in enumerate(matches[:index]) if m.order and len(a[m.first].shape) > 1)
+                    index = next(moved, index)
             if index is not None:
-                # Another order of channels is not a mistake where all following layers have it too.
-                moved = (i for i, m in enumerate(matches[:index]) if m.order and len(a[m.first].shape) > 1)
-                index = next(moved, index)
-                cause, notes = divergence.diagnose(a, b, matches, index, (self.models[0], self.models[k]))
+                if cause is None:
+                    cause, others = divergence.diagnose(a, b, matches, index, (self.models[0], self.models[k]))
+                    notes += others
                 m = matches[index]
                 error = alignment.error(a[m.first].values, b[m.second].values)  # without reordering channels
-                steps[index] = Step(alignment.innermost(a, m.first), alignment.innermost(b, m.second), error)
-            yield Divergence((0, k), tuple(steps), index, cause, tuple(notes))
+                steps[index] = replace(
+                    steps[index],
+                    first=alignment.innermost(a, m.first),
+                    second=alignment.innermost(b, m.second),
+                    error=error,
+                )
+            tolerance = None if examined is None else examined.tolerance
+            yield Divergence((0, k), tuple(steps), index, cause, tuple(notes), tolerance)

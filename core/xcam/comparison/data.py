@@ -89,6 +89,11 @@ class Step:
     """Name of the layer in the second model."""
     error: float
     """Largest difference of their activations, relative to the largest magnitude."""
+    added: float | None = None
+    """For a model of reduced precision: the error that this layer adds, computed from the other model's values
+    ahead of it; root of the mean square, relative to the largest magnitude."""
+    expected: float | None = None
+    """The own error that the precision explains."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,14 @@ class Divergence:
     steps: tuple[Step, ...]
     """The corresponding layers, in execution order."""
     index: int | None
-    """The step whose error exceeds rounding; None where there is none."""
+    """The step whose error exceeds rounding, for a model of reduced precision the step whose own error its precision does
+    not explain; None where there is none."""
     cause: Diagnosis | None = None
     """The likely cause; None where the values fit no known cause."""
     notes: tuple[str, ...] = ()
     """Checks for a cause that failed, and their errors."""
+    tolerance: float | None = None
+    """For a model of reduced precision: how many times its expected error the own error of a layer may have."""
 
     @property
     def layer(self) -> str | None:
@@ -193,6 +201,7 @@ class ComparisonData:
                     "layer": d.layer,
                     "cause": None if d.cause is None else d.cause.to_dict(),
                     "notes": list(d.notes),
+                    "tolerance": d.tolerance,
                     "steps": [vars(step) for step in d.steps],
                 }
                 for d in self.divergences

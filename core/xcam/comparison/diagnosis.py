@@ -22,6 +22,15 @@ CODES: Mapping[str, str] = MappingProxyType(
         "activation": "Two different activation functions.",
         "interpolation": "The mode of interpolation, or the alignment of corners, where a layer is resized.",
         "half-precision": "Values or weights that were rounded to float16 or bfloat16.",
+        "half-overflow": "Values beyond 65504, the largest float16.",
+        "half-underflow": "Values below 6·10⁻⁵: float16 stores them with fewer digits, or as zero.",
+        "quantized": "Quantisation to integers: every layer differs as much as the number of bits explains.",
+        "narrow-range": "A range of a quantised layer that is too narrow: its largest values are clipped.",
+        "wide-range": "A range of a quantised layer that is too wide: its values use few of the levels.",
+        "per-tensor-weights": "Quantised weights with one scale, whose channels have different ranges.",
+        "wrong-scale": "A wrong scale of quantised values or weights.",
+        "wrong-zero-point": "A wrong zero point of quantised values.",
+        "coarse-bias": "A bias that is quantised in steps that are too large.",
     }
 )
 """Code → its meaning. Codes are stable: scripts may compare them."""
@@ -48,4 +57,8 @@ class Diagnosis:
 FLATTENING = Diagnosis(
     "flattening-order", "the order of flattening differs: [channels, height, width] against [height, width, channels]"
 )
-HALF_PRECISION = Diagnosis("half-precision", "values or weights were rounded to float16 or bfloat16")
+
+
+def half_precision(dtype: str = "float16 or bfloat16") -> Diagnosis:
+    """Return the diagnosis of values or weights that were rounded to a type."""
+    return Diagnosis("half-precision", f"values or weights were rounded to {dtype}")

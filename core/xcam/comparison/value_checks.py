@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from xcam.comparison.alignment import LayerSample, error, permutation
-from xcam.comparison.diagnosis import FLATTENING, HALF_PRECISION, Diagnosis
+from xcam.comparison.diagnosis import FLATTENING, Diagnosis, half_precision
 from xcam.contract import Array
 from xcam.targets import sigmoid
 
@@ -21,6 +21,8 @@ LAYERNORM = Diagnosis("layernorm-epsilon", "each position has another scale: the
 
 FIT = 3e-3
 """The error that a cause may leave, as a share of the values' largest magnitude."""
+BFLOAT16 = 6e-4
+"""Rounding the weights to float16 changes a layer's values by less than this share, rounding them to bfloat16 by more."""
 LEFT = 0.2
 """The share of the difference that a cause may leave."""
 
@@ -73,13 +75,19 @@ def _rows(values: Array) -> Array:
 
 def half_on_one_side(a: Array, b: Array) -> Diagnosis | None:
     """Check whether the values of one model, and not of the other, are numbers of half precision."""
-    return HALF_PRECISION if _is_half(a) != _is_half(b) else None
+    first, second = _half_type(a), _half_type(b)
+    return half_precision(str(first or second)) if (first is None) != (second is None) else None
 
 
-def _is_half(values: Array) -> bool:
-    live = values[values != 0]
+def _half_type(values: Array) -> str | None:
+    """Return `float16` or `bfloat16` where nearly all values are numbers of that type."""
+    live = np.ascontiguousarray(values[values != 0], np.float32)
+    if len(live) <= 8:
+        return None
+    if ((live.view(np.uint32) & 0xFFFF) == 0).mean() > 0.99:
+        return "bfloat16"
     with np.errstate(over="ignore"):
-        return bool(len(live) > 8 and (live.astype(np.float16).astype(np.float32) == live).mean() > 0.99)
+        return "float16" if (live.astype(np.float16).astype(np.float32) == live).mean() > 0.99 else None
 
 
 def rounded(a: Array, b: Array, is_start: bool) -> Diagnosis | None:
@@ -97,9 +105,15 @@ def rounded(a: Array, b: Array, is_start: bool) -> Diagnosis | None:
     difference = float(np.abs(b - a).max())
     scale, _, left = _affine(a, b)
     if difference < (1e-2 if is_start else 1.5e-3) * size and np.abs(left).max() > LEFT * difference:
-        return HALF_PRECISION
+        return half_precision(_finer(a, b))
     both_ways = len(scale) >= 8 and 0.2 < float((scale > 1).mean()) < 0.8
-    return HALF_PRECISION if difference < 1e-3 * size and both_ways else None
+    return half_precision(_finer(a, b)) if difference < 1e-3 * size and both_ways else None
+
+
+def _finer(a: Array, b: Array) -> str:
+    """Return the type to which weights were rounded: the errors of bfloat16 are 8 times as large as those of float16."""
+    error = float(np.linalg.norm(b - a)) / max(float(np.linalg.norm(a)), 1e-30)
+    return "float16" if error < BFLOAT16 else "bfloat16"
 
 
 def _affine(a: Array, b: Array) -> tuple[Array, Array, Array]:

@@ -10,10 +10,11 @@ The conformance suite (`xcam.testing`) checks every ability that a model has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
 
+from xcam.contract.quantization import Stretch
 from xcam.contract.types import Array, Cotangents, Model
 
 T = TypeVar("T")
@@ -112,6 +113,26 @@ class ExplainsMissingLayers(Model, Protocol):
 
     def explain_missing_layer(self, name: str) -> str | None:
         """Return one line with the reason and a remedy, or None where nothing is known about `name`."""
+
+
+class RunsStretches(Model, Protocol):
+    """Layers computed from given values at the layers ahead of them, without the errors of earlier layers."""
+
+    @property
+    def precision(self) -> str | None:
+        """The type to which most layers or weights are reduced: `int8`, `uint8`, `float16`, …; None for float32."""
+
+    def stretch_sources(self, layers: Sequence[str], known: Collection[str]) -> Collection[str]:
+        """Return those of the layers `known` from which `layers` are computed: the nearest ahead of each."""
+
+    def stretches(self, x: Array, values: Mapping[str, Array], layers: Sequence[str]) -> Mapping[str, Stretch]:
+        """Compute each of `layers` from the values at the layers nearest ahead of it, in one forward pass.
+
+        Args:
+            x: a batch as the model itself takes it, for layers with none of `values` ahead on a path from the input.
+            values: [N, C, *spatial] by the name of the layer.
+            layers: names of layers. Where a layer is one of `values` too, it is computed all the same.
+        """
 
 
 class DisablesSpinning(Model, Protocol):

@@ -64,6 +64,8 @@ class Layer:
     extra tokens come first, and then the patches row by row."""
     aliases: tuple[str, ...] = ()
     """Other names of the same value, which `trace` also takes."""
+    dtype: str = "float32"
+    """The type in which the runtime stores it: `int8`, `uint8`, `float16`, … A Trace is always float32."""
     inner: bool = False
     """Whether it is a value inside a layer: it can be explained by name, and is neither listed nor chosen by default."""
 

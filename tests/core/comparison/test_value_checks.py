@@ -8,7 +8,7 @@ import pytest
 from xcam import Layer
 from xcam.comparison import Diagnosis, value_checks
 from xcam.comparison.alignment import LayerSample, sample
-from xcam.comparison.diagnosis import FLATTENING, HALF_PRECISION
+from xcam.comparison.diagnosis import FLATTENING, half_precision
 
 A = np.random.default_rng(0).normal(size=(1, 12, 60)).astype(np.float32)
 SCALE, SHIFT = np.linspace(0.8, 1.3, 12)[:, None], np.linspace(-0.2, 0.3, 12)[:, None]
@@ -75,13 +75,17 @@ def test_another_epsilon_of_a_layer_normalisation() -> None:
 
 def test_half_precision() -> None:
     half = A.astype(np.float16).astype(np.float32)
-    assert value_checks.half_on_one_side(A, half) == value_checks.half_on_one_side(half, A) == HALF_PRECISION
+    assert (
+        value_checks.half_on_one_side(A, half) == value_checks.half_on_one_side(half, A) == half_precision("float16")
+    )
     assert value_checks.half_on_one_side(A, A + 1e-3) is value_checks.half_on_one_side(half, half) is None
-    assert value_checks.rounded(A, f32(A + 1e-3 * NOISE), False) == HALF_PRECISION
-    assert value_checks.rounded(A, f32(A + 5e-3 * NOISE), True) == HALF_PRECISION
+    assert value_checks.rounded(A, f32(A + 1e-3 * NOISE), False) == half_precision("bfloat16")
+    assert value_checks.rounded(A, f32(A + 5e-3 * NOISE), True) == half_precision("bfloat16")
     assert value_checks.rounded(A, f32(A + 5e-3 * NOISE), False) is None  # too large for a later layer
     assert value_checks.rounded(A, f32(A * (1 - 1e-3 * SCALE)), True) is None  # with a structure
-    assert value_checks.rounded(A, f32(A * (1 + 5e-4 * (SCALE - 1))), True) == HALF_PRECISION  # weights, rounded
+    assert value_checks.rounded(A, f32(A * (1 + 5e-4 * (SCALE - 1))), True) == half_precision(
+        "float16"
+    )  # weights, rounded
     assert value_checks.rounded(A, f32(A * (1 + 1e-2 * (SCALE - 1))), True) is None
 
 

@@ -1,0 +1,121 @@
+"""Two models of which one has a reduced precision: the layer whose own error its precision does not explain, and the cause."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from xcam.comparison import own_error, precision_checks
+from xcam.comparison.alignment import LayerSample, Match
+from xcam.comparison.data import Step
+from xcam.comparison.diagnosis import Diagnosis
+from xcam.comparison.own_error import OwnError, Pair
+from xcam.comparison.rerun_checks import ComparedModel
+from xcam.contract.quantization import levels
+from xcam.errors import XcamWarning, first_line
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The own errors along the corresponding layers of two models."""
+
+    errors: tuple[OwnError | None, ...]
+    """One for each match; None where it is not known."""
+    explains: bool
+    """Whether the precision explains the error of most layers. If not, the models differ in more than that."""
+    tolerance: float
+    """How many times its expected error the own error of a layer may have."""
+    index: int | None = None
+    """The match that stands out."""
+    cause: Diagnosis | None = None
+    """Its cause; where none stands out, the precision itself."""
+
+    def steps(self, steps: Sequence[Step]) -> list[Step]:
+        """Return the steps with their own and expected errors."""
+        return [
+            step
+            if error is None
+            else replace(
+                step, added=error.added / (error.largest or 1), expected=error.expected / (error.largest or 1)
+            )
+            for step, error in zip(steps, self.errors, strict=True)
+        ]
+
+
+def examine(
+    models: tuple[ComparedModel, ComparedModel],
+    samples: tuple[Sequence[LayerSample], Sequence[LayerSample]],
+    matches: Sequence[Match],
+    notes: list[str],
+) -> Examination | None:
+    """Measure and compare the own errors of the model of reduced precision; None where neither is one, or cannot be run so.
+
+    Args:
+        models: The first model, and another.
+        samples: The samples of their layers.
+        matches: The corresponding layers.
+        notes: A failure is added to these.
+    """
+    kinds = [own_error.precision(each.model) for each in models]
+    if kinds == [None, None]:
+        return None
+    second = 1 if kinds[1] is not None else 0  # the reduced model
+    reference, reduced = models[1 - second], models[second]
+    pairs: dict[int, Pair] = {}
+    for k, m in enumerate(matches):
+        layers = samples[0][m.first].layer, samples[1][m.second].layer
+        if m.order is None and not layers[0].is_output and not layers[1].is_output:
+            pairs[k] = Pair(layers[1 - second].name, layers[second].name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", XcamWarning)
+            measured = own_error.own_errors(reference, reduced, list(pairs.values()))
+            if not any(error.is_reduced for error in measured):
+                return None
+            return _examined(reference, reduced, pairs, measured, len(matches), str(kinds[second]))
+    except Exception as error:
+        notes.append(f"the own errors of the layers could not be measured: {first_line(error)}")
+        return None
+
+
+def _examined(
+    reference: ComparedModel,
+    reduced: ComparedModel,
+    pairs: dict[int, Pair],
+    measured: Sequence[OwnError],
+    count: int,
+    kind: str,
+) -> Examination:
+    errors: list[OwnError | None] = [None] * count
+    for k, error in zip(pairs, measured, strict=True):
+        errors[k] = error
+    usual = own_error.typical(measured)
+    result = Examination(tuple(errors), usual <= own_error.EVEN, own_error.tolerance(measured))
+    if not result.explains:
+        return result
+    outlier = own_error.outlier(measured)
+    if outlier is None:
+        return replace(result, cause=_even(list(pairs.values()), measured, kind))
+    index = list(pairs)[outlier]
+    chosen = pairs[index]
+    types = {layer.name: layer.dtype for layer in reduced.model.layers}
+    ((_, values, stretch),) = own_error.stretches(reference, reduced, list(pairs.values()), [chosen])
+    return replace(result, index=index, cause=precision_checks.diagnose(values, stretch, types[chosen.reduced]))
+
+
+def _even(pairs: Sequence[Pair], errors: Sequence[OwnError], kind: str) -> Diagnosis:
+    """Return the precision as the cause of differences at all layers."""
+    ratios = {pair.reduced: error.ratio for pair, error in zip(pairs, errors, strict=True) if error.is_reduced}
+    most = max(ratios, key=lambda name: ratios[name])
+    figures = f"{own_error.typical(errors):.2g} times as large at most layers, {ratios[most]:.2g} times at {most}"
+    if kind in ("float16", "bfloat16"):
+        return Diagnosis("half-precision", f"evenly, as {kind} does: values and weights are rounded ({figures})")
+    low, high = levels(kind)
+    bits = math.ceil(math.log2(high - low + 1))
+    return Diagnosis(
+        "quantized",
+        f"evenly, as {kind} does: the own error of each layer is about as large as rounding to {bits} bits explains "
+        f"({figures})",
+    )

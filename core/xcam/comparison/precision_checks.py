@@ -1,0 +1,230 @@
+"""The cause of a layer's own error in a model of reduced precision: pure functions of its values, with figures.
+
+The error has two parts: that of the value before it is quantised, from the weights; and that of the quantisation. The larger one is
+examined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from xcam.comparison.diagnosis import Diagnosis
+from xcam.comparison.own_error import ends
+from xcam.contract import Array
+from xcam.contract.quantization import Stretch, levels
+
+LEFT = 0.5
+"""The share of the error that a cause may leave."""
+MOST = 0.5
+"""The share of the error's energy that clipped values must have, where the range is too narrow."""
+LARGEST = 65504.0
+"""The largest float16."""
+NORMAL = 2.0**-14
+"""The smallest float16 of full precision; smaller ones lose digits, and vanish below 2⁻²⁵."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A layer's value in both models."""
+
+    reference: Array
+    """[N, C, *spatial]"""
+    stretch: Stretch
+    """The layer, computed from the reference's values."""
+
+    @property
+    def unrounded(self) -> Array:
+        """The value before it is quantised."""
+        return self.stretch.value if self.stretch.unrounded is None else self.stretch.unrounded
+
+    @cached_property
+    def before(self) -> Array:
+        """The value before it is quantised, behind an activation that the quantisation absorbed."""
+        return np.clip(self.unrounded, *ends(self.reference))
+
+    @property
+    def step(self) -> Array:
+        """The step of the quantisation, with the axes of the value."""
+        assert self.stretch.quantization is not None
+        return self.per_channel(self.stretch.quantization.scale)
+
+    def per_channel(self, values: Array) -> Array:
+        """Return [] or [C] with the axes of the value."""
+        return np.reshape(values, (-1, *[1] * (self.reference.ndim - 2)))
+
+    @cached_property
+    def bounds(self) -> tuple[Array, Array]:
+        """The range of the quantisation, with the axes of the value."""
+        assert self.stretch.quantization is not None
+        return self.per_channel(self.stretch.quantization.low), self.per_channel(self.stretch.quantization.high)
+
+
+def energy(values: Array) -> float:
+    """Return the sum of squares."""
+    return float(np.sum(np.square(values, dtype=np.float64)))
+
+
+def diagnose(reference: Array, stretch: Stretch, dtype: str) -> Diagnosis | None:
+    """Return the cause of a layer's own error; None where no known one fits.
+
+    Args:
+        reference: The reference's value [N, C, *spatial].
+        stretch: The layer, computed from the reference's values.
+        dtype: The type in which the layer is stored.
+    """
+    if dtype in ("float16", "bfloat16"):
+        return half(reference, stretch.value, dtype)
+    evidence = Evidence(reference, stretch)
+    if stretch.quantization is not None:
+        rounding = energy(stretch.value - evidence.before)
+        if rounding >= energy(evidence.before - reference) or not stretch.weights:
+            return moved(evidence) or narrow(evidence) or wide(evidence)
+    return weights(evidence) or (wide(evidence) if stretch.quantization is not None else None)
+
+
+def half(reference: Array, value: Array, dtype: str) -> Diagnosis | None:
+    """Check for values that are too large or too small for half precision."""
+    over = ~np.isfinite(value) | (np.abs(value) >= LARGEST)
+    if dtype == "float16" and over.any():
+        return Diagnosis(
+            "half-overflow",
+            f"{_share(over)} of its values are too large for float16: they reach {np.abs(reference).max():.4g}, and the "
+            f"largest float16 is {LARGEST:.0f}",
+        )
+    small = (reference != 0) & (np.abs(reference) < NORMAL)
+    if dtype == "float16" and energy((value - reference)[small]) > MOST * energy(value - reference):
+        lost = small & (value == 0)
+        return Diagnosis(
+            "half-underflow",
+            f"{_share(small)} of its values are too small for float16, and {_share(lost)} became 0: numbers below "
+            f"{NORMAL:.1e} lose digits",
+        )
+    return None
+
+
+def moved(evidence: Evidence) -> Diagnosis | None:
+    """Check whether the values behind the quantisation are those before it, with another scale or offset."""
+    low, high = evidence.bounds
+    before, value, step = evidence.before, evidence.stretch.value, evidence.step
+    inside = (evidence.unrounded > low + step) & (evidence.unrounded < high - step)
+    x, y = evidence.unrounded[inside].astype(np.float64), value[inside].astype(np.float64)
+    typical_step = float(np.mean(step))
+    negative = (evidence.reference == evidence.reference.min()) & (value < evidence.reference.min() - 1.5 * step)
+    if (
+        evidence.reference.min() == 0
+        and negative.any()
+        and energy((value - before)[negative]) > MOST * energy(value - before)
+    ):
+        levels_ = round(float(-value.min() / typical_step))
+        return _shift(
+            levels_, levels_ * typical_step, f"{_share(negative)} of the values, which a ReLU makes 0, are negative"
+        )
+    if len(x) < 16 or x.std() == 0:
+        return None
+    error = energy(y - x)
+    shift = float(np.median(y - x))
+    if abs(shift) > 1.5 * typical_step and energy(y - x - shift) < LEFT**2 * error:
+        return _shift(round(shift / typical_step), shift, "all values are shifted")
+    scale, offset = np.polyfit(x, y, 1)
+    if abs(scale - 1) > 0.02 and energy(y - scale * x - offset) < LEFT**2 * error:
+        return Diagnosis(
+            "wrong-scale",
+            f"its values are multiplied by {scale:.3g}: they are quantised with one scale, and restored with another",
+        )
+    return None
+
+
+def _shift(count: int, size: float, fact: str) -> Diagnosis:
+    return Diagnosis("wrong-zero-point", f"its zero point is off by {abs(count)} levels ({abs(size):.3g}): {fact}")
+
+
+def narrow(evidence: Evidence) -> Diagnosis | None:
+    """Check whether the range clips values."""
+    low, high = evidence.bounds
+    before, step = evidence.before, evidence.step
+    clipped = (before > high + step) | (before < low - step)
+    error = evidence.stretch.value - before
+    if energy(error[clipped]) < MOST * energy(error):
+        return None
+    reaches = max(
+        float((np.maximum(before, 0) / np.maximum(high, 1e-30)).max()) if (high > 0).any() else 0.0,
+        float((np.minimum(before, 0) / np.minimum(low, -1e-30)).max()) if (low < 0).any() else 0.0,
+    )
+    return Diagnosis(
+        "narrow-range",
+        f"its range is too narrow: {_share(clipped)} of the values are clipped, and they reach {reaches:.3g} times as far "
+        f"as the range ({float(before.min()):.3g} to {float(before.max()):.3g} against {float(low.min()):.3g} to "
+        f"{float(high.max()):.3g})",
+    )
+
+
+def wide(evidence: Evidence) -> Diagnosis | None:
+    """Check whether the values use few levels of the range."""
+    quantization = evidence.stretch.quantization
+    assert quantization is not None
+    lowest, highest = levels(quantization.dtype)
+    low, high = evidence.bounds
+    step = evidence.step
+    integers = np.clip(np.round((evidence.before - low) / step), 0, highest - lowest)
+    used = int(np.ptp(integers)) + 1
+    total = highest - lowest + 1
+    return (
+        Diagnosis(
+            "wide-range",
+            f"its range is too wide: {used} of {total} levels are used ({float(evidence.before.min()):.3g} to "
+            f"{float(evidence.before.max()):.3g} of {float(low.min()):.3g} to {float(high.max()):.3g})",
+        )
+        if used < 0.7 * total
+        else None
+    )
+
+
+def weights(evidence: Evidence) -> Diagnosis | None:
+    """Check the value before its quantisation: for a wrong scale of the weights, a coarse bias, one scale of many ranges."""
+    before, reference = evidence.before, evidence.reference
+    error = energy(before - reference)
+    axes = (0, *range(2, before.ndim))
+    low, high = reference.min(), reference.max()
+    inside = (before != low) & (before != high) & (reference != low) & (reference != high)
+    count = np.maximum(inside.sum(axes, keepdims=True), 1)
+
+    def centred(values: Array) -> Array:
+        return np.where(inside, values - (values * inside).sum(axes, keepdims=True) / count, 0)
+
+    x, y = (centred(values.astype(np.float64)) for values in (reference, before))
+    total = energy((before - reference)[inside])
+    scale = float((x * y).sum() / max(energy(x), 1e-300))
+    name = next((each.name for each in evidence.stretch.weights if not each.is_bias), "the weights")
+    if abs(scale - 1) > 0.02 and energy(y - scale * x) < LEFT**2 * energy(y - x):
+        return Diagnosis(
+            "wrong-scale", f"the sum over its weights is multiplied by {scale:.3g}: the scale of {name} is wrong"
+        )
+    bias = next((each for each in evidence.stretch.weights if each.is_bias), None)
+    if before.shape[0] * int(np.prod(before.shape[2:])) > 8 and total > 0 and energy(y - x) < LEFT**2 * total:
+        step = f", in steps of {float(np.max(bias.scale)):.3g}" if bias is not None else ""
+        size = float(np.abs(((before - reference) * inside).sum(axes) / count.reshape(-1)).max())
+        return Diagnosis(
+            "coarse-bias",
+            f"each channel is shifted by a constant, up to {size:.3g}: the bias is quantised coarsely{step}",
+        )
+    for each in evidence.stretch.weights:
+        ranges = each.largest[each.largest > 0]
+        if each.per_tensor and not each.is_bias and len(ranges):
+            factor = float(ranges.max() / np.median(ranges))
+            if factor > 2:
+                gain = np.sqrt(np.mean(np.full(len(ranges), ranges.max()) ** 2) / np.mean(ranges**2))
+                return Diagnosis(
+                    "per-tensor-weights",
+                    f"{each.name} has one scale for all channels, and their ranges differ by a factor of {factor:.3g} (largest "
+                    f"against median): with a scale of each channel their error would be {gain:.3g} times smaller",
+                )
+    del error
+    return None
+
+
+def _share(mask: Array) -> str:
+    share = float(np.mean(mask))
+    return f"{share:.2%}" if share >= 1e-4 else f"{int(np.sum(mask))} of {np.size(mask)}"

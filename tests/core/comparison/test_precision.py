@@ -1,0 +1,67 @@
+"""Models of which one has a reduced precision, from their values to the layer and the cause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reduced
+from xcam.comparison.correspondence import Correspondence
+from xcam.comparison.data import Divergence
+
+IMAGES = list(np.random.default_rng(4).integers(0, 256, (2, *reduced.SIZE, 3), dtype=np.uint8))
+
+
+def divergence(swapped: bool = False, **mistakes: object) -> Divergence:
+    first = reduced.chain()
+    x = np.stack([image.transpose(2, 0, 1) / np.float32(127.5) - 1 for image in IMAGES])
+    models: list[Any] = [first, reduced.reduced(first, x, **mistakes)]
+    models = models[::-1] if swapped else models
+    correspondence = Correspondence(models, [model.input for model in models], IMAGES)
+    (result,) = correspondence.divergences([1])
+    return result
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_honest_quantisation_differs_evenly(swapped: bool) -> None:
+    result = divergence(swapped)
+    assert result.layer is None
+    assert result.cause is not None
+    assert result.cause.code == "quantized"
+    assert result.cause.text.startswith("evenly, as uint8 does: ")
+    assert result.tolerance == 3
+    for step in result.steps:
+        assert step.added is not None
+        assert step.expected is not None
+        assert 0.5 < step.added / step.expected < 1.5
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_mistake_is_named_at_its_layer(swapped: bool) -> None:
+    result = divergence(swapped, ranges={3: 0.5})
+    assert result.layer == "conv3"
+    assert result.cause is not None
+    assert result.cause.code == "narrow-range"
+
+
+def test_other_weights_are_not_explained_by_the_precision() -> None:
+    first = reduced.chain()
+    x = np.stack([image.transpose(2, 0, 1) / np.float32(127.5) - 1 for image in IMAGES])
+    second = reduced.reduced(first, x)
+    second.weights = [w * np.float32(1.3) for w in second.weights]
+    models: list[Any] = [first, second]
+    (result,) = Correspondence(models, [model.input for model in models], IMAGES).divergences([1])
+    assert result.cause is None or result.cause.code != "quantized"
+
+
+def test_a_failure_leaves_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("no memory\nat all")
+
+    monkeypatch.setattr(reduced.Reduced, "stretches", fails)
+    result = divergence()
+    assert result.notes[0] == "the own errors of the layers could not be measured: MemoryError: no memory"
+    assert result.tolerance is None
