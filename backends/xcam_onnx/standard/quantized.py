@@ -14,6 +14,14 @@ from onnx import TensorProto, helper
 
 from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expands
 
+BNB4 = (
+    [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4, 0, -1 / 192, -2 / 3, -1, -1 / 3, -1 / 2, -1 / 6, -1 / 4],
+    [
+        *(-1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0),
+        *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1),
+    ],
+)
+"""The values of bitsandbytes' types FP4 and NF4."""
 CHANNEL_AXIS = 13
 """The first opset in which DequantizeLinear has scales for the channels of an axis."""
 
@@ -227,8 +235,67 @@ def qlinear_where(n: Original, w: Writer) -> None:
     _quantised(n, w, y, n.input(7), n.input(8), n.input(1))
 
 
-@expands("NhwcMaxPool", domain=MICROSOFT)
-def nhwc_max_pool(n: Original, w: Writer) -> None:
-    rank = _rank(n, n.input(0))
-    x = w.Transpose(n.input(0), perm=[0, rank - 1, *range(1, rank - 1)])
-    w.Transpose(w.MaxPool(x, **n.attributes()), perm=[0, *range(2, rank), 1], out=n.outputs[0])
+# Weights of a few bits, several in a byte
+
+
+@expands("MatMulNBits", domain=MICROSOFT)
+def matmul_n_bits(n: Original, w: Writer) -> None:
+    """Source: ONNX Runtime, MatMulNBits: weights [N, blocks, bytes], a scale and a zero point for each block of K.
+
+    `accuracy_level` 4 also rounds the first matrix to 8 bits where the processor is faster with these; this does not.
+    """
+    x, packed, scale, zero, groups, bias = (n.input(index) for index in range(6))
+    bits, size, rows, columns = (int(n.attr(name, 4)) for name in ("bits", "block_size", "N", "K"))
+    if 8 % bits or n.attr("weight_prepacked", 0):
+        raise NotExpandable("its weights are packed for another device")
+    if groups and bits != 4:
+        raise NotExpandable("ONNX Runtime reorders the columns of 4-bit weights only")
+    blocks, dtype = -(-columns // size), n.dtype(scale) or TensorProto.FLOAT
+    values = w.Reshape(_unpacked(w, packed, bits, dtype), [rows, blocks, size])
+    if groups and n.dtype(zero) == TensorProto.UINT8:  # the runtime ignores packed zero points then
+        zero = ""
+    if not zero:
+        zeros = w.Cast(w.constant(2 ** (bits - 1)), to=dtype)
+    elif n.dtype(zero) == TensorProto.UINT8:
+        zeros = _unpacked(w, w.Reshape(zero, [rows, -1]), bits, dtype)
+        zeros = w.Slice(w.Reshape(zeros, [rows, -1]), [0], [blocks], [1])
+    else:
+        zeros = w.Reshape(zero, [rows, blocks])
+    scales = w.Reshape(scale, [rows, blocks])
+    if groups:  # the block of each column
+        flat = w.Slice(w.Reshape(values, [rows, -1]), [0], [columns], [1])
+        zeros = w.Gather(zeros, groups, axis=1) if zero else zeros
+        kernel = w.Mul(w.Sub(flat, zeros), w.Gather(scales, groups, axis=1))
+    else:
+        zeros = w.Reshape(zeros, [rows, blocks, 1]) if zero else zeros
+        wide = w.Mul(w.Sub(values, zeros), w.Reshape(scales, [rows, blocks, 1]))
+        kernel = w.Slice(w.Reshape(wide, [rows, -1]), [0], [columns], [1])
+    _with_bias(w, w.MatMul(x, w.Transpose(kernel, perm=[1, 0])), bias, n.outputs[0])
+
+
+@expands("MatMulBnb4", domain=MICROSOFT)
+def matmul_bnb4(n: Original, w: Writer) -> None:
+    """Source: ONNX Runtime, MatMulBnb4: bitsandbytes' values of 4 bits, the first of a byte in its upper half."""
+    x, packed, largest = (n.input(index) for index in range(3))
+    size, rows, columns, dtype = (*(int(n.attr(name)) for name in ("block_size", "N", "K")), n.dtype(n.input(2)))
+    table = w.Cast(np.asarray(BNB4[int(n.attr("quant_type"))], np.float32), to=dtype or TensorProto.FLOAT)
+    halves = [_shifted(w, packed, 4, "RIGHT"), _shifted(w, _shifted(w, packed, 4, "LEFT"), 4, "RIGHT")]
+    indices = w.Concat(*(w.Reshape(w.Cast(half, to=TensorProto.INT64), [-1, 1]) for half in halves), axis=1)
+    if rows * columns % size:
+        raise NotExpandable("its last block is smaller than the others")
+    values = w.Mul(w.Reshape(w.Gather(table, indices), [-1, size]), w.Reshape(largest, [-1, 1]))
+    kernel = w.Reshape(values, [rows, columns])
+    w.MatMul(x, w.Transpose(kernel, perm=[1, 0]) if n.attr("transB", 1) else kernel, out=n.outputs[0])
+
+
+def _unpacked(w: Writer, packed: str, bits: int, dtype: int) -> str:
+    """Unpack bytes [..., n] to numbers [..., n, 8 / bits]; the first number is in the lowest bits."""
+    if bits == 8:
+        return w.Cast(packed, to=dtype)
+    parts = [_shifted(w, _shifted(w, packed, 8 - bits - low, "LEFT"), 8 - bits, "RIGHT") for low in range(0, 8, bits)]
+    columns = [w.Reshape(w.Cast(part, to=dtype), [-1, 1]) for part in parts]
+    return w.Concat(*columns, axis=1)
+
+
+def _shifted(w: Writer, x: str, bits: int, direction: str) -> str:
+    return w.BitShift(x, w.constant(np.uint8(bits)), direction=direction) if bits else x

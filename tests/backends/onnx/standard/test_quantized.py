@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from onnx_gradients import by_graph, session, written
 from xcam_onnx.graph import Graph, inferred
 from xcam_onnx.standard import quantized
-from xcam_onnx.standard.registry import EXPANSIONS, MICROSOFT, Original, Writer
+from xcam_onnx.standard.registry import EXPANSIONS, MICROSOFT, NotExpandable, Original, Writer
 
 F, U, J = np.float32, np.uint8, np.int8
 Inputs = dict[str, Any]
@@ -139,6 +139,22 @@ A, B = integers(U, 5, 16), integers(J, 16, 7, seed=2)
 LAST = integers(U, 3, 9, 9, 8)
 C = np.arange(7, dtype=np.int32) * 500
 
+FEW = np.random.default_rng(3).normal(size=(2, 3, 40)).astype(F)
+NK = {"N": 6, "K": 40}
+
+
+def few_bits(bits: int, kind: str) -> Inputs:
+    """Return the inputs of a MatMulNBits of 6 · 40 weights in blocks of 16: the last block is half empty."""
+    zeros: Inputs = {"_Z": 0}
+    if " zeros" in kind:
+        zeros = {"Z": integers(U, 6, -(-3 * bits // 8))}
+    if "float" in kind:
+        zeros = {"Z": np.linspace(1, 2**bits - 1, 18).reshape(6, 3).astype(F)}
+    groups = {"G": (np.arange(40) % 3).astype(np.int32)} if "groups" in kind else {"_G": 0}
+    bias = {"BIAS": scales(6) * 9} if "bias" in kind else {}
+    return {"x": FEW, "B": integers(U, 6, 3, 2 * bits), "S": scales(18).reshape(6, 3), **zeros, **groups, **bias}
+
+
 CASES: dict[str, tuple[str, Inputs, dict[str, Any]]] = {
     "conv": ("QLinearConv", conv(X, KERNEL), {"pads": [1, 1, 1, 1]}),
     "conv int8": ("QLinearConv", conv(S, KERNEL, bias=False), {"strides": [2, 2]}),
@@ -225,7 +241,6 @@ CASES: dict[str, tuple[str, Inputs, dict[str, Any]]] = {
         {"condition": X[:, :1] > 100, **binary(X, X[:, ::-1].copy())},
         {},
     ),
-    "max pool last": ("com.microsoft.NhwcMaxPool", {"x": LAST}, {"kernel_shape": [3, 3], "strides": [2, 2]}),
     "conv integer": ("ConvInteger", {"x": X, "K": KERNEL, "xz": U(7), "KZ": J(3)}, {"pads": [1, 1, 1, 1]}),
     "conv integer kernels": (
         "ConvInteger",
@@ -252,8 +267,31 @@ CASES: dict[str, tuple[str, Inputs, dict[str, Any]]] = {
         {},
     ),
     "dynamic matmul plain": ("com.microsoft.DynamicQuantizeMatMul", {"a": A.astype(F), "B": B, "BS": F(0.01)}, {}),
+    **{
+        f"{bits} bits{kind}": (
+            "com.microsoft.MatMulNBits",
+            few_bits(bits, kind),
+            {"bits": bits, "block_size": 16} | NK,
+        )
+        for bits in (2, 4, 8)
+        for kind in ("", " zeros", " float zeros", " groups", " groups zeros", " bias")
+        if bits == 4 or (" groups" not in kind and (bits, kind) != (8, " float zeros"))
+    },
+    "4 bits opset 11": (
+        "com.microsoft.MatMulNBits",
+        few_bits(4, " zeros"),
+        {"bits": 4, "block_size": 16, "opset": 11} | NK,
+    ),
+    **{
+        f"bitsandbytes {kind}": (
+            "com.microsoft.MatMulBnb4",
+            {"x": FEW, "B": integers(U, 6 * 40 // 2), "ABS": scales(15)},
+            {"block_size": 16, "quant_type": kind} | NK,
+        )
+        for kind in (0, 1)
+    },
 }
-FLOAT_RESULTS = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+FLOAT_RESULTS = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4"}
 SUMS = {"ConvInteger", "MatMulInteger"}
 
 
@@ -364,3 +402,18 @@ def test_gradient_of_dynamic_quantisation(name: str) -> None:
     kernel = torch.from_numpy((KERNEL - F(2)) * F(0.004))
     torch.nn.functional.conv2d(x, kernel).backward(torch.from_numpy(v))
     np.testing.assert_allclose(g, x.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes"),
+    [
+        ("MatMulNBits", few_bits(2, " groups"), {"bits": 2, "block_size": 16} | NK),
+        ("MatMulNBits", few_bits(4, ""), {"bits": 4, "block_size": 16, "weight_prepacked": 1} | NK),
+        ("MatMulBnb4", {"x": FEW, "B": integers(U, 120), "ABS": scales(8)}, {"block_size": 32, "quant_type": 0} | NK),
+    ],
+)
+def test_weights_that_cannot_be_unpacked_remain_as_they_are(
+    op: str, inputs: Inputs, attributes: dict[str, Any]
+) -> None:
+    with pytest.raises(NotExpandable):
+        standard(model_of(op, inputs, F, **attributes))
