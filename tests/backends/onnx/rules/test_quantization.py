@@ -9,10 +9,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
-from onnx_gradients import by_graph, inferred, written
-from onnx_rules import Case, Cases, Draw, gradients, in_other_precisions, rules_of
+from onnx_gradients import by_graph, inferred, session, written
+from onnx_rules import SETTINGS, Case, Cases, Draw, gradients, in_other_precisions, rules_of
 
 case = Cases()
 
@@ -142,6 +144,113 @@ def test_a_scale_that_is_computed_counts_as_a_constant() -> None:
     y, _, g = by_graph(written(text), {"x": X}, V)
     np.testing.assert_allclose(y, X, atol=1)
     np.testing.assert_array_equal(g, V)
+
+
+KINDS = [np.uint8, np.int8, np.uint16, np.int16, ml_dtypes.uint4, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.int2]
+"""The types of quantised values."""
+MANUAL = {
+    "operator": "y = DequantizeLinear(q, t, z)",
+    "cast": "f = Cast<to=1>(q) o = Cast<to=1>(z) d = Sub(f, o) y = Mul(d, t)",
+    "integers": "f = Cast<to=6>(q) o = Cast<to=6>(z) d = Sub(f, o) e = Cast<to=1>(d) y = Mul(e, t)",
+    "moved": "f = Concat<axis=1>(q) y = DequantizeLinear(f, t, z)",
+}
+"""Ways to convert integers back; `t` is another scale than that of the quantisation."""
+
+
+def oldest(kind: Any, block: int) -> int:
+    """Return the first operator set that quantises to a type."""
+    return 25 if kind in KINDS[6:] else 21 if block or kind not in KINDS[:2] else 13
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SETTINGS
+@given(data=st.data())
+def test_central_differences(kind: Any, data: st.DataObject) -> None:
+    """Compare with differences of one step of each value's own scale, away from the limits; outside them it is zero."""
+    d = Draw(data, ("", "QuantizeLinear"))
+    rows, columns = d.whole(1, 4), d.whole(1, 7)
+    axis, block = d.of((None, 0), (0, 0), (1, 0), (1, 3), (0, 2))
+    way = d.of(*MANUAL) if axis is None and kind in KINDS[:4] else "operator"
+    sizes = (rows, columns)
+    several: tuple[int, ...] = () if axis is None else (sizes[axis],)
+    if block:
+        several = tuple(-(-n // block) if k == axis else n for k, n in enumerate(sizes))
+    assume(not block or np.prod(several) > 1)  # ONNX Runtime takes a single scale for that of all values
+    limits = ml_dtypes.iinfo(kind)
+    low, high = int(limits.min), int(limits.max)
+    scale, other = (d.rng.uniform(0.1, 2, several).astype(np.float32) for _ in range(2))
+    zero = d.rng.integers(low, high + 1, several).astype(kind)
+
+    def wide(value: np.ndarray) -> np.ndarray:
+        if block:
+            return np.take(np.repeat(value, block, axis), np.arange(sizes[axis or 0]), axis)
+        return np.broadcast_to(value if axis is None else np.expand_dims(value, 1 - axis), sizes)
+
+    steps = d.rng.integers(low - (high - low) // 2 - 2, high + (high - low) // 2 + 3, sizes)
+    fractions = d.rng.uniform(-0.3, 0.3, sizes)
+    x = ((steps - wide(zero).astype(float) + fractions) * wide(scale)).astype(np.float32)
+    options = "" if axis is None else f"<axis={axis}{f', block_size={block}' if block else ''}>"
+    back = MANUAL[way].replace("DequantizeLinear(q", f"DequantizeLinear{options}(q")
+    text = f"(float[{rows}, {columns}] x) => (float[{rows}, {columns}] y) {{ q = QuantizeLinear{options}(x, s, z) {back} }}"
+    opset = d.of(*(n for n in (13, 19, 21, 23, 25) if n >= oldest(kind, block)))
+    model = written(text, opset, s=np.asarray(scale), t=np.asarray(other), z=np.asarray(zero))
+    _, v, g = by_graph(model, {"x": x})
+
+    run = session(model)
+    up, down = (run.run(["y"], {"x": x + sign * wide(scale)})[0] for sign in (1, -1))
+    inside, outside = (steps > low) & (steps < high), (steps < low - 1) | (steps > high + 1)
+    differences = v * (up.astype(np.float64) - down) / (2 * wide(scale))
+    rounding = np.abs(v) * np.spacing(max(np.abs(up).max(), np.abs(down).max())) / wide(scale)
+    assert (np.abs(g - differences) <= 1e-4 * np.abs(differences) + rounding)[inside].all()
+    np.testing.assert_array_equal(g[outside], 0)
+
+
+@pytest.mark.parametrize("kind", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_floating_point_types_with_another_scale(kind: Any) -> None:
+    text = "(float[2, 3, 5] x) => (float[2, 3, 5] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z) }"
+    weights = {"s": np.float32(0.001), "t": np.float32(0.5), "z": np.zeros((), kind)}
+    _, _, g = by_graph(written(text, **weights), {"x": X}, V)
+    inside = np.abs(X / np.float32(0.001)) <= float(ml_dtypes.finfo(kind).max)
+    np.testing.assert_allclose(g, V * 500 * inside, rtol=1e-6)
+
+
+def test_a_cast_to_eight_bits_passes_the_gradient_where_it_does_not_clip() -> None:
+    text = "(float[2, 3, 5] x) => (float[2, 3, 5] y) { a = Mul(x, s) q = Cast<to=17>(a) y = Cast<to=1>(q) }"
+    _, _, g = by_graph(written(text, s=np.float32(10)), {"x": X}, V)
+    inside = np.abs(X * np.float32(10)) <= 448
+    assert 0.1 < inside.mean() < 0.9
+    np.testing.assert_allclose(g, 10 * V * inside, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32])
+def test_integers_that_are_labels_or_masks_have_no_gradient(kind: int) -> None:
+    """The product with a mask has the gradient of its other factor alone."""
+    text = f"""(float[2, 3, 5] x) => (float[2, 3, 5] y) {{
+        c = Greater(x, t) m = Cast<to={kind}>(c) f = Cast<to=1>(m) r = Cast<to={kind}>(x) k = Cast<to=1>(r)
+        a = Mul(x, f) b = Mul(x, k) y = Add(a, b) }}"""
+    x = np.abs(X) % 100
+    _, _, g = by_graph(written(text, t=np.float32(20)), {"x": x}, V)
+    np.testing.assert_allclose(g, V * ((x > 20) + np.trunc(x)), rtol=1e-6)
+
+
+def test_scales_of_dynamic_quantisation_count_as_constants() -> None:
+    text = """(float[2, 3, 5] x) => (float[2, 3, 5] y) {
+        q, s, z = DynamicQuantizeLinear(x)
+        f = Cast<to=1>(q) o = Cast<to=1>(z) d = Sub(f, o) y = Mul(d, s) }"""
+    _, _, g = by_graph(written(text), {"x": X}, V)
+    np.testing.assert_allclose(g, V, rtol=1e-5)
+
+
+def test_small_gradients_survive_half_precision() -> None:
+    """The gradient of the integers is smaller than float16 can represent; it is in float32."""
+    text = """(float16[2, 3, 5] x) => (float16[2, 3, 5] y) {
+        q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z) }"""
+    weights = {"s": np.float16(0.0005), "t": np.float16(0.0006), "z": np.int16(0)}
+    v = (V * 1e-4).astype(np.float16)
+    x = (X / 100).astype(np.float16)
+    _, _, g = by_graph(written(text, **{k: np.asarray(w) for k, w in weights.items()}), {"x": x}, v)
+    expected = v.astype(np.float64) * float(weights["t"]) / float(weights["s"])
+    np.testing.assert_allclose(g, expected, rtol=2e-2, atol=1e-7)
 
 
 def test_every_rule_has_a_test() -> None:
