@@ -26,6 +26,11 @@ from xcam_onnx.standard.form import standard_form
 
 QUANTISED = "quantised: gradients pass straight through the rounding, and are zero where a value is clipped"
 
+DYNAMIC = (
+    "dynamically quantised: images are run one by one, as a batch is quantised with the range of all its images, and the "
+    "result for one would depend on the others"
+)
+
 
 class OnnxModel(RecordedModel[Recording]):
     """An ONNX model behind xcam's contract. See xcam.contract.Model.
@@ -69,6 +74,8 @@ class OnnxModel(RecordedModel[Recording]):
         if not signature.is_batched:
             model, signature = with_batch(form.model, signature)
             form = standard_form(model, runtime.weights)
+        if form.mixes_rows:
+            signature, notes = dataclasses.replace(signature, batch=1), [*notes, DYNAMIC]
         spec = signature.spec(preprocessing, size)
         needed = scaling.computed(form.model, signature, spec, runtime)
         spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)

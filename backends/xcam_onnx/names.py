@@ -73,8 +73,10 @@ def tensor_names(graph: Graph) -> list[TensorName]:
     return result
 
 
-QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input")
+QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input", "_quant_output_scale_mul", "_bias_add")
 """Suffixes that ONNX Runtime's quantiser adds to the names of nodes and tensors."""
+UNSCALED_ENDS = ("_output_quantized_cast_output", "quant_scaled_output")
+"""Suffixes of the values in front of the scale, or of the bias, that it adds behind an operator on integers."""
 OUTPUT_ENDS = ("_output_0", ":0")
 """Suffixes that torch's exporter and tf2onnx add to a node's name for its first output."""
 
@@ -96,12 +98,19 @@ def layer_names(form: StandardForm) -> list[TensorName]:
         read = form.as_read(entry.tensor)
         if read is None or read in inputs:
             continue
-        names = _float_names(entry) if read != entry.tensor else [entry.name, *entry.aliases]
+        is_unscaled = entry.tensor.endswith(UNSCALED_ENDS)
+        is_written = any(name.endswith(QUANTISED_ENDS) for name in (entry.name, *entry.aliases))
+        if (read != entry.tensor or is_written) and not is_unscaled:
+            names = _float_names(entry)
+        else:
+            names = [entry.name, *entry.aliases]
         if read in result and entry.kind.startswith(("QuantizeLinear", "DequantizeLinear")):
             result[read].aliases += [name for name in names if name not in result[read].aliases]
         else:
             key = read if read not in result else entry.name
-            result[key] = TensorName(names[0], read, entry.kind, names[1:], entry.inner)
+            # A node that the quantiser wrote has lost the name of its module: it is not a part of another one.
+            is_inner = is_unscaled or (entry.inner and not is_written)
+            result[key] = TensorName(names[0], read, entry.kind, names[1:], is_inner)
     return list(result.values())
 
 

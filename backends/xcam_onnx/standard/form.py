@@ -99,6 +99,12 @@ class StandardForm:
                 readers.setdefault(name, []).append(node)
         return readers
 
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether the rows of a batch change each other: dynamic quantisation takes the range of the whole batch."""
+        live = self.graph.live
+        return any(node.op_type == "DynamicQuantizeLinear" and node.input[0] in live for node in self.graph.nodes)
+
     def as_read(self, tensor: str) -> str | None:
         """Return the tensor of the standard form that a tail reads for a tensor of the original.
 
