@@ -17,6 +17,7 @@ TOKEN_WISE = {"LayerNormalization", "Reshape", "Transpose", "Squeeze", "Unsqueez
 """Operators that treat every token alike, or only move tokens."""
 ELEMENTWISE = {
     *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Where", "Relu", "Gelu", "Erf", "Tanh", "Sigmoid"),
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
     *STORAGE_ONLY,
 }
 """Operators that treat every token alike where no operand has more axes than the result."""

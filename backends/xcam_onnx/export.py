@@ -34,6 +34,7 @@ from xcam_onnx.control_flow import set_sizes
 from xcam_onnx.graph import Graph, Shape, copied, declared, inferred, part
 from xcam_onnx.heatmaps import METHODS, heatmap
 from xcam_onnx.recording import Recording
+from xcam_onnx.standard.registry import PREFIX
 from xcam_onnx.weights import WeightFiles, external_size
 
 TAIL = "xcam/tail/"
@@ -66,7 +67,7 @@ def export(
     proto = copied(recording.form.runnable)
     if recording.sizes:  # at another size, other branches would be right
         set_sizes(proto, recording.signature.source, recording.sizes)
-    if any(name.startswith("xcam/") for name in Graph(proto).producer):
+    if any(name.startswith("xcam/") for name in Graph(recording.form.original).producer):
         raise InputError(f"{model.name} is self-explaining already; export the original model")
     try:
         written = _explained(model, recording, proto, target, method)
@@ -146,7 +147,8 @@ def _append_tail(proto: ModelProto, recording: Recording, tensor: str, output: s
             renamed = [computed.get(name, name) for name in names]
             del names[:]
             names.extend(renamed)
-        node.name = node.name and f"{TAIL}{node.name}"
+        if not node.name.startswith(PREFIX):  # the original does not have them
+            node.name = node.name and f"{TAIL}{node.name}"
     known = {tensor.name for tensor in proto.graph.initializer}
     proto.graph.initializer.extend(t for t in tail.initializer if t.name not in known)
     proto.graph.node.extend(tail.node)

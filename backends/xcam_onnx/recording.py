@@ -30,6 +30,9 @@ from xcam_onnx.standard.form import Quantised, StandardForm, standard_form
 CUTS = 2
 """Layers whose sessions are kept: each holds weights."""
 
+SESSIONS = 2
+"""Other sessions that are kept: of the outputs, and of several layers."""
+
 
 class Recording:
     """A model's graph, its layers, and the sessions of its parts.
@@ -52,7 +55,7 @@ class Recording:
         """The shape of the input that the graph is correct for, None where a size is open; (): all are."""
         self._tensors = [output.tensor for output in signature.outputs]
         self._cuts = BoundedCache[str, Cut](CUTS)
-        self._sessions = BoundedCache[tuple[str, ...], Session](1)
+        self._sessions = BoundedCache[tuple[str, ...], Session](SESSIONS)
 
     @property
     def batch(self) -> int | None:
@@ -162,8 +165,9 @@ class Recording:
 
     def predict(self, x: Array) -> Mapping[str, Array]:
         """Return the outputs by name."""
-        cut = None if self.form.is_changed else self._cuts.latest
-        session = cut.forward(False).session if cut else self._session(self._tensors)
+        session = self._session(
+            self._tensors
+        )  # of the outputs alone: the runtime fuses and rounds as it does without xcam
         return self.outputs([session(self.feed(x[rows]), self._tensors) for rows in self.slices(len(x))])
 
     def values(self, x: Array, layers: Sequence[str]) -> Sequence[Array]:

@@ -187,9 +187,19 @@ def read_layers(form: StandardForm, graph: Graph, signature: Signature) -> dict[
             depends_on_input=entry.tensor in from_input,
             aliases=tuple(dict.fromkeys(entry.aliases)),
             inner=entry.inner,
+            dtype=_stored_type(form, graph, entry.tensor),
         )
         result[entry.name] = layer, entry.tensor
     return result
+
+
+def _stored_type(form: StandardForm, graph: Graph, tensor: str) -> str:
+    """Return the name of the type in which the runtime stores a layer."""
+    quantised = form.quantised.get(tensor)
+    dtype = graph.dtype(tensor) if quantised is None else quantised.dtype
+    return (
+        "float32" if dtype == TensorProto.FLOAT else "float64" if dtype == TensorProto.DOUBLE else _type_name(dtype)
+    )
 
 
 def _renamed(entry: TensorName, layers: Mapping[str, str], known: Mapping[str, tuple[Layer, str]]) -> TensorName:

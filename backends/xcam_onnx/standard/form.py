@@ -162,7 +162,9 @@ def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> Stan
         if name not in computed and entry.integers in computed
     ]
     needed = {name for node in recovered for name in node.input} - {t.name for t in model.graph.initializer}
+    graph = Graph(result)
     runnable.graph.node.extend(recovered)
+    runnable.graph.value_info.extend(graph.info(node.output[0]) for node in recovered)
     runnable.graph.initializer.extend(t for t in result.graph.initializer if t.name in needed)
     _import(runnable, {entry.domain for entry in quantised.values()})
     return StandardForm(model, result, runnable, merger.floats, quantised)
@@ -184,7 +186,8 @@ def _expanded(model: ModelProto, weights: WeightFiles | None) -> ModelProto:
         graph = Graph(model)
         if not any((node.domain, node.op_type) in EXPANSIONS for node in graph.nodes):
             break
-        writer = Writer(graph.opset.get("", 1))
+        taken = {name for node in graph.nodes for name in (node.name, *node.output)} | set(graph.initializers)
+        writer = Writer(graph.opset.get("", 1), taken=taken)
         result = copied(model)
         del result.graph.node[:]
         is_complete = True

@@ -8,7 +8,7 @@ def fused_conv(n: Original, w: Writer) -> None:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,15 +120,16 @@ class Writer:
     Args:
         opset: The version of ONNX's operators.
         prefix: Begins the names of the tensors that are written.
+        taken: Names that the model has.
     """
 
-    def __init__(self, opset: int, prefix: str = PREFIX) -> None:
+    def __init__(self, opset: int, prefix: str = PREFIX, taken: Collection[str] = ()) -> None:
         self.opset = opset
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         self.domains: set[str] = set()
         """Domains, other than ONNX's own, of the operators that were written."""
-        self._prefix = prefix
+        self._prefix, self._taken = prefix, taken
         self._count = 0
 
     def __getattr__(self, op: str) -> Callable[..., str]:
@@ -180,7 +181,8 @@ class Writer:
     def fresh(self, suffix: str) -> str:
         """Return a new name."""
         self._count += 1
-        return f"{self._prefix}{self._count}_{suffix}"
+        name = f"{self._prefix}{self._count}_{suffix}"
+        return self.fresh(suffix) if name in self._taken else name
 
     def dequantize(self, x: str, scale: str, zero: str = "", axis: int | None = None, out: str = "") -> str:
         """Write a DequantizeLinear. `axis`: that of the scales where there are several."""

@@ -337,15 +337,15 @@ def test_models_that_cannot_be_exported(tmp_path: Path) -> None:
     flat = helper.make_node("Unsqueeze", ["z", "k0"], ["y"])
     deep = small.nodes()
     deep[-1].output[0] = "z"
-    gelu = helper.make_node("QuickGelu", ["r1"], ["q"], "gelu", domain="com.microsoft")
-    custom = small.build(small.inserted(2, [gelu]), domains=["com.microsoft"])
+    upper = helper.make_node("Trilu", ["r1"], ["q"], "upper", domain="com.microsoft")
+    custom = small.build(small.inserted(2, [upper]), domains=["com.microsoft"])
     labelled = xcam.load(small.build(), labels=["a", "b"])
     for source, layer, method, pattern in [
         (small.build(), None, "eigencam", "cannot export method 'eigencam': .*; known: gradcam,"),
         (small.build(), "nope", "gradcam", "unknown layer 'nope'"),
         (small.build(), "fc", "gradcam", "'fc': it has no spatial axes"),
         (small.build([*deep, flat], more=[np.array([2, 3])]), "relu1", None, "not .batch, classes."),
-        (custom, "relu1", "gradcam", "com.microsoft:QuickGelu"),
+        (custom, "relu1", "gradcam", "com.microsoft:Trilu"),
         (labelled, "relu1", "gradcam", "there are 2 class names for its 5 classes"),
     ]:
         with pytest.raises((InputError, ModelError), match=pattern):
