@@ -38,6 +38,8 @@ FLOAT8: dict[int, int] = {
     TensorProto.FLOAT8E5M2FNUZ: 57344,
 }
 """The other types of quantised values, with their largest values."""
+QUANTIZERS = {"QuantizeLinear": (2, TensorProto.UINT8), "DequantizeLinear": (1, TensorProto.FLOAT)}
+"""The input whose type is that of the output, and its type where it is omitted or unknown."""
 Shape = tuple[int | str | None, ...]
 """A dimension is a number, a name, or None where it is unknown."""
 
@@ -251,10 +253,22 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[M
 
 def inferred(model: ModelProto) -> ModelProto:
     """Return the model with inferred types and shapes; the model itself where inference fails."""
+    nodes = model.graph.node
+    others = [k for k, n in enumerate(nodes) if n.domain == "com.microsoft" and n.op_type in QUANTIZERS]
+    source = copied(model) if others else model
+    if others:  # ONNX does not know these operators: a Cast has the same type and shape
+        types = {t.name: t.data_type for t in model.graph.initializer}
+        for k in others:
+            of, default = QUANTIZERS[nodes[k].op_type]
+            dtype = types.get(nodes[k].input[of], default) if len(nodes[k].input) > of else default
+            source.graph.node[k].CopyFrom(helper.make_node("Cast", nodes[k].input[:1], nodes[k].output[:], to=dtype))
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        result = onnx.shape_inference.infer_shapes(source, data_prop=True)
     except Exception:  # for example an operator of another domain: declared types have to suffice
         return model
+    for k in others:
+        result.graph.node[k].CopyFrom(nodes[k])
+    return result
 
 
 def copied(model: ModelProto) -> ModelProto:
