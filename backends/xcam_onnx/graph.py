@@ -40,6 +40,8 @@ FLOAT8: dict[int, int] = {
 """The other types of quantised values, with their largest values."""
 QUANTIZERS = {"QuantizeLinear": (2, TensorProto.UINT8), "DequantizeLinear": (1, TensorProto.FLOAT)}
 """The input whose type is that of the output, and its type where it is omitted or unknown."""
+INFERRED = "inferred by xcam"
+"""Description of types that the file itself does not state: with them, the runtime would fuse and round otherwise."""
 Shape = tuple[int | str | None, ...]
 """A dimension is a number, a name, or None where it is unknown."""
 
@@ -246,6 +248,10 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[M
             if graph.dtype(name) and name not in graph.initializers
         ],
     )
+    if {value.name for value in graph.inputs} >= set(inputs):
+        stated = {value.name for value in graph.proto.value_info if value.doc_string != INFERRED}
+        for value in inner.value_info:
+            value.doc_string = "" if value.name in stated else INFERRED
     model = helper.make_model(inner, opset_imports=list(graph.model.opset_import), ir_version=graph.model.ir_version)
     model.functions.extend(graph.model.functions)
     return model, bypass
@@ -253,7 +259,7 @@ def part(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[M
 
 def inferred(model: ModelProto) -> ModelProto:
     """Return the model with inferred types and shapes; the model itself where inference fails."""
-    nodes = model.graph.node
+    nodes, stated = model.graph.node, {value.name for value in model.graph.value_info}
     others = [k for k, n in enumerate(nodes) if n.domain == "com.microsoft" and n.op_type in QUANTIZERS]
     source = copied(model) if others else model
     if others:  # ONNX does not know these operators: a Cast has the same type and shape
@@ -268,6 +274,9 @@ def inferred(model: ModelProto) -> ModelProto:
         return model
     for k in others:
         result.graph.node[k].CopyFrom(nodes[k])
+    for value in result.graph.value_info:
+        if value.name not in stated:
+            value.doc_string = INFERRED
     return result
 
 

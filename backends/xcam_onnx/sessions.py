@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto
 from xcam.contract import Array
 from xcam.contract.messages import one_line, out_of_memory, unknown_device
 from xcam.errors import ModelError
+from xcam_onnx.graph import INFERRED, copied
 from xcam_onnx.weights import WeightFiles
 
 PROVIDERS = {
@@ -74,6 +75,11 @@ class Runtime:
         values = {t.name: _value(self.weights.array(t)) for t in model.graph.initializer if t.name in shared}
         for name, value in values.items():
             options.add_initializer(name, value)
+        stated = [value for value in model.graph.value_info if value.doc_string != INFERRED]
+        if len(stated) < len(model.graph.value_info):
+            model = copied(model)
+            del model.graph.value_info[:]
+            model.graph.value_info.extend(stated)
         with _errors("open the model"):
             session = ort.InferenceSession(
                 model.SerializeToString(),

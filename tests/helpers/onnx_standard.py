@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from xcam.contract import Array
 from xcam_onnx.graph import Graph, copied, inferred
-from xcam_onnx.standard import fused  # noqa: F401  (registers the expansions)
+from xcam_onnx.standard import attention, fused  # noqa: F401  (registers the expansions)
 from xcam_onnx.standard.registry import Original, Writer, expansion
 
 MICROSOFT = "com.microsoft"
@@ -30,7 +31,7 @@ def model_of(
         nodes,
         "graph",
         [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), [None] * value.ndim)
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape))
             for name, value in feeds.items()
         ],
         [onnx.ValueInfoProto(name=name) for name in outputs or [name for name in nodes[-1].output if name]],
@@ -106,3 +107,13 @@ def agree(pair: tuple[list[Array], list[Array]], tolerance: float = 1e-5) -> Non
     for a, b in zip(first, second, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(b.astype(np.float64), a.astype(np.float64), rtol=tolerance, atol=tolerance)
+
+
+def optimised(model: ModelProto, path: Path, level: str = "ALL") -> ModelProto:
+    """Return a model as ONNX Runtime's optimiser saves it in a file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return inferred(onnx.load(path))
