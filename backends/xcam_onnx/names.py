@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from onnx import NodeProto
 
 from xcam.contract.graphs import call_names
-from xcam_onnx.graph import Graph, metadata
+from xcam_onnx.graph import Graph, attribute, metadata
+from xcam_onnx.standard import nchwc
 from xcam_onnx.standard.form import StandardForm
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
@@ -57,7 +58,7 @@ def tensor_names(graph: Graph) -> list[TensorName]:
     for i, node in enumerate(graph.nodes):
         if not _is_live(graph, node) or any(name.startswith("xcam/") for name in (node.name, node.output[0])):
             continue
-        node_names = [name for name in (node.name, node.output[0]) if name]
+        node_names = _node_names(node)
         if i in ends:
             *outer, (name, kind) = sorted(ends[i], key=lambda entry: len(entry[0]))
             result += [TensorName(name, node.output[0], kind) for name, kind in outer]
@@ -73,8 +74,20 @@ def tensor_names(graph: Graph) -> list[TensorName]:
     return result
 
 
-QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input", "_quant_output_scale_mul", "_bias_add")
-"""Suffixes that ONNX Runtime's quantiser adds to the names of nodes and tensors."""
+def _node_names(node: NodeProto) -> list[str]:
+    """Return the names of a node and of its output.
+
+    Where torch's exporter named the output, and the names do not match, an optimiser fused the node with those behind it:
+    the value is the last one's. The name of an operator that has those included is that of another value in the float file.
+    """
+    tensor, stem = node.output[0], node.output[0].removesuffix(OUTPUT_ENDS[0])
+    if stem in (tensor, node.name):
+        return [name for name in (node.name, tensor) if name]
+    return [stem, tensor, *([node.name] if node.name and not node.domain else [])]
+
+
+QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input", "_quant_output_scale_mul", "_bias_add", "_nchwc")
+"""Suffixes that ONNX Runtime's quantiser, or its optimiser, adds to the names of nodes and tensors."""
 UNSCALED_ENDS = ("_output_quantized_cast_output", "quant_scaled_output")
 """Suffixes of the values in front of the scale, or of the bias, that it adds behind an operator on integers."""
 OUTPUT_ENDS = ("_output_0", ":0")
@@ -104,7 +117,14 @@ def layer_names(form: StandardForm) -> list[TensorName]:
             names = _float_names(entry)
         else:
             names = [entry.name, *entry.aliases]
-        if read in result and entry.kind.startswith(("QuantizeLinear", "DequantizeLinear")):
+        node = graph.nodes[graph.producer[entry.tensor]]
+        if node.domain == nchwc.DOMAIN and (len(node.input) > 3 or attribute(node, "activation") == "HardSwish"):
+            names = [entry.name, *entry.aliases]  # the optimiser fused more into it after it had named it
+        if read in result and node.op_type == nchwc.REORDER_OUT and entry.tensor == read:
+            layer = result[read]
+            layer.aliases = list(dict.fromkeys([*names[1:], layer.name, *layer.aliases]))
+            layer.name = names[0]
+        elif read in result and entry.kind.startswith(("QuantizeLinear", "DequantizeLinear", "Reorder")):
             result[read].aliases += [name for name in names if name not in result[read].aliases]
         else:
             key = read if read not in result else entry.name

@@ -115,7 +115,7 @@ class Recording:
             return not graph.dtype(name) or shape is None or (exact and not all(isinstance(n, int) for n in shape))
 
         nodes = (node for node in graph.nodes if node.op_type != "ZipMap")  # its output is not a tensor
-        names = (n for node in nodes for n in node.output if n in graph.live and not n.startswith("xcam/"))
+        names = (n for node in nodes for n in node.output if n in graph.live)
         unknown = [name for name in names if is_unknown(name)]
         if unknown:
             values = self._on_zeros(graph.model, unknown, self.signature.sample_shape(self.spec))

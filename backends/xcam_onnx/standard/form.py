@@ -21,8 +21,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, copied, inferred, nodes, reads
-from xcam_onnx.standard import quantized  # noqa: F401  (registers the expansions)
-from xcam_onnx.standard.registry import EXPANSIONS, MICROSOFT, NotExpandable, Original, Writer
+from xcam_onnx.standard import attention, fused, nchwc, quantized  # noqa: F401  (they register the expansions)
+from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expansion
 from xcam_onnx.weights import WeightFiles
 
 DEQUANTIZE, QUANTIZE = "DequantizeLinear", "QuantizeLinear"
@@ -33,8 +33,6 @@ MOVING = {
 """Operators that only choose or move values: the same on integers as on the numbers that these represent."""
 SEVERAL = ("Concat",)
 """Those of them whose inputs are all values, and not indices or shapes."""
-ROUNDS = 3
-"""Expansions may need the types of earlier ones: they are tried this often."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +143,12 @@ def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> Stan
         model: The model, its nodes in execution order, with inferred types.
         weights: The files with its larger weights.
     """
-    if not any((node.domain, node.op_type) in EXPANSIONS or _is(node, DEQUANTIZE) for node in model.graph.node):
+    if not _expandable(model) and not any(
+        _is(node, DEQUANTIZE) or node.domain == nchwc.DOMAIN for node in model.graph.node
+    ):
         return StandardForm(model, model, model)
-    expanded = _expanded(model, weights)
-    merger = _Merger(Graph(expanded))
+    plain = nchwc.plain(model, weights)
+    merger = _Merger(Graph(expanded := _expanded(plain.model if plain else model, weights)))
     result = copied(expanded)
     del result.graph.node[:]
     result.graph.node.extend(merger.nodes)
@@ -167,6 +167,10 @@ def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> Stan
     runnable.graph.value_info.extend(graph.info(node.output[0]) for node in recovered)
     runnable.graph.initializer.extend(t for t in result.graph.initializer if t.name in needed)
     _import(runnable, {entry.domain for entry in quantised.values()})
+    if plain:
+        runnable.graph.node.extend(plain.nodes)
+        runnable.graph.value_info.extend(graph.info(node.output[0]) for node in plain.nodes)
+        merger.floats.update(plain.tensors)
     return StandardForm(model, result, runnable, merger.floats, quantised)
 
 
@@ -181,34 +185,39 @@ def _import(model: ModelProto, domains: Iterable[str]) -> None:
 
 
 def _expanded(model: ModelProto, weights: WeightFiles | None) -> ModelProto:
-    """Return the model with its expandable nodes expanded, as far as they can be, and types inferred."""
-    for _ in range(ROUNDS):
-        graph = Graph(model)
-        if not any((node.domain, node.op_type) in EXPANSIONS for node in graph.nodes):
-            break
+    """Return the model with its expandable nodes expanded, as far as they can be, and types inferred.
+
+    An expansion may need the types that only earlier ones let the inference find: there are as many rounds as that takes.
+    """
+    remaining, before = _expandable(model), 0
+    while remaining != before:
+        graph, before = Graph(model), remaining
         taken = {name for node in graph.nodes for name in (node.name, *node.output)} | set(graph.initializers)
         writer = Writer(graph.opset.get("", 1), taken=taken)
         result = copied(model)
         del result.graph.node[:]
-        is_complete = True
         for node in graph.nodes:
-            expansion = EXPANSIONS.get((node.domain, node.op_type))
-            start = len(writer.nodes)
-            if expansion is not None:
+            expand = expansion(node, writer.opset)
+            start, constants = len(writer.nodes), len(writer.constants)
+            if expand is not None:
                 try:
-                    expansion(Original(node, graph, weights), writer)
+                    expand(Original(node, graph, weights), writer)
                 except NotExpandable:
-                    del writer.nodes[start:]
-                    is_complete = False
+                    del writer.nodes[start:], writer.constants[constants:]
             if len(writer.nodes) == start:
                 writer.nodes.append(node)
         result.graph.node.extend(writer.nodes)
         result.graph.initializer.extend(writer.constants)
         _import(result, writer.domains)
         model = inferred(result)
-        if is_complete:
-            break
+        remaining = _expandable(model)
     return model
+
+
+def _expandable(model: ModelProto) -> int:
+    """Count the nodes that an expansion exists for."""
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), 1)
+    return sum(expansion(node, opset) is not None for node in model.graph.node)
 
 
 class _Merger:
