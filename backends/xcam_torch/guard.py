@@ -20,11 +20,16 @@ from xcam.contract.messages import out_of_memory
 Hook = Callable[[nn.Module, Any], Any]
 """(module, value) → the value that replaces it, or None."""
 
+OBSERVER = "observer_enabled"
+"""The buffer of a torch.ao.quantization.FakeQuantize that switches its observer."""
+
 
 @dataclass
 class _Mode:
     threads: int
     training: bool
+    observes: bool
+    """Whether a fake quantisation takes its range from the values that it meets, in evaluation mode too."""
 
 
 _modes: weakref.WeakKeyDictionary[nn.Module, _Mode] = weakref.WeakKeyDictionary()
@@ -58,14 +63,19 @@ def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 @contextlib.contextmanager
 def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Set every module to evaluation mode. The last of several threads to leave restores each module's own mode."""
+    """Set every module to evaluation mode. The last of several threads to leave restores each module's own mode.
+
+    The ranges of fake quantisations remain those of their training: otherwise each image would change them.
+    """
     changed = []
     with _lock:
         for module in modules:
-            if module.training or module in _modes:
-                mode = _modes.setdefault(module, _Mode(0, module.training))
+            observes = OBSERVER in module._buffers and bool(module._buffers[OBSERVER])
+            if module.training or observes or module in _modes:
+                mode = _modes.setdefault(module, _Mode(0, module.training, observes))
                 mode.threads += 1
                 module.training = False
+                _observe(module, mode, False)
                 changed.append(module)
     try:
         yield
@@ -76,7 +86,14 @@ def evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
                 mode.threads -= 1
                 if not mode.threads:
                     module.training = mode.training
+                    _observe(module, mode, True)
                     del _modes[module]
+
+
+def _observe(module: nn.Module, mode: _Mode, enabled: bool) -> None:
+    """Switch the observer of a fake quantisation, where it was on."""
+    if mode.observes:
+        cast(torch.Tensor, module._buffers[OBSERVER]).fill_(enabled)
 
 
 @contextlib.contextmanager

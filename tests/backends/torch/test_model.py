@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao import quantization as quantisation
+from torch.ao.quantization import quantize_fx
 
 import xcam
 from xcam import InputError, ModelError, XcamWarning
@@ -329,6 +331,24 @@ def test_a_tail_follows_its_weights() -> None:
     np.testing.assert_allclose(model.resume(trace, trace.activations).outputs, trace.outputs + 5, atol=1e-5)
     module[4].bias = nn.Parameter(module[4].bias + 2)  # another memory
     np.testing.assert_allclose(model.resume(trace, trace.activations).outputs, trace.outputs + 7, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Please use quant_min:UserWarning")  # of torch.ao
+def test_a_network_for_quantisation_aware_training_keeps_its_ranges() -> None:
+    """Its observers are on in evaluation mode too; they would follow each image, and mix the rows of a batch."""
+    mapping = quantisation.get_default_qat_qconfig_mapping("x86")
+    prepared = quantize_fx.prepare_qat_fx(small().train(), mapping, (torch.from_numpy(X),))
+    prepared(torch.from_numpy(X))
+    prepared.eval()
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    model = opened(prepared)
+    trace = model.trace(2 * X, default(model).name, cotangents())
+    after = prepared.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    prepared.apply(quantisation.disable_observer)
+    with torch.no_grad():
+        np.testing.assert_allclose(trace.outputs, prepared(torch.from_numpy(2 * X)).numpy(), atol=1e-6)
+    assert np.abs(trace.gradients[0]).max() > 0
 
 
 def test_eight_threads_one_of_them_training_mode() -> None:
