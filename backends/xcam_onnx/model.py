@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from onnx import ModelProto
 
-from xcam.contract import Capability, Layout
+from xcam.contract import Array, Capability, Layer, Layout
+from xcam.contract.layouts import from_trace, to_trace, without_channel_axis
 from xcam.contract.preprocessing import Preprocessing
+from xcam.contract.quantization import Stretch
 from xcam.contract.recorded import RecordedModel
-from xcam_onnx import scaling, shuffling
+from xcam_onnx import scaling, shuffling, stretches
 from xcam_onnx.batching import with_batch
 from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
@@ -85,6 +87,8 @@ class OnnxModel(RecordedModel[Recording]):
         self.recording = Recording(form, name, signature, spec, runtime)
         self._layout = layout
         self._decided = not control_flow_nodes(model)
+        self._mixes_images = any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node)
+        """Whether the values of an image depend on the others in its batch: dynamic quantisation computes one scale for all."""
 
     @property
     def threads(self) -> int | None:
@@ -98,7 +102,7 @@ class OnnxModel(RecordedModel[Recording]):
         """
         recording, fixed = self.recording, self.recording.batch
         recording.spec = self.input
-        if fixed is None and batch == 1:
+        if fixed is None and (batch == 1 or self._mixes_images):
             recording, fixed = recording.one_by_one(), 1
         signature = recording.signature
         if self._decided or len(shape) != len(signature.size) + (signature.axis is not None):
@@ -118,6 +122,29 @@ class OnnxModel(RecordedModel[Recording]):
     def export(self, path: Path, layer: str | None, heatmap: str | None, facts: Mapping[str, str]) -> None:
         """Write the model as a self-explaining file: see xcam_onnx.export."""
         export(self, self._recording(), path, layer, heatmap, facts)
+
+    @property
+    def precision(self) -> str | None:
+        """See xcam.contract.abilities.RunsStretches."""
+        return stretches.precision(self._recording())
+
+    def stretch_sources(self, layers: Sequence[str], known: Collection[str]) -> Collection[str]:
+        """See xcam.contract.abilities.RunsStretches."""
+        recording = self._recording()
+        names = {recording.tensor(name): name for name in known}
+        nearest = stretches.sources(recording, [recording.tensor(name) for name in layers], names)
+        return [names[tensor] for tensor in names if tensor in nearest]
+
+    def stretches(self, x: Array, values: Mapping[str, Array], layers: Sequence[str]) -> Mapping[str, Stretch]:
+        """See xcam.contract.abilities.RunsStretches."""
+        x = without_channel_axis(x, self.input)
+        opened = self._opened(x)
+        recording = opened.recording
+        known = {name: self._layer(opened, name) for name in (*values, *layers)}
+        given = {recording.tensor(known[name].name): from_trace(v, known[name]) for name, v in values.items()}
+        targets = {name: recording.tensor(known[name].name) for name in layers}
+        results = stretches.run(recording, x, given, list(dict.fromkeys(targets.values())))
+        return {name: _as_trace(results[tensor], known[name]) for name, tensor in targets.items()}
 
     @property
     def parameter_layers(self) -> Sequence[str]:
@@ -159,3 +186,13 @@ class OnnxModel(RecordedModel[Recording]):
             f"cannot explain {name!r} of {self.name}: the exporter folded the batch norm behind it into it; explain "
             f"{norm!r}, the value behind both"
         )
+
+
+def _as_trace(stretch: Stretch, layer: Layer) -> Stretch:
+    """Return a stretch with its values as a Trace has them."""
+    unrounded = stretch.unrounded
+    return dataclasses.replace(
+        stretch,
+        value=to_trace(stretch.value, layer),
+        unrounded=None if unrounded is None else to_trace(unrounded, layer),
+    )

@@ -25,6 +25,9 @@ SAME = 1e-3
 CLEAR = 0.05
 """Below this error the values decide; above it, names and kinds count too."""
 
+ABSORBED = 0.25
+"""Values of two layers whose negative shares differ by more than this are before and behind an activation."""
+
 
 @dataclass(frozen=True)
 class LayerSample:
@@ -112,8 +115,16 @@ def innermost(samples: Sequence[LayerSample], index: int) -> str:
     return max((n for n in names if n.startswith((f"{layer.name}.", f"{layer.name}/"))), key=len, default=layer.name)
 
 
-def align(first: Sequence[LayerSample], second: Sequence[LayerSample]) -> list[Match]:
-    """Return the best alignment in order of execution."""
+def align(first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: bool = False) -> list[Match]:
+    """Return the best alignment in order of execution.
+
+    Args:
+        first: The samples of a model.
+        second: The samples of another.
+        reduced: Whether one of them has a reduced precision: its errors add up, and a quantisation may absorb an activation,
+            so that a name is that of the value before it in one model, and of the value behind it in the other.
+    """
+    below = [[_below_zero(sample.values) for sample in samples] for samples in (first, second)] if reduced else None
     n, m = len(first), len(second)
     gain = np.zeros((n, m))
     errors = np.full((n, m), np.inf)
@@ -121,7 +132,8 @@ def align(first: Sequence[LayerSample], second: Sequence[LayerSample]) -> list[M
         for j, b in enumerate(second):
             if a.shape == b.shape and a.values.shape == b.values.shape:
                 errors[i, j] = error(a.values, b.values)
-                gain[i, j] = _gain(a, b, errors[i, j])
+                is_other = below is not None and abs(below[0][i] - below[1][j]) > ABSORBED
+                gain[i, j] = 0.05 if is_other else _gain(a, b, errors[i, j])
     best = np.zeros((n + 1, m + 1))
     for i in range(n - 1, -1, -1):
         for j in range(m - 1, -1, -1):
@@ -141,6 +153,12 @@ def align(first: Sequence[LayerSample], second: Sequence[LayerSample]) -> list[M
         else:
             j += 1
     return matches
+
+
+def _below_zero(values: Array) -> float:
+    """Return the share of negative values, weighted by their magnitudes: 0 behind a ReLU."""
+    total = float(np.abs(values).sum())
+    return float(-np.minimum(values, 0).sum()) / total if total > 0 else 0.0
 
 
 def _gain(a: LayerSample, b: LayerSample, error: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from xcam import progress
-from xcam.comparison import alignment, divergence, precision
+from xcam.comparison import alignment, divergence, own_error, precision
 from xcam.comparison.alignment import LayerSample, Match
 from xcam.comparison.data import Divergence, Step
 from xcam.comparison.diagnosis import Diagnosis
@@ -27,8 +27,10 @@ class Correspondence:
         self.samples: list[list[LayerSample]] = [
             alignment.samples(each.model, each.x) for each in progress.steps(self.models, "models' layers")
         ]
+        is_reduced = [own_error.precision(model) is not None for model in models]
         self.matches: dict[int, list[Match]] = {
-            k: alignment.align(self.samples[0], self.samples[k]) for k in range(1, len(models))
+            k: alignment.align(self.samples[0], self.samples[k], is_reduced[0] or is_reduced[k])
+            for k in range(1, len(models))
         }
         """The matches of each model after the first."""
 

@@ -185,7 +185,6 @@ def wide(evidence: Evidence) -> Diagnosis | None:
 def weights(evidence: Evidence) -> Diagnosis | None:
     """Check the value before its quantisation: for a wrong scale of the weights, a coarse bias, one scale of many ranges."""
     before, reference = evidence.before, evidence.reference
-    error = energy(before - reference)
     axes = (0, *range(2, before.ndim))
     low, high = reference.min(), reference.max()
     inside = (before != low) & (before != high) & (reference != low) & (reference != high)
@@ -202,13 +201,13 @@ def weights(evidence: Evidence) -> Diagnosis | None:
         return Diagnosis(
             "wrong-scale", f"the sum over its weights is multiplied by {scale:.3g}: the scale of {name} is wrong"
         )
-    bias = next((each for each in evidence.stretch.weights if each.is_bias), None)
-    if before.shape[0] * int(np.prod(before.shape[2:])) > 8 and total > 0 and energy(y - x) < LEFT**2 * total:
-        step = f", in steps of {float(np.max(bias.scale)):.3g}" if bias is not None else ""
-        size = float(np.abs(((before - reference) * inside).sum(axes) / count.reshape(-1)).max())
+    shift = ((before - reference) * inside).sum(axes) / count.reshape(-1)
+    size = float(np.abs(shift).max())
+    biases = [float(np.max(each.scale)) for each in evidence.stretch.weights if each.is_bias]
+    if biases and size < max(biases) and energy(y - x) < LEFT**2 * total:
         return Diagnosis(
             "coarse-bias",
-            f"each channel is shifted by a constant, up to {size:.3g}: the bias is quantised coarsely{step}",
+            f"each channel is shifted by a constant, up to {size:.3g}: its bias is quantised in steps of {max(biases):.3g}",
         )
     for each in evidence.stretch.weights:
         ranges = each.largest[each.largest > 0]
@@ -221,7 +220,6 @@ def weights(evidence: Evidence) -> Diagnosis | None:
                     f"{each.name} has one scale for all channels, and their ranges differ by a factor of {factor:.3g} (largest "
                     f"against median): with a scale of each channel their error would be {gain:.3g} times smaller",
                 )
-    del error
     return None
 
 

@@ -73,5 +73,6 @@ class Stretch:
     weights: tuple[QuantizedWeights, ...] = ()
     """The quantised weights within the stretch."""
     noise: float | None = None
-    """The mean square error that rounding weights and values within the stretch must add to `unrounded`, or to `value` where that is None: at their bit
-    widths, with a scale of each channel for weights, and ranges that fit for values. None: not known."""
+    """The mean square error that rounding weights and values within the stretch must add to `unrounded`, or to `value` where
+    that is None: at their bit widths, with ranges that fit; weights with a scale of each channel, or with one scale where
+    most weights of the model have one. None: not known."""

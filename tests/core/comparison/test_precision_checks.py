@@ -66,7 +66,7 @@ def test_a_coarse_bias() -> None:
     result = changed(LINEAR + offsets[:, None, None], PER_CHANNEL, bias)
     assert result is not None
     assert result.code == "coarse-bias"
-    assert result.text.endswith("the bias is quantised coarsely, in steps of 0.2")
+    assert result.text.endswith("its bias is quantised in steps of 0.2")
 
 
 def test_one_scale_for_channels_of_different_ranges() -> None:
