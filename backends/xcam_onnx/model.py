@@ -87,8 +87,6 @@ class OnnxModel(RecordedModel[Recording]):
         self.recording = Recording(form, name, signature, spec, runtime)
         self._layout = layout
         self._decided = not control_flow_nodes(model)
-        self._mixes_images = any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node)
-        """Whether the values of an image depend on the others in its batch: dynamic quantisation computes one scale for all."""
 
     @property
     def threads(self) -> int | None:
@@ -102,7 +100,7 @@ class OnnxModel(RecordedModel[Recording]):
         """
         recording, fixed = self.recording, self.recording.batch
         recording.spec = self.input
-        if fixed is None and (batch == 1 or self._mixes_images):
+        if fixed is None and batch == 1:
             recording, fixed = recording.one_by_one(), 1
         signature = recording.signature
         if self._decided or len(shape) != len(signature.size) + (signature.axis is not None):
@@ -141,9 +139,9 @@ class OnnxModel(RecordedModel[Recording]):
         opened = self._opened(x)
         recording = opened.recording
         known = {name: self._layer(opened, name) for name in (*values, *layers)}
-        given = {recording.tensor(known[name].name): from_trace(v, known[name]) for name, v in values.items()}
+        starts = {recording.tensor(known[name].name): from_trace(v, known[name]) for name, v in values.items()}
         targets = {name: recording.tensor(known[name].name) for name in layers}
-        results = stretches.run(recording, x, given, list(dict.fromkeys(targets.values())))
+        results = stretches.run(recording, x, starts, list(dict.fromkeys(targets.values())))
         return {name: _as_trace(results[tensor], known[name]) for name, tensor in targets.items()}
 
     @property

@@ -84,22 +84,22 @@ def _inputs(graph: Graph, tensor: str) -> list[str]:
     return list(reads(graph.nodes[graph.producer[tensor]])) if tensor in graph.producer else []
 
 
-def run(recording: Recording, x: Array, given: Mapping[str, Array], targets: Sequence[str]) -> dict[str, Stretch]:
+def run(recording: Recording, x: Array, starts: Mapping[str, Array], targets: Sequence[str]) -> dict[str, Stretch]:
     """Compute each target from the given tensors nearest ahead of it.
 
     Args:
         recording: The model.
         x: A batch.
-        given: Values by tensor, in the order of the framework.
+        starts: Values by tensor, in the order of the framework.
         targets: Tensors of layers.
     """
-    builder = _Builder(recording, list(given), targets)
+    builder = _Builder(recording, list(starts), targets)
     session = recording.runtime.session(builder.model(), once=True)
     batches = []
     for rows in recording.slices(len(x)):
         feeds: dict[str, Any] = recording.feed(x[rows])
-        for name, values in given.items():
-            feeds[builder.given[name]] = values[rows].astype(recording.dtype(name))
+        for name, values in starts.items():
+            feeds[builder.starts[name]] = values[rows].astype(recording.dtype(name))
         batches.append(session(feeds))
 
     def whole(name: str) -> Array:
@@ -123,14 +123,14 @@ class _Builder:
 
     Args:
         recording: The model.
-        given: The tensors whose values are given.
+        starts: The tensors whose values are given.
         targets: The tensors to compute.
     """
 
-    def __init__(self, recording: Recording, given: Sequence[str], targets: Sequence[str]) -> None:
+    def __init__(self, recording: Recording, starts: Sequence[str], targets: Sequence[str]) -> None:
         self._recording, self._targets = recording, targets
         self._graph = graph = recording.graph
-        self.given = {name: f"xcam/given/{name}" for name in given}
+        self.starts = {name: f"xcam/given/{name}" for name in starts}
         self._w = Writer(graph.opset.get("", 1), PREFIX)
         self._variants: dict[Kind, dict[str, str]] = {"clean": {}, "noisy": {}}
         """Tensor → its counterpart in another copy, where that differs."""
@@ -168,7 +168,7 @@ class _Builder:
         for node in reversed(self._graph.nodes):
             if any(name in needed for name in node.output):
                 nodes.append(node)
-                needed.update(name for name in reads(node) if name not in self.given)
+                needed.update(name for name in reads(node) if name not in self.starts)
         return nodes[::-1]
 
     def model(self) -> ModelProto:
@@ -179,7 +179,7 @@ class _Builder:
         del whole.graph.node[:]
         whole.graph.node.extend(self._w.nodes)
         whole.graph.initializer.extend(self._w.constants)
-        for name, copy in self.given.items():
+        for name, copy in self.starts.items():
             value = graph.info(name)
             value.name = copy
             whole.graph.input.append(value)
@@ -190,14 +190,14 @@ class _Builder:
                 known.set_type(name, graph.dtype(name), shape)
         outputs = dict.fromkeys([*self._targets, *self.unrounded.values(), *self.noise.values()])
         source = self._recording.signature.source
-        model, _ = part(known, [source, *self.given.values()], list(outputs))
+        model, _ = part(known, [source, *self.starts.values()], list(outputs))
         return model
 
     def _base(self, name: str) -> str:
-        return self.given.get(name, name)
+        return self.starts.get(name, name)
 
     def _of(self, kind: Kind, name: str) -> str:
-        return self._base(name) if name in self.given else self._variants[kind].get(name, name)
+        return self._base(name) if name in self.starts else self._variants[kind].get(name, name)
 
     def _add(self, node: NodeProto) -> None:
         """Write a node as it is, on given values, and its copies where they differ."""
@@ -355,7 +355,7 @@ class _Builder:
         stack, seen = [target], set[str]()
         while stack:
             for name in _inputs(graph, stack.pop()):
-                if name in seen or name in self.given:
+                if name in seen or name in self.starts:
                     continue
                 seen.add(name)
                 if name in self._weights:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,32 @@ def align(first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: 
         reduced: Whether one of them has a reduced precision: its errors add up, and a quantisation may absorb an activation,
             so that a name is that of the value before it in one model, and of the value behind it in the other.
     """
+    if not reduced:
+        return _aligned(first, second)
+    groups = [_distinct(samples) for samples in (first, second)]
+    pairs = _aligned([first[group[0]] for group in groups[0]], [second[group[0]] for group in groups[1]], True)
+    matches = []
+    for pair in pairs:
+        names = {second[j].layer.name: j for j in groups[1][pair.second]}
+        matches += [
+            replace(pair, first=i, second=names.get(first[i].layer.name, groups[1][pair.second][0]))
+            for i in groups[0][pair.first]
+        ]
+    return matches
+
+
+def _distinct(samples: Sequence[LayerSample]) -> list[list[int]]:
+    """Return the indices of consecutive samples in groups of one value: a block and its last part, for example."""
+    groups: list[list[int]] = []
+    for k, each in enumerate(samples):
+        if groups and np.array_equal(samples[groups[-1][0]].values, each.values):
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+    return groups
+
+
+def _aligned(first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: bool = False) -> list[Match]:
     below = [[_below_zero(sample.values) for sample in samples] for samples in (first, second)] if reduced else None
     n, m = len(first), len(second)
     gain = np.zeros((n, m))
@@ -133,7 +159,7 @@ def align(first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: 
             if a.shape == b.shape and a.values.shape == b.values.shape:
                 errors[i, j] = error(a.values, b.values)
                 is_other = below is not None and abs(below[0][i] - below[1][j]) > ABSORBED
-                gain[i, j] = 0.05 if is_other else _gain(a, b, errors[i, j])
+                gain[i, j] = 0.0 if is_other else _gain(a, b, errors[i, j])
     best = np.zeros((n + 1, m + 1))
     for i in range(n - 1, -1, -1):
         for j in range(m - 1, -1, -1):

@@ -8,12 +8,13 @@ values to steps of their range (variance step² / 12), and of weights to steps o
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xcam.comparison import alignment
+from xcam.comparison import alignment, precision_checks
+from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.rerun_checks import ComparedModel
 from xcam.contract import Array, validation
 from xcam.contract.abilities import RunsStretches, supports
@@ -25,10 +26,13 @@ ABOVE_OTHERS = 3.0
 """… and the ratio of the two is this many times as large as at most layers."""
 EVEN = 5.0
 """Up to this ratio at most layers, precision explains the differences of two models."""
-UNUSED = 0.6
-"""A range of which at most this share is used is too wide, where most layers use twice as much of theirs."""
+NARROW = 1.7
+"""A range is too narrow where values reach this many times as far, relative to the range, as at most other layers."""
+WIDE = 0.55
+"""A range is too wide where values reach less than this share of it, relative to most other layers."""
 PER_TENSOR = 4.0
-"""Weights with one scale stand out where their error is this many times that of a scale of each channel, and most have the latter."""
+"""Weights with one scale stand out where their steps are this many times those of a scale of each channel, relative to most
+other weights."""
 EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 """The largest relative error of rounding to a type."""
 ROUNDED = 4
@@ -58,7 +62,9 @@ class OwnError:
     reach: float | None = None
     """How far the reference reaches, relative to the range of the quantisation: 1 where it fits. None: not quantised."""
     per_tensor: float | None = None
-    """The error of the weights, relative to that with a scale of each channel. None: not quantised."""
+    """The steps of the weights, relative to those of a scale of each channel. None: not quantised."""
+    cause: Diagnosis | None = None
+    """Its cause; only where the error is large, or the scale unusual."""
 
     @property
     def ratio(self) -> float:
@@ -75,32 +81,35 @@ def own_errors(reference: ComparedModel, reduced: ComparedModel, pairs: Sequence
     """Return the own error at each pair."""
     types = {layer.name: layer.dtype for layer in validation.layers(reduced.model)}
     kind = precision(reduced.model) or "float32"
-    return [
-        measured(values, stretch, types.get(pair.reduced, "float32"), kind)
-        for pair, values, stretch in stretches(reference, reduced, pairs, pairs)
-    ]
+    partner = {pair.reduced: pair for pair in pairs}  # several layers of the reference may have the same value
+    results = {}
+    for pair, values, stretch in stretches(reference, reduced, list(partner.values())):
+        dtype = types.get(pair.reduced, "float32")
+        error = measured(values, stretch, dtype, kind)
+        if suspicious(error):
+            error = replace(error, cause=precision_checks.diagnose(values, stretch, dtype))
+        results[pair.reduced] = error
+    return [results[pair.reduced] for pair in pairs]
 
 
 def stretches(
-    reference: ComparedModel, reduced: ComparedModel, pairs: Sequence[Pair], chosen: Sequence[Pair]
+    reference: ComparedModel, reduced: ComparedModel, pairs: Sequence[Pair]
 ) -> Iterator[tuple[Pair, Array, Stretch]]:
-    """Yield some pairs, the reference's value there, and the other model's stretch from the reference's values.
+    """Yield each pair, the reference's value there, and the other model's stretch from the reference's values.
 
     Args:
         reference: The model whose values are given.
         reduced: The model that is run.
-        pairs: All corresponding layers.
-        chosen: The pairs to compute.
+        pairs: The corresponding layers, each of the reduced model at most once.
     """
     model = reduced.model
     assert supports(model, RunsStretches)
     partner = {pair.reduced: pair.reference for pair in pairs}
-    for group in _groups(reference, chosen):
+    for group in _groups(reference, pairs):
         names = [pair.reduced for pair in group]
         sources = list(model.stretch_sources(names, list(partner)))
-        values = validation.activations(
-            reference.model, reference.x, list(dict.fromkeys(partner[name] for name in (*sources, *names)))
-        )
+        needed = list(dict.fromkeys(partner[name] for name in (*sources, *names)))
+        values = validation.activations(reference.model, reference.x, needed)
         results = model.stretches(reduced.x, {name: values[partner[name]] for name in sources}, names)
         for pair in group:
             yield pair, values[pair.reference], results[pair.reduced]
@@ -137,7 +146,7 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
     quantization = stretch.quantization
     if quantization is not None:
         variance += honest_step(reference, quantization) ** 2 / 12
-    least, most = ends(reference)
+    least, most = precision_checks.ends(reference)
     variance *= float(((reference != least) & (reference != most)).mean())  # clipped values have no error
     integers = quantization is not None or bool(stretch.weights)
     epsilon = EPSILON.get(dtype if dtype in EPSILON and dtype != "float32" else kind, EPSILON["float32"])
@@ -159,14 +168,6 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
             default=None,
         ),
     )
-
-
-def ends(reference: Array) -> tuple[float, float]:
-    """Return the values to which an activation clips (ReLU, ReLU6): many values are equal to them; else −∞ and ∞."""
-    low, high = float(reference.min(initial=0)), float(reference.max(initial=0))
-    least = low if (reference == low).mean() > 0.01 else -np.inf
-    most = high if (reference == high).mean() > 0.001 and low < high else np.inf
-    return least, most
 
 
 def honest_step(reference: Array, quantization: Quantization) -> float:
@@ -213,6 +214,15 @@ def _rms(values: Array) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if np.size(values) else 0.0
 
 
+def suspicious(error: OwnError) -> bool:
+    """Return whether a layer may stand out."""
+    return (
+        error.ratio > ABOVE
+        or (error.reach is not None and error.reach < WIDE)
+        or (error.per_tensor is not None and error.per_tensor > PER_TENSOR)
+    )
+
+
 def typical(errors: Sequence[OwnError]) -> float:
     """Return the ratio of own and expected error at most layers of reduced precision; 0 where there is none."""
     return statistics.median([error.ratio for error in errors if error.is_reduced] or [0.0])
@@ -224,18 +234,29 @@ def tolerance(errors: Sequence[OwnError]) -> float:
 
 
 def outlier(errors: Sequence[OwnError]) -> int | None:
-    """Return the index of the layer that stands out most; None where none does."""
+    """Return the index of the layer that stands out most; None where none does.
+
+    Where the calibration did not see such images, ranges are too narrow by different factors at all layers: there, the
+    range of a layer stands out only if it is narrower than those of most others.
+    """
     above = tolerance(errors)
-    scores = [error.ratio / above for error in errors]
-    worst = max(range(len(errors)), key=scores.__getitem__, default=None)
-    if worst is not None and scores[worst] > 1:
-        return worst
-    reaches = {k: error.reach for k, error in enumerate(errors) if error.reach}
-    usual = statistics.median([min(value, 1.0) for value in reaches.values()] or [0.0])
-    least = min(reaches, key=reaches.__getitem__, default=None)
-    if least is not None and reaches[least] < min(UNUSED, UNUSED * usual):
-        return least
-    weights = {k: error.per_tensor for k, error in enumerate(errors) if error.per_tensor is not None}
-    usual = statistics.median(list(weights.values()) or [0.0])
-    most = max(weights, key=weights.__getitem__, default=None)
-    return most if most is not None and usual < 1.5 and weights[most] > PER_TENSOR else None
+    reaches = {id(error): error.reach for error in errors if error.reach is not None}  # a value counts once
+    tensors = {id(error): error.per_tensor for error in errors if error.per_tensor is not None}
+
+    def others(values: Mapping[int, float], error: OwnError, quantile: float) -> float:
+        rest = [value for key, value in values.items() if key != id(error)]
+        return float(np.quantile(rest, quantile)) if rest else 1.0
+
+    def stands_out(error: OwnError) -> bool:
+        code = error.cause.code if error.cause else ""
+        reach = error.reach or 1.0
+        if code == "narrow-range":
+            return error.ratio > above and reach > NARROW * max(1.0, others(reaches, error, 0.95))
+        if code == "wide-range" and reach < WIDE * min(1.0, others(reaches, error, 0.1)):
+            return True
+        if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR * others(tensors, error, 0.5):
+            return True
+        return error.ratio > above
+
+    candidates = [k for k, error in enumerate(errors) if stands_out(error)]
+    return max(candidates, key=lambda k: errors[k].ratio, default=None)

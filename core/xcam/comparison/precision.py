@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xcam.comparison import own_error, precision_checks
+from xcam.comparison import own_error
 from xcam.comparison.alignment import LayerSample, Match
 from xcam.comparison.data import Step
 from xcam.comparison.diagnosis import Diagnosis
@@ -74,15 +74,13 @@ def examine(
             measured = own_error.own_errors(reference, reduced, list(pairs.values()))
             if not any(error.is_reduced for error in measured):
                 return None
-            return _examined(reference, reduced, pairs, measured, len(matches), str(kinds[second]))
+            return _examined(pairs, measured, len(matches), str(kinds[second]))
     except Exception as error:
         notes.append(f"the own errors of the layers could not be measured: {first_line(error)}")
         return None
 
 
 def _examined(
-    reference: ComparedModel,
-    reduced: ComparedModel,
     pairs: dict[int, Pair],
     measured: Sequence[OwnError],
     count: int,
@@ -98,11 +96,7 @@ def _examined(
     outlier = own_error.outlier(measured)
     if outlier is None:
         return replace(result, cause=_even(list(pairs.values()), measured, kind))
-    index = list(pairs)[outlier]
-    chosen = pairs[index]
-    types = {layer.name: layer.dtype for layer in reduced.model.layers}
-    ((_, values, stretch),) = own_error.stretches(reference, reduced, list(pairs.values()), [chosen])
-    return replace(result, index=index, cause=precision_checks.diagnose(values, stretch, types[chosen.reduced]))
+    return replace(result, index=list(pairs)[outlier], cause=measured[outlier].cause)
 
 
 def _even(pairs: Sequence[Pair], errors: Sequence[OwnError], kind: str) -> Diagnosis:

@@ -12,7 +12,6 @@ from functools import cached_property
 import numpy as np
 
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.own_error import ends
 from xcam.contract import Array
 from xcam.contract.quantization import Stretch, levels
 
@@ -24,6 +23,14 @@ LARGEST = 65504.0
 """The largest float16."""
 NORMAL = 2.0**-14
 """The smallest float16 of full precision; smaller ones lose digits, and vanish below 2⁻²⁵."""
+
+
+def ends(reference: Array) -> tuple[float, float]:
+    """Return the values to which an activation clips (ReLU, ReLU6): many values are equal to them; else −∞ and ∞."""
+    low, high = float(reference.min(initial=0)), float(reference.max(initial=0))
+    least = low if (reference == low).mean() > 0.01 else -np.inf
+    most = high if (reference == high).mean() > 0.001 and low < high else np.inf
+    return least, most
 
 
 @dataclass(frozen=True)
