@@ -108,7 +108,7 @@ def qlinear_conv(n: Original, w: Writer) -> None:
     ONNX Runtime's version has channels_last, which moves the channels of input and output, not those of the kernel.
     """
     x_scale, k_scale, bias = n.input(1), n.input(4), n.input(8)
-    rank = _rank(n, n.input(0)) if n.attr("channels_last", 0) else 0
+    rank = _rank(n, n.input(3)) if n.attr("channels_last", 0) else 0
     inputs = [_channels_first(n, w, _dequantised(n, w, 0), rank), _dequantised(n, w, 3, axis=0)]
     if bias:
         scale = w.Mul(x_scale, k_scale)
@@ -120,8 +120,7 @@ def qlinear_conv(n: Original, w: Writer) -> None:
 @expands("QLinearMatMul")
 def qlinear_matmul(n: Original, w: Writer) -> None:
     """Source: ONNX, QLinearMatMul: scales for the rows of the first matrix, and for the columns of the second."""
-    a_rank, b_rank = (_rank(n, n.input(index)) for index in (0, 3))
-    y = w.MatMul(_dequantised(n, w, 0, axis=max(a_rank - 2, 0)), _dequantised(n, w, 3, axis=b_rank - 1))
+    y = w.MatMul(_dequantised(n, w, 0, axis=-2), _dequantised(n, w, 3, axis=-1))
     _quantised(n, w, y, n.input(6), n.input(7), n.input(0))
 
 
@@ -163,8 +162,8 @@ def matmul_integer(n: Original, w: Writer) -> None:
 def matmul_integer_to_float(n: Original, w: Writer) -> None:
     a, b, a_scale, b_scale, a_zero, b_zero, bias = (n.input(index) for index in range(7))
     y = w.MatMul(
-        _values(n, w, a, a_scale, a_zero, axis=_rank(n, a) - 1),
-        _values(n, w, b, b_scale, b_zero, axis=_rank(n, b) - 1),
+        _values(n, w, a, a_scale, a_zero, axis=-1),
+        _values(n, w, b, b_scale, b_zero, axis=-1),
     )
     _with_bias(w, y, bias, n.outputs[0])
 
@@ -173,7 +172,7 @@ def matmul_integer_to_float(n: Original, w: Writer) -> None:
 def dynamic_quantize_matmul(n: Original, w: Writer) -> None:
     a, b, b_scale, b_zero, bias = (n.input(index) for index in range(5))
     quantised, scale, zero = w("DynamicQuantizeLinear", a, outputs=3)
-    y = w.MatMul(w.dequantize(quantised, scale, zero), _values(n, w, b, b_scale, b_zero, axis=_rank(n, b) - 1))
+    y = w.MatMul(w.dequantize(quantised, scale, zero), _values(n, w, b, b_scale, b_zero, axis=-1))
     _with_bias(w, y, bias, n.outputs[0])
 
 
@@ -202,8 +201,9 @@ def qlinear_unary(n: Original, w: Writer) -> None:
 @expands("QLinearSoftmax", domain=MICROSOFT)
 def qlinear_softmax(n: Original, w: Writer) -> None:
     """Source: ONNX Runtime, QLinearSoftmax: before opset 13 it treats all axes from `axis` on as one."""
-    x, rank = _dequantised(n, w, 0), _rank(n, n.input(0))
-    axis, joins = n.attr("axis", -1) % rank, n.attr("opset") < CHANNEL_AXIS
+    x, axis, joins = _dequantised(n, w, 0), n.attr("axis", -1), n.attr("opset") < CHANNEL_AXIS
+    rank = _rank(n, n.input(0)) if axis != -1 else 0
+    axis = axis % rank if rank else axis
     if axis == rank - 1 or joins == (w.opset < CHANNEL_AXIS):
         y = w.Softmax(x, axis=axis)
     elif joins:
