@@ -15,7 +15,11 @@ PARAMETERS = {
     "Gemm": (0, 1, 2),
     "PRelu": (1,),
     **dict.fromkeys(("MatMul", "Add", "Mul"), (0, 1)),
-    **dict.fromkeys(("Conv", "ConvTranspose"), (1, 2)),
+    **dict.fromkeys(("Conv", "ConvTranspose", "FusedConv", "FusedGemm"), (1, 2)),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger", "FusedMatMul", "MatMulNBits", "MatMulIntegerToFloat"), (1,)),
+    **dict.fromkeys(("QLinearConv", "QLinearConvTranspose"), (3, 8)),
+    **dict.fromkeys(("QGemm",), (3, 6)),
+    **dict.fromkeys(("QLinearMatMul",), (3,)),
     **dict.fromkeys((f"{kind}Normalization" for kind in ("Batch", "Instance", "Layer", "Group")), (1, 2)),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)),
 }

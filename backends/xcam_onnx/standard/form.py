@@ -78,6 +78,8 @@ class StandardForm:
     """Tensor of quantised values → the tensor of the standard form that has them as real numbers."""
     quantised: dict[str, Quantised] = field(default_factory=dict)
     """The other way round, for each of these tensors."""
+    merged: dict[str, str] = field(default_factory=dict)
+    """Output of a DequantizeLinear that the standard form lacks → the tensor that replaces it."""
 
     @property
     def is_changed(self) -> bool:
@@ -113,6 +115,7 @@ class StandardForm:
         seen = set[str]()
         while tensor not in seen:
             seen.add(tensor)
+            tensor = self.merged.get(tensor, tensor)
             if tensor in self.floats:
                 tensor = self.floats[tensor]
             elif self.graph.dtype(tensor) in (*INTEGERS, *FLOAT8):
@@ -171,7 +174,7 @@ def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> Stan
         runnable.graph.node.extend(plain.nodes)
         runnable.graph.value_info.extend(graph.info(node.output[0]) for node in plain.nodes)
         merger.floats.update(plain.tensors)
-    return StandardForm(model, result, runnable, merger.floats, quantised)
+    return StandardForm(model, result, runnable, merger.floats, quantised, merger.merged)
 
 
 def _is(node: NodeProto, op: str) -> bool:
@@ -237,7 +240,7 @@ class _Merger:
         self.quantised: dict[str, Quantised] = {}
         self._again: dict[str, str] = {}
         """Integers → the same integers, computed from their real numbers."""
-        self._renamed: dict[str, str] = {}
+        self.merged: dict[str, str] = {}
         within = (inner for node in graph.nodes for inner in _inner(node))
         self._pinned = {v.name for v in graph.proto.output} | {name for node in within for name in node.input}
         for node in graph.nodes:
@@ -247,7 +250,7 @@ class _Merger:
                 self._float(value.name)
 
     def _add(self, node: NodeProto) -> None:
-        node = self._with_inputs(node, [self._renamed.get(name, name) for name in node.input])
+        node = self._with_inputs(node, [self.merged.get(name, name) for name in node.input])
         known = [name for name in node.input if name in self.quantised]
         if _is(node, QUANTIZE) and node.input[0] in self._graph.live and len(node.input) > 1:
             self.nodes.append(node)
@@ -298,7 +301,7 @@ class _Merger:
         elif out in self._pinned:
             self.nodes.append(helper.make_node("Identity", [self.floats[integers]], [out], name=node.name))
         else:
-            self._renamed[out] = self.floats[integers]
+            self.merged[out] = self.floats[integers]
 
     def _same(self, entry: Quantised, node: NodeProto) -> bool:
         """Return whether a DequantizeLinear has the scale and zero point of its integers."""
