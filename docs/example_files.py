@@ -51,8 +51,28 @@ def onnx_file() -> None:
     onnx.save(build(), "shapes.onnx")
 
 
-def quick_gelu_file() -> None:
-    """gelu.onnx: the demo network with QuickGelu, an operator of ONNX Runtime, behind conv5."""
+def quantised_file() -> None:
+    """shapes-int8.onnx: the demo network, quantised by ONNX Runtime with the three images of images/."""
+    from onnxruntime import quantization
+
+    import xcam
+    from xcam.images.batches import batch
+
+    onnx_file()
+    model = xcam.load("shapes.onnx")
+    size, scaling = (128, 128), xcam.load("demo", backend="onnx").input.preprocessing
+    images = [reading.read(path) for path in demo.image_paths()]
+    batches = iter([{"image": batch([image], model.input, size, scaling)} for image in images])
+
+    class Images(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(batches, None)
+
+    quantization.quantize_static("shapes.onnx", "shapes-int8.onnx", Images(), per_channel=True)
+
+
+def asinh_file() -> None:
+    """asinh.onnx: the demo network with Asinh, an operator without a rule, behind conv5."""
     import onnx
     from onnx import helper
 
@@ -60,11 +80,10 @@ def quick_gelu_file() -> None:
 
     model = build()
     mean = next(node for node in model.graph.node if "conv5" in node.input)
-    mean.input[0] = "gelu"
+    mean.input[0] = "asinh"
     index = list(model.graph.node).index(mean)
-    model.graph.node.insert(index, helper.make_node("QuickGelu", ["conv5"], ["gelu"], "gelu", domain="com.microsoft"))
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, "gelu.onnx")
+    model.graph.node.insert(index, helper.make_node("Asinh", ["conv5"], ["asinh"], "asinh"))
+    onnx.save(model, "asinh.onnx")
 
 
 def torch_module() -> None:
@@ -111,7 +130,7 @@ class Shapes(nn.Sequential):
 def main() -> None:
     """Write the files, and print their names."""
     before = set(Path().iterdir())
-    for make in (images, labels, keras_file, onnx_file, quick_gelu_file, torch_module):
+    for make in (images, labels, keras_file, onnx_file, quantised_file, asinh_file, torch_module):
         try:
             make()
         except ImportError as error:

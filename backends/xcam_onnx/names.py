@@ -8,6 +8,7 @@ name on the node: the value of the convolution alone is no longer computed.
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
@@ -90,6 +91,8 @@ QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input", "_quant_outpu
 """Suffixes that ONNX Runtime's quantiser, or its optimiser, adds to the names of nodes and tensors."""
 UNSCALED_ENDS = ("_output_quantized_cast_output", "quant_scaled_output")
 """Suffixes of the values in front of the scale, or of the bias, that it adds behind an operator on integers."""
+ABSORBING = ("Conv", "Gemm", "MatMul", "Add")
+"""Operators whose quantisation absorbs the activation behind them."""
 OUTPUT_ENDS = ("_output_0", ":0")
 """Suffixes that torch's exporter and tf2onnx add to a node's name for its first output."""
 
@@ -106,6 +109,7 @@ def layer_names(form: StandardForm) -> list[TensorName]:
     if not form.is_changed:
         return entries
     result: dict[str, TensorName] = {}
+    named = _nodes_name_outputs(entries)
     inputs = {form.as_read(value.name) for value in graph.inputs}
     for entry in entries:
         read = form.as_read(entry.tensor)
@@ -114,7 +118,7 @@ def layer_names(form: StandardForm) -> list[TensorName]:
         is_unscaled = entry.tensor.endswith(UNSCALED_ENDS)
         is_written = any(name.endswith(QUANTISED_ENDS) for name in (entry.name, *entry.aliases))
         if (read != entry.tensor or is_written) and not is_unscaled:
-            names = _float_names(entry)
+            names = _float_names(entry, named)
         else:
             names = [entry.name, *entry.aliases]
         node = graph.nodes[graph.producer[entry.tensor]]
@@ -134,19 +138,39 @@ def layer_names(form: StandardForm) -> list[TensorName]:
     return list(result.values())
 
 
-def _float_names(entry: TensorName) -> list[str]:
+def _float_names(entry: TensorName, nodes_name_outputs: bool) -> list[str]:
     """Return the names of a quantised value: those of the float file first.
 
     A quantiser that absorbs an activation keeps the name of its output, `/3/Relu_output_0`, and removes its node, `/3/Relu`:
     the value is the activation's.
+
+    Args:
+        entry: The value as the file names it.
+        nodes_name_outputs: See `_nodes_name_outputs`.
     """
-    names = []
-    for name in (entry.name, *entry.aliases):
-        end = next((end for end in QUANTISED_ENDS if name.endswith(end)), "")
-        names += [name.removesuffix(end), name]
-    ends = [(name, end) for name in names for end in OUTPUT_ENDS if name.endswith(end)]
-    names = [*(name.removesuffix(end) for name, end in ends), *names]
+    names = [name for given in (entry.name, *entry.aliases) for name in (_without_end(given, QUANTISED_ENDS), given)]
+    output = _without_end(_without_end(entry.tensor, QUANTISED_ENDS), OUTPUT_ENDS)
+    if not entry.tensor.endswith(QUANTISED_OUTPUT) and (nodes_name_outputs or entry.tensor.endswith(OUTPUT_ENDS)):
+        names.insert(0, output)
     return list(dict.fromkeys(names))
+
+
+def _nodes_name_outputs(entries: Sequence[TensorName]) -> bool:
+    """Return whether outputs have the names of their nodes in this file, as most tools name them.
+
+    Operators that absorb activations do not count: they have the name of the activation's output.
+    """
+    names = [
+        entry
+        for entry in entries
+        if len(entry.aliases) == 1 and not any(kind in entry.kind for kind in ("uantizeLinear", *ABSORBING))
+    ]
+    same = sum(_without_end(entry.tensor, OUTPUT_ENDS) in (entry.name, *entry.aliases[:-1]) for entry in names)
+    return 2 * same > len(names)
+
+
+def _without_end(name: str, ends: Sequence[str]) -> str:
+    return name.removesuffix(next((end for end in ends if name.endswith(end)), ""))
 
 
 def _kind(graph: Graph, node: NodeProto) -> str:

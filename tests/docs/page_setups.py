@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-from example_files import MY_MODELS, images, keras_file, labels, onnx_file, quick_gelu_file, torch_module
+from example_files import MY_MODELS, asinh_file, images, keras_file, labels, onnx_file, quantised_file, torch_module
 
 Setup = Callable[[], dict[str, Any] | None]
 SETUPS: dict[str, tuple[Setup, ...]] = {}
@@ -124,10 +124,11 @@ SETUPS |= {
     "docs/tutorial/first-heatmap.md": (labels, keras_file, onnx_file, torch_module),
     "docs/index.md": (demo_model,),
     "docs/reference/formats.md": (demo_model,),
-    "docs/troubleshooting.md": (onnx_file, quick_gelu_file, missing_frameworks, demo_model),
+    "docs/troubleshooting.md": (onnx_file, asinh_file, missing_frameworks, demo_model),
     "docs/reference/methods.md": (demo_model,),
     "docs/how-to/export.md": (labels, onnx_file),
     "docs/how-to/onnx-file.md": (labels, onnx_file),
+    "docs/how-to/quantised.md": (onnx_file, quantised_file),
     "docs/how-to/compare-in-ci.md": (onnx_file, torch_module),
-    "docs/how-to/write-an-onnx-rule.md": (quick_gelu_file,),
+    "docs/how-to/write-an-onnx-rule.md": (asinh_file,),
 }

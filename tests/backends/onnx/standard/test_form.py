@@ -109,6 +109,30 @@ def test_several_readers_are_one_layer_and_an_absorbed_relu_clips() -> None:
     assert (again.gradients[0][given > 0] != 0).mean() > 0.5
 
 
+@pytest.mark.parametrize(
+    ("activation", "output", "expected"),
+    [
+        ("/1/Relu", "/1/Relu_output_0", "/1/Relu"),  # torch's exporter
+        ("net/relu", "net/relu:0", "net/relu"),  # tf2onnx
+        ("relu1", "relu1", "relu1"),  # outputs have the names of their nodes
+        ("node_relu", "relu", "conv1"),  # others
+    ],
+)
+def test_an_absorbed_activation_keeps_its_name(activation: str, output: str, expected: str) -> None:
+    """The quantiser removes the node, and gives its output to the convolution."""
+    n = two_readers()
+    n[0].output[0] = n[1].input[0] = output
+    suffix = output.removeprefix(activation) if expected == activation else "_out"
+    for node in n[4:-1]:
+        for other in n:
+            other.input[:] = [f"{node.name}{suffix}" if name == node.output[0] else name for name in other.input]
+        node.output[0] = f"{node.name}{suffix}"
+    model = xcam.load(small.build(n, more=[SCALE, ZERO, RELU1_SCALE, np.uint8(0)]))
+    layer = model.layers[0]
+    assert layer.name == expected
+    assert {"conv1", output, "q", "back1"} <= {layer.name, *layer.aliases}
+
+
 def test_operators_that_move_integers() -> None:
     """MaxPool, Reshape and Transpose of uint8: the layers are those of the numbers, and the gradient goes through them."""
     n = small.nodes()
