@@ -47,7 +47,7 @@ def gradient(
         model: The model. It may be changed.
         at: The tensor.
         outputs: The outputs that have cotangents.
-        ahead: For each output, the tensor that is differentiated in its place: see StandardForm.ahead.
+        ahead: For each output, the tensor that is differentiated instead: see StandardForm.ahead.
 
     Returns:
         The model, with the tensors that the gradient needs as further outputs; and the gradient.

@@ -87,7 +87,8 @@ def _node_names(node: NodeProto) -> list[str]:
     return [stem, tensor, *([node.name] if node.name and not node.domain else [])]
 
 
-QUANTISED_ENDS = ("_quant", "_quantized", "_QuantizeLinear_Input", "_quant_output_scale_mul", "_bias_add", "_nchwc")
+QUANTISED_OUTPUT = "_QuantizeLinear_Input"
+QUANTISED_ENDS = ("_quant", "_quantized", QUANTISED_OUTPUT, "_quant_output_scale_mul", "_bias_add", "_nchwc")
 """Suffixes that ONNX Runtime's quantiser, or its optimiser, adds to the names of nodes and tensors."""
 UNSCALED_ENDS = ("_output_quantized_cast_output", "quant_scaled_output")
 """Suffixes of the values in front of the scale, or of the bias, that it adds behind an operator on integers."""
@@ -148,7 +149,7 @@ def _float_names(entry: TensorName, nodes_name_outputs: bool) -> list[str]:
         entry: The value as the file names it.
         nodes_name_outputs: See `_nodes_name_outputs`.
     """
-    names = [name for given in (entry.name, *entry.aliases) for name in (_without_end(given, QUANTISED_ENDS), given)]
+    names = [name for full in (entry.name, *entry.aliases) for name in (_without_end(full, QUANTISED_ENDS), full)]
     output = _without_end(_without_end(entry.tensor, QUANTISED_ENDS), OUTPUT_ENDS)
     if not entry.tensor.endswith(QUANTISED_OUTPUT) and (nodes_name_outputs or entry.tensor.endswith(OUTPUT_ENDS)):
         names.insert(0, output)
