@@ -12,6 +12,7 @@ from xcam.contract.messages import own_weights
 from xcam.errors import InputError
 from xcam.models import demo as demo_network
 from xcam_onnx import demo, files, statements
+from xcam_onnx.checks import check
 from xcam_onnx.model import OnnxModel
 from xcam_onnx.sessions import Runtime, providers
 
@@ -75,4 +76,5 @@ class OnnxBackend:
         model = opened.model
         options = {"size": size} | statements.stated(model) | files.description(model) | options
         runtime = Runtime(opened.weights, execution_providers, threads)
+        check(model, source.name if isinstance(source, Path) else name, runtime)
         return OnnxModel(model, runtime, name=name, layout=layout, channels=channels, notes=opened.notes, **options)

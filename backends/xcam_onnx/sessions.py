@@ -145,6 +145,27 @@ def array(value: Any) -> Array:
     return np.array(value.numpy() if isinstance(value, ort.OrtValue) else value, np.float32, order="C")
 
 
+NODES = (
+    r"while running (?P<op>\S+) node\. Name:'(?P<node>[^']*)' Status Message: (?P<cause>.*)",
+    r"implementation for (?P<op>[^\s(]+)\(\d+\) node with name '(?P<node>[^']*)'(?P<cause>)",
+    r"Node:? ?\((?P<node>[^)]*)\) Op \((?P<op>[^)]*)\) (?:\[\w+\] )?(?P<cause>.*)",
+    r"In Node, \(\"(?P<node>[^\"]*)\", (?P<op>[^,]+), .*?Error (?P<cause>.*)",
+    r"(?P<cause>Type parameter \(\w+\) of Optype \((?P<op>\w+)\) bound .*) in node \((?P<node>[^)]*)\)",
+)
+"""Messages of the runtime that name a node."""
+
+
+def _cause(error: Exception) -> str:
+    """Return the runtime's message in one line: node and operator first, without the lines of its source."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", " ".join(str(error).split()))
+    match = next((match for match in (re.search(pattern, text) for pattern in NODES) if match), None)
+    if match is None:
+        return f"{type(error).__name__}: {one_line(Exception(text), 300)}".rstrip(". :")
+    cause = match["cause"].rpartition(" was false. ")[2] or "it has no implementation for these types on this device"
+    cause = re.sub(r"^/\S+:\d+ ", "", cause)
+    return f"node {match['node']!r} ({match['op']}): {one_line(Exception(cause), 250)}".rstrip(". :")
+
+
 @contextlib.contextmanager
 def _errors(action: str) -> Iterator[None]:
     """Turn errors of the runtime into a MemoryError, or a ModelError in one line."""
@@ -154,13 +175,13 @@ def _errors(action: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        cause = re.sub(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", one_line(error, 400))[:300].rstrip(". :")
+        cause = _cause(error)
         unsupported = any(
             sign in str(error) for sign in ("NOT_IMPLEMENTED", "not a registered", "No Op", "is under dev")
         )
         remedy = "update onnxruntime, or export the model again: with standard operators, in float32, or with an older opset"
         raise ModelError(
-            f"ONNX Runtime {ort.__version__} cannot {action}: {type(error).__name__}: {cause}; "
+            f"ONNX Runtime {ort.__version__} cannot {action}: {cause}; "
             f"{remedy if unsupported else 'check that onnxruntime runs the model without xcam'}"
         ) from error
 
