@@ -18,9 +18,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, copied, inferred, nodes, reads
+from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, copied, declared, inferred, nodes, reads
 from xcam_onnx.standard import attention, fused, nchwc, quantized  # noqa: F401  (they register the expansions)
 from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expansion
 from xcam_onnx.weights import WeightFiles
@@ -155,7 +155,7 @@ def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> Stan
     result = copied(expanded)
     del result.graph.node[:]
     result.graph.node.extend(merger.nodes)
-    result = inferred(result)
+    result.graph.value_info.extend(merger.types)
     runnable = copied(model)
     computed = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
     quantised = {merger.floats[name]: entry for name, entry in merger.quantised.items() if name in merger.floats}
@@ -236,6 +236,8 @@ class _Merger:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.nodes: list[NodeProto] = []
+        self.types: list[ValueInfoProto] = []
+        """The types and shapes of the tensors that are written."""
         self.floats: dict[str, str] = {}
         self.quantised: dict[str, Quantised] = {}
         self._again: dict[str, str] = {}
@@ -289,7 +291,7 @@ class _Merger:
 
     def _dequantise(self, node: NodeProto) -> None:
         integers, out = node.input[0], node.output[0]
-        if integers not in self.quantised:
+        if integers not in self.floats:  # its scale decides, even if the QuantizeLinear has another one
             self._know(node, integers)
         entry = self.quantised.get(integers)
         if entry is None or not self._same(entry, node):
@@ -319,6 +321,7 @@ class _Merger:
         if integers not in self.floats:
             self.floats[integers] = f"xcam/dequantized/{integers}"
             self.nodes.append(self.quantised[integers].dequantize(self.floats[integers]))
+            self._declare_float(integers)
         return self.floats[integers]
 
     def _requantised(self, integers: str) -> str:
@@ -327,7 +330,13 @@ class _Merger:
             value = self._float(integers)
             self._again[integers] = f"xcam/quantized/{integers}"
             self.nodes.append(self.quantised[integers].quantize(value, self._again[integers]))
+            dtype, shape = self.quantised[integers].dtype, self._graph.shape(integers)
+            self.types.append(declared(self._again[integers], dtype, shape))
         return self._again[integers]
+
+    def _declare_float(self, integers: str) -> None:
+        dtype = self._graph.dtype(self.quantised[integers].scale) or TensorProto.FLOAT
+        self.types.append(declared(self.floats[integers], dtype, self._graph.shape(integers)))
 
     def _moves(self, node: NodeProto, known: Sequence[str]) -> bool:
         """Write an operator that moves integers on their real numbers; return False where that is impossible."""
@@ -350,6 +359,7 @@ class _Merger:
             if name:
                 self.quantised[name] = replace(first, integers=name)
                 self.floats[name] = f"xcam/float/{name}"
+                self._declare_float(name)
                 if name in self._pinned:
                     self.nodes.append(self.quantised[name].quantize(self.floats[name], name))
         return True

@@ -38,7 +38,9 @@ def reduced(quant_format: Any, per_channel: bool = True) -> OnnxModel:
 
 
 def stretch(model: OnnxModel, source: str, value: np.ndarray, target: str) -> Stretch:
-    assert list(model.stretch_sources([target], ["conv1", "add1", "add2"])) == [source]
+    """Return the stretch from one layer to another; an absorbed activation gives a layer its name."""
+    source, target, *others = (xcam.models.layers.find(model, name).name for name in (source, target, "add1", "add2"))
+    assert list(model.stretch_sources([target], [source, *others])) == [source]
     return model.stretches(X, {source: value}, [target])[target]
 
 
