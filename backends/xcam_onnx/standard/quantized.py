@@ -9,9 +9,12 @@ turns into the original's int32: xcam_onnx.autodiff passes gradients through it.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from onnx import TensorProto, helper
 
+from xcam_onnx.standard.attention import attention
 from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expands
 
 BNB4 = (
@@ -174,6 +177,20 @@ def dynamic_quantize_matmul(n: Original, w: Writer) -> None:
     quantised, scale, zero = w("DynamicQuantizeLinear", a, outputs=3)
     y = w.MatMul(w.dequantize(quantised, scale, zero), _values(n, w, b, b_scale, b_zero, axis=-1))
     _with_bias(w, y, bias, n.outputs[0])
+
+
+@expands("QAttention", domain=MICROSOFT)
+def qattention(n: Original, w: Writer) -> None:
+    """Source: ONNX Runtime, QAttention: Attention with a quantised input and a quantised matrix."""
+    x, kernel, bias, x_scale, k_scale, mask, x_zero, k_zero, past = (n.input(index) for index in range(9))
+    if past:
+        raise NotExpandable("it keeps past states")
+    floats = copy.copy(n)
+    floats.inputs = [
+        *(_values(n, w, x, x_scale, x_zero), _values(n, w, kernel, k_scale, k_zero, axis=1)),
+        *(bias, mask),
+    ]
+    attention(floats, w)
 
 
 def _with_bias(w: Writer, y: str, bias: str, out: str) -> None:

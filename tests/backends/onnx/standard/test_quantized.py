@@ -155,6 +155,20 @@ def few_bits(bits: int, kind: str) -> Inputs:
     return {"x": FEW, "B": integers(U, 6, 3, 2 * bits), "S": scales(18).reshape(6, 3), **zeros, **groups, **bias}
 
 
+def attend(kernel_scale: Any, kernel_zero: int = 0) -> Inputs:
+    zero = np.full(np.shape(kernel_scale), kernel_zero, J)
+    return {
+        **{
+            "x": integers(U, 2, 5, 8),
+            "K": integers(J, 8, 24, seed=4),
+            "B": scales(24),
+            "XS": F(0.02),
+            "KS": kernel_scale,
+        },
+        **{"_M": 0, "XZ": U(120), "KZ": zero},
+    }
+
+
 CASES: dict[str, tuple[str, Inputs, dict[str, Any]]] = {
     "conv": ("QLinearConv", conv(X, KERNEL), {"pads": [1, 1, 1, 1]}),
     "conv int8": ("QLinearConv", conv(S, KERNEL, bias=False), {"strides": [2, 2]}),
@@ -277,6 +291,13 @@ CASES: dict[str, tuple[str, Inputs, dict[str, Any]]] = {
         for kind in ("", " zeros", " float zeros", " groups", " groups zeros", " bias")
         if bits == 4 or (" groups" not in kind and (bits, kind) != (8, " float zeros"))
     },
+    "attention": ("com.microsoft.QAttention", attend(scales(24) / 3), {"num_heads": 2}),
+    "causal attention": ("com.microsoft.QAttention", attend(F(0.01), 5), {"num_heads": 4, "unidirectional": 1}),
+    "masked attention": (
+        "com.microsoft.QAttention",
+        {**attend(F(0.01), 5), "M": np.array([[1, 1, 0, 1, 1], [1, 1, 1, 0, 1]], np.int32)},
+        {"num_heads": 2},
+    ),
     "4 bits opset 11": (
         "com.microsoft.MatMulNBits",
         few_bits(4, " zeros"),
@@ -291,7 +312,7 @@ CASES: dict[str, tuple[str, Inputs, dict[str, Any]]] = {
         for kind in (0, 1)
     },
 }
-FLOAT_RESULTS = {"DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4"}
+FLOAT_RESULTS = {"QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4"}
 SUMS = {"ConvInteger", "MatMulInteger"}
 
 
@@ -305,6 +326,10 @@ def prepared(name: str) -> tuple[onnx.ModelProto, Inputs]:
         inputs = dict([*items[:6], ("C", C), *items[6:]])
     elif order:
         inputs = dict(list(inputs.items())[:6])
+    if "M" in inputs:
+        inputs = {
+            "M" if name == "_M" else name: inputs["M" if name == "_M" else name] for name in inputs if name != "M"
+        }
     first = next(v for k, v in inputs.items() if k in ("x", "a"))
     kind = F if op in FLOAT_RESULTS or order == "float" else np.int32 if op in SUMS else first.dtype
     if "opset_" in attributes:
