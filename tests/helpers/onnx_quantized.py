@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,9 @@ def planted(model: ModelProto, number: int, factor: float = 1, shift: int = 0, w
     for target, scale, zero in places:
         if factor != 1:
             _replace(result, target, scale, (_value(result, target.input[scale]) * factor).astype(np.float32))
+            if where == "both" and target.op_type == "QLinearConv" and scale == 1 and len(target.input) > 8:
+                bias = _value(result, target.input[8])  # its scale is the product of those of input and weights
+                _replace(result, target, 8, np.round(bias / factor).astype(bias.dtype))
         if shift:
             value = _value(result, target.input[zero])
             info = np.iinfo(value.dtype)
@@ -191,20 +194,18 @@ def per_tensor(model: ModelProto, weight: str) -> ModelProto:
     result = copy.deepcopy(model)
     tensor = next(t for t in result.graph.initializer if t.name == f"{weight}_quantized")
     integers = numpy_helper.to_array(tensor)
-    scale = _value(result, f"{weight}_scale").reshape(-1, *[1] * (integers.ndim - 1))
-    real = integers * scale
+    scale = _value(result, f"{weight}_scale")
+    real = integers * scale.reshape(-1, *[1] * (integers.ndim - 1))
     one = np.float32(np.abs(real).max() / 127)
     tensor.CopyFrom(numpy_helper.from_array(np.round(real / one).astype(integers.dtype), tensor.name))
-    single = result.graph.initializer.add()
-    single.CopyFrom(numpy_helper.from_array(np.full(scale.size, one, np.float32), f"{weight}_scale_of_all"))
     for node in result.graph.node:
         for index, name in enumerate(node.input):
             if name == f"{weight}_scale":
-                node.input[index] = single.name
+                _replace(result, node, index, np.asarray(one))
+                _replace(result, node, index + 1, np.zeros((), integers.dtype))
+                if (
+                    node.op_type == "QLinearConv"
+                ):  # the scale of its bias is the product of those of input and weights
+                    bias = _value(result, node.input[8])
+                    _replace(result, node, 8, np.round(bias * (scale / one)).astype(bias.dtype))
     return result
-
-
-def named(model: ModelProto, number: int) -> Sequence[str]:
-    """Return the tensors whose layer a mistake at a value may be named for: those between its operator and its integers."""
-    node = producers(model)[number]
-    return [node.input[0], node.output[0]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,8 +25,8 @@ SAME = 1e-3
 CLEAR = 0.05
 """Below this error the values decide; above it, names and kinds count too."""
 
-ABSORBED = 0.25
-"""Values of two layers whose negative shares differ by more than this are before and behind an activation."""
+ABSORBED = 0.02
+"""Where this share of the reference is negative and nothing of the reduced value, that is behind an absorbed activation."""
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,21 @@ def innermost(samples: Sequence[LayerSample], index: int) -> str:
     return max((n for n in names if n.startswith((f"{layer.name}.", f"{layer.name}/"))), key=len, default=layer.name)
 
 
-def align(first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: bool = False) -> list[Match]:
+def align(
+    first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: Literal[0, 1] | None = None
+) -> list[Match]:
     """Return the best alignment in order of execution.
 
     Args:
         first: The samples of a model.
         second: The samples of another.
-        reduced: Whether one of them has a reduced precision: its errors add up, and a quantisation may absorb an activation,
-            so that a name is that of the value before it in one model, and of the value behind it in the other.
+        reduced: Which of them has a reduced precision, if any: its errors add up, and a quantisation may absorb an
+            activation, so that a name is that of the value before it in one model, and of the value behind it in the other.
     """
-    if not reduced:
+    if reduced is None:
         return _aligned(first, second)
     groups = [_distinct(samples) for samples in (first, second)]
-    pairs = _aligned([first[group[0]] for group in groups[0]], [second[group[0]] for group in groups[1]], True)
+    pairs = _aligned([first[group[0]] for group in groups[0]], [second[group[0]] for group in groups[1]], reduced)
     matches = []
     for pair in pairs:
         names = {second[j].layer.name: j for j in groups[1][pair.second]}
@@ -149,8 +151,13 @@ def _distinct(samples: Sequence[LayerSample]) -> list[list[int]]:
     return groups
 
 
-def _aligned(first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: bool = False) -> list[Match]:
-    below = [[_below_zero(sample.values) for sample in samples] for samples in (first, second)] if reduced else None
+def _aligned(
+    first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: Literal[0, 1] | None = None
+) -> list[Match]:
+    below = [
+        [_below_zero(sample.values) if reduced is not None else 0.0 for sample in samples]
+        for samples in (first, second)
+    ]
     n, m = len(first), len(second)
     gain = np.zeros((n, m))
     errors = np.full((n, m), np.inf)
@@ -158,8 +165,10 @@ def _aligned(first: Sequence[LayerSample], second: Sequence[LayerSample], reduce
         for j, b in enumerate(second):
             if a.shape == b.shape and a.values.shape == b.values.shape:
                 errors[i, j] = error(a.values, b.values)
-                is_other = below is not None and abs(below[0][i] - below[1][j]) > ABSORBED
-                gain[i, j] = 0.0 if is_other else _gain(a, b, errors[i, j])
+                shares = (below[0][i], below[1][j]) if reduced == 1 else (below[1][j], below[0][i])
+                gain[i, j] = (
+                    0.0 if shares[0] > ABSORBED and shares[1] == 0 else _gain(a, b, errors[i, j], reduced is not None)
+                )
     best = np.zeros((n + 1, m + 1))
     for i in range(n - 1, -1, -1):
         for j in range(m - 1, -1, -1):
@@ -187,17 +196,23 @@ def _below_zero(values: Array) -> float:
     return float(-np.minimum(values, 0).sum()) / total if total > 0 else 0.0
 
 
-def _gain(a: LayerSample, b: LayerSample, error: float) -> float:
-    """Return the gain of matching two layers of one shape: by their values first, then by their kinds and names."""
+def _gain(a: LayerSample, b: LayerSample, error: float, reduced: bool = False) -> float:
+    """Return the gain of matching two layers of one shape: by their values first, then by their kinds and names.
+
+    In a model of reduced precision (`reduced`), names tell less: they may be those of the layer before an absorbed one.
+    """
+    correlation = max(0.0, _correlation(a.values, b.values)) if error >= CLEAR else 1.0
     if error < CLEAR:
         values = 3.0 - np.log10(max(error, 1e-7)) / 7
+    elif reduced:
+        values = 3.0 * (1.0 - (1.0 - min(correlation, 1.0) ** 2) ** 0.5) + 0.05
     else:
-        values = 1.5 * max(0.0, _correlation(a.values, b.values)) + 0.05
+        values = 1.5 * correlation + 0.05
     kinds = 0.2 * (_kind(a.layer) == _kind(b.layer))
     names = (0.5 if error < CLEAR else 1.0) * (a.layer.name == b.layer.name) + 0.2 * (
         _last(a.layer.name) == _last(b.layer.name)
     )
-    return float(values + kinds + names)
+    return float(values + (kinds + names) * (0.25 if reduced else 1.0))
 
 
 def _kind(layer: Layer) -> str:

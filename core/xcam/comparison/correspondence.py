@@ -29,7 +29,7 @@ class Correspondence:
         ]
         is_reduced = [own_error.precision(model) is not None for model in models]
         self.matches: dict[int, list[Match]] = {
-            k: alignment.align(self.samples[0], self.samples[k], is_reduced[0] or is_reduced[k])
+            k: alignment.align(self.samples[0], self.samples[k], 1 if is_reduced[k] else 0 if is_reduced[0] else None)
             for k in range(1, len(models))
         }
         """The matches of each model after the first."""

@@ -158,7 +158,7 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
         float(np.sqrt(variance)),
         float(np.abs(reference).max(initial=0)),
         integers or epsilon > EPSILON["float32"],
-        None if quantization is None else reach(reference, quantization),
+        None if quantization is None else precision_checks.reach(reference, quantization),
         max(
             (
                 _per_tensor(weights.scale, weights.largest, weights.dtype)
@@ -172,32 +172,9 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
 
 def honest_step(reference: Array, quantization: Quantization) -> float:
     """Return the step of a range that just contains zero and the values (root of the mean square, for several ranges)."""
-    low, high = _extremes(reference, quantization)
+    low, high = precision_checks.extremes(reference, quantization)
     lowest, highest = levels(quantization.dtype)
     return _rms((high - low) / (highest - lowest))
-
-
-def _extremes(reference: Array, quantization: Quantization) -> tuple[Array, Array]:
-    """Return the smallest and largest value, zero included: [] for one range, [C] for one of each channel."""
-    axes = None if np.size(quantization.scale) == 1 else (0, *range(2, reference.ndim))
-    return reference.min(axes, initial=0), reference.max(axes, initial=0)
-
-
-def reach(reference: Array, quantization: Quantization) -> float:
-    """Return how far values reach, relative to the range of a quantisation: 2 where it is too narrow by half."""
-    low, high = _extremes(reference, quantization)
-    sides = []
-    for extreme, bound in ((low, np.minimum(quantization.low, 0)), (high, np.maximum(quantization.high, 0))):
-        outside = np.where(extreme == 0, 0.0, np.inf)
-        sides.append(
-            np.divide(
-                extreme,
-                bound,
-                out=np.broadcast_to(outside, np.broadcast(extreme, bound).shape).copy(),
-                where=bound != 0,
-            )
-        )
-    return float(np.median(np.maximum(*sides)))
 
 
 def _per_tensor(scale: Array, largest: Array, dtype: str) -> float:

@@ -13,10 +13,14 @@ import numpy as np
 
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.contract import Array
-from xcam.contract.quantization import Stretch, levels
+from xcam.contract.quantization import Quantization, Stretch, levels
 
 LEFT = 0.5
 """The share of the error that a cause may leave."""
+CONSTANT = 0.2
+"""The share of the error that varies within a channel, where a bias is wrong."""
+UNUSED = 0.6
+"""A range is too wide where the values reach less than this share of it."""
 MOST = 0.5
 """The share of the error's energy that clipped values must have, where the range is too narrow."""
 LARGEST = 65504.0
@@ -31,6 +35,29 @@ def ends(reference: Array) -> tuple[float, float]:
     least = low if (reference == low).mean() > 0.01 else -np.inf
     most = high if (reference == high).mean() > 0.001 and low < high else np.inf
     return least, most
+
+
+def extremes(reference: Array, quantization: Quantization) -> tuple[Array, Array]:
+    """Return the smallest and largest value, zero included: [] for one range, [C] for one of each channel."""
+    axes = None if np.size(quantization.scale) == 1 else (0, *range(2, reference.ndim))
+    return reference.min(axes, initial=0), reference.max(axes, initial=0)
+
+
+def reach(reference: Array, quantization: Quantization) -> float:
+    """Return how far values reach, relative to the range of a quantisation: 2 where it is too narrow by half."""
+    low, high = extremes(reference, quantization)
+    sides = []
+    for extreme, bound in ((low, np.minimum(quantization.low, 0)), (high, np.maximum(quantization.high, 0))):
+        outside = np.where(extreme == 0, 0.0, np.inf)
+        sides.append(
+            np.divide(
+                extreme,
+                bound,
+                out=np.broadcast_to(outside, np.broadcast(extreme, bound).shape).copy(),
+                where=bound != 0,
+            )
+        )
+    return float(np.median(np.maximum(*sides)))
 
 
 @dataclass(frozen=True)
@@ -85,11 +112,12 @@ def diagnose(reference: Array, stretch: Stretch, dtype: str) -> Diagnosis | None
     if dtype in ("float16", "bfloat16"):
         return half(reference, stretch.value, dtype)
     evidence = Evidence(reference, stretch)
-    if stretch.quantization is not None:
-        rounding = energy(stretch.value - evidence.before)
-        if rounding >= energy(evidence.before - reference) or not stretch.weights:
-            return moved(evidence) or narrow(evidence) or wide(evidence)
-    return weights(evidence) or (wide(evidence) if stretch.quantization is not None else None)
+    if stretch.quantization is None:
+        return weights(evidence) or one_scale(evidence)
+    rounding = energy(stretch.value - evidence.before)
+    if rounding < energy(evidence.before - reference) and stretch.weights:
+        return weights(evidence) or one_scale(evidence) or wide(evidence)
+    return moved(evidence) or narrow(evidence) or wide(evidence) or one_scale(evidence)
 
 
 def half(reference: Array, value: Array, dtype: str) -> Diagnosis | None:
@@ -172,20 +200,16 @@ def wide(evidence: Evidence) -> Diagnosis | None:
     """Check whether the values use few levels of the range."""
     quantization = evidence.stretch.quantization
     assert quantization is not None
+    if reach(evidence.reference, quantization) > UNUSED:
+        return None
     lowest, highest = levels(quantization.dtype)
     low, high = evidence.bounds
-    step = evidence.step
-    integers = np.clip(np.round((evidence.before - low) / step), 0, highest - lowest)
-    used = int(np.ptp(integers)) + 1
-    total = highest - lowest + 1
-    return (
-        Diagnosis(
-            "wide-range",
-            f"its range is too wide: {used} of {total} levels are used ({float(evidence.before.min()):.3g} to "
-            f"{float(evidence.before.max()):.3g} of {float(low.min()):.3g} to {float(high.max()):.3g})",
-        )
-        if used < 0.7 * total
-        else None
+    integers = np.clip(np.round((evidence.before - low) / evidence.step), 0, highest - lowest)
+    return Diagnosis(
+        "wide-range",
+        f"its range is too wide: {int(np.ptp(integers)) + 1} of {highest - lowest + 1} levels are used "
+        f"({float(evidence.before.min()):.3g} to {float(evidence.before.max()):.3g} of {float(low.min()):.3g} to "
+        f"{float(high.max()):.3g})",
     )
 
 
@@ -216,17 +240,24 @@ def weights(evidence: Evidence) -> Diagnosis | None:
             "coarse-bias",
             f"each channel is shifted by a constant, up to {size:.3g}: its bias is quantised in steps of {max(biases):.3g}",
         )
+    if energy(y - x) < CONSTANT**2 * total:
+        return Diagnosis("channel-scale", f"each channel is shifted by a constant, up to {size:.3g}: its bias")
+    return None
+
+
+def one_scale(evidence: Evidence) -> Diagnosis | None:
+    """Check for weights with one scale, whose channels have different ranges."""
     for each in evidence.stretch.weights:
         ranges = each.largest[each.largest > 0]
-        if each.per_tensor and not each.is_bias and len(ranges):
-            factor = float(ranges.max() / np.median(ranges))
-            if factor > 2:
-                gain = np.sqrt(np.mean(np.full(len(ranges), ranges.max()) ** 2) / np.mean(ranges**2))
-                return Diagnosis(
-                    "per-tensor-weights",
-                    f"{each.name} has one scale for all channels, and their ranges differ by a factor of {factor:.3g} (largest "
-                    f"against median): with a scale of each channel their error would be {gain:.3g} times smaller",
-                )
+        if not each.per_tensor or each.is_bias or not len(ranges):
+            continue
+        factor = float(ranges.max() / np.median(ranges))
+        if factor > 2:
+            return Diagnosis(
+                "per-tensor-weights",
+                f"{each.name} has one scale for all channels, and their ranges differ by a factor of {factor:.3g} (largest "
+                f"against median): with a scale of each channel the steps of most would be {factor:.3g} times smaller",
+            )
     return None
 
 

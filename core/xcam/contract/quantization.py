@@ -56,7 +56,7 @@ class QuantizedWeights:
     @property
     def per_tensor(self) -> bool:
         """Whether all channels share one scale."""
-        return np.size(self.scale) == 1 and np.size(self.largest) > 1
+        return np.size(self.largest) > 1 and bool((self.scale == np.ravel(self.scale)[0]).all())
 
 
 @dataclass(frozen=True)

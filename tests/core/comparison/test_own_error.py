@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import reduced
-from xcam.comparison import alignment, own_error
+from xcam.comparison import alignment, own_error, precision_checks
 from xcam.comparison.own_error import OwnError, Pair
 from xcam.comparison.rerun_checks import ComparedModel
 from xcam.contract.quantization import Quantization, Stretch
@@ -75,8 +75,8 @@ def test_layers_in_float_are_compared_with_the_rounding_of_float() -> None:
 def test_reach_with_a_range_for_each_channel_and_with_a_range_on_one_side() -> None:
     reference = np.stack([np.linspace(0, 51, 64), np.linspace(-1, 1, 64)])[None].astype(np.float32)
     each = Quantization("uint8", np.float32([0.2, 0.016]), np.uint8([0, 128]))
-    assert own_error.reach(reference, each) == pytest.approx((1 + 1 / 2.032) / 2, rel=0.02)
-    assert own_error.reach(-reference, Quantization("uint8", np.asarray(0.2), np.asarray(0))) == np.inf
+    assert precision_checks.reach(reference, each) == pytest.approx((1 + 1 / 2.032) / 2, rel=0.02)
+    assert precision_checks.reach(-reference, Quantization("uint8", np.asarray(0.2), np.asarray(0))) == np.inf
 
 
 def test_groups_of_bounded_memory_give_the_same_errors(monkeypatch: pytest.MonkeyPatch) -> None:

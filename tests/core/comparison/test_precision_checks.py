@@ -76,7 +76,7 @@ def test_one_scale_for_channels_of_different_ranges() -> None:
     assert result is not None
     assert result.code == "per-tensor-weights"
     assert "differ by a factor of 40" in result.text
-    assert "3.45 times smaller" in result.text  # the root of 12 · 40² / (40² + 11)
+    assert result.text.endswith("with a scale of each channel the steps of most would be 40 times smaller")
 
 
 @pytest.mark.parametrize(

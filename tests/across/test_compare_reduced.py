@@ -1,0 +1,121 @@
+"""A float model against quantised and float16 files of it: planted mistakes are named, honest files have none."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+
+import onnx_quantized
+import xcam
+from xcam.comparison.data import Divergence
+
+IMAGES = onnx_quantized.images()
+SEEN = onnx_quantized.images(8, seed=50)
+FORMATS = [QuantFormat.QDQ, QuantFormat.QOperator]
+
+
+@cache
+def original(outlier: int | None = None) -> Any:
+    return xcam.load(onnx_quantized.network(outlier=outlier), preprocess="tf")
+
+
+@cache
+def reduced(quant_format: Any, outlier: int | None = None) -> ModelProto:
+    model = onnx_quantized.network(outlier=outlier)
+    return onnx_quantized.quantized(model, onnx_quantized.batch(IMAGES), quant_format=quant_format, per_channel=True)
+
+
+def divergence(first: Any, model: ModelProto, images: np.ndarray = IMAGES) -> Divergence:
+    second = xcam.load(model, preprocess="tf")
+    (result,) = xcam.compare([first, second], list(images), align=True).divergences
+    assert result.notes == ()
+    return result
+
+
+MISTAKES: list[tuple[dict[str, Any], str, str]] = [
+    ({"factor": 0.5}, "narrow-range", r"reach (2|2.0\d|1.9\d) times as far"),
+    ({"factor": 10}, "wide-range", "2[5-7] of 256 levels"),
+    ({"factor": 2}, "wide-range", "12[5-9] of 256 levels"),
+    ({"factor": 2, "where": "first"}, "wrong-scale", "multiplied by 0.5"),
+    ({"factor": 2, "where": "second"}, "wrong-scale", "multiplied by 2"),
+    ({"shift": 10, "where": "first"}, "wrong-zero-point", "off by 10 levels"),
+    ({"shift": 10, "where": "second"}, "wrong-zero-point", "off by 10 levels"),
+]
+
+
+@pytest.mark.parametrize("quant_format", FORMATS, ids=["QDQ", "QOperator"])
+@pytest.mark.parametrize("depth", [1 / 6, 1 / 2, 4 / 5])
+@pytest.mark.parametrize(("mistake", "code", "text"), MISTAKES, ids=lambda v: str(v) if isinstance(v, dict) else "")
+def test_a_planted_mistake_is_named(
+    mistake: dict[str, Any], code: str, text: str, depth: float, quant_format: Any
+) -> None:
+    model = reduced(quant_format)
+    nodes = onnx_quantized.producers(model)
+    number = int(depth * len(nodes))
+    node = nodes[number]
+    name = node.input[0] if node.op_type == "QuantizeLinear" else node.output[0].removesuffix("_quantized")
+    names = {name, {"conv1": "relu1", "conv2": "relu2", "conv4": "relu4", "conv6": "relu6"}.get(name)}
+    result = divergence(original(), onnx_quantized.planted(model, number, **mistake))
+    assert result.layer in names
+    assert result.cause is not None
+    assert result.cause.code == code
+    assert re.search(text, result.cause.text), result.cause.text
+
+
+@pytest.mark.parametrize("quant_format", FORMATS, ids=["QDQ", "QOperator"])
+@pytest.mark.parametrize("depth", [2, 4, 6])
+def test_weights_with_one_scale_are_named_where_a_channel_is_an_outlier(depth: int, quant_format: Any) -> None:
+    first, model = original(depth), reduced(quant_format, depth)
+    honest = divergence(first, model)
+    assert honest.cause is not None
+    assert (honest.layer, honest.cause.code) == (None, "quantized")
+    result = divergence(first, onnx_quantized.per_tensor(model, f"w{depth}"))
+    assert result.cause is not None
+    assert result.layer in (f"conv{depth}", f"relu{depth}")
+    assert result.cause.code == "per-tensor-weights"
+
+
+HONEST: dict[str, dict[str, Any] | None] = {
+    "QDQ, per channel": {"per_channel": True},
+    "QDQ, per tensor": {},
+    "QOperator, per channel": {"quant_format": QuantFormat.QOperator, "per_channel": True},
+    "QOperator, per tensor": {"quant_format": QuantFormat.QOperator},
+    "uint8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
+    "uint8 values": {"activation_type": QuantType.QUInt8, "per_channel": True},
+    "symmetric": {"per_channel": True, "extra_options": {"ActivationSymmetric": True}},
+    "percentile": {"per_channel": True, "calibrate_method": CalibrationMethod.Percentile},
+    "entropy": {"per_channel": True, "calibrate_method": CalibrationMethod.Entropy},
+    "entropy, per tensor": {"calibrate_method": CalibrationMethod.Entropy},
+    "int16": {"per_channel": True, "activation_type": QuantType.QInt16},
+    "dynamic": None,
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_quantisation_differs_evenly(name: str) -> None:
+    options = HONEST[name]
+    seen = None if options is None else onnx_quantized.batch(SEEN)
+    model = onnx_quantized.quantized(onnx_quantized.network(), seen, **(options or {}))
+    for images in (SEEN[:2], IMAGES):  # of the calibration, and others
+        result = divergence(original(), model, images)
+        assert result.layer is None, (result.layer, result.cause)
+        assert result.cause is not None
+        assert result.cause.code == "quantized"
+        ratios = [step.added / step.expected for step in result.steps if step.added and step.expected]
+        assert 0.5 < np.median(ratios) < 2
+        errors = [step.error for step in result.steps]
+        for k, error in enumerate(errors):  # no pair is wrong
+            assert error < 15 * np.median(errors[max(0, k - 3) : k] + errors[k + 1 : k + 4])
+
+
+def test_the_int8_file_may_be_the_first() -> None:
+    second = original()
+    first = xcam.load(reduced(QuantFormat.QDQ), preprocess="tf")
+    (result,) = xcam.compare([first, second], list(IMAGES), align=True).divergences
+    assert (result.layer, result.cause and result.cause.code) == (None, "quantized")
