@@ -245,11 +245,30 @@ class _Merger:
         self.merged: dict[str, str] = {}
         within = (inner for node in graph.nodes for inner in _inner(node))
         self._pinned = {v.name for v in graph.proto.output} | {name for node in within for name in node.input}
+        self._know_inputs()
         for node in graph.nodes:
             self._add(node)
         for value in graph.proto.output:
             if value.name in self.quantised:
                 self._float(value.name)
+
+    def _know_inputs(self) -> None:
+        """Take the scale of an input of integers from the DequantizeLinear that reads it, first moved or not."""
+        graph, inputs = self._graph, {value.name for value in self._graph.inputs}
+        for node in graph.nodes:
+            if not _is(node, DEQUANTIZE):
+                continue
+            source = node.input[0]
+            while source in graph.producer:
+                producer = graph.nodes[graph.producer[source]]
+                if producer.op_type not in MOVING or producer.op_type in SEVERAL or producer.domain:
+                    break
+                source = producer.input[0]
+            if source in inputs and source not in self.quantised:
+                self._know(node, source)
+                entry = self.quantised.get(source)
+                if source != node.input[0] and entry is not None and entry.axis is not None:
+                    del self.quantised[source]
 
     def _add(self, node: NodeProto) -> None:
         node = self._with_inputs(node, [self.merged.get(name, name) for name in node.input])

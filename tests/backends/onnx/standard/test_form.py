@@ -189,6 +189,21 @@ def test_integers_in_and_out() -> None:
     np.testing.assert_allclose(trace.gradients[0], gradient(r1), atol=1e-5)
 
 
+def test_an_input_of_integers_that_is_moved_before_it_is_dequantised() -> None:
+    n = small.nodes()
+    n[0].input[0] = "xf"
+    turn = helper.make_node("Transpose", ["x"], ["t"], "turn", perm=[0, 3, 1, 2])
+    shape = ("N", small.SIZE, small.SIZE, 3)
+    proto = small.build([turn, dequantize("t", "xf"), *n], more=[SCALE, ZERO], kind=TensorProto.UINT8, shape=shape)
+    model = xcam.load(proto)
+    assert (model.input.dtype, model.input.layout) == ("float32", "channels_last")
+    x = np.ascontiguousarray(X.transpose(0, 2, 3, 1))
+    integers = np.clip(np.rint(x / SCALE) + 20, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(model.predict(x), plain(proto, integers))
+    trace = model.trace(x, "relu1", small.cotangents(*CLASSES))
+    np.testing.assert_allclose(trace.activations, small.by_hand(steps(X))["r1"], atol=1e-5)
+
+
 def test_a_score_beyond_the_range_of_a_quantised_output_has_a_gradient() -> None:
     n = small.nodes()
     n[-1].output[0] = "yf"
