@@ -16,7 +16,7 @@ from onnx import ModelProto, external_data_helper, numpy_helper
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx import classifiers
-from xcam_onnx.graph import inferred, metadata, nodes, sort
+from xcam_onnx.graph import inferred, metadata, nodes, reads, sort
 from xcam_onnx.opsets import OLDEST, TARGET, convert
 from xcam_onnx.weights import WeightFiles, external, external_entries, skeleton
 
@@ -114,6 +114,7 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
             "it with onnx.helper.make_opsetid, or export the model again"
         )
     sort(model.graph)
+    _check_reads(model, name)
     old = convert(model, name)
     notes = () if old is None else (f"converted from opset {old} to {TARGET} in memory",)
     if model.functions:
@@ -126,6 +127,24 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
             if dim.dim_value < 0:  # some exporters write −1 for any size
                 dim.Clear()
     return inferred(model), notes
+
+
+def _check_reads(model: ModelProto, name: str) -> None:
+    """Raise ModelError where a node reads a tensor that no node in front of it computes: damage, or a cycle."""
+    graph = model.graph
+    if not graph.input:  # this has its own message
+        return
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        missing = next((source for source in reads(node) if source not in known), None)
+        if missing is not None:
+            cause = "a cycle" if any(missing in other.output for other in graph.node) else "damaged"
+            raise ModelError(
+                f"cannot read {name}: node {node.name or node.output[0]!r} ({node.op_type}) reads {missing!r}, which no node "
+                f"ahead of it computes: the graph {'has ' if cause == 'a cycle' else 'is '}{cause}; export it again"
+            )
+        known.update(node.output)
 
 
 def _densify(model: ModelProto) -> None:
