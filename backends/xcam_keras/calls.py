@@ -261,6 +261,7 @@ def described(
         leads_to=leads_to,
         differentiable=differentiable,
         depends_on_input=depends_on_input,
+        dtype=str(getattr(call.layer, "compute_dtype", None) or "float32"),
     )
 
 

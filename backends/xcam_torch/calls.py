@@ -146,6 +146,7 @@ def _record(
             leads_to=leads_to,
             differentiable=differentiable,
             depends_on_input=call.depends_on_input,
+            dtype=str(call.value.dtype).removeprefix("torch.").removeprefix("q"),
         )
         calls[name] = Call(call.module, call.index, count[call.module] + 1, layer)
     return calls, main_output_first(logits)

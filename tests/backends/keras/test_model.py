@@ -290,6 +290,7 @@ def test_mixed_precision_comes_back_as_float32() -> None:
     assert model.output_activation == "softmax"
     trace = model.trace(X, "last", one_hot(0))
     assert trace.activations.dtype == trace.gradients[0].dtype == trace.outputs.dtype == np.float32
+    assert {layer.dtype for layer in model.layers} == {"float16"}
     assert np.abs(trace.gradients[0]).max() > 0
 
 

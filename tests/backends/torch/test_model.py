@@ -351,6 +351,11 @@ def test_a_network_for_quantisation_aware_training_keeps_its_ranges() -> None:
     assert np.abs(trace.gradients[0]).max() > 0
 
 
+def test_the_types_of_layers() -> None:
+    assert {layer.dtype for layer in opened(small().half()).layers} == {"float16"}
+    assert {layer.dtype for layer in opened(small()).layers} == {"float32"}
+
+
 def test_eight_threads_one_of_them_training_mode() -> None:
     """The last thread that finishes restores the modes, not the first."""
     module = small(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).train()
