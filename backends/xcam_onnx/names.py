@@ -15,8 +15,9 @@ from onnx import NodeProto
 
 from xcam.contract.graphs import call_names
 from xcam_onnx.graph import Graph, attribute, metadata
-from xcam_onnx.standard import nchwc
+from xcam_onnx.standard import attention, fused, nchwc
 from xcam_onnx.standard.form import StandardForm
+from xcam_onnx.standard.registry import EXPANSIONS
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 ADDED = "xcam/batch"
@@ -75,21 +76,27 @@ def tensor_names(graph: Graph) -> list[TensorName]:
     return result
 
 
+FUSED = {key for key, function in EXPANSIONS.items() if function.__module__ in (attention.__name__, fused.__name__)}
+"""Operators that an optimiser writes for several of the float file."""
+
+
 def _node_names(node: NodeProto) -> list[str]:
     """Return the names of a node and of its output.
 
-    Where torch's exporter named the output, and the names do not match, an optimiser fused the node with those behind it:
-    the value is the last one's. The name of an operator that has those included is that of another value in the float file.
+    A fused node has the value of the last one, whose name the output still has. Its own name is that of the first, and so
+    of another value in the float file, or a new one.
     """
     tensor, stem = node.output[0], node.output[0].removesuffix(OUTPUT_ENDS[0])
-    if stem in (tensor, node.name):
-        return [name for name in (node.name, tensor) if name]
-    return [stem, tensor, *([node.name] if node.name and not node.domain else [])]
+    is_fused = ((node.domain, node.op_type) in FUSED or stem not in (tensor, node.name)) and not nchwc.is_name(tensor)
+    is_other = node.op_type in ("FusedConv", "NhwcFusedConv", "FusedGemm", nchwc.REORDER_IN, nchwc.REORDER_OUT)
+    first = [] if is_other else [node.name]
+    names = dict.fromkeys([stem, tensor, *first]) if is_fused or is_other else [*first, tensor]
+    return [name for name in names if name]
 
 
 QUANTISED_OUTPUT = "_QuantizeLinear_Input"
-QUANTISED_ENDS = ("_quant", "_quantized", QUANTISED_OUTPUT, "_quant_output_scale_mul", "_bias_add", "_nchwc")
-"""Suffixes that ONNX Runtime's quantiser, or its optimiser, adds to the names of nodes and tensors."""
+QUANTISED_ENDS = ("_quant", "_quantized", QUANTISED_OUTPUT, "_quant_output_scale_mul", "_bias_add")
+"""Suffixes that ONNX Runtime's quantiser adds to the names of nodes and tensors."""
 UNSCALED_ENDS = ("_output_quantized_cast_output", "quant_scaled_output")
 """Suffixes of the values in front of the scale, or of the bias, that it adds behind an operator on integers."""
 ABSORBING = ("Conv", "Gemm", "MatMul", "Add")
@@ -123,20 +130,38 @@ def layer_names(form: StandardForm) -> list[TensorName]:
         else:
             names = [entry.name, *entry.aliases]
         node = graph.nodes[graph.producer[entry.tensor]]
-        if node.domain == nchwc.DOMAIN and (len(node.input) > 3 or attribute(node, "activation") == "HardSwish"):
-            names = [entry.name, *entry.aliases]  # the optimiser fused more into it after it had named it
+        if nchwc.is_name(entry.tensor):
+            names = _names_in_blocks(node)
         if read in result and node.op_type == nchwc.REORDER_OUT and entry.tensor == read:
             layer = result[read]
-            layer.aliases = list(dict.fromkeys([*names[1:], layer.name, *layer.aliases]))
+            layer.aliases = [n for n in dict.fromkeys([*names[1:], layer.name, *layer.aliases]) if n != names[0]]
             layer.name = names[0]
         elif read in result and entry.kind.startswith(("QuantizeLinear", "DequantizeLinear", "Reorder")):
             result[read].aliases += [name for name in names if name not in result[read].aliases]
         else:
             key = read if read not in result else entry.name
-            # A node that the quantiser wrote has lost the name of its module: it is not a part of another one.
-            is_inner = is_unscaled or (entry.inner and not is_written)
+            # A node that a tool wrote has lost the name of its module: it is not a part of another one.
+            is_fused = (node.domain, node.op_type) in FUSED or nchwc.is_name(entry.tensor)
+            is_inner = is_unscaled or (entry.inner and not is_written and not is_fused)
             result[key] = TensorName(names[0], read, entry.kind, names[1:], is_inner)
     return list(result.values())
+
+
+BLOCK_ENDS = ("_bn_nchwc", "_nchwc", "/QuickGeluFusion/")
+"""Suffixes of the names of nodes that ONNX Runtime's optimiser writes in the memory layout of a machine."""
+
+
+def _names_in_blocks(node: NodeProto) -> list[str]:
+    """Return the names of a value in the memory layout of a machine: those of the float file first.
+
+    The optimiser names a convolution by its output, and fuses a sum, HardSwish, or the activation behind a batch norm into
+    it later.
+    """
+    name, tensor = node.name, node.output[0]
+    output, kind = _without_end(name, BLOCK_ENDS), attribute(node, "activation")
+    if len(node.input) > 3 or kind == "HardSwish" or (kind and name.endswith(BLOCK_ENDS[0])):
+        return [name, tensor]
+    return [n for n in dict.fromkeys([_without_end(output, OUTPUT_ENDS), output, name, tensor]) if n]
 
 
 def _float_names(entry: TensorName, nodes_name_outputs: bool) -> list[str]:

@@ -81,6 +81,11 @@ def _with_shapes(model: ModelProto) -> ModelProto:
     return inferred(result)
 
 
+def is_name(tensor: str) -> bool:
+    """Return whether the optimiser named a tensor, for lack of its own name, as one in blocks."""
+    return tensor.startswith("reorder")
+
+
 def _is(node: NodeProto, op: str) -> bool:
     return node.domain == DOMAIN and node.op_type == op
 
@@ -155,9 +160,10 @@ class _Unblocker:
             count = shape[-1 if attribute(node, "channels_last", 0) else 1] if shape else None
             if not attribute(node, "channels_last", 0):
                 self._names[out] = node.input[0]
-            if not isinstance(count, int):
-                raise self._refusal(node, "the number of its channels is not known")
-            self._padded[out], self._exact[out] = self._whole(count), count
+            if isinstance(count, int):
+                self._padded[out], self._exact[out] = self._whole(count), count
+            else:
+                self._padded[out] = self._padding_read(node)
         elif _is(node, REORDER_OUT):
             count = attribute(node, "channels", 0)
             if not blocked or self._whole(count) != self._padded[blocked[0]]:
@@ -186,6 +192,15 @@ class _Unblocker:
         else:
             raise self._refusal(node, "it is not known in that layout")
 
+    def _padding_read(self, node: NodeProto) -> int:
+        """Return the number of channels, with padding, that a convolution reads from a reordered tensor."""
+        for reader in self._graph.nodes:
+            if _is(reader, "Conv") and reader.input[0] == node.output[0]:
+                shape = self._graph.shape(reader.input[1]) or ()
+                if len(shape) == 4 and isinstance(shape[1], int):
+                    return shape[1] * int(attribute(reader, "group", 1))
+        raise self._refusal(node, "the number of its channels is not known")
+
     def _read_convolution(self, node: NodeProto, is_blocked: bool) -> None:
         original, out = Original(node, self._graph, self._weights), node.output[0]
         kernel, bias = original.constant(node.input[1]), original.constant(original.input(2))
@@ -209,6 +224,10 @@ class _Unblocker:
             split = kernel.reshape(count // block, depth, *size, block)
             kernel = split.transpose(0, 4, 1, 2, 3).reshape(kernel.shape)
         self._kernels[out], self._padded[out] = (kernel, bias), count
+        if is_blocked and group == 1:  # the optimiser reorders whole fours of channels
+            read = np.flatnonzero(kernel.any((0, 2, 3)))
+            name = self._same.get(node.input[0], node.input[0])
+            self._least[name] = max(self._least.get(name, 0), -(-(int(read[-1]) + 1) // 4) * 4 if read.size else 4)
         if is_depthwise:
             self._join(out, self._same.get(node.input[0], node.input[0]))
         used = kernel.any((1, 2, 3)) | (bias != 0 if bias is not None else False)
