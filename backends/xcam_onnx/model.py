@@ -28,10 +28,7 @@ from xcam_onnx.standard.form import standard_form
 
 QUANTISED = "quantised: gradients pass straight through the rounding, and are zero where a value is clipped"
 
-DYNAMIC = (
-    "dynamically quantised: images are run one by one, as a batch is quantised with the range of all its images, and the "
-    "result for one would depend on the others"
-)
+DYNAMIC = "dynamically quantised: each image is run alone, as a batch would share its range"
 
 
 class OnnxModel(RecordedModel[Recording]):

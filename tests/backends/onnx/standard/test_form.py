@@ -287,7 +287,7 @@ def test_dynamic_quantisation_takes_each_image_alone() -> None:
     alone = model.trace(batch[:1], "relu1", small.cotangents(CLASSES[0]))
     np.testing.assert_array_equal(trace.activations[:1], alone.activations)
     np.testing.assert_array_equal(trace.gradients[0][:1], alone.gradients[0])
-    assert any("one by one" in note for note in model.notes)
+    assert any("run alone" in note for note in model.notes)
     session_in_a_batch = plain(proto, batch)
     assert np.abs(session_in_a_batch[0] - model.predict(batch)[0]).max() > 1e-4, "the batch does not matter here"
 
