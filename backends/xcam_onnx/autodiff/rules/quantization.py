@@ -58,12 +58,13 @@ def _spread(n: Node, index: int, x: Value, dtype: int) -> Value | None:
     if value is None:
         return None
     axis, block = n.axis(1), n.attr("block_size", 0)
-    several = not block and value.rank == 1
+    constant = value.const
+    several = not block and (value.rank if constant is None else constant.ndim) == 1
     shape = [-1, *[1] * (x.rank - axis - 1)] if several and x.rank > axis + 1 else None
     sizes = (x.shape if all(isinstance(size, int) for size in x.shape) else x.name) if block else str(shape)
 
     def write() -> Value:
-        spread, constant = value, value.const
+        spread = value
         if constant is not None:
             spread = o.value(constant.astype(helper.tensor_dtype_to_np_dtype(dtype)), dtype)
         elif value.dtype != dtype:

@@ -205,6 +205,25 @@ def test_central_differences(kind: Any, data: st.DataObject) -> None:
     np.testing.assert_array_equal(g[outside], 0)
 
 
+@pytest.mark.parametrize("scales", ["0.25", "0.25, 0.5, 1.0, 2.0, 4.0"])
+def test_scales_of_constant_nodes_whose_shape_is_not_declared(scales: str) -> None:
+    several = "," in scales
+    constants = f"s = Constant <value_float{'s' if several else ''} = {f'[{scales}]' if several else scales}> ()"
+    text = f"""(float[2, 3, 5] x) => (float[2, 3, 5] y) {{
+        {constants} q = QuantizeLinear <axis=2> (x, s) y = DequantizeLinear <axis=2> (q, s) }}"""
+    model = written(text)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(
+        [
+            helper.make_tensor_value_info("q", TensorProto.UINT8, X.shape),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, None),
+        ]
+    )
+    _, _, g = by_graph(model, {"x": X}, V)
+    steps = np.round(X / np.array([float(part) for part in scales.split(",")], np.float32))
+    np.testing.assert_allclose(g, V * ((steps >= 0) & (steps <= 255)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
 def test_floating_point_types_with_another_scale(kind: Any) -> None:
     text = "(float[2, 3, 5] x) => (float[2, 3, 5] y) { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z) }"
