@@ -166,13 +166,21 @@ def print_comparison(comparison: Any, page: Path | None) -> None:
         a, b = (comparison.names[k] for k in d.pair)
         if d.layer is not None:
             step = d.steps[d.index]
-            click.echo(f"{b} begins to differ from {a} at {d.layer} ({step.first} there): error {step.error:.1e}")
+            if d.tolerance is None or step.added is None:
+                click.echo(f"{b} begins to differ from {a} at {d.layer} ({step.first} there): error {step.error:.1e}")
+            else:
+                click.echo(
+                    f"{b} differs from {a} by more than its precision explains at {d.layer} ({step.first} there): own "
+                    f"error {step.added:.1e}, expected {step.expected:.1e}"
+                )
             click.echo(f"  likely cause: {d.cause.text if d.cause else 'none of the known ones fits'}")
-            for note in d.notes:
-                click.echo(f"  note: {note}")
+        elif d.cause is not None:
+            click.echo(f"{b} differs from {a} {d.cause.text}")
         elif d.steps:
             largest = max(step.error for step in d.steps)
             click.echo(f"{b} agrees with {a} along {len(d.steps)} layers; largest error {largest:.1e}")
+        for note in d.notes:
+            click.echo(f"  note: {note}")
     for a, b in comparison.pairs:
         click.echo(f"{comparison.names[a]} and {comparison.names[b]}: {comparison.of((a, b))}")
     if page is not None:

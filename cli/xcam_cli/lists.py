@@ -79,6 +79,7 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
                     "name": layer.name,
                     "kind": layer.kind,
                     "shape": layer.shape,
+                    "dtype": layer.dtype,
                     "has_space": layer.has_space,
                     "default": layer.name == default,
                 }
@@ -91,11 +92,15 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
             layer.name,
             layer.kind,
             "×".join("?" if n is None else str(n) for n in layer.shape),
+            layer.dtype if layer.dtype != "float32" else "",
             "default" if layer.name == default else "" if layer.has_space else "no space",
         ]
         for layer in listed
     ]
-    print_table(["layer", "kind", "shape (channels first)", ""], rows)
+    headings = ["layer", "kind", "shape (channels first)", "type", ""]
+    if not any(row[3] for row in rows):  # all are float32
+        headings, rows = [*headings[:3], ""], [[*row[:3], row[4]] for row in rows]
+    print_table(headings, rows)
 
 
 def _corresponding(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import onnx_quantized
+from xcam.images import writing
 from xcam.models import demo
 
 
@@ -155,3 +158,33 @@ def test_bad_input_is_one_line_and_status_2(run: Callable[..., Any], arguments: 
     assert result.status == 2
     assert message in result.err
     assert result.err.count("\n") == 1
+
+
+def test_a_quantised_file_is_compared_with_its_float_model(run: Callable[..., Any], tmp_path: Path) -> None:
+    onnx_model = onnx_quantized.network()
+    onnx.save(onnx_model, tmp_path / "float.onnx")
+    images = onnx_quantized.images()
+    reduced = onnx_quantized.quantized(onnx_model, onnx_quantized.batch(images), per_channel=True)
+    onnx.save(reduced, tmp_path / "int8.onnx")
+    onnx.save(onnx_quantized.planted(reduced, 4, factor=0.5), tmp_path / "narrow.onnx")
+    writing.write(tmp_path / "image.png", images[0])
+    models = ["-m", tmp_path / "float.onnx", "-m", tmp_path / "int8.onnx", "-m", tmp_path / "narrow.onnx"]
+    result = run("compare", *models, "--preprocess", "tf", "--align", tmp_path / "image.png")
+    assert result.status == 0
+    assert "int8 (onnx) differs from float (onnx) evenly, as int8 does: " in result.out
+    assert re.search(
+        r"narrow \(onnx\) differs from float \(onnx\) by more than its precision explains at \w+", result.out
+    )
+    assert "likely cause: its range is too narrow" in result.out
+    document = json.loads(
+        run("compare", *models, "--preprocess", "tf", "--align", tmp_path / "image.png", "--json").out
+    )
+    even, narrow = document["divergences"]
+    assert (even["layer"], even["cause"]["code"], narrow["cause"]["code"]) == (None, "quantized", "narrow-range")
+    assert narrow["steps"][2]["added"] > 0
+    assert narrow["tolerance"] >= 2.5
+    layers = run("layers", "-m", tmp_path / "int8.onnx", "--preprocess", "tf").out.splitlines()
+    assert "type" in layers[0]
+    assert any("int8" in line for line in layers)
+    listed = json.loads(run("layers", "-m", tmp_path / "int8.onnx", "--json").out)
+    assert {layer["dtype"] for layer in listed} >= {"int8"}

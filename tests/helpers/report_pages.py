@@ -82,6 +82,14 @@ def divergence(index: int | None = 2) -> Divergence:
     return Divergence((0, 1), tuple(Step(f"a{k}", f"b{k}", e) for k, e in enumerate(errors)), index, BIAS)
 
 
+def reduced_divergence(index: int | None = 1) -> Divergence:
+    """One of a float model and an int8 file; the pool of layer 3 adds no error."""
+    errors = ((2e-3, 1e-3), (0.03, 2e-3), (1e-3, 9e-4), (0.0, 0.0))
+    steps = tuple(Step(f"a{k}", f"b{k}", 0.1, *each) for k, each in enumerate(errors))
+    cause = Diagnosis("quantized", "evenly, as int8 does") if index is None else BIAS
+    return Divergence((0, 1), steps, index, cause, tolerance=3)
+
+
 def written(tmp_path: Path, content: Comparison | list[Explanation]) -> str:
     path = tmp_path / "report.html"
     if isinstance(content, Comparison):

@@ -25,6 +25,8 @@ SAME = 1e-3
 CLEAR = 0.05
 """Below this error the values decide; above it, names and kinds count too."""
 
+CERTAIN = 2.0
+"""The gain of layers whose values correlate at 0.95 or more."""
 ABSORBED = 0.02
 """Where this share of the reference is negative and nothing of the reduced value, that is behind an absorbed activation."""
 
@@ -187,7 +189,20 @@ def _aligned(
             i += 1
         else:
             j += 1
-    return matches
+    if reduced is not None:
+        matches += _out_of_order(first, second, matches, gain)
+    return sorted(matches, key=lambda m: m.first)
+
+
+def _out_of_order(
+    first: Sequence[LayerSample], second: Sequence[LayerSample], matches: Sequence[Match], gain: Array
+) -> list[Match]:
+    """Return further matches: branches that run side by side may have another order in the other model."""
+    rest = gain.copy()
+    rest[[m.first for m in matches]] = 0
+    rest[:, [m.second for m in matches]] = 0
+    pairs = ((i, int(rest[i].argmax())) for i in range(len(first)) if rest.size)
+    return [match(first, second, i, j) for i, j in pairs if rest[i, j] > CERTAIN and rest[:, j].argmax() == i]
 
 
 def _below_zero(values: Array) -> float:

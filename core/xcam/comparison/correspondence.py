@@ -137,5 +137,5 @@ class Correspondence:
                     second=alignment.innermost(b, m.second),
                     error=error,
                 )
-            tolerance = None if examined is None else examined.tolerance
+            tolerance = examined.tolerance if examined is not None and examined.explains else None
             yield Divergence((0, k), tuple(steps), index, cause, tuple(notes), tolerance)

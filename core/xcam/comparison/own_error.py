@@ -20,9 +20,9 @@ from xcam.contract import Array, validation
 from xcam.contract.abilities import RunsStretches, supports
 from xcam.contract.quantization import Quantization, Stretch, levels
 
-ABOVE = 3.0
+ABOVE = 2.5
 """A layer stands out where its own error is this many times as large as its precision explains …"""
-ABOVE_OTHERS = 3.0
+ABOVE_OTHERS = 2.5
 """… and the ratio of the two is this many times as large as at most layers."""
 EVEN = 5.0
 """Up to this ratio at most layers, precision explains the differences of two models."""
@@ -33,6 +33,8 @@ WIDE = 0.55
 PER_TENSOR = 4.0
 """Weights with one scale stand out where their steps are this many times those of a scale of each channel, relative to most
 other weights."""
+SIMILAR = 20
+"""Layers whose errors differ by less than this factor may have one cause."""
 EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 """The largest relative error of rounding to a type."""
 ROUNDED = 4
@@ -235,5 +237,6 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
             return True
         return error.ratio > above
 
-    candidates = [k for k, error in enumerate(errors) if stands_out(error)]
-    return max(candidates, key=lambda k: errors[k].ratio, default=None)
+    ratios = {k: error.ratio for k, error in enumerate(errors) if stands_out(error)}
+    # A wrong scale makes the biases of the next layer wrong too: the first of several large errors is the cause.
+    return next((k for k, ratio in ratios.items() if ratio * SIMILAR >= max(ratios.values())), None)

@@ -23,6 +23,8 @@ OPEN = 3
 """Up to this number of images, all are unfolded; of more, only the worst is."""
 SCALES = (0.05, 0.1, 0.2, 0.5, 1.0)
 """The range of differences that the brightest colour may represent: below 0.05, rounding would appear bright."""
+ROUNDING = 1e-6
+"""Layers whose expected error is below this, such as a pool of exact values, are left out of the chart of own errors."""
 
 
 def write(comparison: ComparisonData, path: Path) -> None:
@@ -59,6 +61,7 @@ def content(comparison: ComparisonData) -> dict[str, Any]:
         else [],
         "method": comparison.method,
         "first_difference": _first_difference(comparison, letters),
+        "even": _even(comparison),
         "divergences": [
             _divergence(comparison, d, letters)
             for d in sorted(comparison.divergences, key=lambda d: d.index is None)
@@ -165,35 +168,83 @@ def _first_difference(comparison: ComparisonData, letters: Sequence[str]) -> dic
         "first": letters[divergence.pair[0]],
         "error": number(step.error),
         "before": "" if before is None else number(before),
+        "added": _optional(step.added),
+        "expected": _optional(step.expected) if divergence.tolerance is not None else "",
         "cause": "" if divergence.cause is None else divergence.cause.text,
     }
 
 
+def _optional(value: float | None) -> str:
+    return "" if value is None else number(value)
+
+
+def _even(comparison: ComparisonData) -> str:
+    """Return how two models differ of which one has a reduced precision, where no layer stands out."""
+    causes = [d.cause for d in comparison.divergences if d.index is None and d.cause and d.tolerance is not None]
+    return causes[0].text if causes and len(comparison.names) == 2 else ""
+
+
 def _divergence(comparison: ComparisonData, divergence: Divergence, letters: Sequence[str]) -> dict[str, Any]:
     steps, index, layer = divergence.steps, divergence.index, divergence.layer or ""
-    errors = [step.error for step in steps]
+    tolerance = divergence.tolerance
     names = [step.second if step.first == step.second else f"{step.first} ↔ {step.second}" for step in steps]
+    # In a model of reduced precision: the own errors, of the layers that have one.
+    shown = [k for k, step in enumerate(steps) if tolerance is None or (step.expected or 0) > ROUNDING or k == index]
+    errors = [steps[k].error if tolerance is None else steps[k].added or 0.0 for k in shown]
+    ends = [(steps[k].expected or 0.0) for k in shown]
+    band = [] if tolerance is None else [(end / tolerance, end * tolerance) for end in ends]
+    marked = None if index is None else shown.index(index)
+    kind, mark = ("error", "first that differs") if tolerance is None else ("own error", "stands out")
     texts = [
-        f"{k + 1} of {len(steps)}, {name}: error {number(error)}{' (first that differs)' if k == index else ''}"
-        for k, (name, error) in enumerate(zip(names, errors, strict=True))
+        f"{k + 1} of {len(steps)}, {names[k]}: {kind} {number(error)}"
+        + ("" if tolerance is None else f", expected {number(end)}")
+        + (f" ({mark})" if k == index else "")
+        for k, error, end in zip(shown, errors, ends, strict=True)
     ]
-    description = (
-        f"Relative error of the activations along {count(len(steps), 'corresponding layer')}, from input to output, on a "
-        f"logarithmic scale, from {number(min(errors))} to {number(max(errors))}."
+    if tolerance is None:
+        explanation = (
+            "The largest difference of the activations of two models at each layer, relative to their largest magnitude, on a "
+            "logarithmic scale."
+        )
+        readout = (
+            "The marked layer is the first that differs." if layer else "The difference is rounding at every layer."
+        )
+        description = f"Relative error of the activations along {count(len(shown), 'corresponding layer')}"
+    else:
+        explanation = (
+            "The error that each layer adds, computed from the exact values ahead of it: root of the mean square, relative to "
+            f"the largest magnitude, on a logarithmic scale. The band shows the expected error, up to {number(tolerance)} "
+            "times larger or smaller."
+        )
+        readout = "The marked layer stands out." if layer else "The precision explains the error of every layer."
+        description = f"Own error of {count(len(shown), 'corresponding layer')}, with the expected error as a band"
+    description += (
+        f", from input to output, on a logarithmic scale, from {number(min(errors))} to {number(max(errors))}."
     )
+    verb = "It jumps" if tolerance is None else "It stands out"
     return {
         "letters": _pair(letters, divergence.pair),
         "names": _pair(comparison.names, divergence.pair),
         "layer": divergence.layer,
         "cause": "" if divergence.cause is None else divergence.cause.text,
         "notes": divergence.notes,
-        "description": description + (f" It jumps at {layer}." if layer else ""),
+        "is_reduced": tolerance is not None,
+        "explanation": explanation,
+        "readout": readout,
+        "description": description + (f" {verb} at {layer}." if layer else ""),
         "charts": (
-            ("wide", chart(errors, texts, index, layer)),
-            ("narrow", chart(errors, texts, index, layer, 360, 260)),
+            ("wide", chart(errors, texts, marked, layer, band=band)),
+            ("narrow", chart(errors, texts, marked, layer, 360, 260, band)),
         ),
         "steps": [
-            {"first": s.first, "second": s.second, "error": number(s.error), "is_first": k == index}
+            {
+                "first": s.first,
+                "second": s.second,
+                "error": number(s.error),
+                "added": _optional(s.added),
+                "expected": _optional(s.expected),
+                "is_first": k == index,
+            }
             for k, s in enumerate(steps)
         ],
     }

@@ -22,7 +22,7 @@ class Dot:
     y: float
     text: str
     kind: str
-    """`before`, `marked` or `after`; `before` where no dot is marked."""
+    """`before`, `marked` or `after`; `before` where no dot is marked, and for all others in a chart with a band."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Chart:
     """The name of the marked dot, shortened to fit."""
     anchor: str
     """`start` or `end`: the side of the marked dot on which its name is written."""
+    band: str = ""
+    """The outline of the expected values; "" where there is none."""
 
     @property
     def mark_x(self) -> float:
@@ -67,6 +69,7 @@ def chart(
     mark: str = "",
     width: int = 880,
     height: int = 280,
+    band: Sequence[tuple[float, float]] = (),
 ) -> Chart:
     """Lay out a chart.
 
@@ -77,9 +80,10 @@ def chart(
         mark: The name of the marked value.
         width: The width of the view box.
         height: The height of the view box.
+        band: The range in which each value is expected, above 0. Values after the marked one do not follow from it.
     """
     left, top, right, bottom = 52, 34, width - 14, height - 36
-    usable = [e for e in errors if math.isfinite(e) and e >= SMALLEST]
+    usable = [e for e in (*errors, *(end for ends in band for end in ends)) if math.isfinite(e) and e >= SMALLEST]
     low = math.floor(math.log10(min(usable))) if usable else -9
     if any(e < SMALLEST for e in errors):  # else rounding would be drawn high above zero
         low = min(low, PRECISION)
@@ -97,7 +101,7 @@ def chart(
         return round(bottom - (bottom - top) * min(max((power - low) / (high - low), 0), 1), 1)
 
     def kind(k: int) -> str:
-        return "before" if marked is None or k < marked else "marked" if k == marked else "after"
+        return "marked" if k == marked else "before" if marked is None or k < marked or band else "after"
 
     dots = tuple(Dot(x(k), y(e), text, kind(k)) for k, (e, text) in enumerate(zip(errors, texts, strict=True)))
     every = max(1, math.ceil((high - low) / 8))
@@ -115,7 +119,16 @@ def chart(
         marked=dot,
         mark=formatting.shorten(mark, width // 22),
         anchor="start" if dot is not None and dot.x < (left + right) / 2 else "end",
+        band=_outline([(x(k), y(low), y(high)) for k, (low, high) in enumerate(band)]),
     )
+
+
+def _outline(ends: Sequence[tuple[float, float, float]]) -> str:
+    """Return the outline of a band, from (x, y of the lower end, y of the upper end) of each value."""
+    if not ends:
+        return ""
+    points = [*((x, high) for x, _, high in ends), *((x, low) for x, low, _ in reversed(ends))]
+    return "M" + "L".join(f"{x} {y}" for x, y in points) + "Z"
 
 
 def _decade(power: int) -> str:

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from report_pages import Reader, comparison, detailed_image, divergence, explained, measured, written
+from report_pages import (
+    Reader,
+    comparison,
+    detailed_image,
+    divergence,
+    explained,
+    measured,
+    reduced_divergence,
+    written,
+)
 from xcam import Comparison
 from xcam.comparison import ImageComparison, Verdict, page
 
@@ -100,6 +109,25 @@ def test_each_layer_has_a_name_in_the_chart(tmp_path: Path) -> None:
 
 def test_the_same_comparison_gives_the_same_file(tmp_path: Path) -> None:
     assert written(tmp_path, comparison()) == written(tmp_path, comparison())
+
+
+def test_the_layer_that_a_reduced_precision_does_not_explain(tmp_path: Path) -> None:
+    html = written(tmp_path, comparison(verdict="different", divergences=(reduced_divergence(),)))
+    top = " ".join(Reader(html[: html.index("</header>")]).text.split())
+    assert "Layer b1 of model B (a1 in A) differs by more than its precision explains" in top
+    assert "its relative error is 0.03, and 0.002 is expected" in top
+    assert "<title>2 of 4, a1 ↔ b1: own error 0.03, expected 0.002 (stands out)</title>" in html
+    assert html.count("<title>4 of 4") == 0  # it adds no error
+    assert html.count('class="band"') == 2  # in the wide and in the narrow chart
+    assert '<td class="n">0.1</td><td class="n">0.03</td><td class="n">0.002</td>' in html
+
+
+def test_a_reduced_precision_that_explains_every_layer(tmp_path: Path) -> None:
+    html = written(tmp_path, comparison(verdict="equivalent", divergences=(reduced_divergence(None),)))
+    text = " ".join(Reader(html).text.split())
+    assert "No layer stands out. They differ evenly, as int8 does." in text
+    assert "The precision explains the error of every layer." in text
+    assert "Likely cause" not in text
 
 
 def test_a_check_that_failed_is_noted(tmp_path: Path) -> None:

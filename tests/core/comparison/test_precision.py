@@ -31,7 +31,7 @@ def test_an_honest_quantisation_differs_evenly(swapped: bool) -> None:
     assert result.cause is not None
     assert result.cause.code == "quantized"
     assert result.cause.text.startswith("evenly, as uint8 does: ")
-    assert result.tolerance == 3
+    assert result.tolerance == 2.5
     for step in result.steps:
         assert step.added is not None
         assert step.expected is not None

@@ -42,3 +42,14 @@ def test_the_name_of_the_marked_value_is_shortened_and_on_the_side_with_room() -
     assert (left.anchor, right.anchor) == ("start", "end")
     assert left.marked is not None
     assert left.mark_x == left.marked.x + 8
+
+
+def test_a_band_of_expected_values() -> None:
+    errors, band = (1e-3, 0.1, 1e-3), [(1e-3, 1e-2)] * 3
+    result = chart(errors, ["", "", ""], 1, band=band)
+    upper = [float(point.split()[1]) for point in result.band.strip("MZ").split("L")]
+    assert upper[:3] == [upper[0]] * 3
+    assert upper[3:] == [result.dots[0].y] * 3  # the lower end is at the value itself
+    assert result.dots[0].y - upper[0] == pytest.approx(upper[0] - result.dots[1].y, abs=0.2)  # one decade each
+    assert [dot.kind for dot in result.dots] == ["before", "marked", "before"]
+    assert chart(errors, ["", "", ""]).band == ""
