@@ -7,19 +7,18 @@ name on the node: the value of the convolution alone is no longer computed.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
 
 from xcam.contract.graphs import call_names
-from xcam_onnx.graph import Graph, attribute, metadata
+from xcam_onnx.graph import Graph, attribute
+from xcam_onnx.scopes import Scope, is_live, modules, scopes, unknown_ends
 from xcam_onnx.standard import attention, fused, nchwc
 from xcam_onnx.standard.form import StandardForm
 from xcam_onnx.standard.registry import EXPANSIONS
 
-SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 ADDED = "xcam/batch"
 """Suffix of the tensors to which xcam_onnx.batching adds a batch axis, and prefix of the names of its nodes."""
 
@@ -52,13 +51,16 @@ def tensor_names(graph: Graph) -> list[TensorName]:
     Where the file names modules, each module gets an entry, an outer one before the inner one that ends with it; tensors
     without a module's name are `inner` then.
     """
-    calls = _calls(graph)
+    scoped = scopes(graph)
+    calls = _calls(scoped)
+    unknown = unknown_ends(graph, scoped, [(call.path, call.last) for call in calls])
     ends: dict[int, list[tuple[str, str]]] = {}
     for name, call in zip(call_names([call.path for call in calls]), calls, strict=True):
-        ends.setdefault(call.last, []).append((name, call.kind))
+        if (call.path, call.last) not in unknown:
+            ends.setdefault(call.last, []).append((name, call.kind))
     result = []
     for i, node in enumerate(graph.nodes):
-        if not _is_live(graph, node) or any(name.startswith("xcam/") for name in (node.name, node.output[0])):
+        if not is_live(graph, node) or any(name.startswith("xcam/") for name in (node.name, node.output[0])):
             continue
         node_names = _node_names(node)
         if i in ends:
@@ -211,41 +213,23 @@ def _kind(graph: Graph, node: NodeProto) -> str:
     return node.op_type if source is node else f"{node.op_type} of {source.op_type}"
 
 
-def _calls(graph: Graph) -> list[_Call]:
-    """Return the calls of modules, in the order in which they begin."""
-    scopes = [modules(node) if _is_live(graph, node) else [] for node in graph.nodes]
+def _calls(scoped: Sequence[Scope]) -> list[_Call]:
+    """Return the calls of modules, in the order in which they begin, from the modules of each node."""
     calls: list[_Call] = []
     latest: dict[str, _Call] = {}
-    for i, pairs in enumerate(scopes):
+    for i, pairs in enumerate(scoped):
         for path, kind in pairs:
+            if not kind:
+                continue
             call = latest.get(path)
             # The call continues unless nodes of other modules are in between.
-            between = [scope for scope in scopes[call.last + 1 : i] if scope] if call else []
+            between = [scope for scope in scoped[call.last + 1 : i] if scope] if call else []
             if call and all(any(p == path for p, _ in scope) for scope in between):
                 call.last = i
             else:
                 latest[path] = _Call(path, kind, i)
                 calls.append(latest[path])
     return calls
-
-
-def _is_live(graph: Graph, node: NodeProto) -> bool:
-    return bool(node.output) and node.output[0] in graph.live
-
-
-def modules(node: NodeProto) -> list[tuple[str, str]]:
-    """Return (path, class) of the modules that a node came from, outermost first."""
-    entries = metadata(node)
-    try:
-        paths, classes = ast.literal_eval(entries[SCOPES]), ast.literal_eval(entries[CLASSES])
-        pairs = list(zip(paths[:-1], classes, strict=False))
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        return []
-    return [
-        (path, str(kind).rpartition(".")[2])
-        for path, kind in pairs
-        if isinstance(path, str) and path and not path.startswith("_empty_nn_module_stack")
-    ]
 
 
 def folded_into(graph: Graph, name: str) -> str | None:
