@@ -92,7 +92,8 @@ def _around(weight: str, known: dict[str, tuple[str, str]]) -> Scope:
 def unknown_ends(graph: Graph, scoped: Sequence[Scope], ends: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
     """Return the modules that may end behind the last node that is known to belong to them.
 
-    A module ends there if a node of another module reads its value, or if it is an output.
+    A module ends there if a node that does not belong to it reads its value, or if it is an output. An operator of quantisers
+    or optimisers may belong to any module.
 
     Args:
         graph: The graph.
@@ -110,13 +111,16 @@ def unknown_ends(graph: Graph, scoped: Sequence[Scope], ends: Iterable[tuple[str
             name = pending.pop()
             for i in readers.get(name, ()) if name not in seen else ():
                 node = graph.nodes[i]
-                if scoped[i]:
-                    if all(other != path for other, _ in scoped[i]):
-                        return False
-                elif node.op_type in CONVERTING or node.name.startswith("xcam/"):
+                if any(other == path for other, _ in scoped[i]):
+                    continue
+                if scoped[i] or SCOPES in metadata(node):
+                    return False
+                if node.op_type in CONVERTING or node.name.startswith("xcam/"):
                     pending.extend(node.output[:1])
-                else:
+                elif node.domain or node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
                     result = True
+                else:
+                    return False
             seen.add(name)
         return result
 
