@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from onnx_standard import agree, both, model_of, run, standard
 from xcam.contract import Array
+from xcam_onnx.standard.form import standard_form
 from xcam_onnx.standard.registry import NotExpandable
 
 OPSETS = (11, 13, 17, 20, 23)
@@ -240,3 +241,16 @@ def test_channels_last_pooling() -> None:
     x = np.random.default_rng(0).integers(-128, 127, (2, 6, 6, 3), np.int8)
     agree(both("NhwcMaxPool", {"x": x}, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4))
     agree(both("NhwcMaxPool", {"x": x.view(np.uint8)}, kernel_shape=[2, 2], strides=[2, 2]))
+
+
+def test_types_that_only_other_expansions_tell() -> None:
+    """Without CastLike, the type of each input follows from the expansion in front of it."""
+    nodes = [
+        onnx.helper.make_node("QuickGelu", [f"x{k}"], [f"x{k + 1}"], domain="com.microsoft", alpha=0.5 + k)
+        for k in range(5)
+    ]
+    feeds = {"x0": values(2, 3)}
+    model = model_of(nodes, feeds, opset=13)
+    form = standard_form(model).model
+    assert {node.domain for node in form.graph.node} == {""}
+    np.testing.assert_allclose(run(form, feeds)[0], run(model, feeds)[0], atol=1e-6)

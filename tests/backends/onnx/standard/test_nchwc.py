@@ -115,7 +115,15 @@ def uncertain(net: Net) -> str:
     return net("Concat", net("GlobalAveragePool", y), net("GlobalMaxPool", y), axis=1)
 
 
+def hidden(net: Net) -> str:
+    """Channels whose number no shape tells."""
+    x = net("Relu", net.conv("x", 3, 20))
+    x = net("Reshape", x, net("Abs", net("Shape", x)))
+    return net.conv(x, 20, 16)
+
+
 NETS = {
+    "hidden": hidden,
     "branches": branches,
     "uncertain": uncertain,
     "padded": padded,

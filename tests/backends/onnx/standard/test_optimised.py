@@ -140,6 +140,14 @@ def test_files_of_the_optimiser_for_transformers(file: Path, kind: str, tmp_path
         check(path, file)
 
 
+def test_types_that_the_file_states(file: Path, tmp_path: Path) -> None:
+    """The runtime fuses, and rounds, by them: it gets those of the file, and no others."""
+    typed = tmp_path / "typed.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(onnx.load(file), data_prop=True), typed)
+    for path in (file, typed):
+        np.testing.assert_array_equal(xcam.load(path).predict(X), plain(path))
+
+
 def check_at(path: Path, original: Path, layers: tuple[str, ...]) -> None:
     """Compare at layers that the optimiser for transformers leaves."""
     model, reference = xcam.load(path), xcam.load(original)
@@ -158,4 +166,6 @@ def test_a_fused_convolution_is_not_named_as_the_convolution_alone(file: Path, t
         names = {name for layer in xcam.load(path).layers for name in (layer.name, *layer.aliases)}
         assert "/stem/stem.1/Relu" in names
         assert "/stem/stem.0/Conv" not in names
+        assert ("/wide/wide.2/Conv" in names) == (level == "EXTENDED"), "a sum is fused into it in blocks"
+        assert ("/down/down.0/Conv" in names) == (level == "EXTENDED"), "HardSwish is fused into it in blocks"
         assert not any(name.startswith("ReorderOutput") for name in names)
