@@ -99,7 +99,9 @@ def run(recording: Recording, x: Array, starts: Mapping[str, Array], targets: Se
     for rows in recording.slices(len(x)):
         feeds: dict[str, Any] = recording.feed(x[rows])
         for name, values in starts.items():
-            feeds[builder.starts[name]] = values[rows].astype(recording.dtype(name))
+            dtype = recording.dtype(name)
+            most = np.finfo(dtype).max if np.dtype(dtype) == np.float16 else np.inf
+            feeds[builder.starts[name]] = np.clip(values[rows], -most, most).astype(dtype)
         batches.append(session(feeds))
 
     def whole(name: str) -> Array:

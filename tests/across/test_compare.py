@@ -40,7 +40,7 @@ FAULTS = [
     (Fault("gelu", 2), "act2", "activation", "exact GELU against tanh GELU"),
     (Fault("activation", 1), "act1", "activation", "ReLU against SiLU"),
     (Fault("flatten"), "fc", "flattening-order", "order of flattening"),
-    (Fault("half"), "(conv0|bn0).*", "half-precision", "float16 or bfloat16"),
+    (Fault("half"), "(conv0|bn0).*", "half-precision", "rounded to float16"),
 ]
 PAIRS = ("torch to ONNX", "Keras to ONNX", "Keras to torch")
 

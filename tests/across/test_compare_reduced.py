@@ -119,3 +119,105 @@ def test_the_int8_file_may_be_the_first() -> None:
     first = xcam.load(reduced(QuantFormat.QDQ), preprocess="tf")
     (result,) = xcam.compare([first, second], list(IMAGES), align=True).divergences
     assert (result.layer, result.cause and result.cause.code) == (None, "quantized")
+
+
+def test_float16_differs_evenly() -> None:
+    result = divergence(original(), onnx_quantized.half(onnx_quantized.network()))
+    assert result.cause is not None
+    assert (result.layer, result.cause.code) == (None, "half-precision")
+    assert result.cause.text.startswith("evenly, as float16 does")
+
+
+def test_values_below_the_range_of_float16() -> None:
+    model = onnx_quantized.network(gain=(2, 1e-5))
+    result = divergence(xcam.load(model, preprocess="tf"), onnx_quantized.half(model))
+    assert result.cause is not None
+    assert (result.layer in ("conv2", "relu2"), result.cause.code) == (True, "half-underflow")
+
+
+def test_values_beyond_the_range_of_float16() -> None:
+    model = onnx_quantized.network(gain=(2, 2e5))
+    result = divergence(xcam.load(model, preprocess="tf"), onnx_quantized.half(model))
+    assert result.cause is not None
+    assert (result.layer in ("conv2", "relu2"), result.cause.code) == (True, "half-overflow")
+    assert "too large for float16" in result.cause.text
+
+
+def torch_twin() -> Any:
+    """The same network in PyTorch, its parts in the order and with the names of `onnx_quantized.network`."""
+    torch = pytest.importorskip("torch")
+    from onnx import numpy_helper
+
+    values = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in onnx_quantized.network().graph.initializer}
+
+    class Twin(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            for k in range(1, 8):
+                w = values[f"w{k}"]
+                group = 16 if w.shape[1] == 1 else 1
+                conv = torch.nn.Conv2d(w.shape[1] * group, 16, 3, padding=1, groups=group)
+                conv.weight.data, conv.bias.data = w, values[f"b{k}"]
+                self.add_module(f"conv{k}", conv)
+                self.add_module(f"relu{k}", torch.nn.ReLU())
+            self.fc = torch.nn.Linear(16, 5)
+            self.fc.weight.data, self.fc.bias.data = values["wf"], values["bf"]
+
+        def forward(self, x: Any) -> Any:
+            x = self.relu1(self.conv1(x))
+            for k in (2, 4, 6):
+                inner = getattr(self, f"conv{k + 1}")(getattr(self, f"relu{k}")(getattr(self, f"conv{k}")(x)))
+                x = getattr(self, f"relu{k + 1}")(inner + x)
+            return self.fc(x.mean((2, 3)))
+
+    return Twin().eval()
+
+
+def keras_twin() -> Any:
+    """The same network in Keras."""
+    keras = pytest.importorskip("keras")
+    from onnx import numpy_helper
+
+    values = {t.name: numpy_helper.to_array(t) for t in onnx_quantized.network().graph.initializer}
+    size = onnx_quantized.SIZE
+    inputs = keras.Input((size, size, 3))
+
+    def conv(k: int, x: Any) -> Any:
+        kind = keras.layers.DepthwiseConv2D if values[f"w{k}"].shape[1] == 1 else keras.layers.Conv2D
+        return kind(*([] if kind is keras.layers.DepthwiseConv2D else [16]), 3, padding="same", name=f"conv{k}")(x)
+
+    x = keras.layers.ReLU(name="relu1")(conv(1, inputs))
+    for block, k in enumerate((2, 4, 6), 1):
+        inner = conv(k + 1, keras.layers.ReLU(name=f"relu{k}")(conv(k, x)))
+        x = keras.layers.ReLU(name=f"relu{k + 1}")(keras.layers.Add(name=f"add{block}")([inner, x]))
+    outputs = keras.layers.Dense(5, name="fc")(keras.layers.GlobalAveragePooling2D(name="pool")(x))
+    model = keras.Model(inputs, outputs)
+    for k in range(1, 8):
+        kernel = (
+            values[f"w{k}"].transpose(2, 3, 0, 1)
+            if values[f"w{k}"].shape[1] == 1
+            else values[f"w{k}"].transpose(2, 3, 1, 0)
+        )
+        model.get_layer(f"conv{k}").set_weights([kernel, values[f"b{k}"]])
+    model.get_layer("fc").set_weights([values["wf"].T, values["bf"]])
+    return model
+
+
+@pytest.mark.parametrize("twin", [torch_twin, keras_twin])
+def test_models_of_other_frameworks_against_int8(twin: Any) -> None:
+    size = onnx_quantized.SIZE
+    first = xcam.load(twin(), preprocess="tf", size=(size, size))
+    model = reduced(QuantFormat.QDQ)
+    honest = divergence(first, model)
+    assert honest.cause is not None
+    assert (honest.layer, honest.cause.code) == (None, "quantized")
+    errors = [step.error for step in honest.steps]
+    assert len(errors) > 9
+    assert max(errors) < 0.05
+    number = 4
+    wrong = divergence(first, onnx_quantized.planted(model, number, factor=2, where="second"))
+    assert wrong.cause is not None
+    assert wrong.cause.code == "wrong-scale"
+    name = onnx_quantized.producers(model)[number].input[0]
+    assert wrong.index is not None
+    assert name in (wrong.layer, wrong.steps[wrong.index].first, f"conv{name[4:]}")

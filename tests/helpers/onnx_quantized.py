@@ -34,12 +34,13 @@ def batch(pixels: np.ndarray) -> np.ndarray:
     return (np.moveaxis(pixels, -1, 1) / np.float32(127.5) - 1).astype(np.float32)
 
 
-def network(seed: int = 0, outlier: int | None = None) -> ModelProto:
+def network(seed: int = 0, outlier: int | None = None, gain: tuple[int, float] | None = None) -> ModelProto:
     """conv1 → ReLU → three residual blocks (each: conv → ReLU → conv → Add → ReLU; the second is depthwise) → pool → fc.
 
     Args:
         seed: Of the weights.
         outlier: The number of a convolution, one of whose channels has weights 30 times as large; its reader takes that back.
+        gain: The number of a convolution and a factor of all its weights; its reader takes that back.
     """
     rng = np.random.default_rng(seed)
     weights: dict[str, np.ndarray] = {}
@@ -66,6 +67,11 @@ def network(seed: int = 0, outlier: int | None = None) -> ModelProto:
         weights[f"w{outlier}"][3] *= 30
         weights[f"b{outlier}"][3] *= 30
         weights[f"w{outlier + 1}"][(slice(None), 3) if weights[f"w{outlier + 1}"].shape[1] > 1 else 3] /= 30
+    if gain is not None:
+        number, factor = gain
+        weights[f"w{number}"] *= factor
+        weights[f"b{number}"] *= factor
+        weights[f"w{number + 1}"] /= factor
     weights |= {"wf": rng.normal(0, 0.2, (5, CHANNELS)), "bf": rng.normal(0, 0.1, 5)}
     nodes += [
         helper.make_node("GlobalAveragePool", [x], ["pool"], "pool"),
@@ -109,6 +115,13 @@ def quantized(model: ModelProto, x: np.ndarray | None, **options: Any) -> ModelP
             reader = Batches(model.graph.input[0].name, iter(x))
             quantization.quantize_static(source, target, reader, **options)
         return onnx.load(target)
+
+
+def half(model: ModelProto) -> ModelProto:
+    """Return the model in float16, with float32 input and output."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(copy.deepcopy(model), keep_io_types=True)
 
 
 # Mistakes

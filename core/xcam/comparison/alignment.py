@@ -128,10 +128,11 @@ def align(
         reduced: Which of them has a reduced precision, if any: its errors add up, and a quantisation may absorb an
             activation, so that a name is that of the value before it in one model, and of the value behind it in the other.
     """
-    if reduced is None:
-        return _aligned(first, second)
-    groups = [_distinct(samples) for samples in (first, second)]
-    pairs = _aligned([first[group[0]] for group in groups[0]], [second[group[0]] for group in groups[1]], reduced)
+    with np.errstate(over="ignore", invalid="ignore"):  # values may be infinite
+        if reduced is None:
+            return _aligned(first, second)
+        groups = [_distinct(samples) for samples in (first, second)]
+        pairs = _aligned([first[g[0]] for g in groups[0]], [second[g[0]] for g in groups[1]], reduced)
     matches = []
     for pair in pairs:
         names = {second[j].layer.name: j for j in groups[1][pair.second]}

@@ -28,6 +28,8 @@ EVEN = 5.0
 """Up to this ratio at most layers, precision explains the differences of two models."""
 NARROW = 1.7
 """A range is too narrow where values reach this many times as far, relative to the range, as at most other layers."""
+CLIPPED = 1.5
+"""The ratio of own and expected error from which on such a range counts: where it clips few values, the error is small."""
 WIDE = 0.55
 """A range is too wide where values reach less than this share of it, relative to most other layers."""
 PER_TENSOR = 4.0
@@ -89,7 +91,8 @@ def own_errors(reference: ComparedModel, reduced: ComparedModel, pairs: Sequence
         dtype = types.get(pair.reduced, "float32")
         error = measured(values, stretch, dtype, kind)
         if suspicious(error):
-            error = replace(error, cause=precision_checks.diagnose(values, stretch, dtype))
+            with np.errstate(over="ignore", invalid="ignore"):
+                error = replace(error, cause=precision_checks.diagnose(values, stretch, dtype))
         results[pair.reduced] = error
     return [results[pair.reduced] for pair in pairs]
 
@@ -143,7 +146,8 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
         dtype: The type in which the layer is stored.
         kind: The precision of most of the model: that of weights, where the layer itself is stored in full.
     """
-    added = _rms(stretch.value - reference)
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float16 are infinite
+        added = _rms(stretch.value - reference)
     variance = 0.0 if stretch.noise is None else stretch.noise
     quantization = stretch.quantization
     if quantization is not None:
@@ -197,6 +201,7 @@ def suspicious(error: OwnError) -> bool:
     """Return whether a layer may stand out."""
     return (
         error.ratio > ABOVE
+        or (error.reach is not None and error.reach > NARROW and error.ratio > CLIPPED)
         or (error.reach is not None and error.reach < WIDE)
         or (error.per_tensor is not None and error.per_tensor > PER_TENSOR)
     )
@@ -230,7 +235,7 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
         code = error.cause.code if error.cause else ""
         reach = error.reach or 1.0
         if code == "narrow-range":
-            return error.ratio > above and reach > NARROW * max(1.0, others(reaches, error, 0.95))
+            return error.ratio > above * CLIPPED / ABOVE and reach > NARROW * max(1.0, others(reaches, error, 0.95))
         if code == "wide-range" and reach < WIDE * min(1.0, others(reaches, error, 0.1)):
             return True
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR * others(tensors, error, 0.5):

@@ -18,16 +18,21 @@ def check_finite(x: Array, trace: Trace, model: Model, layer: Layer) -> None:
             first = _first_layer_not_finite(model, x)
             raise ModelError(
                 f"{model.name} gives NaN or infinity in its {name} at layer {layer.name!r}"
-                f"{f' (the first layer with one is {first!r})' if first else ''}; "
-                "check the weights, the preprocessing, and float16 overflow"
+                f"{f' (the first layer with one is {first.name!r})' if first else ''}; {_remedy(first)}"
             )
 
 
-def _first_layer_not_finite(model: Model, x: Array) -> str | None:
+def _remedy(first: Layer | None) -> str:
+    if first is not None and first.dtype == "float16":
+        return f"values of {first.name!r} exceed 65504, the largest float16: keep it in float32, or use bfloat16"
+    return "check the weights, the preprocessing, and float16 overflow"
+
+
+def _first_layer_not_finite(model: Model, x: Array) -> Layer | None:
     """Return the first layer, in execution order, whose value on `x` is not finite; None where all are."""
     for layer in validation.layers(model):  # one by one: all together could exceed the memory
         if not np.isfinite(validation.activations(model, x, [layer.name])[layer.name]).all():
-            return layer.name
+            return layer
     return None
 
 
