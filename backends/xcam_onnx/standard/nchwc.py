@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from xcam.contract import Array
 from xcam.errors import ModelError
 from xcam_onnx.graph import Graph, attribute, copied, inferred
-from xcam_onnx.standard.registry import MICROSOFT, Original
+from xcam_onnx.standard.registry import MICROSOFT, Original, Writer
 from xcam_onnx.weights import WeightFiles
 
 DOMAIN = "com.microsoft.nchwc"
@@ -109,8 +109,6 @@ class _Unblocker:
         """The number of channels of a tensor where it is stated."""
         self._least: dict[str, int] = {}
         """The number of channels of a convolution's output up to the last that is not zero."""
-        self._kernels: dict[str, tuple[Array, Array | None]] = {}
-        """Kernel and bias with padding, in plain layout, by the convolution's output."""
         self._names: dict[str, str] = {}
         """Blocked tensor → plain tensor of the original."""
         self._channels: dict[str, int] = {}
@@ -130,10 +128,7 @@ class _Unblocker:
         model = copied(self._graph.model)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input}
-        kept = [t for t in model.graph.initializer if t.name in used]
-        del model.graph.initializer[:]
-        model.graph.initializer.extend([*kept, *self._constants])
+        model.graph.initializer.extend(self._constants)
         tensors = {name: self._plain(name) for name in [*self._padded, *self._same]}
         recovered = [
             helper.make_node(
@@ -217,20 +212,16 @@ class _Unblocker:
         )
         if count % block or not fits:
             raise self._foreign(node)
-        if is_blocked and not is_depthwise:
-            split = kernel.reshape(count // block, depth // block, *size, block, block)
-            kernel = split.transpose(0, 5, 1, 4, 2, 3).reshape(kernel.shape)
-        else:
-            split = kernel.reshape(count // block, depth, *size, block)
-            kernel = split.transpose(0, 4, 1, 2, 3).reshape(kernel.shape)
-        self._kernels[out], self._padded[out] = (kernel, bias), count
+        whole = is_blocked and not is_depthwise  # its inputs are in blocks too
+        split = kernel.reshape(count // block, -1, *size, *([block, block] if whole else [block]))
+        self._padded[out] = count
         if is_blocked and group == 1:  # the optimiser reorders whole fours of channels
-            read = np.flatnonzero(kernel.any((0, 2, 3)))
+            read = np.flatnonzero(split.any((0, 2, 3, 5)))
             name = self._same.get(node.input[0], node.input[0])
             self._least[name] = max(self._least.get(name, 0), -(-(int(read[-1]) + 1) // 4) * 4 if read.size else 4)
         if is_depthwise:
             self._join(out, self._same.get(node.input[0], node.input[0]))
-        used = kernel.any((1, 2, 3)) | (bias != 0 if bias is not None else False)
+        used = split.any((1, 2, 3, 4) if whole else (1, 2, 3)).ravel() | (bias != 0 if bias is not None else False)
         self._least[out] = int(np.flatnonzero(used)[-1]) + 1 if used.any() else 1
         if group > 1 and not is_depthwise:
             self._exact[out] = count
@@ -288,8 +279,8 @@ class _Unblocker:
         copy.input.extend(sources)
         copy.output.extend(outs)
         if _is(node, "Conv"):
-            self._convolution(node, copy)
-        elif _is(node, "Upsample"):
+            return self._convolution(node, copy)
+        if _is(node, "Upsample"):
             scales = np.asarray(attribute(node, "scales"), np.float32)
             names = [
                 sources[0],
@@ -304,29 +295,42 @@ class _Unblocker:
                     "Resize", names, outs, node.name, mode=mode, coordinate_transformation_mode=position, **rounding
                 )
             ]
-        elif node.domain == DOMAIN:
+        if node.domain == DOMAIN:
             copy.domain = ""
             kept = [entry for entry in node.attribute if entry.name != "dilations" or any(n > 1 for n in entry.ints)]
             del copy.attribute[:]
             copy.attribute.extend(kept)
         return [copy]
 
-    def _convolution(self, node: NodeProto, copy: NodeProto) -> None:
-        """Give a convolution its plain kernel, without the padded channels."""
-        name = node.output[0]
-        kernel, bias = self._kernels[name]
-        count, depth, group = self._channels[name], kernel.shape[1], attribute(node, "group", 1)
+    def _convolution(self, node: NodeProto, copy: NodeProto) -> list[NodeProto]:
+        """Return a convolution with its kernel in plain layout, without the padded channels; the runtime folds the nodes."""
+        name, block = node.output[0], self._block
+        shape = [n for n in self._graph.shape(node.input[1]) or () if isinstance(n, int)]
+        padded, padded_depth, *size = shape
+        source = self._same.get(node.input[0], node.input[0])
+        count, depth, group = self._channels[name], padded_depth, attribute(node, "group", 1)
+        is_depthwise = group == padded > 1 and depth == 1
         if group == 1:
-            depth = self._channels.get(self._same.get(node.input[0], node.input[0]), depth)
-        elif depth == 1:
+            depth = self._channels.get(source, depth)
+        elif is_depthwise:
             group = count
+        w = Writer(self._graph.opset.get("", 1), f"{PREFIX}{name}/")
+        if source in self._padded and not is_depthwise:
+            split = w.Reshape(node.input[1], [padded // block, padded_depth // block, *size, block, block])
+            ordered = w.Transpose(split, perm=[0, 5, 1, 4, 2, 3])
+        else:
+            split = w.Reshape(node.input[1], [padded // block, padded_depth, *size, block])
+            ordered = w.Transpose(split, perm=[0, 4, 1, 2, 3])
+        kernel = w.Reshape(ordered, shape)
         copy.op_type, copy.domain = "FusedConv", MICROSOFT
-        copy.input[1] = self._constant(node, "kernel", kernel[:count, :depth])
-        if bias is not None:
-            copy.input[2] = self._constant(node, "bias", bias[:count])
+        copy.input[1] = w.Slice(kernel, [0, 0], [count, depth], [0, 1]) if [count, depth] != shape[:2] else kernel
+        if count != padded and len(node.input) > 2 and node.input[2]:
+            copy.input[2] = w.Slice(node.input[2], [0], [count], [0])
         for entry in copy.attribute:
             if entry.name == "group":
                 entry.i = group
+        self._constants += w.constants
+        return [*w.nodes, copy]
 
     def _constant(self, node: NodeProto, kind: str, value: Array) -> str:
         name = f"{PREFIX}{node.output[0]}/{kind}"
