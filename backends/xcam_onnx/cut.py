@@ -23,6 +23,7 @@ from xcam_onnx.standard.form import Quantised
 from xcam_onnx.weights import external_size
 
 GRADIENT = "xcam/gradients"
+UNCHANGED = "xcam/unchanged"
 SMALL_SHARE = 0.1
 """The share of a model's weights that may be in memory twice, as packed weights are faster."""
 
@@ -55,7 +56,7 @@ def gradient(
     Raises:
         ModelError: An operator cannot be differentiated.
     """
-    sources = [ahead(name) for name in outputs]
+    sources = [name if name == at else ahead(name) for name in outputs]
     if len({at, *sources}) <= len(sources):
         sources = list(outputs)
     model = inline_undifferentiable(model, at, sources)
@@ -139,6 +140,9 @@ class Cut:
         self._tail, bypass = part(graph, [tensor], [name for name in outputs if name in after and name != tensor])
         self.bypass = list(dict.fromkeys([*bypass, *(name for name in outputs if name not in after)]))
         """Tensors that the tail reads in addition to the layer's value, and outputs that do not depend on the layer."""
+        if not self._tail.graph.node:  # the layer is the output: the runtime opens no empty graph
+            self._tail.graph.node.append(helper.make_node("Identity", [tensor], [UNCHANGED], name=UNCHANGED))
+            self._tail.graph.output.append(declared(UNCHANGED, graph.dtype(tensor), graph.shape(tensor)))
         if quantised is not None:
             _requantise(self._tail, graph, tensor, quantised)
         self._lock = threading.Lock()
@@ -183,7 +187,8 @@ class Cut:
         session = self._runtime.session if self._runnable is self._graph else self._runtime.unfused_session
         refusal = None
         if differentiable:
-            outputs = [value.name for value in model.graph.output if value.name in self._outputs]
+            names = {self.tensor, *(value.name for value in model.graph.output)}
+            outputs = [name for name in dict.fromkeys(self._outputs) if name in names]
             try:
                 forward, backward = gradient(model, self.tensor, outputs, self._ahead)
             except ModelError as error:

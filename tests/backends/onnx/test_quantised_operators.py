@@ -198,6 +198,20 @@ def test_values_and_gradients(network: str, kind: str, opset: int, tmp_path: Pat
         assert correlation(gradient, expected.numpy()) > 0.99, layer
 
 
+@pytest.mark.parametrize("kind", ["float", "QDQ uint8", "operators uint8", "dynamic int8"])
+def test_the_output_itself_is_a_layer(kind: str, tmp_path: Path) -> None:
+    model, x = convolutions(17), images(1, 11)
+    source = model if kind == "float" else quantised(model, kind, tmp_path / "net.onnx")
+    opened = xcam.load(source, "onnx", preprocess="raw")
+    layer = opened.layers[-1]
+    assert layer.is_output
+    cotangent = np.arange(CLASSES, dtype=np.float32)[None]
+    trace = opened.trace(x, layer.name, lambda _: [cotangent])
+    np.testing.assert_array_equal(trace.activations, opened.predict(x))
+    np.testing.assert_array_equal(trace.gradients[0], cotangent)
+    np.testing.assert_array_equal(opened.resume(trace, 2 * cotangent).outputs, 2 * cotangent)
+
+
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, False)])
 def test_weights_in_blocks_of_few_bits(bits: int, symmetric: bool, tmp_path: Path) -> None:
     """Compare with a float file that has the dequantised weights."""
