@@ -99,14 +99,14 @@ def test_several_readers_are_one_layer_and_an_absorbed_relu_clips() -> None:
     g = np.broadcast_to(w["w3"][list(CLASSES)][:, :, None, None] / total[0, 0].size, total.shape) * (total > 0)
     expected = small.conv(g, w["w2"].transpose(1, 0, 2, 3)[:, :, ::-1, ::-1], np.zeros(small.CHANNELS)) + g
     np.testing.assert_allclose(trace.gradients[0], expected, atol=1e-5)
-    given = np.random.default_rng(1).normal(size=value.shape).astype(np.float32)
-    again = model.resume(trace, given, cotangents=small.cotangents(*CLASSES))
-    taken = steps(given, float(RELU1_SCALE), 0)
+    chosen = np.random.default_rng(1).normal(size=value.shape).astype(np.float32)
+    again = model.resume(trace, chosen, cotangents=small.cotangents(*CLASSES))
+    taken = steps(chosen, float(RELU1_SCALE), 0)
     total = small.conv(taken, w["w2"], w["b2"]) + taken
     scores = np.maximum(total, 0).mean((2, 3)) @ w["w3"].T + w["b3"]
     np.testing.assert_allclose(again.outputs, scores, atol=1e-5)
-    assert (again.gradients[0][given < -0.5 * RELU1_SCALE] == 0).all(), "the given values are clipped"
-    assert (again.gradients[0][given > 0] != 0).mean() > 0.5
+    assert (again.gradients[0][chosen < -0.5 * RELU1_SCALE] == 0).all(), "the chosen values are clipped"
+    assert (again.gradients[0][chosen > 0] != 0).mean() > 0.5
 
 
 @pytest.mark.parametrize(
