@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
-from onnx import helper
+import torch
+import torch.nn.functional as F  # noqa: N812  (as everywhere)
+from onnx import TensorProto, helper
 
+import xcam
 from onnx_standard import agree, both, model_of, run, standard
 from xcam.contract import Array
 from xcam_onnx.standard.registry import NotExpandable
@@ -114,3 +118,49 @@ def test_half_precision() -> None:
     (y,) = run(standard(model), half)
     assert y.dtype == np.float16
     np.testing.assert_allclose(y.astype(np.float32), expected, atol=2e-2)
+
+
+@pytest.mark.parametrize("op", ["Attention", "MultiHeadAttention"])
+def test_an_opened_model(op: str) -> None:
+    """Its predictions are the runtime's, and its gradient that of torch."""
+    image = values(2, 3, 8, 8)
+    weights = {
+        **{"kernel": values(8, 3, 2, 2), "shape": np.array([0, 0, -1]), "w": values(8, 24), "b": values(24)},
+        **{"gamma": values(8), "beta": values(8, seed=1), "head": values(8, 5), "sizes": np.array([8, 8, 8])},
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["patch"], "patch", strides=[2, 2]),
+        helper.make_node("Reshape", ["patch", "shape"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["tokens"], "tokens", perm=[0, 2, 1]),
+    ]
+    if op == "Attention":
+        attention = helper.make_node(op, ["tokens", "w", "b"], ["y"], domain="com.microsoft", num_heads=HEADS)
+    else:
+        nodes += [
+            helper.make_node("MatMul", ["tokens", "w"], ["all"]),
+            helper.make_node("Split", ["all", "sizes"], ["q", "k", "v"], axis=-1),
+        ]
+        attention = helper.make_node(op, ["q", "k", "v", "b"], ["y"], domain="com.microsoft", num_heads=HEADS)
+    skip = ["tokens", "y", "gamma", "beta"]
+    nodes += [
+        attention,
+        helper.make_node("SkipLayerNormalization", skip, ["norm"], domain="com.microsoft", epsilon=1e-5),
+        helper.make_node("ReduceMean", ["norm"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("Gemm", ["mean", "head"], ["scores"]),
+    ]
+    proto = model_of(nodes, {"image": image}, weights)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, [2, 5]))
+    model = xcam.load(proto)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(model.predict(image), session.run(None, {"image": image})[0])
+
+    trace = model.trace(image, "patch", lambda _: [np.eye(5, dtype=np.float32)[[1, 3]]])
+    w = {name: torch.from_numpy(value) for name, value in weights.items()}
+    patch = F.conv2d(torch.from_numpy(image), w["kernel"], stride=2).requires_grad_()
+    tokens = patch.flatten(2).transpose(1, 2)
+    q, k, v = ((tokens @ w["w"] + w["b"]).reshape(2, 16, 3, HEADS, 4).permute(2, 0, 3, 1, 4)).unbind(0)
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 16, 8)
+    scores = F.layer_norm(tokens + y, [8], w["gamma"], w["beta"]).mean(1) @ w["head"]
+    (gradient,) = torch.autograd.grad(scores[0, 1] + scores[1, 3], patch)
+    np.testing.assert_allclose(trace.outputs, scores.detach(), atol=1e-5)
+    np.testing.assert_allclose(trace.gradients[0], gradient, atol=1e-4 * float(gradient.abs().max()))

@@ -16,8 +16,8 @@ from torch import nn
 
 import xcam
 from onnx_standard import optimised
-from xcam.errors import ModelError
 from xcam.contract import Array
+from xcam.errors import ModelError
 
 X = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
 CLASSES = np.eye(5, dtype=np.float32)[[1, 3]]
