@@ -260,6 +260,17 @@ def test_scales_of_dynamic_quantisation_count_as_constants() -> None:
     np.testing.assert_allclose(g, V, rtol=1e-5)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 127, 128, 255])
+def test_the_middle_of_two_steps_is_rounded_to_the_even_one(zero: int) -> None:
+    """A value half a step beyond the range is clipped where the last step is odd."""
+    x = ((np.arange(-300, 300).reshape(2, 3, 100) + 0.5) * 0.25).astype(np.float32)
+    v = np.ones_like(x)
+    model = pair(0.25, np.asarray(zero, np.uint8), x)
+    _, _, g = by_graph(model, {"x": x}, v)
+    steps = np.round(x / np.float32(0.25)) + zero
+    np.testing.assert_array_equal(g, v * ((steps >= 0) & (steps <= 255)))
+
+
 def test_small_gradients_survive_half_precision() -> None:
     """The gradient of the integers is smaller than float16 can represent; it is in float32."""
     text = """(float16[2, 3, 5] x) => (float16[2, 3, 5] y) {
