@@ -88,11 +88,16 @@ def _node_names(node: NodeProto) -> list[str]:
     A fused node has the value of the last one, whose name the output still has. Its own name is that of the first, and so
     of another value in the float file, or a new one.
     """
-    tensor, stem = node.output[0], node.output[0].removesuffix(OUTPUT_ENDS[0])
-    is_fused = ((node.domain, node.op_type) in FUSED or stem not in (tensor, node.name)) and not nchwc.is_name(tensor)
+    tensor = node.output[0]
+    is_renamed = tensor.removesuffix(OUTPUT_ENDS[0]) not in (tensor, node.name)
+    is_fused = ((node.domain, node.op_type) in FUSED or is_renamed) and not nchwc.is_name(tensor)
     is_other = node.op_type in ("FusedConv", "NhwcFusedConv", "FusedGemm", nchwc.REORDER_IN, nchwc.REORDER_OUT)
     first = [] if is_other else [node.name]
-    names = dict.fromkeys([stem, tensor, *first]) if is_fused or is_other else [*first, tensor]
+    names = (
+        dict.fromkeys([_without_end(tensor, OUTPUT_ENDS), tensor, *first])
+        if is_fused or is_other
+        else [*first, tensor]
+    )
     return [name for name in names if name]
 
 
