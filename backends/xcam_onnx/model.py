@@ -9,8 +9,8 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xcam.contract import Array, Capability, Layer, Layout
-from xcam.contract.layouts import from_trace, to_trace, without_channel_axis
+from xcam.contract import Array, Capability, Layout
+from xcam.contract.layouts import without_channel_axis
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.quantization import Stretch
 from xcam.contract.recorded import RecordedModel
@@ -136,10 +136,10 @@ class OnnxModel(RecordedModel[Recording]):
         opened = self._opened(x)
         recording = opened.recording
         known = {name: self._layer(opened, name) for name in (*values, *layers)}
-        starts = {recording.tensor(known[name].name): from_trace(v, known[name]) for name, v in values.items()}
-        targets = {name: recording.tensor(known[name].name) for name in layers}
-        results = stretches.run(recording, x, starts, list(dict.fromkeys(targets.values())))
-        return {name: _as_trace(results[tensor], known[name]) for name, tensor in targets.items()}
+        tensors = {name: recording.tensor(layer.name) for name, layer in known.items()}
+        starts = {tensors[name]: (known[name], value) for name, value in values.items()}
+        results = stretches.run(recording, x, starts, {tensors[name]: known[name] for name in layers})
+        return {name: results[tensors[name]] for name in layers}
 
     @property
     def parameter_layers(self) -> Sequence[str]:
@@ -181,13 +181,3 @@ class OnnxModel(RecordedModel[Recording]):
             f"cannot explain {name!r} of {self.name}: the exporter folded the batch norm behind it into it; explain "
             f"{norm!r}, the value behind both"
         )
-
-
-def _as_trace(stretch: Stretch, layer: Layer) -> Stretch:
-    """Return a stretch with its values as a Trace has them."""
-    unrounded = stretch.unrounded
-    return dataclasses.replace(
-        stretch,
-        value=to_trace(stretch.value, layer),
-        unrounded=None if unrounded is None else to_trace(unrounded, layer),
-    )

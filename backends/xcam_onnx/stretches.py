@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xcam.contract import Array
-from xcam.contract.layouts import joined
+from xcam.contract import Array, Layer
+from xcam.contract.layouts import from_trace, joined, to_trace
 from xcam.contract.quantization import Quantization, QuantizedWeights, Stretch
 from xcam_onnx.graph import INTEGERS, Graph, attribute, part, reads
 from xcam_onnx.recording import Recording
@@ -84,38 +84,43 @@ def _inputs(graph: Graph, tensor: str) -> list[str]:
     return list(reads(graph.nodes[graph.producer[tensor]])) if tensor in graph.producer else []
 
 
-def run(recording: Recording, x: Array, starts: Mapping[str, Array], targets: Sequence[str]) -> dict[str, Stretch]:
+def run(
+    recording: Recording, x: Array, starts: Mapping[str, tuple[Layer, Array]], targets: Mapping[str, Layer]
+) -> dict[str, Stretch]:
     """Compute each target from the given tensors nearest ahead of it.
 
     Args:
         recording: The model.
         x: A batch.
-        starts: Values by tensor, in the order of the framework.
-        targets: Tensors of layers.
+        starts: Layers and their values [N, C, *spatial], by tensor.
+        targets: Layers, by tensor.
+
+    Returns:
+        The stretches, by tensor.
     """
-    builder = _Builder(recording, list(starts), targets)
+    builder = _Builder(recording, list(starts), list(targets))
     session = recording.runtime.session(builder.model(), once=True)
     batches = []
     for rows in recording.slices(len(x)):
         feeds: dict[str, Any] = recording.feed(x[rows])
-        for name, values in starts.items():
+        for name, (layer, values) in starts.items():
             dtype = recording.dtype(name)
             most = np.finfo(dtype).max if np.dtype(dtype) == np.float16 else np.inf
-            feeds[builder.starts[name]] = np.clip(values[rows], -most, most).astype(dtype)
-        batches.append(session(feeds))
+            feeds[builder.starts[name]] = from_trace(np.clip(values[rows], -most, most), layer).astype(dtype)
+        batches.append({name: array(value) for name, value in session(feeds).items()})
 
-    def whole(name: str) -> Array:
-        return joined([array(batch[name]) for batch in batches])
+    def whole(name: str, layer: Layer) -> Array:
+        return joined([to_trace(batch[name], layer) for batch in batches])
 
     result = {}
-    for target in targets:
+    for target, layer in targets.items():
         unrounded, noise = builder.unrounded.get(target), builder.noise.get(target)
         result[target] = Stretch(
-            whole(target),
-            whole(unrounded) if unrounded else None,
+            whole(target, layer),
+            whole(unrounded, layer) if unrounded else None,
             builder.quantization.get(target),
             tuple(builder.weights_within(target)),
-            float(np.mean([array(batch[noise]) for batch in batches])) if noise else None,
+            float(np.mean([batch[noise] for batch in batches])) if noise else None,
         )
     return result
 

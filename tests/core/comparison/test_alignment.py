@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xcam import Layer
-from xcam.comparison.alignment import align, innermost, permutation, sample
+from xcam.comparison.alignment import LayerSample, align, innermost, permutation, sample
 
 
 def layers(*names: str, values: Any) -> list[Any]:
@@ -70,3 +70,41 @@ def test_a_sample_has_the_same_positions_of_all_channels() -> None:
     for vector in (np.float32([[1, 2, 3]]), np.float32([[[1], [2], [3]]])):
         assert sample(Layer("b", "Dense", (3,)), vector).values.tolist() == [[[1], [2], [3]]]
     assert sample(Layer("c", "Dense", ()), np.float32([7, 8])).values.tolist() == [[[7]], [[8]]]
+
+
+def rounded(name: str, values: np.ndarray, kind: str = "Conv") -> LayerSample:
+    """Return a sample of a layer in integers: an error of about a percent."""
+    noise = np.random.default_rng(len(name)).normal(size=values.shape)
+    changed = values + 0.03 * np.abs(values).max() * noise * (values != 0)
+    return LayerSample(Layer(name, kind, (6, 49)), changed.astype(np.float32), (6, 49))
+
+
+def exact(name: str, values: np.ndarray, kind: str = "Conv") -> LayerSample:
+    return LayerSample(Layer(name, kind, (6, 49)), values, (6, 49))
+
+
+def test_a_quantisation_that_absorbed_an_activation() -> None:
+    """The quantiser keeps the name of the value before the ReLU."""
+    before = np.random.default_rng(0).normal(size=(2, 6, 49)).astype(np.float32)
+    after = np.maximum(before, 0)
+    first = [exact("block.bn", before), exact("block.relu", after, "Relu")]
+    second = [rounded("block.bn", after)]
+    second[0].values[:] = np.abs(second[0].values)
+    (pair,) = align(first, second, reduced=1)
+    assert (pair.first, pair.second) == (1, 0)
+    (pair,) = align(second, first, reduced=0)
+    assert (pair.first, pair.second) == (0, 1)
+
+
+def test_names_of_one_value_share_a_partner_of_reduced_precision() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 6, 49)).astype(np.float32)
+    first = [exact("features", values), exact("features.7", values), exact("features.7.add", values)]
+    second = [rounded("features.7", values)]
+    assert [(m.first, m.second) for m in align(first, second, reduced=1)] == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_branches_in_another_order() -> None:
+    one, two = np.random.default_rng(0).normal(size=(2, 2, 6, 49)).astype(np.float32)
+    first = [exact("shortcut", one), exact("conv", two)]
+    second = [rounded("conv", two), rounded("shortcut", one)]
+    assert [(m.first, m.second) for m in align(first, second, reduced=1)] == [(0, 1), (1, 0)]
