@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from xcam.contract.shuffling import shuffled, to_shuffle
 from xcam_onnx.graph import Graph, copied
+from xcam_onnx.standard import nchwc
 from xcam_onnx.weights import WeightFiles
 
 PARAMETERS = {
@@ -21,6 +23,9 @@ PARAMETERS = {
     **dict.fromkeys(("QGemm",), (3, 6)),
     **dict.fromkeys(("QLinearMatMul",), (3,)),
     **dict.fromkeys((f"{kind}Normalization" for kind in ("Batch", "Instance", "Layer", "Group")), (1, 2)),
+    **{"SkipLayerNormalization": (2, 3, 4), "SkipSimplifiedLayerNormalization": (2, 3), "RMSNormalization": (1,)},
+    **{"SimplifiedLayerNormalization": (1,), "BiasGelu": (1,), "FastGelu": (1,), "NhwcFusedConv": (1, 2)},
+    **{"Attention": (1, 2), "MultiHeadAttention": (3,)},
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)),
 }
 """Operators with learnt weights, and the indices of these among their inputs."""
@@ -42,7 +47,9 @@ def with_shuffled_weights(
     result = copied(model)
     weights.fetch(result)
     for tensor, generator in to_shuffle(_weights(Graph(result)), parts, seed, name):
-        value = shuffled(numpy_helper.to_array(tensor), generator)
+        value = np.array(numpy_helper.to_array(tensor))
+        used = value != 0 if nchwc.is_name(tensor.name) else np.ones(value.shape, bool)  # the others fill up a block
+        value[used] = shuffled(value[used], generator)
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     return result
 

@@ -83,7 +83,7 @@ def _with_shapes(model: ModelProto) -> ModelProto:
 
 def is_name(tensor: str) -> bool:
     """Return whether the optimiser named a tensor, for lack of its own name, as one in blocks."""
-    return tensor.startswith("reorder")
+    return tensor.startswith(("reorder", "bn_scale", "bn_B"))
 
 
 def _is(node: NodeProto, op: str) -> bool:

@@ -169,6 +169,20 @@ def test_exported_files(file: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(heatmap["xcam/heatmap"][0], np.squeeze(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("level", ["EXTENDED", "ALL"])
+def test_shuffled_weights(file: Path, level: str, tmp_path: Path) -> None:
+    """Zeros that fill up blocks remain: otherwise the runtime's pass and its tail would read other channels."""
+    path = tmp_path / "optimised.onnx"
+    optimised(onnx.load(file), path, level)
+    model = xcam.load(path)
+    fused = {"Cnn": "Conv", "Vit": "BiasGelu", "Vit 12": "LayerNormFusion"}[file.stem]
+    assert any(fused in name for name in model.parameter_layers)
+    shuffled = model.with_shuffled_weights(model.parameter_layers)
+    trace = shuffled.trace(X, LAYERS[file.stem][0], lambda _: [CLASSES])
+    assert np.abs(trace.outputs - model.predict(X)).max() > 0.01
+    np.testing.assert_allclose(shuffled.resume(trace, trace.activations).outputs, trace.outputs, atol=1e-5)
+
+
 def test_types_that_the_file_states(file: Path, tmp_path: Path) -> None:
     """The runtime fuses, and rounds, by them: it gets those of the file, and no others."""
     typed = tmp_path / "typed.onnx"
