@@ -31,12 +31,14 @@ class Cnn(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU())
         self.wide = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ReLU6(), nn.Conv2d(12, 12, 1))
         self.down = nn.Sequential(nn.Conv2d(12, 20, 3, 2, 1), nn.Hardswish())
+        self.more = nn.Conv2d(20, 20, 3, padding=1)
         self.gate = nn.Sequential(nn.Conv2d(20, 6, 1), nn.SiLU(), nn.Conv2d(6, 20, 1), nn.Sigmoid())
         self.head = nn.Linear(20, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         x = self.down(torch.relu(x + self.wide(x)))
+        x = torch.relu(x + self.more(x))
         x = x * self.gate(x.mean((2, 3), keepdim=True))
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
