@@ -33,8 +33,9 @@ CLIPPED = 1.5
 WIDE = 0.55
 """A range is too wide where values reach less than this share of it, relative to most other layers."""
 PER_TENSOR = 4.0
-"""Weights with one scale stand out where their steps are this many times those of a scale of each channel, relative to most
-other weights."""
+"""Weights with one scale stand out where their steps are this many times those of a scale of each channel …"""
+SINGLE = 1.5
+"""… and those of most other weights are not this many times as large."""
 SIMILAR = 20
 """Layers whose errors differ by less than this factor may have one cause."""
 EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
@@ -238,8 +239,8 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
             return error.ratio > above * CLIPPED / ABOVE and reach > NARROW * max(1.0, others(reaches, error, 0.95))
         if code == "wide-range" and reach < WIDE * min(1.0, others(reaches, error, 0.1)):
             return True
-        if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR * others(tensors, error, 0.5):
-            return True
+        if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
+            return others(tensors, error, 0.5) < SINGLE  # else one scale is the precision of the whole model
         return error.ratio > above
 
     ratios = {k: error.ratio for k, error in enumerate(errors) if stands_out(error)}

@@ -95,11 +95,11 @@ def _examined(
         return result
     outlier = own_error.outlier(measured)
     if outlier is None:
-        return replace(result, cause=_even(list(pairs.values()), measured, kind))
+        return replace(result, cause=even(list(pairs.values()), measured, kind))
     return replace(result, index=list(pairs)[outlier], cause=measured[outlier].cause)
 
 
-def _even(pairs: Sequence[Pair], errors: Sequence[OwnError], kind: str) -> Diagnosis:
+def even(pairs: Sequence[Pair], errors: Sequence[OwnError], kind: str) -> Diagnosis:
     """Return the precision as the cause of differences at all layers."""
     ratios = {pair.reduced: error.ratio for pair, error in zip(pairs, errors, strict=True) if error.is_reduced}
     most = max(ratios, key=lambda name: ratios[name])
@@ -108,8 +108,16 @@ def _even(pairs: Sequence[Pair], errors: Sequence[OwnError], kind: str) -> Diagn
         return Diagnosis("half-precision", f"evenly, as {kind} does: values and weights are rounded ({figures})")
     low, high = levels(kind)
     bits = math.ceil(math.log2(high - low + 1))
+    steps = {pair.reduced: error.per_tensor or 1.0 for pair, error in zip(pairs, errors, strict=True)}
+    widest = max(steps, key=lambda name: steps[name])
+    advice = (
+        f"; weights have one scale for all channels: with a scale of each, the steps at {widest} would be "
+        f"{steps[widest]:.2g} times smaller"
+        if steps[widest] > own_error.PER_TENSOR
+        else ""
+    )
     return Diagnosis(
         "quantized",
         f"evenly, as {kind} does: the own error of each layer is about as large as rounding to {bits} bits explains "
-        f"({figures})",
+        f"({figures}){advice}",
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import reduced
+from xcam.comparison import Diagnosis, own_error, precision
 from xcam.comparison.correspondence import Correspondence
 from xcam.comparison.data import Divergence
+from xcam.comparison.own_error import OwnError, Pair
 
 IMAGES = list(np.random.default_rng(4).integers(0, 256, (2, *reduced.SIZE, 3), dtype=np.uint8))
 
@@ -65,3 +68,14 @@ def test_a_failure_leaves_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     result = divergence()
     assert result.notes[0] == "the own errors of the layers could not be measured: MemoryError: no memory"
     assert result.tolerance is None
+
+
+def test_one_scale_for_most_weights_is_the_precision_of_the_model() -> None:
+    """Where one scale is too coarse for most weights, no layer is named; the text tells how to do better."""
+    cause = Diagnosis("per-tensor-weights", "one scale")
+    errors = [OwnError(1.0, 1.0, 1.0, True, 1.0, steps, cause) for steps in (3.0, 9.0, 5.0, 6.0)]
+    assert own_error.outlier(errors) is None
+    assert own_error.outlier([replace(error, per_tensor=1.0) for error in errors[:3]] + errors[3:]) == 3
+    pairs = [Pair(f"a{k}", f"b{k}") for k in range(4)]
+    text = precision.even(pairs, errors, "int8").text
+    assert text.endswith("with a scale of each, the steps at b1 would be 9 times smaller")
