@@ -44,6 +44,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"factor": 2}, "wide-range", "12[5-9] of 256 levels"),
     ({"factor": 2, "where": "first"}, "wrong-scale", "multiplied by 0.5"),
     ({"factor": 2, "where": "second"}, "wrong-scale", "multiplied by 2"),
+    ({"shift": 10}, "wrong-zero-point", "off by (9|10|11) levels"),
     ({"shift": 10, "where": "first"}, "wrong-zero-point", "off by 10 levels"),
     ({"shift": 10, "where": "second"}, "wrong-zero-point", "off by 10 levels"),
 ]

@@ -36,6 +36,8 @@ PER_TENSOR = 4.0
 """Weights with one scale stand out where their steps are this many times those of a scale of each channel …"""
 SINGLE = 1.5
 """… and those of most other weights are not this many times as large."""
+MOST = 0.6
+"""The share of the ranges that fit where the images are those of the calibration."""
 SIMILAR = 20
 """Layers whose errors differ by less than this factor may have one cause."""
 EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
@@ -66,6 +68,8 @@ class OwnError:
     """Whether values or weights of the stretch have a reduced precision."""
     reach: float | None = None
     """How far the reference reaches, relative to the range of the quantisation: 1 where it fits. None: not quantised."""
+    spare: tuple[float, float] | None = None
+    """The levels of the range below the smallest value, and above the largest. None: not quantised."""
     per_tensor: float | None = None
     """The steps of the weights, relative to those of a scale of each channel. None: not quantised."""
     cause: Diagnosis | None = None
@@ -166,6 +170,7 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
         float(np.abs(reference).max(initial=0)),
         integers or epsilon > EPSILON["float32"],
         None if quantization is None else precision_checks.reach(reference, quantization),
+        None if quantization is None else precision_checks.spare(reference, quantization),
         max(
             (
                 _per_tensor(weights.scale, weights.largest, weights.dtype)
@@ -205,6 +210,7 @@ def suspicious(error: OwnError) -> bool:
         or (error.reach is not None and error.reach > NARROW and error.ratio > CLIPPED)
         or (error.reach is not None and error.reach < WIDE)
         or (error.per_tensor is not None and error.per_tensor > PER_TENSOR)
+        or (error.spare is not None and abs(error.spare[0] - error.spare[1]) > 2 * precision_checks.OFFSET)
     )
 
 
@@ -222,11 +228,15 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
     """Return the index of the layer that stands out most; None where none does.
 
     Where the calibration did not see such images, ranges are too narrow by different factors at all layers: there, the
-    range of a layer stands out only if it is narrower than those of most others.
+    range of a layer stands out only if it is narrower than those of most others. Where it saw these images, most ranges fit
+    exactly, and one that does not is a mistake even if its error is small.
     """
     above = tolerance(errors)
     reaches = {id(error): error.reach for error in errors if error.reach is not None}  # a value counts once
     tensors = {id(error): error.per_tensor for error in errors if error.per_tensor is not None}
+
+    spares = [error.spare for error in errors if error.spare is not None]
+    fit = sum(max(map(abs, each)) <= precision_checks.FITS for each in spares) > MOST * len(spares)
 
     def others(values: Mapping[int, float], error: OwnError, quantile: float) -> float:
         rest = [value for key, value in values.items() if key != id(error)]
@@ -237,8 +247,10 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
         reach = error.reach or 1.0
         if code == "narrow-range":
             return error.ratio > above * CLIPPED / ABOVE and reach > NARROW * max(1.0, others(reaches, error, 0.95))
-        if code == "wide-range" and reach < WIDE * min(1.0, others(reaches, error, 0.1)):
+        if code == "wide-range" and fit and reach < WIDE * min(1.0, others(reaches, error, 0.1)):
             return True
+        if code == "wrong-zero-point" and fit and error.spare is not None:
+            return error.ratio > above or abs(sum(error.spare)) <= precision_checks.FITS
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
             return others(tensors, error, 0.5) < SINGLE  # else one scale is the precision of the whole model
         return error.ratio > above

@@ -19,6 +19,10 @@ LEFT = 0.5
 """The share of the error that a cause may leave."""
 CONSTANT = 0.2
 """The share of the error that varies within a channel, where a bias is wrong."""
+FITS = 3.0
+"""A range fits the values where not more than this number of levels is left over or missing."""
+OFFSET = 5.0
+"""The number of levels from which on a range is beside the values."""
 UNUSED = 0.6
 """A range is too wide where the values reach less than this share of it."""
 MOST = 0.5
@@ -58,6 +62,28 @@ def reach(reference: Array, quantization: Quantization) -> float:
             )
         )
     return float(np.median(np.maximum(*sides)))
+
+
+def spare(reference: Array, quantization: Quantization) -> tuple[float, float]:
+    """Return how many levels of a range are left over below the smallest value, and above the largest; negative: clipped."""
+    low, high = extremes(reference, quantization)
+    below, above = (low - quantization.low) / quantization.scale, (quantization.high - high) / quantization.scale
+    return float(np.median(below)), float(np.median(above))
+
+
+def offset(evidence: Evidence) -> Diagnosis | None:
+    """Check whether the range is as wide as the values, and begins and ends some levels beside them."""
+    quantization = evidence.stretch.quantization
+    assert quantization is not None
+    below, above = spare(evidence.reference, quantization)
+    if abs(below + above) > FITS or abs(below - above) < 2 * OFFSET:
+        return None
+    count = round(abs(below - above) / 2)
+    return Diagnosis(
+        "wrong-zero-point",
+        f"its zero point is off by {count} levels: at one end of the range {count} levels are not used, and at the other values "
+        f"are clipped by as many",
+    )
 
 
 @dataclass(frozen=True)
@@ -116,8 +142,8 @@ def diagnose(reference: Array, stretch: Stretch, dtype: str) -> Diagnosis | None
         return weights(evidence) or one_scale(evidence)
     rounding = energy(stretch.value - evidence.before)
     if rounding < energy(evidence.before - reference) and stretch.weights:
-        return weights(evidence) or one_scale(evidence) or wide(evidence)
-    return moved(evidence) or narrow(evidence) or wide(evidence) or one_scale(evidence)
+        return weights(evidence) or one_scale(evidence) or wide(evidence) or offset(evidence)
+    return moved(evidence) or offset(evidence) or narrow(evidence) or wide(evidence) or one_scale(evidence)
 
 
 def half(reference: Array, value: Array, dtype: str) -> Diagnosis | None:

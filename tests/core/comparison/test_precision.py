@@ -73,7 +73,7 @@ def test_a_failure_leaves_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_scale_for_most_weights_is_the_precision_of_the_model() -> None:
     """Where one scale is too coarse for most weights, no layer is named; the text tells how to do better."""
     cause = Diagnosis("per-tensor-weights", "one scale")
-    errors = [OwnError(1.0, 1.0, 1.0, True, 1.0, steps, cause) for steps in (3.0, 9.0, 5.0, 6.0)]
+    errors = [OwnError(1.0, 1.0, 1.0, True, 1.0, (0.0, 0.0), steps, cause) for steps in (3.0, 9.0, 5.0, 6.0)]
     assert own_error.outlier(errors) is None
     assert own_error.outlier([replace(error, per_tensor=1.0) for error in errors[:3]] + errors[3:]) == 3
     pairs = [Pair(f"a{k}", f"b{k}") for k in range(4)]
