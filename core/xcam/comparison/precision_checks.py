@@ -22,7 +22,7 @@ CONSTANT = 0.2
 FITS = 3.0
 """A range fits the values where not more than this number of levels is left over or missing."""
 OFFSET = 5.0
-"""The number of levels from which on a range is beside the values."""
+"""The number of levels from which on the ends of a range are away from those of the values."""
 UNUSED = 0.6
 """A range is too wide where the values reach less than this share of it."""
 MOST = 0.5
@@ -72,7 +72,7 @@ def spare(reference: Array, quantization: Quantization) -> tuple[float, float]:
 
 
 def offset(evidence: Evidence) -> Diagnosis | None:
-    """Check whether the range is as wide as the values, and begins and ends some levels beside them."""
+    """Check whether the range is as wide as the values, and its ends are some levels away from theirs."""
     quantization = evidence.stretch.quantization
     assert quantization is not None
     below, above = spare(evidence.reference, quantization)
