@@ -40,6 +40,8 @@ PEAK = 8
 """A change of tokens is local where its largest value exceeds the mean by this factor; attention may spread it evenly."""
 NOISE = 0.02
 """A shift along an axis that is not evidence."""
+ROUNDING = 1e-6
+"""A change up to this fraction of a value's largest magnitude is rounding: kernels may sum in another order."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _change(clean: Array, changed: Array) -> Change | None:
         if not np.isfinite(largest):
             difference = np.nan_to_num(difference, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             largest = float(np.abs(difference).max(initial=0.0))
-    if not largest:
+    if not largest > ROUNDING * float(np.abs(clean, dtype=np.float32).max(initial=0.0)):
         return Change(tuple(np.zeros(n) for n in clean.shape))
     if not 1e-12 < largest < 1e12:  # untrained networks have values whose squares are zero in float32
         difference = difference / np.float32(largest)
@@ -338,16 +340,17 @@ def _tokens(
         return replace(layer, layout=stated, shape=shape_to_channels_first(shape, stated))
     for layout in (stated, exchanged):
         order = _token_order(0 if layout == "tokens" else 1, shape, profiles, space)
-        if order is not None and (layout == stated or order is CONFIRMED):
+        if order is not None and (layout == stated or order is LOCAL):
             shape_first = shape_to_channels_first(shape, layout)
-            return replace(layer, layout=layout, shape=shape_first, order=None if order is CONFIRMED else order)
+            is_known = order in (CONFIRMED, LOCAL)
+            return replace(layer, layout=layout, shape=shape_first, order=None if is_known else order)
     return replace(layer, layout=stated, shape=shape_to_channels_first(shape, stated), has_map=False)
 
 
 def _token_order(
     axis: int, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], space: tuple[int, ...]
 ) -> tuple[int, ...] | None:
-    """Return CONFIRMED, UNREAD or DOUBTFUL for tokens along an axis; None where they do not follow the image."""
+    """Return LOCAL, CONFIRMED, UNREAD or DOUBTFUL for tokens along an axis; None where they do not follow the image."""
     grid = token_grid(shape[axis], (space[0], space[1]))
     if grid is None:
         return None
@@ -361,14 +364,15 @@ def _token_order(
     if along_channels > max(CLEAR, 2 * abs(strength)):
         return None  # channels and positions are exchanged
     if strength > NOISE and all(_peaks_right(m, k) for k, m in enumerate(maps)):
-        return CONFIRMED
+        return LOCAL
     if all(m.max() > PEAK * m.mean() for m in maps):
         return UNREAD
     return CONFIRMED if strength > CLEAR else DOUBTFUL
 
 
-CONFIRMED, UNREAD, DOUBTFUL = (-1,), (-2,), (-3,)
-"""Marks of an order of tokens: it is the row order; local changes contradict it; the changes are spread over the image."""
+CONFIRMED, UNREAD, DOUBTFUL, LOCAL = (-1,), (-2,), (-3,), (-4,)
+"""Marks of an order of tokens: it is the row order, as changes that are spread over the image show; local changes contradict
+it; the changes do not show it; it is the row order, and the largest changes are where the image changed."""
 
 
 def _peaks_right(change: Array, k: int) -> bool:

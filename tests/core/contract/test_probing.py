@@ -233,3 +233,33 @@ def test_values_that_do_not_change_are_judged_by_their_shape():
 def test_one_token_is_not_a_map_of_its_channels(channels):
     layer, _ = probe(lambda x: tokens(x, extra=1, channels=channels)[:, :1], layout="tokens")
     assert (layer.layout, layer.shape, layer.has_space) == ("tokens", (channels, 1), False)
+
+
+def test_rounding_is_not_a_change():
+    """A kernel that sums in another order changes last digits, here in the first channels, and then in the last ones."""
+    passes = []
+
+    def rounded(x):
+        value = np.ones((len(x), 8, 8, 8), np.float32)
+        passes.append(x)
+        if len(passes) > 2:  # the first call is for the shape, the second one clean
+            value[-1, 0 if len(passes) == 3 else 7] += 2e-7
+            value[-1, :, :, 0 if len(passes) == 3 else 7] += 2e-7
+        return value
+
+    layer, _ = probe(rounded)
+    assert (layer.layout, layer.shape, layer.has_map) == ("channels_first", (8, 8, 8), True)
+
+
+def test_attention_that_mixes_tokens_does_not_exchange_the_axes():
+    """Where a change is spread over all tokens, channels may move by chance as patches would."""
+    layouts = []
+    for seed in range(60):
+        mix = np.random.default_rng(seed).normal(size=(256, 256)) ** 5
+
+        def mixed(x, mix=mix):
+            t = tokens(x, channels=16)
+            return (t.reshape(len(t), -1) @ mix).reshape(t.shape)
+
+        layouts.append(probe(mixed, (3, 16, 16), layout="tokens")[0].layout)
+    assert set(layouts) == {"tokens"}
