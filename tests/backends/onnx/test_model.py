@@ -510,6 +510,16 @@ class Batches(quantisation.CalibrationDataReader):
         return None if batch is None else {"x": batch}
 
 
+@pytest.mark.parametrize(("factor", "cotangent"), [(1e-5, 1), (300.0, 64)])
+def test_small_and_large_gradients_in_half_precision(factor: float, cotangent: float) -> None:
+    """float16 rounds the small gradients to zero, unless they are scaled; the large ones exceed it if they are scaled too."""
+    scale = helper.make_node("Mul", ["f", "k0"], ["g1"], "scale")
+    model = opened(small.inserted(6, [scale]), more=[np.float16(factor)], kind=TensorProto.FLOAT16)
+    trace = model.trace(X, "relu1", lambda y: [cotangent * c for c in small.cotangents(*CLASSES)(y)])
+    expected = cotangent * np.float32(np.float16(factor)) * small.gradient(X, "r1", CLASSES)
+    assert np.abs(trace.gradients[0] - expected).max() < 0.02 * np.abs(expected).max()
+
+
 def test_gathered_channels_in_half_precision() -> None:
     """The channels are reversed: the gradient is that of the plain network, with the channels in that order."""
     gather = helper.make_node("Gather", ["r1", "k0"], ["q"], "gather", axis=1)
