@@ -125,10 +125,12 @@ class OnnxModel(RecordedModel[Recording]):
 
     def stretch_sources(self, layers: Sequence[str], known: Collection[str]) -> Collection[str]:
         """See xcam.contract.abilities.RunsStretches."""
-        recording = self._recording()
-        names = {recording.tensor(name): name for name in known}
-        nearest = stretches.sources(recording, [recording.tensor(name) for name in layers], names)
-        return [names[tensor] for tensor in names if tensor in nearest]
+        opened = self._opened()
+        tensors = {name: opened.recording.tensor(self._layer(opened, name).name) for name in (*layers, *known)}
+        nearest = stretches.sources(
+            opened.recording, [tensors[name] for name in layers], {tensors[name] for name in known}
+        )
+        return [name for name in known if tensors[name] in nearest]
 
     def stretches(self, x: Array, values: Mapping[str, Array], layers: Sequence[str]) -> Mapping[str, Stretch]:
         """See xcam.contract.abilities.RunsStretches."""

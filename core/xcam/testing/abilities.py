@@ -18,6 +18,7 @@ from xcam.contract.abilities import (
     ExportsSelfExplaining,
     NamesDefaultLayer,
     Randomizable,
+    RunsStretches,
     supports,
 )
 from xcam.contract.outputs import one_output
@@ -150,6 +151,21 @@ class Abilities(Suite):
             self._same_outputs(model, f"predict() after {call} disable_spinning()")
             outputs = model.trace(batch, name, first_score).outputs
             same(outputs, truth(NETWORK, X), f"trace() after {call} disable_spinning()")
+
+    def test_a_stretch_begins_at_the_given_values(self) -> None:
+        """From the model's own values a stretch gives the layer's own value; from other values, another one."""
+        _, model = self._able(RunsStretches)
+        names, batch = [self.layer(step) for step in NETWORK.explained], self.native_batch(model, X)
+        values = model.activations(batch, names)
+        sources = model.stretch_sources(names, names)
+        results = model.stretches(batch, {name: values[name] for name in sources}, names)
+        for name in names:
+            close(results[name].value, values[name], 1e-4, f"stretches() from the model's own values: {name}")
+        *_, last = names
+        sources = model.stretch_sources([last], names[:-1])
+        assert sources, f"stretch_sources() has none of {names[:-1]}, which are ahead of {last!r}"
+        moved = model.stretches(batch, {name: 2 * values[name] for name in sources}, [last])[last].value
+        assert not _equal(moved, values[last]), "stretches() does not compute a layer from the given values"
 
     def _able(self, ability: Callable[..., A]) -> tuple[Any, A]:
         """Return the live model and its xcam model; skip the test if that lacks an ability."""

@@ -92,6 +92,7 @@ def test_a_quantisation_that_absorbed_an_activation() -> None:
     second[0].values[:] = np.abs(second[0].values)
     (pair,) = align(first, second, reduced=1)
     assert (pair.first, pair.second) == (1, 0)
+    assert align(first[:1], second, reduced=1) == []  # they are before and behind the ReLU
     (pair,) = align(second, first, reduced=0)
     assert (pair.first, pair.second) == (0, 1)
 

@@ -76,6 +76,17 @@ class Able(NumpyModel):
     def disable_spinning(self) -> None:
         pass
 
+    precision = None
+
+    def as_onnx(self) -> Any:
+        return xcam.load(onnx_networks.build(self.native.network), backend="onnx")
+
+    def stretch_sources(self, layers: Any, known: Any) -> Any:
+        return self.as_onnx().stretch_sources(layers, known)
+
+    def stretches(self, x: Any, values: Any, layers: Any) -> Any:
+        return self.as_onnx().stretches(x, values, layers)
+
 
 def failures(kind: Callable[[Native], Any], tmp_path: Path) -> dict[str, str]:
     """Return the message of each failed test of abilities; `skipped: …` for a skipped one."""
@@ -114,7 +125,7 @@ def test_each_missing_ability_is_skipped_with_its_name(tmp_path: Path) -> None:
             super().__init__(graph(native.network))
 
     skips = failures(Plain, tmp_path)
-    assert len(skips) == 9
+    assert len(skips) == 10
     assert skips["test_onnx_export"] == (
         "skipped: backend 'numpy' does not implement ExportsOnnx (xcam.contract.abilities)"
     )
@@ -259,6 +270,11 @@ class UnknownLayerFails(Able):
         return super().trace(x, layer if "/" in layer else "backbone/conv1", cotangents)
 
 
+class CleanStretches(Able):
+    def stretches(self, x: Any, values: Any, layers: Any) -> Any:
+        return self.as_onnx().stretches(x, {}, layers)
+
+
 class SpinningLosesWeights(Able):
     def disable_spinning(self) -> None:
         self.graph = self.with_shuffled_weights(["scores"]).graph
@@ -287,6 +303,7 @@ WRONG = [
     (TwoLines, r"explain_missing_layer\(\) returned 'it was folded\\ninto another'; return one line"),
     (NoReason, r"explain_missing_layer\(\) returned False; return one line, or None"),
     (UnknownLayerFails, r"trace\(\) of layer 'xcam-.*' raised nothing; raise an InputError"),
+    (CleanStretches, r"stretches\(\) does not compute a layer from the given values"),
     (SpinningLosesWeights, r"predict\(\) after its first disable_spinning\(\): relative error"),
 ]
 
