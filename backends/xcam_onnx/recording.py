@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from xcam.contract import Array, InputSpec, Layer, Layout
 from xcam.contract.caches import BoundedCache
@@ -30,8 +30,6 @@ from xcam_onnx.standard.form import Quantised, StandardForm, standard_form
 CUTS = 2
 """Layers whose sessions are kept: each holds weights."""
 
-LOSS_SCALE = 1024
-"""The factor of cotangents in float16 (Micikevicius et al. 2018, Mixed Precision Training)."""
 SESSIONS = 2
 """Other sessions that are kept: of the outputs, and of several layers."""
 
@@ -292,15 +290,6 @@ class ForwardPass:
         return (self._gradient(cotangent) for cotangent in cotangents)
 
     def _gradient(self, cotangent: Mapping[str, Array]) -> Array:
-        """Return the gradient; in float16 that of a larger cotangent first, as small gradients would be rounded to zero."""
-        if self._recording.graph.dtype(self._cut.tensor) == TensorProto.FLOAT16:
-            with np.errstate(over="ignore"):
-                result = self._scaled_gradient(cotangent, LOSS_SCALE) / LOSS_SCALE
-            if np.isfinite(result).all():
-                return result
-        return self._scaled_gradient(cotangent, 1)
-
-    def _scaled_gradient(self, cotangent: Mapping[str, Array], scale: float) -> Array:
         assert self._run.backward is not None
         parts = []
         for batch, rows in zip(self._batches, self._recording.slices(len(self._x)), strict=True):
@@ -308,8 +297,7 @@ class ForwardPass:
             for output in self._recording.signature.outputs:
                 name = self._run.cotangents.get(output.tensor)
                 if name is not None:
-                    value = np.asarray(cotangent[output.name])[rows] * np.float32(scale)
-                    value = value.astype(self._recording.dtype(output.tensor))
+                    value = np.asarray(cotangent[output.name])[rows].astype(self._recording.dtype(output.tensor))
                     feeds[name] = feeds[name] + value if name in feeds else value  # outputs may share a tensor
             parts.append(array(self._run.backward(batch | feeds)[GRADIENT]))
         return joined(parts)

@@ -29,6 +29,8 @@ from xcam.errors import InputError, ModelError, XcamError, nearest
 
 RECORDINGS = 4
 """Input shapes whose recordings are kept."""
+LOSS_SCALE = np.float32(1024)
+"""The factor of cotangents in float16."""
 ANY_BATCH = 2
 """The batch size with which a model is recorded that takes any."""
 
@@ -125,6 +127,23 @@ class _Opened(Generic[R]):
     """ANY_BATCH, or another number: the model takes batches of this size only."""
     layers: Mapping[str, Layer] = field(default_factory=dict)
     """The layers as the probe describes them; empty before the probe."""
+
+
+def _gradients(state: State, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    """Yield the gradient for each cotangent; in float16 that of a scaled one, as it would round small gradients to zero.
+
+    Source: Micikevicius et al. 2018, Mixed Precision Training, section 3.2. Where the scaled gradient is too large for
+    float16, it is computed without the scale.
+    """
+    run = state.forward_pass.gradients
+    if state.layer.dtype != "float16":
+        yield from run(cotangents)
+        return
+    scaled = [{name: LOSS_SCALE * np.asarray(v, np.float32) for name, v in each.items()} for each in cotangents]
+    with np.errstate(over="ignore"):
+        gradients = list(run(scaled))
+    for gradient, cotangent in zip(gradients, cotangents, strict=True):
+        yield gradient / LOSS_SCALE if np.isfinite(gradient).all() else next(iter(run([cotangent])))
 
 
 class _OneByOne:
@@ -342,7 +361,7 @@ class RecordedModel(ABC, Generic[R]):
         named, gradients = ask(cotangents, one_or_mapping(outputs), outputs), []
         if named:
             with self._running_at(state.layer):
-                for gradient in state.forward_pass.gradients(named):
+                for gradient in _gradients(state, named):
                     gradients.append(np.ascontiguousarray(to_trace(gradient, state.layer)))
         return Trace(one_or_mapping(outputs), activations, gradients, state)
 

@@ -351,6 +351,21 @@ def test_a_network_for_quantisation_aware_training_keeps_its_ranges() -> None:
     assert np.abs(trace.gradients[0]).max() > 0
 
 
+@pytest.mark.parametrize(("factor", "cotangent"), [(1e-5, 1.0), (300.0, 64.0)])
+def test_small_and_large_gradients_in_half_precision(factor: float, cotangent: float) -> None:
+    """float16 rounds the small gradients to zero, unless they are scaled; the large ones exceed it if they are scaled too."""
+
+    class Scale(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * factor
+
+    parts = nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Scale(), nn.Linear(4, 3)
+    select = lambda y: [cotangent * np.eye(3, dtype=np.float32)[[1, 2]]]  # noqa: E731
+    expected = opened(small(*parts)).trace(X, "1", select).gradients[0]
+    trace = opened(small(*parts).half()).trace(X.astype(np.float16), "1", select)
+    assert np.abs(trace.gradients[0] - expected).max() < 0.01 * np.abs(expected).max()
+
+
 def test_the_types_of_layers() -> None:
     assert {layer.dtype for layer in opened(small().half()).layers} == {"float16"}
     assert {layer.dtype for layer in opened(small()).layers} == {"float32"}
