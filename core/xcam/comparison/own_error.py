@@ -32,6 +32,8 @@ CLIPPED = 1.5
 """The ratio of own and expected error from which on such a range counts: where it clips few values, the error is small."""
 WIDE = 0.55
 """A range is too wide where values reach less than this share of it, relative to most other layers."""
+UNUSUAL = 0.4
+"""The same on images that the calibration did not see, as values reach less far in most ranges."""
 PER_TENSOR = 4.0
 """Weights with one scale stand out where their steps are this many times those of a scale of each channel …"""
 SINGLE = 1.5
@@ -247,8 +249,9 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
         reach = error.reach or 1.0
         if code == "narrow-range":
             return error.ratio > above * CLIPPED / ABOVE and reach > NARROW * max(1.0, others(reaches, error, 0.95))
-        if code == "wide-range" and fit and reach < WIDE * min(1.0, others(reaches, error, 0.1)):
-            return True
+        if code == "wide-range":
+            usual = min(1.0, others(reaches, error, 0.1))
+            return (fit and reach < WIDE * usual) or (error.ratio > above and (fit or reach < UNUSUAL * usual))
         if code == "wrong-zero-point" and fit and error.spare is not None:
             return error.ratio > above or abs(sum(error.spare)) <= precision_checks.FITS
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
