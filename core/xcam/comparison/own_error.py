@@ -32,6 +32,8 @@ CLIPPED = 1.5
 """The ratio of own and expected error from which on such a range counts: where it clips few values, the error is small."""
 WIDE = 0.55
 """A range is too wide where values reach less than this share of it, relative to most other layers."""
+UNNAMED = 2.0
+"""An error without a certain cause is this many times larger, if it stands out."""
 UNUSUAL = 0.4
 """The same on images that the calibration did not see, as values reach less far in most ranges."""
 PER_TENSOR = 4.0
@@ -256,6 +258,8 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
             return error.ratio > above or abs(sum(error.spare)) <= precision_checks.FITS
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
             return others(tensors, error, 0.5) < SINGLE  # else one scale is the precision of the whole model
+        if code in ("", "channel-scale"):  # rounding may look like that
+            return error.ratio > UNNAMED * above
         return error.ratio > above
 
     ratios = {k: error.ratio for k, error in enumerate(errors) if stands_out(error)}
