@@ -289,11 +289,13 @@ def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array
     spatial: dict[Layout, tuple[int, int]] = {"channels_first": (1, 2), "channels_last": (0, 1)}
     strength = {}
     for layout, (rows, columns) in spatial.items():
-        along = [shift for shift, n in ((shifts[rows], shape[rows]), (-shifts[columns], shape[columns])) if n > 1]
+        down, left = (sign * shifts[i] for sign, i in ((1, rows), (-1, columns)))
+        along = [shift for shift, i in ((down, rows), (left, columns)) if shape[i] > 1]
         across = abs(shifts[0 if layout == "channels_first" else 2])
         strength[layout] = min(along, default=0.0)
-        if max(along, default=0.0) > CLEAR and strength[layout] < NOISE:
-            strength[layout] = -max(along)  # only one axis follows the image: tokens, and not rows and columns
+        if max(along, default=0.0) > CLEAR and strength[layout] < (NOISE if down > left else -NOISE):
+            # Only one axis follows the image: tokens, and not rows and columns. Tokens row by row move as rows do.
+            strength[layout] = -max(along)
         if across > max(CLEAR, 2 * abs(strength[layout])):
             strength[layout] = -across  # positions are in the channels
     fitting = [layout for layout, axes in spatial.items() if fits([shape[i] for i in axes], space)]

@@ -235,6 +235,17 @@ def test_one_token_is_not_a_map_of_its_channels(channels):
     assert (layer.layout, layer.shape, layer.has_space) == ("tokens", (channels, 1), False)
 
 
+def test_a_map_whose_rows_are_mixed_remains_one():
+    """A change that spreads over the rows, as by squeeze and excitation, moves along the columns alone."""
+
+    def mixed(x):
+        f = features(x)
+        return f.mean(2, keepdims=True) + 0.003 * f
+
+    layer, _ = probe(mixed)
+    assert (layer.layout, layer.has_map) == ("channels_first", True)
+
+
 def test_rounding_is_not_a_change():
     """A kernel that sums in another order changes last digits, here in the first channels, and then in the last ones."""
     passes = []
