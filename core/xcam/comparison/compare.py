@@ -32,7 +32,7 @@ from xcam.models import layers
 from xcam.models.load import load, with_output
 from xcam.targets import Score
 
-SAMPLES = 2
+SAMPLES = 3
 """The number of images on which layers are aligned."""
 WHOLE = 12
 """Up to this number of images, results keep whole images; for more images, small copies."""

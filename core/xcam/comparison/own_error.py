@@ -32,6 +32,10 @@ CLIPPED = 1.5
 """The ratio of own and expected error from which on such a range counts: where it clips few values, the error is small."""
 WIDE = 0.55
 """A range is too wide where values reach less than this share of it, relative to most other layers."""
+REACHED = 0.85
+"""The calibration saw such images where values reach this share of almost every range."""
+FAR = 3.0
+"""A range is too narrow, too, where the error is this many times that of almost all other layers."""
 UNNAMED = 2.0
 """An error without a certain cause is this many times larger, if it stands out."""
 UNUSUAL = 0.4
@@ -237,10 +241,12 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
     """
     above = tolerance(errors)
     reaches = {id(error): error.reach for error in errors if error.reach is not None}  # a value counts once
+    ratios_of = {id(error): error.ratio for error in errors if error.is_reduced}
     tensors = {id(error): error.per_tensor for error in errors if error.per_tensor is not None}
 
     spares = [error.spare for error in errors if error.spare is not None]
     fit = sum(max(map(abs, each)) <= precision_checks.FITS for each in spares) > MOST * len(spares)
+    seen = fit or (bool(reaches) and float(np.quantile(list(reaches.values()), 0.1)) > REACHED)
 
     def others(values: Mapping[int, float], error: OwnError, quantile: float) -> float:
         rest = [value for key, value in values.items() if key != id(error)]
@@ -250,11 +256,13 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
         code = error.cause.code if error.cause else ""
         reach = error.reach or 1.0
         if code == "narrow-range":
-            return error.ratio > above * CLIPPED / ABOVE and reach > NARROW * max(1.0, others(reaches, error, 0.95))
+            is_narrowest = reach > NARROW and error.ratio > FAR * max(above, others(ratios_of, error, 0.95))
+            usual = max(1.0, others(reaches, error, 0.95))
+            return is_narrowest or (error.ratio > above * CLIPPED / ABOVE and reach > NARROW * usual)
         if code == "wide-range":
             usual = min(1.0, others(reaches, error, 0.1))
-            return (fit and reach < WIDE * usual) or (error.ratio > above and (fit or reach < UNUSUAL * usual))
-        if code == "wrong-zero-point" and fit and error.spare is not None:
+            return (seen and reach < WIDE * usual) or (error.ratio > above and (seen or reach < UNUSUAL * usual))
+        if code == "wrong-zero-point" and seen and error.spare is not None:
             return error.ratio > above or abs(sum(error.spare)) <= precision_checks.FITS
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
             return others(tensors, error, 0.5) < SINGLE  # else one scale is the precision of the whole model
