@@ -62,9 +62,21 @@ class Graph:
         self.opset: dict[str, int] = {
             "" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import
         }
-        self.initializers: dict[str, TensorProto] = {t.name: t for t in self.proto.initializer}
-        self.inputs: list[ValueInfoProto] = [v for v in self.proto.input if v.name not in self.initializers]
-        self.producer: dict[str, int] = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
+
+    @cached_property
+    def initializers(self) -> dict[str, TensorProto]:
+        """The constants that the graph states."""
+        return {t.name: t for t in self.proto.initializer}
+
+    @cached_property
+    def inputs(self) -> list[ValueInfoProto]:
+        """The inputs that a caller gives."""
+        return [v for v in self.proto.input if v.name not in self.initializers]
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """The index of the node that computes a tensor."""
+        return {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
 
     @cached_property
     def _types(self) -> dict[str, tuple[int, Shape | None]]:

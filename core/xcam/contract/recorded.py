@@ -266,6 +266,8 @@ class RecordedModel(ABC, Generic[R]):
         opened = self._opened(x)
         known = [self._layer(opened, name) for name in layers]
         names = [layer.name for layer in known]
+        if not names:
+            return {}
         with self._running():
             parts = [opened.recording.values(rows, names) for rows in (_rows(x) if opened.batch == 1 else [x])]
         result = {}

@@ -97,6 +97,7 @@ def test_one_output_is_an_array_and_several_are_named():
 def test_values_are_channels_first():
     values = Doubling().activations(batch(), ["end", "twice"])
     assert list(values) == ["end", "twice"]
+    assert Doubling().activations(batch(), []) == {}
     assert np.array_equal(values["twice"], np.moveaxis(2 * batch(), -1, 1))
     assert values["end"].shape == (2, 2)
 
