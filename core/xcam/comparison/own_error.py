@@ -262,7 +262,7 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
         if code == "wide-range":
             usual = min(1.0, others(reaches, error, 0.1))
             return (seen and reach < WIDE * usual) or (error.ratio > above and (seen or reach < UNUSUAL * usual))
-        if code == "wrong-zero-point" and seen and error.spare is not None:
+        if code == "wrong-zero-point" and fit and error.spare is not None:
             return error.ratio > above or abs(sum(error.spare)) <= precision_checks.FITS
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
             return others(tensors, error, 0.5) < SINGLE  # else one scale is the precision of the whole model
