@@ -65,8 +65,9 @@ def test_images_are_read_one_by_one(models: list[Any], files: list[Path], monkey
     monkeypatch.setattr(reading, "read", lambda path: (events.append(f"read {path.name}"), read(path))[1])
     monkeypatch.setattr(compare, "compare_image", lambda *a: (events.append(f"compare {a[1].name}"), compared(*a))[1])
     xcam.compare(models, files, align=False)
-    assert events[:4] == ["read 0.png", "read 1.png", "compare 0.png", "compare 1.png"]  # two are the sample
-    assert events[4:] == [f"{event} {k}.png" for k in (2, 3, 4) for event in ("read", "compare")]
+    sample = range(compare.SAMPLES)
+    assert events[:6] == [f"{event} {k}.png" for event in ("read", "compare") for k in sample]
+    assert events[6:] == [f"{event} {k}.png" for k in (3, 4) for event in ("read", "compare")]
 
 
 def test_the_last_output_counts_as_its_logits(models: list[Any], files: list[Path]) -> None:
