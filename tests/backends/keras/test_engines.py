@@ -44,7 +44,13 @@ SKIPPED = (
     "to_onnx() needs more than is installed: cannot export to ONNX: Keras runs on",
     *(
         f"backend 'keras' does not implement {ability} "
-        for ability in ("ExportsSelfExplaining", "NamesDefaultLayer", "ExplainsMissingLayers", "DisablesSpinning")
+        for ability in (
+            "ExportsSelfExplaining",
+            "NamesDefaultLayer",
+            "ExplainsMissingLayers",
+            "DisablesSpinning",
+            "RunsStretches",
+        )
     ),
 )
 """The beginnings of the reasons for which tests of SUITES may be skipped."""
