@@ -299,6 +299,23 @@ def copied(model: ModelProto) -> ModelProto:
     return result
 
 
+def type_name(dtype: int) -> str:
+    """Return the name of a TensorProto type as NumPy has it: `int8`, `float32`; `unknown` where it is not stated."""
+    if dtype not in TensorProto.DataType.values()[1:]:
+        return "unknown"
+    name = TensorProto.DataType.Name(dtype).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def reading(node: NodeProto, names: Sequence[str]) -> NodeProto:
+    """Return a copy of a node that reads other tensors."""
+    result = NodeProto()
+    result.CopyFrom(node)
+    del result.input[:]
+    result.input.extend(names)
+    return result
+
+
 def metadata(model: ModelProto | NodeProto) -> dict[str, str]:
     """Return the metadata of a model or node."""
     return {entry.key: entry.value for entry in model.metadata_props}

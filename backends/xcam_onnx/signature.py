@@ -18,7 +18,7 @@ from xcam_onnx import classifiers
 from xcam_onnx.autodiff import differentiable
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
 from xcam_onnx.dependence import MOST, STORAGE_ONLY, depending_on_input, read_by
-from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata
+from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, type_name
 from xcam_onnx.names import ADDED, TensorName, layer_names
 from xcam_onnx.standard.form import QUANTIZE, Quantised, StandardForm
 
@@ -197,9 +197,7 @@ def _stored_type(form: StandardForm, graph: Graph, tensor: str) -> str:
     """Return the name of the type in which the runtime stores a layer."""
     quantised = form.quantised.get(tensor)
     dtype = graph.dtype(tensor) if quantised is None else quantised.dtype
-    return (
-        "float32" if dtype == TensorProto.FLOAT else "float64" if dtype == TensorProto.DOUBLE else _type_name(dtype)
-    )
+    return type_name(dtype)
 
 
 def _renamed(entry: TensorName, layers: Mapping[str, str], known: Mapping[str, tuple[Layer, str]]) -> TensorName:
@@ -224,7 +222,7 @@ def _input(form: StandardForm, name: str) -> str:
     is_image = shape is not None and (len(shape) == 4 or (axes is not None and len(axes) == 4))
     if dtype not in FLOATS and source not in form.floats and not (dtype in PIXELS and is_image):
         raise ModelError(
-            f"cannot use {name}: its input {source!r} is {_type_name(dtype)} {list(shape or ())}, not an image of floats "
+            f"cannot use {name}: its input {source!r} is {type_name(dtype)} {list(shape or ())}, not an image of floats "
             "or pixels; export the model from its float input on"
         )
     if shape is None or (len(shape) < 3 and axes is None):
@@ -313,16 +311,12 @@ def _outputs(form: StandardForm, name: str) -> list[Output]:
     outputs = [Output(name, *cut_activation(tensor, producer)) for name, tensor in named.items()]
     outputs = [output for output in outputs if output.tensor in graph.live]
     if not outputs:
-        listed = ", ".join(f"{v.name} ({_type_name(graph.dtype(v.name))})" for v in graph.proto.output)
+        listed = ", ".join(f"{v.name} ({type_name(graph.dtype(v.name))})" for v in graph.proto.output)
         raise ModelError(
             f"cannot use {name}: it returns {listed or 'nothing'}, and a score needs a float output that depends on the "
             "image; export it with its class scores"
         )
     return outputs
-
-
-def _type_name(dtype: int) -> str:
-    return TensorProto.DataType.Name(dtype).lower() if dtype in TensorProto.DataType.values()[1:] else "unknown"
 
 
 def _is_float(graph: Graph, tensor: str) -> bool:

@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from xcam.contract import Array, Layer
 from xcam.contract.layouts import from_trace, joined, to_trace
 from xcam.contract.quantization import Quantization, QuantizedWeights, Stretch
-from xcam_onnx.graph import INTEGERS, Graph, attribute, part, reads
+from xcam_onnx.graph import INTEGERS, Graph, attribute, part, reading, reads, type_name
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import array
 from xcam_onnx.standard.form import DEQUANTIZE, QUANTIZE
@@ -47,12 +47,6 @@ def precision(recording: Recording) -> str | None:
         tensors = [t for t in graph.proto.initializer if t.data_type in halves and len(t.dims) > 1]
         values = Counter(tensor.data_type for tensor in tensors)
     return type_name(values.most_common(1)[0][0]) if values else None
-
-
-def type_name(dtype: int) -> str:
-    """Return the name of a TensorProto type: `int8`, `float32`."""
-    name = TensorProto.DataType.Name(dtype).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _is_weight(graph: Graph, node: NodeProto) -> bool:
@@ -402,10 +396,8 @@ def _expanded(values: Array, shape: tuple[int, ...], axis: int, block: int) -> A
 
 def _with(node: NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> NodeProto:
     """Return a copy of a node with other inputs and outputs."""
-    result = NodeProto()
-    result.CopyFrom(node)
-    del result.input[:], result.output[:]
-    result.input.extend(inputs)
+    result = reading(node, inputs)
+    del result.output[:]
     result.output.extend(outputs)
     result.name = ""
     return result

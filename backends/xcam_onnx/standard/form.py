@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, copied, declared, inferred, nodes, reads
+from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, copied, declared, inferred, nodes, reading, reads
 from xcam_onnx.standard import attention, fused, nchwc, quantized  # noqa: F401  (they register the expansions)
 from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expansion
 from xcam_onnx.weights import WeightFiles
@@ -271,7 +271,8 @@ class _Merger:
                     del self.quantised[source]
 
     def _add(self, node: NodeProto) -> None:
-        node = self._with_inputs(node, [self.merged.get(name, name) for name in node.input])
+        if any(name in self.merged for name in node.input):
+            node = reading(node, [self.merged.get(name, name) for name in node.input])
         known = [name for name in node.input if name in self.quantised]
         if _is(node, QUANTIZE) and node.input[0] in self._graph.live and len(node.input) > 1:
             self.nodes.append(node)
@@ -281,21 +282,9 @@ class _Merger:
         elif known and node.op_type in MOVING and not node.domain and self._moves(node, known):
             return
         elif known and not _is(node, DEQUANTIZE):
-            self.nodes.append(
-                self._with_inputs(node, [self._requantised(n) if n in self.quantised else n for n in node.input])
-            )
+            self.nodes.append(reading(node, [self._requantised(n) if n in self.quantised else n for n in node.input]))
         else:
             self.nodes.append(node)
-
-    @staticmethod
-    def _with_inputs(node: NodeProto, names: Sequence[str]) -> NodeProto:
-        if list(node.input) == list(names):
-            return node
-        result = NodeProto()
-        result.CopyFrom(node)
-        del result.input[:]
-        result.input.extend(names)
-        return result
 
     def _know(self, node: NodeProto, integers: str) -> None:
         """Remember the scale of integers from the QuantizeLinear or DequantizeLinear next to them."""
@@ -315,7 +304,7 @@ class _Merger:
         entry = self.quantised.get(integers)
         if entry is None or not self._same(entry, node):
             requantised = self._requantised(integers) if integers in self.floats else integers
-            self.nodes.append(self._with_inputs(node, [requantised, *list(node.input)[1:]]))
+            self.nodes.append(reading(node, [requantised, *list(node.input)[1:]]))
         elif integers not in self.floats:
             self.nodes.append(node)
             self.floats[integers] = out
@@ -368,12 +357,10 @@ class _Merger:
             return False
         if node.op_type == "MaxPool" and len(node.output) > 1 and node.output[1]:
             return False
-        moved = self._with_inputs(node, [self._float(n) if n in values else n for n in node.input])
-        copy = NodeProto()
-        copy.CopyFrom(moved)
-        del copy.output[:]
-        copy.output.extend(f"xcam/float/{name}" if name else "" for name in node.output)
-        self.nodes.append(copy)
+        moved = reading(node, [self._float(n) if n in values else n for n in node.input])
+        del moved.output[:]
+        moved.output.extend(f"xcam/float/{name}" if name else "" for name in node.output)
+        self.nodes.append(moved)
         for name in node.output:
             if name:
                 self.quantised[name] = replace(first, integers=name)
