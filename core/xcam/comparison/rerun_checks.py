@@ -12,21 +12,13 @@ import numpy as np
 
 from xcam.comparison.alignment import LayerSample, error, sample
 from xcam.comparison.diagnosis import FLATTENING, Diagnosis
-from xcam.contract import Array, InputSpec, Layer, Model, one_output, validation
+from xcam.comparison.stretch import ComparedModel as ComparedModel
+from xcam.contract import Array, Layer, one_output, validation
 from xcam.contract.preprocessing import PRESETS
 
 GONE = 0.02
 """A mistake is confirmed where not more than this share of the difference remains."""
 DIRECTIONS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
-
-
-@dataclass(frozen=True)
-class ComparedModel:
-    """A model with its input specification in the comparison, and a batch prepared for it."""
-
-    model: Model
-    spec: InputSpec
-    x: Array
 
 
 @dataclass(frozen=True)
