@@ -112,7 +112,7 @@ def _corresponding(backend: str | None, models: tuple[str, ...], as_json: bool, 
     with stdout_to_stderr():
         pairs = corresponding(opened)
     if as_json:
-        print_json([{"first": first, "second": second, "error": error} for first, second, error in pairs])
+        print_json([vars(pair) for pair in pairs])
         return
     headings = [f"{model.name} ({model.backend})" for model in opened]
-    print_table([*headings, "error"], [[first, second, f"{error:.1e}"] for first, second, error in pairs])
+    print_table([*headings, "error"], [[pair.first, pair.second, f"{pair.error:.1e}"] for pair in pairs])

@@ -74,7 +74,7 @@ def test_the_last_output_counts_as_its_logits(models: list[Any], files: list[Pat
     result = xcam.compare(models, files[:1], align=True)
     layers = xcam.comparison.compare.corresponding(models, files[0])
     steps = [(s.first, s.second) for s in result.divergences[0].steps]
-    assert steps == [(a, b) for a, b, _ in layers]
+    assert steps == [(pair.first, pair.second) for pair in layers]
     ends = [[layer.name for layer in model.layers if layer.is_output][-1] for model in models]
     assert list(steps[-1]) == ends
     a, b = (e.outputs for e in result.images[0].explanations)

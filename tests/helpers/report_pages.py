@@ -85,7 +85,7 @@ def divergence(index: int | None = 2) -> Divergence:
 def reduced_divergence(index: int | None = 1) -> Divergence:
     """One of a float model and an int8 file; the pool of layer 3 adds no error."""
     errors = ((2e-3, 1e-3), (0.03, 2e-3), (1e-3, 9e-4), (0.0, 0.0))
-    steps = tuple(Step(f"a{k}", f"b{k}", 0.1, *each) for k, each in enumerate(errors))
+    steps = tuple(Step(f"a{k}", f"b{k}", 0.1, added=each[0], expected=each[1]) for k, each in enumerate(errors))
     cause = Diagnosis("quantized", "evenly, as int8 does") if index is None else BIAS
     return Divergence((0, 1), steps, index, cause, tolerance=3)
 

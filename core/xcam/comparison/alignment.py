@@ -1,34 +1,38 @@
 """Aligning the layers of two models by their values on the same images.
 
 To save memory, only a sample of each layer is kept: the values of all channels at some positions.
-Layers correspond when they have the same shape and similar values, in the same order of execution: the best such
-alignment is computed by dynamic programming (Needleman and Wunsch 1970).
+Layers of one model that have one value, such as a block and its last ReLU, count once. Values correspond when they have
+the same shape and are similar, in the same order of execution; names and kinds decide only where values do not.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from xcam.comparison import matching
 from xcam.contract import Array, Layer, Model, validation
 
 POSITIONS = 196
-"""The number of positions in a layer's sample."""
+"""The number of positions in a layer's sample …"""
+FEWEST = 16
+"""… and the smallest, for models with very many layers."""
+KEPT = 768_000_000
+"""Bytes of samples that are kept of a model."""
 BUDGET = 512_000_000
 """Bytes of activations that one forward pass may return."""
 SAME = 1e-3
 """Layers whose error is below this have the same values."""
+ROUNDING = 1e-4
+"""Layers of one model whose distance from a layer of the other is below this have its value."""
 CLEAR = 0.05
-"""Below this error the values decide; above it, names and kinds count too."""
-
-FEW = 8192
-"""Values of a layer that are compared with those of each other layer, for a model of reduced precision."""
-CERTAIN = 2.0
-"""The gain of layers whose values correlate at 0.95 or more."""
+"""Below this error, layers out of order correspond."""
+CERTAIN = 0.3
+"""Below this unexplained part, where a precision is reduced: a correlation of 0.95 or more."""
 ABSORBED = 0.02
 """Where this share of the reference is negative and nothing of the reduced value, that is behind an absorbed activation."""
 
@@ -51,16 +55,20 @@ class LayerSample:
 
 @dataclass(frozen=True)
 class Match:
-    """A pair of corresponding layers, by their indices among the samples."""
+    """A value of both models, by the indices of its layers among the samples."""
 
     first: int
     second: int
     error: float
     order: tuple[int, ...] | None = None
     """The indices of the first layer's channels in the second, where the order differs."""
+    firsts: tuple[int, ...] = ()
+    """All layers of the first model that have the value, in execution order."""
+    seconds: tuple[int, ...] = ()
+    """All layers of the second model that have the value."""
 
 
-def samples(model: Model, x: Array) -> list[LayerSample]:
+def samples(model: Model, x: Array, positions: int = POSITIONS) -> list[LayerSample]:
     """Return a sample of every layer before the outputs, from one forward pass, or several to bound the memory."""
     layers = [layer for layer in _known(model) if not layer.is_output]
     results: list[LayerSample] = []
@@ -70,12 +78,18 @@ def samples(model: Model, x: Array) -> list[LayerSample]:
         bytes_ = 4 * len(x) * int(np.prod([n or 1 for n in layer.shape])) if layer else BUDGET
         if group and size + bytes_ > BUDGET:
             values = validation.activations(model, x, [each.name for each in group])
-            results += [sample(each, values[each.name]) for each in group]
+            results += [sample(each, values[each.name], positions) for each in group]
             group, size = [], 0
         if layer is not None:
             group.append(layer)
             size += bytes_
     return results
+
+
+def positions(models: Sequence[Model], count: int) -> int:
+    """Return the number of positions in the samples of several models on `count` images: fewer where layers are many."""
+    channels = max(sum(layer.shape[0] or 1 for layer in _known(model) if layer.shape) for model in models)
+    return min(POSITIONS, max(FEWEST, KEPT // (4 * max(1, count * channels))))
 
 
 def output_sample(model: Model, logits: Array) -> LayerSample | None:
@@ -88,15 +102,15 @@ def _known(model: Model) -> list[Layer]:
     return [layer for layer in validation.layers(model) if not layer.inner and not layer.folds_batch]
 
 
-def sample(layer: Layer, values: Array) -> LayerSample:
+def sample(layer: Layer, values: Array, positions: int = POSITIONS) -> LayerSample:
     """Return a layer's values at evenly spaced positions; only these are copied."""
     shape = values.shape[1:]
     values = values.reshape(*values.shape, *[1] * (3 - values.ndim))  # a vector has one position
     space = values.shape[2:]
     count = int(np.prod(space))
-    indices = np.unique(np.linspace(0, count - 1, min(count, POSITIONS)).astype(int))
-    positions: tuple[Any, ...] = np.unravel_index(indices, space)
-    return LayerSample(layer, np.ascontiguousarray(values[(..., *positions)]), shape)
+    indices = np.unique(np.linspace(0, count - 1, min(count, positions)).astype(int))
+    where: tuple[Any, ...] = np.unravel_index(indices, space)
+    return LayerSample(layer, np.ascontiguousarray(values[(..., *where)]), shape)
 
 
 def error(a: Array, b: Array) -> float:
@@ -119,10 +133,18 @@ def innermost(samples: Sequence[LayerSample], index: int) -> str:
     return max((n for n in names if n.startswith((f"{layer.name}.", f"{layer.name}/"))), key=len, default=layer.name)
 
 
+def names(samples: Sequence[LayerSample], indices: Sequence[int]) -> tuple[str, ...]:
+    """Return all names of one value: first the innermost part that computes it, then all others in execution order."""
+    layers = [samples[i].layer for i in indices]
+    ordered = list(dict.fromkeys(name for layer in layers for name in (layer.name, *layer.aliases)))
+    inner = next(n for n in ordered if not any(other.startswith((f"{n}.", f"{n}/")) for other in ordered))
+    return (inner, *(name for name in ordered if name != inner))
+
+
 def align(
     first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: Literal[0, 1] | None = None
 ) -> list[Match]:
-    """Return the best alignment in order of execution.
+    """Return the values that both models have, in the first model's order of execution.
 
     Args:
         first: The samples of a model.
@@ -131,113 +153,7 @@ def align(
             activation, so that a name is that of the value before it in one model, and of the value behind it in the other.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # values may be infinite
-        if reduced is None:
-            return _aligned(first, second)
-        groups = [_distinct(samples) for samples in (first, second)]
-        pairs = _aligned([first[g[0]] for g in groups[0]], [second[g[0]] for g in groups[1]], reduced)
-    matches = []
-    for pair in pairs:
-        names = {second[j].layer.name: j for j in groups[1][pair.second]}
-        matches += [
-            replace(pair, first=i, second=names.get(first[i].layer.name, groups[1][pair.second][0]))
-            for i in groups[0][pair.first]
-        ]
-    return matches
-
-
-def _distinct(samples: Sequence[LayerSample]) -> list[list[int]]:
-    """Return the indices of consecutive samples in groups of one value: a block and its last part, for example."""
-    groups: list[list[int]] = []
-    for k, each in enumerate(samples):
-        if groups and np.array_equal(samples[groups[-1][0]].values, each.values):
-            groups[-1].append(k)
-        else:
-            groups.append([k])
-    return groups
-
-
-def _aligned(
-    first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: Literal[0, 1] | None = None
-) -> list[Match]:
-    below = [
-        [_below_zero(sample.values) if reduced is not None else 0.0 for sample in samples]
-        for samples in (first, second)
-    ]
-    n, m = len(first), len(second)
-    gain = np.zeros((n, m))
-    errors = np.full((n, m), np.inf)
-    few = [[_thinned(sample) if reduced is not None else sample for sample in samples] for samples in (first, second)]
-    for i, a in enumerate(few[0]):
-        for j, b in enumerate(few[1]):
-            if a.shape == b.shape and a.values.shape == b.values.shape:
-                errors[i, j] = error(a.values, b.values)
-                shares = (below[0][i], below[1][j]) if reduced == 1 else (below[1][j], below[0][i])
-                gain[i, j] = (
-                    0.0 if shares[0] > ABSORBED and shares[1] == 0 else _gain(a, b, errors[i, j], reduced is not None)
-                )
-    best = np.zeros((n + 1, m + 1))
-    for i in range(n - 1, -1, -1):
-        for j in range(m - 1, -1, -1):
-            taken = best[i + 1, j + 1] + gain[i, j] if gain[i, j] > 0 else -1.0
-            best[i, j] = max(taken, best[i + 1, j], best[i, j + 1])
-    matches = []
-    i = j = 0
-    while i < n and j < m:
-        if gain[i, j] > 0 and np.isclose(best[i, j], best[i + 1, j + 1] + gain[i, j]):
-            # The same values exist elsewhere, out of order.
-            is_elsewhere = min(errors[i].min(), errors[:, j].min()) < SAME < errors[i, j]
-            if not is_elsewhere:
-                matches.append(match(first, second, i, j))
-            i, j = i + 1, j + 1
-        elif best[i, j] == best[i + 1, j]:
-            i += 1
-        else:
-            j += 1
-    if reduced is not None:
-        matches += _out_of_order(first, second, matches, gain)
-    return sorted(matches, key=lambda m: m.first)
-
-
-def _thinned(sample: LayerSample) -> LayerSample:
-    """Return a sample of at most about FEW values: enough for values that differ a little anyway, and fast."""
-    flat = sample.values.ravel()
-    return replace(sample, values=flat[:: max(1, len(flat) // FEW)][None, None])
-
-
-def _out_of_order(
-    first: Sequence[LayerSample], second: Sequence[LayerSample], matches: Sequence[Match], gain: Array
-) -> list[Match]:
-    """Return further matches: branches that run side by side may have another order in the other model."""
-    rest = gain.copy()
-    rest[[m.first for m in matches]] = 0
-    rest[:, [m.second for m in matches]] = 0
-    pairs = ((i, int(rest[i].argmax())) for i in range(len(first)) if rest.size)
-    return [match(first, second, i, j) for i, j in pairs if rest[i, j] > CERTAIN and rest[:, j].argmax() == i]
-
-
-def _below_zero(values: Array) -> float:
-    """Return the share of negative values, weighted by their magnitudes: 0 behind a ReLU."""
-    total = float(np.abs(values).sum())
-    return float(-np.minimum(values, 0).sum()) / total if total > 0 else 0.0
-
-
-def _gain(a: LayerSample, b: LayerSample, error: float, reduced: bool = False) -> float:
-    """Return the gain of matching two layers of one shape: by their values first, then by their kinds and names.
-
-    In a model of reduced precision (`reduced`), names tell less: they may be those of the layer before an absorbed one.
-    """
-    correlation = max(0.0, _correlation(a.values, b.values)) if error >= CLEAR else 1.0
-    if error < CLEAR:
-        values = 3.0 - np.log10(max(error, 1e-7)) / 7
-    elif reduced:
-        values = 3.0 * (1.0 - (1.0 - min(correlation, 1.0) ** 2) ** 0.5) + 0.05
-    else:
-        values = 1.5 * correlation + 0.05
-    kinds = 0.2 * (_kind(a.layer) == _kind(b.layer))
-    names = (0.5 if error < CLEAR else 1.0) * (a.layer.name == b.layer.name) + 0.2 * (
-        _last(a.layer.name) == _last(b.layer.name)
-    )
-    return float(values + (kinds + names) * (0.25 if reduced else 1.0))
+        return _Alignment(first, second, reduced).matches()
 
 
 def _kind(layer: Layer) -> str:
@@ -248,15 +164,171 @@ def _kind(layer: Layer) -> str:
     return kind
 
 
-def _last(name: str) -> str:
-    return name.replace("/", ".").rpartition(".")[2]
+def _name(layer: Layer) -> str:
+    return layer.name
 
 
-def _correlation(a: Array, b: Array) -> float:
-    x, y = (np.ravel(v).astype(np.float64) for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    return float(x @ y / norm) if norm > 0 else 0.0
+def _last(layer: Layer) -> str:
+    return layer.name.replace("/", ".").rpartition(".")[2]
+
+
+LABELS: tuple[tuple[float, Callable[[Layer], str]], ...] = ((0.5, _name), (0.1, _last), (0.1, _kind))
+"""The labels that layers can have in common, with their weights."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Layers that have one value, and run one after the other."""
+
+    samples: Sequence[LayerSample]
+    indices: tuple[int, ...]
+    fingerprint: Array
+
+    @property
+    def sample(self) -> LayerSample:
+        return self.samples[self.indices[0]]
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Values are compared with those of the same key."""
+        return self.sample.shape, self.sample.values.shape
+
+    def is_same(self, other: _Value) -> bool:
+        return np.array_equal(self.fingerprint, other.fingerprint) and _is_same(self.sample, other.sample)
+
+    def labels(self, label: Callable[[Layer], str]) -> set[str]:
+        return {label(self.samples[i].layer) for i in self.indices}
+
+
+def _values(samples: Sequence[LayerSample]) -> list[_Value]:
+    """Return the distinct consecutive values; constant maps, such as zeros of dead units, count each for itself."""
+    groups: list[list[int]] = []
+    for k, each in enumerate(samples):
+        if groups and _is_same(samples[groups[-1][0]], each) and not is_constant(each.values):
+            groups[-1].append(k)
+        else:
+            groups.append([k])
+    return [_Value(samples, tuple(group), matching.fingerprint(samples[group[0]].values)) for group in groups]
+
+
+def _is_same(a: LayerSample, b: LayerSample) -> bool:
+    return a.shape == b.shape and np.array_equal(a.values, b.values)
+
+
+def is_constant(values: Array) -> bool:
+    """Return whether all values are the same number: zero, behind dead units."""
+    return bool(values.size == 0 or (values == values.flat[0]).all())
+
+
+class _Alignment:
+    """The values of two models, and the distances of those of one shape."""
+
+    def __init__(
+        self, first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: Literal[0, 1] | None
+    ) -> None:
+        self.samples = first, second
+        self.values = _values(first), _values(second)
+        self.alike = _by(_bytes, self.values[0]), _by(_bytes, self.values[1])
+        self.reduced = reduced
+        n, m = map(len, self.values)
+        self.gain = np.zeros((n, m), np.float32)
+        self.near = np.full((n, m), np.inf, np.float32)
+        self.unexplained = np.ones((n, m), np.float32)
+        rows, columns = (_by(lambda value: value.key, values) for values in self.values)
+        for key in rows.keys() & columns.keys():
+            self._compare(rows[key], columns[key])
+
+    def _compare(self, rows: Sequence[int], columns: Sequence[int]) -> None:
+        """Compare all values of one shape."""
+        a, b = [self.values[0][i] for i in rows], [self.values[1][j] for j in columns]
+        near, unexplained = matching.distances([v.fingerprint for v in a], [v.fingerprint for v in b])
+        likeness = np.zeros_like(near)
+        for weight, label in LABELS:
+            likeness += weight * matching.shared([v.labels(label) for v in a], [v.labels(label) for v in b])
+        # Values that are alike leave less to names: these may be those of the layer before one that was folded away.
+        gain = 3 * (1 - unexplained) - 0.5 * np.log10(np.clip(near, matching.TINY, 1))
+        gain += 0.05 + likeness * (0.2 + 0.8 * unexplained)
+        if self.reduced is not None:
+            below = [np.array([_below_zero(v.sample.values) for v in values]) for values in (a, b)]
+            reference, quantized = (below[0][:, None], below[1]) if self.reduced else (below[1], below[0][:, None])
+            gain[(reference > ABSORBED) & (quantized == 0)] = 0
+        grid = np.ix_(rows, columns)
+        self.near[grid], self.unexplained[grid], self.gain[grid] = near, unexplained, gain
+
+    def matches(self) -> list[Match]:
+        """Return the pairs in order and out of order, each with the other values of its model that are the same."""
+        nearest = [self.near.min(axis=axis, initial=np.inf) for axis in (1, 0)]
+        pairs = [
+            (i, j)
+            for i, j in matching.in_order(self.gain)
+            # else the same values exist elsewhere, out of order
+            if not min(nearest[0][i], nearest[1][j]) < SAME < self.near[i, j]
+        ]
+        pairs += self._out_of_order(pairs)
+        partners = dict(pairs), {j: i for i, j in pairs}
+        members = {pair: ([pair[0]], [pair[1]]) for pair in pairs}
+        for side in (0, 1):
+            for k in range(len(self.values[side])):
+                twin = None if k in partners[side] else self._twin(side, k, partners)
+                if twin is not None:
+                    other = partners[side][twin]
+                    members[(twin, other) if side == 0 else (other, twin)][side].append(k)
+        return sorted((self._match(*pair, *members[pair]) for pair in pairs), key=lambda match: match.first)
+
+    def _out_of_order(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return further pairs: branches that run side by side may have another order in the other model."""
+        rest = self.gain.copy()
+        rest[self.near > CLEAR if self.reduced is None else self.unexplained > CERTAIN] = 0
+        rest[[i for i, _ in pairs]] = 0
+        rest[:, [j for _, j in pairs]] = 0
+        best = rest.argmax(axis=1) if rest.size else np.zeros(0, int)
+        return [(i, int(j)) for i, j in enumerate(best) if rest[i, j] > 0 and rest[:, j].argmax() == i]
+
+    def _twin(self, side: int, k: int, partners: tuple[dict[int, int], dict[int, int]]) -> int | None:
+        """Return the nearest value of the same model, among those with a partner, that is the same; None where none is."""
+        values = self.values[side]
+        value = values[k]
+        if is_constant(value.sample.values):  # only those of the same run of constant values
+            before, after = range(k - 1, -1, -1), range(k + 1, len(values))
+            run = (itertools.takewhile(lambda i: values[i].is_same(value), indices) for indices in (before, after))
+            same = [i for i in itertools.chain(*run) if i in partners[side]]
+        else:
+            same = [i for i in self.alike[side][_bytes(value)] if i in partners[side] and values[i].is_same(value)]
+            if not same:  # a value of the other model is the same except for rounding
+                near = self.near[k] if side == 0 else self.near[:, k]
+                same = [
+                    partners[1 - side][int(j)]
+                    for j in np.flatnonzero(near < ROUNDING)
+                    if int(j) in partners[1 - side]
+                ]
+        return min(same, key=lambda i: abs(i - k), default=None)
+
+    def _match(self, i: int, j: int, firsts: Sequence[int], seconds: Sequence[int]) -> Match:
+        a, b = self.values[0][i], self.values[1][j]
+        pair = match(*self.samples, a.indices[0], b.indices[0])
+        indices = [
+            tuple(sorted(index for k in members for index in values[k].indices))
+            for values, members in zip(self.values, (firsts, seconds), strict=True)
+        ]
+        return replace(pair, firsts=indices[0], seconds=indices[1])
+
+
+def _by(key: Callable[[_Value], Any], values: Sequence[_Value]) -> dict[Any, list[int]]:
+    """Return the indices of the values with each key."""
+    result: dict[Any, list[int]] = {}
+    for k, value in enumerate(values):
+        result.setdefault(key(value), []).append(k)
+    return result
+
+
+def _bytes(value: _Value) -> bytes:
+    return (value.fingerprint + 0.0).tobytes()  # −0 is 0
+
+
+def _below_zero(values: Array) -> float:
+    """Return the share of negative values, weighted by their magnitudes: 0 behind a ReLU."""
+    total = float(np.abs(values).sum())
+    return float(-np.minimum(values, 0).sum()) / total if total > 0 else 0.0
 
 
 def match(first: Sequence[LayerSample], second: Sequence[LayerSample], i: int, j: int) -> Match:
@@ -277,6 +349,9 @@ def permutation(a: Array, b: Array) -> Array | None:
         return None
     x, y = (np.moveaxis(v, 1, 0).reshape(count, -1).astype(np.float64) for v in (a, b))
     scale = max(float(np.abs(x).max()), 1e-12)
+    peaks = [np.sort(np.abs(v).max(axis=1)) for v in (x, y)]
+    if np.abs(peaks[0] - peaks[1]).max() > 1e-3 * scale:  # fast: no order makes these equal
+        return None
     if x.shape[1] < 8:  # a vector has too few values for distances: match by rank
         order = np.argsort(y[:, 0], kind="stable")[np.argsort(np.argsort(x[:, 0], kind="stable"), kind="stable")]
     else:

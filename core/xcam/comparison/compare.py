@@ -16,7 +16,7 @@ import numpy as np
 from xcam import progress
 from xcam.comparison import inputs
 from xcam.comparison.correspondence import Correspondence
-from xcam.comparison.data import KEPT, ImageComparison
+from xcam.comparison.data import KEPT, ImageComparison, LayerPair
 from xcam.comparison.images import Explainer, compare_image, with_small_image
 from xcam.comparison.result import Comparison
 from xcam.contract import Array, Model, validation
@@ -61,8 +61,8 @@ def compare(
             first.
         image: A path or an RGB uint8 array [H, W, 3], or a list of these. Images that cannot be read are listed in
             `Comparison.failed`.
-        layer: One name for all models, or one for each (None: find it); default: the first model's default layer, and
-            the corresponding layers of the others.
+        layer: One name for all models, or one for each (None: the layer that has the same value); default: the first
+            model's default layer, and the corresponding layers of the others.
         target: As for `explain`; default: the first model's top class. The other models explain the class with the same
             label if both have labels, else the class with the same index.
         method: A name from `xcam.list_methods()`.
@@ -99,7 +99,7 @@ def compare(
     names = _layer_names(opened, layer)
     sample = [image for _, image in first]
     correspondence: Correspondence | None = None
-    if align or (align is None and None in names[1:]):
+    if align or (align is None and None in names):
         correspondence = Correspondence(opened, specs, sample)
         findings += correspondence.fill_in(names)
     explainers = [
@@ -148,7 +148,7 @@ def compare(
 
 
 @keywords_checked()
-def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, str, float]]:
+def corresponding(models: Sequence[Any], image: Any = None) -> list[LayerPair]:
     """Find the layers of two models that correspond to each other, by their values.
 
     Args:
@@ -156,7 +156,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
         image: A path or an RGB uint8 array [H, W, 3]; default: noise of the input's size.
 
     Returns:
-        (name in the first model, name in the second, relative error of the values), in execution order.
+        The values that both models have, each once, with all its names in both and the relative error, in execution order.
 
     Raises:
         InputError: The number of models is not two, or the image cannot be used.
@@ -173,8 +173,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[tuple[str, s
     array = reading.read(image) if isinstance(image, str | os.PathLike) else reading.check(image)
     correspondence = Correspondence(opened, specs, [array])
     correspondence.add_outputs()
-    first, second = correspondence.samples
-    return [(first[m.first].layer.name, second[m.second].layer.name, m.error) for m in correspondence.matches[1]]
+    return correspondence.pairs()
 
 
 def _opened(models: Sequence[Any]) -> list[Model]:

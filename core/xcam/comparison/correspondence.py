@@ -8,11 +8,12 @@ from dataclasses import replace
 from xcam import progress
 from xcam.comparison import alignment, divergence, own_error, precision
 from xcam.comparison.alignment import LayerSample, Match
-from xcam.comparison.data import Divergence, Step
+from xcam.comparison.data import Divergence, LayerPair, Step
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.inputs import batch
 from xcam.comparison.rerun_checks import ComparedModel
 from xcam.contract import Array, InputSpec, Model, one_output
+from xcam.errors import InputError
 from xcam.images import reading
 from xcam.models import layers
 
@@ -24,8 +25,9 @@ class Correspondence:
         self.models = [
             ComparedModel(model, spec, batch(spec, images)) for model, spec in zip(models, specs, strict=True)
         ]
+        positions = alignment.positions(models, len(images))
         self.samples: list[list[LayerSample]] = [
-            alignment.samples(each.model, each.x) for each in progress.steps(self.models, "models' layers")
+            alignment.samples(each.model, each.x, positions) for each in progress.steps(self.models, "models' layers")
         ]
         is_reduced = [own_error.precision(model) is not None for model in models]
         self.matches: dict[int, list[Match]] = {
@@ -45,35 +47,66 @@ class Correspondence:
             second = self.samples[k]
             both = first[-1].layer.is_output and second[-1].layer.is_output
             if both and first[-1].values.shape == second[-1].values.shape:
-                matches.append(alignment.match(first, second, len(first) - 1, len(second) - 1))
+                last = alignment.match(first, second, len(first) - 1, len(second) - 1)
+                matches.append(replace(last, firsts=(last.first,), seconds=(last.second,)))
+
+    def pairs(self, k: int = 1) -> list[LayerPair]:
+        """Return the values that the first model and model `k` have, each once, in the first model's execution order."""
+        return [self._pair(k, match) for match in self.matches[k]]
+
+    def _pair(self, k: int, match: Match) -> LayerPair:
+        first, second = (
+            alignment.names(self.samples[which], indices)
+            for which, indices in ((0, match.firsts), (k, match.seconds))
+        )
+        return LayerPair(first[0], second[0], match.error, first, second)
 
     def fill_in(self, names: list[str | None]) -> list[str]:
-        """Fill in the missing names of explained layers: the default of the first model, and its counterparts.
+        """Fill in the missing names of explained layers by the counterparts of those that are given.
 
-        Where the default has no counterpart, the nearest earlier layer that has one is taken. Returns notes on models
-        without a counterpart.
+        Where no name is given, that is the default of the first model, or the nearest earlier layer with counterparts.
+        Returns notes on models without a counterpart.
         """
         findings = []
-        if names[0] is None:
+        if all(name is None for name in names):
             names[0] = self._last_common(layers.find(self.models[0].model, None).name)
-        for k in range(1, len(self.models)):
+        named = next(k for k, name in enumerate(names) if name is not None)
+        for k in sorted(range(len(names)), key=lambda k: k != 0):  # the others correspond to the first
             if names[k] is None:
-                counterpart = self._counterpart(k, str(names[0]))
-                if counterpart is None:
-                    model = self.models[k].model
-                    findings.append(
-                        f"no layer of {model.name} corresponds to {names[0]!r} in shape and values; its default layer is "
-                        "explained"
-                    )
-                    counterpart = layers.find(model, None).name
-                names[k] = counterpart
+                source = named if k == 0 else 0
+                names[k] = self._counterpart(k, source, str(names[source]))
+            if names[k] is None:
+                model = self.models[k].model
+                findings.append(
+                    f"no layer of {model.name} corresponds to {names[source]!r} in shape and values; its default layer is "
+                    "explained"
+                )
+                names[k] = layers.find(model, None).name
         return findings
 
-    def _counterpart(self, k: int, name: str) -> str | None:
-        for m in self.matches[k]:
-            if self.samples[0][m.first].layer.name == name:
-                return self.samples[k][m.second].layer.name
+    def _counterpart(self, k: int, source: int, name: str) -> str | None:
+        """Return the layer of model `k` with the value of a layer of model `source`, one of which is the first model.
+
+        Of several, the one with the same name or kind, else the first that can be explained.
+        """
+        for m in self.matches[k or source]:
+            theirs, ours = (m.firsts, m.seconds) if k else (m.seconds, m.firsts)
+            layers_there = [self.samples[source][i].layer for i in theirs]
+            layer = next((layer for layer in layers_there if name in (layer.name, *layer.aliases)), None)
+            if layer is not None:
+                candidates = [self.samples[k][i].layer for i in ours]
+                candidates.sort(
+                    key=lambda other: (other.name != layer.name, other.kind.lower() != layer.kind.lower())
+                )
+                return next((other.name for other in candidates if self._can_be_explained(k, other.name)), None)
         return None
+
+    def _can_be_explained(self, k: int, name: str) -> bool:
+        try:
+            layers.find(self.models[k].model, name)
+        except InputError:
+            return False
+        return True
 
     def _last_common(self, name: str) -> str:
         """Return `name`, or the last layer before it that has spatial axes and a counterpart in every other model."""
@@ -83,7 +116,7 @@ class Correspondence:
         for index in range(last, -1, -1):
             layer = samples[index].layer
             fits = layer.has_space and layer.reaches_output and not layer.is_output
-            if fits and all(self._counterpart(k, layer.name) for k in range(1, len(self.models))):
+            if fits and all(self._counterpart(k, 0, layer.name) for k in range(1, len(self.models))):
                 return layer.name
         return name
 
@@ -107,7 +140,7 @@ class Correspondence:
             b = self.samples[k]
             errors = [m.error for m in matches]
             notes: list[str] = []
-            steps = [Step(a[m.first].layer.name, b[m.second].layer.name, m.error) for m in matches]
+            steps = [Step(**vars(pair)) for pair in self.pairs(k)]
             examined = precision.examine((self.models[0], self.models[k]), (a, b), matches, notes)
             if examined is not None:
                 steps = examined.steps(steps)
@@ -131,11 +164,6 @@ class Correspondence:
                     notes += others
                 m = matches[index]
                 error = alignment.error(a[m.first].values, b[m.second].values)  # without reordering channels
-                steps[index] = replace(
-                    steps[index],
-                    first=alignment.innermost(a, m.first),
-                    second=alignment.innermost(b, m.second),
-                    error=error,
-                )
+                steps[index] = replace(steps[index], error=error)
             tolerance = examined.tolerance if examined is not None and examined.explains else None
             yield Divergence((0, k), tuple(steps), index, cause, tuple(notes), tolerance)

@@ -80,15 +80,25 @@ class ImageComparison:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A layer of the first model, and the layer of the second that corresponds to it."""
+class LayerPair:
+    """A value that two models have, with all its names: a block and its last ReLU, for example, have one value."""
 
     first: str
-    """Name of the layer in the first model."""
+    """Name in the first model: the innermost layer that computes it."""
     second: str
-    """Name of the layer in the second model."""
+    """Name in the second model."""
     error: float
-    """Largest difference of their activations, relative to the largest magnitude."""
+    """Largest difference of the two activations, relative to the largest magnitude."""
+    first_names: tuple[str, ...] = ()
+    """All names in the first model, `first` before the others, which are in execution order."""
+    second_names: tuple[str, ...] = ()
+    """All names in the second model."""
+
+
+@dataclass(frozen=True)
+class Step(LayerPair):
+    """A pair, with the error that the second model adds there."""
+
     added: float | None = None
     """For a model of reduced precision: the error that this layer adds, computed from the other model's values
     ahead of it; root of the mean square, relative to the largest magnitude."""

@@ -40,7 +40,7 @@ class LayerMismatch:
 
     def error_on(self, x: Array) -> float:
         """Return the error that remains when the second model is given `x`."""
-        return error(self.a.values, sample(self.b.layer, self.values(1, x)).values)
+        return error(self.a.values, sample(self.b.layer, self.values(1, x), self.a.values.shape[2]).values)
 
     @property
     def error(self) -> float:

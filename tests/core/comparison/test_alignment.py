@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xcam import Layer
-from xcam.comparison.alignment import LayerSample, align, innermost, permutation, sample
+from xcam.comparison.alignment import LayerSample, align, innermost, names, permutation, sample
 
 
 def layers(*names: str, values: Any) -> list[Any]:
@@ -19,7 +19,7 @@ def test_layers_out_of_order_are_not_matched_to_others() -> None:
     """conv, block, norm against norm, block: where `block` is matched, `conv` must not be matched to `norm`."""
     conv, block, norm = np.random.default_rng(0).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
     result = align(layers(*"abc", values=(conv, block, norm)), layers(*"vw", values=(norm, block)))
-    assert [(m.first, m.second, m.error) for m in result] == [(1, 1, 0.0)]
+    assert [(m.first, m.second, m.error) for m in result] == [(1, 1, 0.0), (2, 0, 0.0)]
 
 
 def test_a_layer_that_differs_keeps_its_match() -> None:
@@ -101,7 +101,8 @@ def test_names_of_one_value_share_a_partner_of_reduced_precision() -> None:
     values = np.random.default_rng(0).normal(size=(2, 6, 49)).astype(np.float32)
     first = [exact("features", values), exact("features.7", values), exact("features.7.add", values)]
     second = [rounded("features.7", values)]
-    assert [(m.first, m.second) for m in align(first, second, reduced=1)] == [(0, 0), (1, 0), (2, 0)]
+    assert [(m.firsts, m.seconds) for m in align(first, second, reduced=1)] == [((0, 1, 2), (0,))]
+    assert names(first, (0, 1, 2)) == ("features.7.add", "features", "features.7")
 
 
 def test_branches_in_another_order() -> None:
