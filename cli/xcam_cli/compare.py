@@ -147,11 +147,8 @@ def print_comparison(comparison: Any, page: Path | None) -> None:
                 row["first"],
                 row["second"],
                 f"{row['largest']:.1e}",
-                f"{row['pearson']:.4f}",
-                f"{row['spearman']:.4f}",
-                f"{row['ssim']:.4f}",
-                f"{row['overlap']:.2f}",
-                f"{row['distance']:.2f}",
+                *(f"{row[name]:.4f}".replace("nan", "–") for name in ("pearson", "spearman", "ssim")),
+                *(f"{row[name]:.2f}".replace("nan", "–") for name in ("overlap", "distance")),
                 row["verdict"],
             ]
             for row in rows

@@ -128,6 +128,7 @@ def compare(
             results[index] = dataclasses.replace(results[index], explanations=())
     if not results:
         raise InputError(f"no image could be compared: {failed[0][1]}")
+    findings += _zero_maps(results)
     comparison = Comparison(
         _unique_names(opened),
         tuple(explainer.layer for explainer in explainers),
@@ -203,6 +204,17 @@ def _class_counts(result: ImageComparison) -> list[str]:
     if len(set(counts)) == 1:
         return []
     return [f"the models have different numbers of classes: {', '.join(map(str, counts))}"]
+
+
+def _zero_maps(results: Sequence[ImageComparison]) -> list[str]:
+    zero = [result for result in results if result.has_zero_maps]
+    if not zero:
+        return []
+    where = str(zero[0].path or "the image") if len(zero) == 1 else f"{len(zero)} of {len(results)} images"
+    return [
+        f"the heatmaps are zero everywhere on {where}: only the class scores are compared there; choose another layer, "
+        "class or method"
+    ]
 
 
 def _layer_names(models: Sequence[Model], layer: str | Sequence[str | None] | None) -> list[str | None]:

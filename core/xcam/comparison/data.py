@@ -40,6 +40,8 @@ class Measures:
     """Whether both models have the same top class."""
     verdict: Verdict
     """`identical`, `equivalent` or `different`."""
+    both_zero: bool = False
+    """Whether both heatmaps are zero everywhere: the class scores alone are compared, and the similarities are NaN."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class ImageComparison:
         return worst(m.verdict for m in self.measures.values())
 
     @property
+    def has_zero_maps(self) -> bool:
+        """Whether the heatmaps of some pair of models are zero everywhere."""
+        return any(m.both_zero for m in self.measures.values())
+
+    @property
     def badness(self) -> tuple[int, float]:
         """The sorting key of images: the verdict, then the largest difference (NaN counts as infinite)."""
         largest = [math.inf if math.isnan(m.largest) else m.largest for m in self.measures.values()]
@@ -86,13 +93,13 @@ class LayerPair:
     first: str
     """Name in the first model: the innermost layer that computes it."""
     second: str
-    """Name in the second model."""
+    """Name in the second model: the same name where it exists there."""
     error: float
     """Largest difference of the two activations, relative to the largest magnitude."""
     first_names: tuple[str, ...] = ()
     """All names in the first model, `first` before the others, which are in execution order."""
     second_names: tuple[str, ...] = ()
-    """All names in the second model."""
+    """All names in the second model, the innermost layer's before the others."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,9 @@ class ComparisonData:
                         {"model": self.names[k], "class": p.label, "index": p.index, "score": p.score}
                         for k, p in enumerate(image.predictions)
                     ],
-                    "pairs": [{"first": a, "second": b, **vars(m)} for (a, b), m in image.measures.items()],
+                    "pairs": [
+                        {"first": a, "second": b, **_without_nan(vars(m))} for (a, b), m in image.measures.items()
+                    ],
                 }
                 for image in self.images
             ],
@@ -220,6 +229,11 @@ class ComparisonData:
             "failed": [{"image": path, "error": error} for path, error in self.failed],
             "notes": list(self.notes),
         }
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values for JSON, which has no NaN: None instead."""
+    return {key: None if value != value else value for key, value in values.items()}
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -39,6 +39,12 @@ def headline(comparison: ComparisonData) -> str:
     """Return the verdict as a headline."""
     if not comparison.images or not comparison.pairs:
         return "Nothing could be compared"
+    if all(image.has_zero_maps for image in comparison.images):
+        return {
+            "identical": "Identical: the class scores agree",
+            "equivalent": "Equivalent: the class scores agree, but the heatmaps are zero and show no region",
+            "different": "Different: the class scores do not agree, and the heatmaps are zero and show no region",
+        }[comparison.verdict]
     return {
         "identical": "Identical: the models look at the same regions",
         "equivalent": "Equivalent: the models look at practically the same regions",
@@ -56,7 +62,12 @@ def sentences(comparison: ComparisonData) -> list[str]:
     models = "Both models" if n == 2 else f"All {n} models"
     everywhere = {1: "in the one image", 2: "in both images"}.get(total, f"in all {total} images")
     verdict = comparison.verdict
-    if verdict == "identical":
+    if all(image.has_zero_maps for image in comparison.images):
+        out = [
+            f"The heatmaps are zero {everywhere}: they do not show whether the models look at the same regions. Choose "
+            "another layer, class or method."
+        ]
+    elif verdict == "identical":
         out = [f"{models} look at the same regions {everywhere}; the differences, if any, are rounding."]
     elif verdict == "equivalent":
         largest = max((m.largest for image in comparison.images for m in image.measures.values()), default=math.nan)

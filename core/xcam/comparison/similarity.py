@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,17 @@ CORRELATED = 0.99
 """The correlation from which heatmaps of the same class are `equivalent`."""
 SIDE = 128
 """The longer side, in pixels, at which heatmaps are compared. Layers have far fewer positions."""
+SCORES = 0.1
+"""The difference of the class scores up to which models whose heatmaps are zero are `equivalent`."""
 HIGHEST = 0.2
 """The share of a heatmap that `overlap` compares."""
 
 
 def measure(first: Explanation, second: Explanation, logits: float) -> Measures:
     """Return the measures of two explanations of one image.
+
+    Two heatmaps that are zero everywhere show no region that could agree: the verdict follows from the class scores, and
+    is `equivalent` at best.
 
     Args:
         first: An explanation.
@@ -36,6 +42,10 @@ def measure(first: Explanation, second: Explanation, logits: float) -> Measures:
     pearson = correlation(a, b)
     same_target = first.label == second.label if _have_labels(first, second) else first.index == second.index
     same_top = _same_top_class(first, second)
+    if not a.any() and not b.any():
+        nan = math.nan
+        agree: Verdict = "equivalent" if same_top and same_target and logits <= SCORES else "different"
+        return Measures(0.0, nan, nan, nan, nan, nan, logits, same_top, agree, both_zero=True)
     return Measures(
         largest=largest,
         pearson=pearson,

@@ -109,3 +109,21 @@ def test_labels_that_are_only_indices_count_as_none() -> None:
     assert comparison.verdict == "identical"
     assert [p.index for p in comparison.images[0].predictions] == [comparison.images[0].predictions[0].index] * 2
     assert numbered.labels == ["0", "1"]
+
+
+def test_zero_heatmaps_are_a_finding() -> None:
+    spec = xcam.InputSpec((4, 6), preprocessing=RAW)
+    models = [opened(spec), opened(spec)]
+    dark = np.zeros_like(IMAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", xcam.ZeroHeatmapWarning)
+        one = xcam.compare(models, dark, layer="features")
+        both = xcam.compare(models, [IMAGE, dark], layer="features")
+    remedy = "only the class scores are compared there; choose another layer, class or method"
+    assert (one.verdict, one.findings) == (
+        "equivalent",
+        (f"the heatmaps are zero everywhere on the image: {remedy}",),
+    )
+    assert [image.verdict for image in both.images] == ["identical", "equivalent"]
+    pair = json.loads(json.dumps(both.to_dict(), allow_nan=False))["images"][1]["pairs"][0]
+    assert (pair["both_zero"], pair["pearson"], pair["logits"]) == (True, None, 0)

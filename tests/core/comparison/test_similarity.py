@@ -76,6 +76,26 @@ def test_verdicts(largest: float, pearson: float, logits: float, same: bool, exp
     assert verdict(largest, pearson, logits, same) == expected
 
 
+@pytest.mark.parametrize(
+    ("outputs", "logits", "expected"),
+    [
+        ((2.0, 1.0), 0.0, "equivalent"),
+        ((2.0, 1.0), 0.09, "equivalent"),
+        ((2.0, 1.0), 0.11, "different"),
+        ((2.0, 1.0), math.nan, "different"),
+        ((1.0, 2.0), 0.0, "different"),
+    ],
+)
+def test_maps_that_are_zero(outputs: tuple[float, ...], logits: float, expected: str) -> None:
+    """Two maps of zeros do not agree about a region: the class scores decide."""
+    first, second = explanation(np.zeros((4, 4))), explanation(np.full((4, 4), -1.0), outputs)
+    result = measure(first, second, logits)
+    assert (result.verdict, result.both_zero, result.largest) == (expected, True, 0.0)
+    assert all(math.isnan(v) for v in (result.pearson, result.spearman, result.ssim, result.overlap, result.distance))
+    result = measure(first, explanation(blocks("9000", "0000", "0000", "0000")), 0.0)
+    assert (result.verdict, result.both_zero) == ("different", False)
+
+
 def test_correlation_of_maps_without_variation() -> None:
     flat, ramp = np.ones((4, 4)), np.arange(16.0).reshape(4, 4)
     assert correlation(flat, flat) == 1
