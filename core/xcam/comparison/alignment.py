@@ -33,6 +33,10 @@ CLEAR = 0.05
 """Below this error, layers out of order correspond."""
 CERTAIN = 0.3
 """Below this unexplained part, where a precision is reduced: a correlation of 0.95 or more."""
+REORDERED = 0.4
+"""What counts as unexplained of values that are the same in another order."""
+BLOCK = 256
+"""The number of values that are compared at once: this limits the memory."""
 ABSORBED = 0.02
 """Where this share of the reference is negative and nothing of the reduced value, that is behind an absorbed activation."""
 
@@ -63,7 +67,7 @@ class Match:
     order: tuple[int, ...] | None = None
     """The indices of the first layer's channels in the second, where the order differs."""
     firsts: tuple[int, ...] = ()
-    """All layers of the first model that have the value, in execution order."""
+    """All layers of the first model that have the value: `first` and those right behind it, then others."""
     seconds: tuple[int, ...] = ()
     """All layers of the second model that have the value."""
 
@@ -183,6 +187,7 @@ class _Value:
     samples: Sequence[LayerSample]
     indices: tuple[int, ...]
     fingerprint: Array
+    moments: Array
 
     @property
     def sample(self) -> LayerSample:
@@ -208,7 +213,11 @@ def _values(samples: Sequence[LayerSample]) -> list[_Value]:
             groups[-1].append(k)
         else:
             groups.append([k])
-    return [_Value(samples, tuple(group), matching.fingerprint(samples[group[0]].values)) for group in groups]
+    values = [samples[group[0]].values for group in groups]
+    return [
+        _Value(samples, tuple(group), matching.fingerprint(value), matching.moments(value))
+        for group, value in zip(groups, values, strict=True)
+    ]
 
 
 def _is_same(a: LayerSample, b: LayerSample) -> bool:
@@ -236,7 +245,8 @@ class _Alignment:
         self.unexplained = np.ones((n, m), np.float32)
         rows, columns = (_by(lambda value: value.key, values) for values in self.values)
         for key in rows.keys() & columns.keys():
-            self._compare(rows[key], columns[key])
+            for start in range(0, len(rows[key]), BLOCK):
+                self._compare(rows[key][start : start + BLOCK], columns[key])
 
     def _compare(self, rows: Sequence[int], columns: Sequence[int]) -> None:
         """Compare all values of one shape."""
@@ -245,6 +255,9 @@ class _Alignment:
         likeness = np.zeros_like(near)
         for weight, label in LABELS:
             likeness += weight * matching.shared([v.labels(label) for v in a], [v.labels(label) for v in b])
+        moments = [np.stack([v.moments for v in values]) for values in (a, b)]
+        is_reordered = matching.same_moments(moments[0], moments[1]) & (near > CLEAR)
+        unexplained = np.where(is_reordered, np.minimum(unexplained, REORDERED), unexplained)
         # Values that are alike leave less to names: these may be those of the layer before one that was folded away.
         gain = 3 * (1 - unexplained) - 0.5 * np.log10(np.clip(near, matching.TINY, 1))
         gain += 0.05 + likeness * (0.2 + 0.8 * unexplained)
@@ -257,23 +270,39 @@ class _Alignment:
 
     def matches(self) -> list[Match]:
         """Return the pairs in order and out of order, each with the other values of its model that are the same."""
-        nearest = [self.near.min(axis=axis, initial=np.inf) for axis in (1, 0)]
-        pairs = [
-            (i, j)
-            for i, j in matching.in_order(self.gain)
-            # else the same values exist elsewhere, out of order
-            if not min(nearest[0][i], nearest[1][j]) < SAME < self.near[i, j]
-        ]
+        pairs = self._without_elsewhere(matching.in_order(self.gain))
         pairs += self._out_of_order(pairs)
         partners = dict(pairs), {j: i for i, j in pairs}
-        members = {pair: ([pair[0]], [pair[1]]) for pair in pairs}
+        members = {(i, j): (list(self.values[0][i].indices), list(self.values[1][j].indices)) for i, j in pairs}
+        groups = list(members.values())
         for side in (0, 1):
-            for k in range(len(self.values[side])):
-                twin = None if k in partners[side] else self._twin(side, k, partners)
+            for k, value in enumerate(self.values[side]):
+                if k in partners[side]:
+                    continue
+                twin = self._twin(side, k, partners)
                 if twin is not None:
                     other = partners[side][twin]
-                    members[(twin, other) if side == 0 else (other, twin)][side].append(k)
-        return sorted((self._match(*pair, *members[pair]) for pair in pairs), key=lambda match: match.first)
+                    members[(twin, other) if side == 0 else (other, twin)][side].extend(value.indices)
+                elif k - 1 in partners[side]:
+                    other = partners[side][k - 1]
+                    split = self._split(
+                        side, value, members[(k - 1, other) if side == 0 else (other, k - 1)][1 - side]
+                    )
+                    groups += (
+                        [(list(value.indices), split) if side == 0 else (split, list(value.indices))] if split else []
+                    )
+        return sorted((self._match(*group) for group in groups), key=lambda match: match.first)
+
+    def _without_elsewhere(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Leave out pairs that differ where one of their values exists elsewhere, without a partner there."""
+        exact = [pair for pair in pairs if self.near[pair] < SAME]
+        rest = self.near.copy()
+        rest[[i for i, _ in exact]] = np.inf
+        columns = rest.min(axis=0, initial=np.inf)
+        rest[:] = self.near
+        rest[:, [j for _, j in exact]] = np.inf
+        rows = rest.min(axis=1, initial=np.inf)
+        return [(i, j) for i, j in pairs if not min(rows[i], columns[j]) < SAME < self.near[i, j]]
 
     def _out_of_order(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return further pairs: branches that run side by side may have another order in the other model."""
@@ -303,14 +332,22 @@ class _Alignment:
                 ]
         return min(same, key=lambda i: abs(i - k), default=None)
 
-    def _match(self, i: int, j: int, firsts: Sequence[int], seconds: Sequence[int]) -> Match:
-        a, b = self.values[0][i], self.values[1][j]
-        pair = match(*self.samples, a.indices[0], b.indices[0])
-        indices = [
-            tuple(sorted(index for k in members for index in values[k].indices))
-            for values, members in zip(self.values, (firsts, seconds), strict=True)
-        ]
-        return replace(pair, firsts=indices[0], seconds=indices[1])
+    def _split(self, side: int, value: _Value, names: list[int]) -> list[int]:
+        """Take from names of one value the first, and all behind it, that are the counterpart of another value.
+
+        In inference Dropout has the value ahead of it; in a model that was left in training mode it has another one.
+        """
+        samples = self.samples[1 - side]
+        for k, index in enumerate(names[1:], 1):
+            layer = samples[index].layer
+            is_other = samples[index].shape == value.sample.shape and _kind(layer) != _kind(samples[names[0]].layer)
+            if is_other and _kind(layer) in value.labels(_kind):
+                split, names[k:] = names[k:], []
+                return split
+        return []
+
+    def _match(self, firsts: Sequence[int], seconds: Sequence[int]) -> Match:
+        return replace(match(*self.samples, firsts[0], seconds[0]), firsts=tuple(firsts), seconds=tuple(seconds))
 
 
 def _by(key: Callable[[_Value], Any], values: Sequence[_Value]) -> dict[Any, list[int]]:

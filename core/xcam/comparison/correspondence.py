@@ -78,9 +78,10 @@ class Correspondence:
                 names[k] = self._counterpart(k, source, str(names[source]))
             if names[k] is None:
                 model = self.models[k].model
+                another = self._another(k, source, str(names[source]))
                 findings.append(
                     f"no layer of {model.name} corresponds to {names[source]!r} in shape and values; its default layer is "
-                    "explained"
+                    f"explained{another and f' ({another!r} is the next layer that both have)'}"
                 )
                 names[k] = layers.find(model, None).name
         return findings
@@ -101,6 +102,12 @@ class Correspondence:
                 )
                 return next((other.name for other in candidates if self._can_be_explained(k, other.name)), None)
         return None
+
+    def _another(self, k: int, source: int, name: str) -> str:
+        """Return the next layer of model `source` that has a counterpart in model `k`; empty where none has."""
+        known = [layer.name for layer in self.models[source].model.layers]
+        after = known[known.index(name) + 1 :] if name in known else []
+        return next((other for other in after if self._counterpart(k, source, other)), "")
 
     def _can_be_explained(self, k: int, name: str) -> bool:
         try:

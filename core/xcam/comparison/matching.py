@@ -64,6 +64,28 @@ def distances(first: Sequence[Array], second: Sequence[Array]) -> tuple[Array, A
     return near.astype(np.float32), unexplained.astype(np.float32)
 
 
+def moments(values: Array) -> Array:
+    """Return six moments of a value [N, C, positions], at some positions: they are the same in any order of the channels."""
+    step = -(-values.size // (8 * SIZE))
+    flat = np.nan_to_num(values[:, :, ::step].ravel().astype(np.float64), posinf=LARGEST, neginf=-LARGEST)
+    if not flat.size:
+        return np.zeros(6)
+    largest = float(np.abs(flat).max()) or 1.0
+    unit = flat / largest
+    square = unit * unit
+    powers = unit.mean(), np.abs(unit).mean(), np.sqrt(square.mean()), np.cbrt((square * unit).mean())
+    return largest * np.array([*powers, unit.min(), unit.max()])
+
+
+def same_moments(first: Array, second: Array, tolerance: float = 1e-4) -> Array:
+    """Return [n, m] bool: whether moments [n, 6] and [m, 6] agree, relative to the largest magnitude."""
+    sizes = np.maximum(np.abs(first).max(axis=1)[:, None], np.abs(second).max(axis=1)[None])
+    result = np.ones(sizes.shape, bool)
+    for x, y in zip(first.T, second.T, strict=True):
+        result &= np.abs(x[:, None] - y[None]) <= tolerance * sizes
+    return result
+
+
 def shared(first: Sequence[Collection[str]], second: Sequence[Collection[str]]) -> Array:
     """Return [n, m] bool: whether two collections have an element in common."""
     result = np.zeros((len(first), len(second)), bool)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 from xcam import Layer
-from xcam.comparison.alignment import LayerSample, align, innermost, names, permutation, sample
+from xcam.comparison.alignment import LayerSample, align, innermost, names, permutation, positions, sample
 
 
 def layers(*names: str, values: Any) -> list[Any]:
@@ -110,3 +112,138 @@ def test_branches_in_another_order() -> None:
     first = [exact("shortcut", one), exact("conv", two)]
     second = [rounded("conv", two), rounded("shortcut", one)]
     assert [(m.first, m.second) for m in align(first, second, reduced=1)] == [(0, 1), (1, 0)]
+
+
+def values(count: int, seed: int = 0, shape: tuple[int, ...] = (2, 6, 7, 7)) -> Any:
+    return np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
+
+
+def pairs(first: Any, second: Any) -> list[tuple[str, str]]:
+    """Return the pairs of all names, in order."""
+    return [
+        (" ".join(first[i].layer.name for i in m.firsts), " ".join(second[j].layer.name for j in m.seconds))
+        for m in align(first, second)
+    ]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.05, 1.4])
+def test_a_batch_normalisation_that_was_folded(scale: float) -> None:
+    """The folded convolution has the value behind the normalisation, though its kind and name are those of the convolution."""
+    x, (y,) = values(1)[0], values(1, seed=1)
+    gain, offset = np.linspace(0.5, 1.5, 6).reshape(6, 1, 1), np.linspace(-0.3, 0.3, 6).reshape(6, 1, 1)
+    folded = np.float32(scale * (x + 0.4 * y) * gain + offset)
+    norm = np.float32((x + 0.4 * y) * gain + offset)
+    first = layers("conv", "norm", "relu", values=(x + 0.4 * y, norm, np.maximum(norm, 0)))
+    second = layers("conv", "relu", values=(folded, np.maximum(folded, 0)))
+    assert pairs(first, second) == [("norm", "conv"), ("relu", "relu")]
+    assert pairs(second, first) == [("conv", "norm"), ("relu", "relu")]
+
+
+def test_names_of_one_value_share_their_partner() -> None:
+    """Parts that return the value of the part before: right behind it, and behind a branch."""
+    a, b, c = values(3)
+    first = layers("relu", "drop", "block", "branch", "later", "next", values=(a, a, a, b, a, c))
+    second = layers("relu", "branch", "next", values=(a, b, c))
+    assert pairs(first, second) == [("relu drop block later", "relu"), ("branch", "branch"), ("next", "next")]
+    assert pairs(second, first) == [("relu", "relu drop block later"), ("branch", "branch"), ("next", "next")]
+    near = a * np.float32(1 + 5e-6)  # a batch normalisation with ε = 1e-5 that does nothing else
+    assert pairs(layers("conv", "norm", values=(a, near)), layers("conv", values=(near,))) == [("norm conv", "conv")]
+
+
+def test_dropout_in_training_mode_is_no_name_of_the_value_before() -> None:
+    a, b = values(2)
+    kinds = ("ReLU", "Dropout", "Sequential", "Conv2d")
+    first, second = (
+        layers("relu", "drop", "block", "next", values=v) for v in ((a, a, a, b), (a, a * (b > 0), a * (b > 0), b))
+    )
+    for samples in (first, second):
+        samples[:] = [
+            LayerSample(Layer(s.layer.name, kind, s.layer.shape), s.values, s.shape)
+            for s, kind in zip(samples, kinds, strict=True)
+        ]
+    expected = [("relu", "relu"), ("drop block", "drop block"), ("next", "next")]
+    assert pairs(first, second) == expected
+    assert pairs(second, first) == expected
+
+
+def test_equal_branches_are_told_apart_by_their_order() -> None:
+    """Two branches with the same input and weights. In the second model, the second branch has a mistake."""
+    a, b, c, d = values(4)
+    first = layers("a1", "b1", "a2", "b2", "sum", values=(a, b, a, b, c))
+    assert pairs(first, layers("x1", "y1", "x2", "y2", "z", values=(a, b, a, b, c))) == [
+        ("a1", "x1"), ("b1", "y1"), ("a2", "x2"), ("b2", "y2"), ("sum", "z"),
+    ]  # fmt: skip
+    second = layers("x1", "y1", "x2", "y2", "z", values=(a, b, a + 0.5 * d, b + 0.5 * d, c + d))
+    assert pairs(first, second) == [("a1", "x1"), ("b1", "y1"), ("a2", "x2"), ("b2", "y2"), ("sum", "z")]
+    assert pairs(layers("a", "b", "c", values=(a, b, c)), layers("x1", "x2", "y1", "y2", "z", values=(a, a, b, b, c))) == [
+        ("a", "x1 x2"), ("b", "y1 y2"), ("c", "z"),
+    ]  # fmt: skip
+
+
+def test_zero_maps_are_matched_in_order() -> None:
+    a, b = values(2)
+    zero = np.zeros_like(a)
+    first = layers("a", "relu1", "relu2", "drop", "b", values=(a, zero, zero, zero, b))
+    assert pairs(first, layers("a", "relu1", "relu2", "b", values=(a, zero, zero, b))) == [
+        ("a", "a"), ("relu1", "relu1"), ("relu2 drop", "relu2"), ("b", "b"),
+    ]  # fmt: skip
+    mistake = layers("a", "relu1", "relu2", "b", values=(a, zero, zero + 1, b + 1))
+    (_, _, match, _) = align(first, mistake)
+    assert (match.first, match.second, match.error) == (2, 2, 1.0), "the layer that is not zero is seen"
+
+
+def test_reordered_channels_of_a_folded_layer() -> None:
+    """No pair of values correlates, but one has the same numbers in another order."""
+    conv, norm, order = *values(2), np.random.default_rng(2).permutation(6)
+    first = layers("conv", "norm", values=(conv, 1.3 * norm))
+    (match,) = align(first, layers("conv", values=(1.3 * norm[:, order],)))
+    assert (match.first, match.order) == (1, tuple(np.argsort(order)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.03])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_conversions(noise: float, seed: int) -> None:
+    """Layers return earlier values, some values are folded away, neighbours are similar: all pairs are known."""
+    random = np.random.default_rng(seed)
+    state = values(1, seed)[0]
+    first, second, expected = [], [], []
+    for k in range(40):
+        state = np.float32(0.9 * state + 0.45 * random.normal(size=state.shape))
+        names_ = [f"layer{k}" + "abc"[i] for i in range(random.integers(1, 4))]
+        first += layers(*names_, values=[state] * len(names_))
+        if random.random() < 0.6:
+            names_ = [f"node{k}" + "abc"[i] for i in range(random.integers(1, 4))]
+            other = np.float32(state + noise * random.normal(size=state.shape))
+            second += layers(*names_, values=[other] * len(names_))
+            expected.append((k, k))
+    matched = align(first, second)
+    assert [
+        (int(first[m.first].layer.name[5:-1]), int(second[m.second].layer.name[4:-1])) for m in matched
+    ] == expected
+    assert sum(len(m.firsts) for m in matched) == sum(int(s.layer.name[5:-1]) in dict(expected) for s in first)
+    assert sum(len(m.seconds) for m in matched) == len(second)
+
+
+def test_many_layers_take_little_time() -> None:
+    """400 layers of one shape: 0.1 seconds; comparing all pairs one by one takes 20."""
+    first, second = (
+        layers(*(f"{n}{k}" for k in range(400)), values=values(400, 0) + s * values(400, 1))
+        for n, s in (("a", 0), ("b", 0.5))
+    )
+    start = time.perf_counter()
+    result = align(first, second)
+    assert time.perf_counter() - start < 3
+    assert [(m.first, m.second) for m in result] == [(k, k) for k in range(400)]
+
+
+def test_the_samples_of_many_layers_are_smaller() -> None:
+    from fake import FakeModel
+
+    model: Any = FakeModel()
+    assert positions([model, model], 3) == 196
+    layer = Layer("wide", "Conv", (2000, 28, 28))
+    model.layers = [dataclasses.replace(layer, name=f"{k}") for k in range(1000)]
+    assert positions([model, FakeModel()], 3) == 32
+    model.layers = [dataclasses.replace(layer, name=f"{k}") for k in range(10_000)]
+    assert positions([model], 3) == 16
+    assert sample(layer, np.zeros((2, 5, 28, 28), np.float32), 32).values.shape == (2, 5, 32)
