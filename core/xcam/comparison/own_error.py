@@ -8,7 +8,7 @@ values to steps of their range (variance step² / 12), and of weights to steps o
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,25 +27,21 @@ ABOVE_OTHERS = 2.5
 EVEN = 5.0
 """Up to this ratio at most layers, precision explains the differences of two models."""
 NARROW = 1.7
-"""A range is too narrow where values reach this many times as far, relative to the range, as at most other layers."""
-CLIPPED = 1.5
-"""The ratio of own and expected error from which on such a range counts: where it clips few values, the error is small."""
-WIDE = 0.55
-"""A range is too wide where values reach less than this share of it, relative to most other layers."""
-REACHED = 0.85
-"""The calibration saw such images where values reach this share of almost every range."""
+"""A range is too narrow where values reach this many times as far, and the error is far larger than at other layers."""
+FACTOR = 2**0.5
+"""A range has another width than those of other layers where it differs by this factor: half of the way, on a scale of
+octaves, to one that is halved or doubled …"""
+SCATTER = 2.5
+"""… and by this many times the distance from the median of the others to the one of twenty that is farthest: four standard
+deviations."""
 FAR = 3.0
 """A range is too narrow, too, where the error is this many times that of almost all other layers."""
 UNNAMED = 2.0
 """An error without a certain cause is this many times larger, if it stands out."""
-UNUSUAL = 0.4
-"""The same on images that the calibration did not see, as values reach less far in most ranges."""
 PER_TENSOR = 4.0
 """Weights with one scale stand out where their steps are this many times those of a scale of each channel …"""
 SINGLE = 1.5
 """… and those of most other weights are not this many times as large."""
-MOST = 0.6
-"""The share of the ranges that fit where the images are those of the calibration."""
 SIMILAR = 20
 """Layers whose errors differ by less than this factor may have one cause."""
 EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
@@ -82,6 +78,8 @@ class OwnError:
     """The steps of the weights, relative to those of a scale of each channel. None: not quantised."""
     cause: Diagnosis | None = None
     """Its cause; only where the error is large, or the scale unusual."""
+    unused: float | None = None
+    """The levels of the range below 0, where an activation leaves no values. None: not quantised, or no such activation."""
 
     @property
     def ratio(self) -> float:
@@ -187,6 +185,7 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
             ),
             default=None,
         ),
+        unused=None if quantization is None else precision_checks.unused(reference, quantization),
     )
 
 
@@ -213,13 +212,20 @@ def _rms(values: Array) -> float:
 
 def suspicious(error: OwnError) -> bool:
     """Return whether a layer may stand out."""
+    reach = 1.0 if error.reach is None else error.reach
     return (
         error.ratio > ABOVE
-        or (error.reach is not None and error.reach > NARROW and error.ratio > CLIPPED)
-        or (error.reach is not None and error.reach < WIDE)
+        or (reach > FACTOR and error.ratio > FACTOR)
+        or reach < 1 / FACTOR
         or (error.per_tensor is not None and error.per_tensor > PER_TENSOR)
-        or (error.spare is not None and abs(error.spare[0] - error.spare[1]) > 2 * precision_checks.OFFSET)
+        or abs(shift(error)) > precision_checks.OFFSET
+        or (error.unused is not None and error.unused > precision_checks.OFFSET)
     )
+
+
+def shift(error: OwnError) -> float:
+    """Return by how many levels the range of a layer lies too low; 0 where it is not quantised."""
+    return 0.0 if error.spare is None else (error.spare[0] - error.spare[1]) / 2
 
 
 def typical(errors: Sequence[OwnError]) -> float:
@@ -235,37 +241,28 @@ def tolerance(errors: Sequence[OwnError]) -> float:
 def outlier(errors: Sequence[OwnError]) -> int | None:
     """Return the index of the layer that stands out most; None where none does.
 
-    Where the calibration did not see such images, ranges are too narrow by different factors at all layers: there, the
-    range of a layer stands out only if it is narrower than those of most others. Where it saw these images, most ranges fit
-    exactly, and one that does not is a mistake even if its error is small.
+    Where the calibration did not see such images, ranges are too narrow or too wide by different factors at all layers: there,
+    the range of a layer stands out only if it differs from those of the others by more than these do. Where it saw these
+    images, most ranges fit exactly, and one that does not is a mistake even if its error is small.
     """
     above = tolerance(errors)
-    reaches = {id(error): error.reach for error in errors if error.reach is not None}  # a value counts once
-    ratios_of = {id(error): error.ratio for error in errors if error.is_reduced}
-    tensors = {id(error): error.per_tensor for error in errors if error.per_tensor is not None}
-
-    spares = [error.spare for error in errors if error.spare is not None]
-    fit = sum(max(map(abs, each)) <= precision_checks.FITS for each in spares) > MOST * len(spares)
-    seen = fit or (bool(reaches) and float(np.quantile(list(reaches.values()), 0.1)) > REACHED)
-
-    def others(values: Mapping[int, float], error: OwnError, quantile: float) -> float:
-        rest = [value for key, value in values.items() if key != id(error)]
-        return float(np.quantile(rest, quantile)) if rest else 1.0
+    ratios_of = [error.ratio for error in errors if error.is_reduced]
 
     def stands_out(error: OwnError) -> bool:
         code = error.cause.code if error.cause else ""
-        reach = error.reach or 1.0
-        if code == "narrow-range":
-            is_narrowest = reach > NARROW and error.ratio > FAR * max(above, others(ratios_of, error, 0.95))
-            usual = max(1.0, others(reaches, error, 0.95))
-            return is_narrowest or (error.ratio > above * CLIPPED / ABOVE and reach > NARROW * usual)
-        if code == "wide-range":
-            usual = min(1.0, others(reaches, error, 0.1))
-            return (seen and reach < WIDE * usual) or (error.ratio > above and (seen or reach < UNUSUAL * usual))
-        if code == "wrong-zero-point" and fit and error.spare is not None:
-            return error.ratio > above or abs(sum(error.spare)) <= precision_checks.FITS
+        if code in ("narrow-range", "wide-range"):
+            low, high = usual([each.reach for each in errors if each.reach not in (None, error.reach)])
+            reach = 1.0 if error.reach is None else error.reach
+            if code == "wide-range":
+                return reach < low
+            others = [ratio for ratio in ratios_of if ratio != error.ratio]
+            is_narrowest = reach > NARROW and error.ratio > FAR * max(above, _quantile(others, 0.95))
+            return is_narrowest or (reach > high and error.ratio > usual(others)[1])
+        if code == "wrong-zero-point":
+            return error.ratio > UNNAMED * above or is_shifted(error, errors)
         if code == "per-tensor-weights" and (error.per_tensor or 1) > PER_TENSOR:
-            return others(tensors, error, 0.5) < SINGLE  # else one scale is the precision of the whole model
+            others = [each.per_tensor for each in errors if each.per_tensor is not None and each is not error]
+            return _quantile(others, 0.5) < SINGLE  # else one scale is the precision of the whole model
         if code in ("", "channel-scale"):  # rounding may look like that
             return error.ratio > UNNAMED * above
         return error.ratio > above
@@ -273,3 +270,27 @@ def outlier(errors: Sequence[OwnError]) -> int | None:
     ratios = {k: error.ratio for k, error in enumerate(errors) if stands_out(error)}
     # A wrong scale makes the biases of the next layer wrong too: the first of several large errors is the cause.
     return next((k for k, ratio in ratios.items() if ratio * SIMILAR >= max(ratios.values())), None)
+
+
+def usual(values: Sequence[float]) -> tuple[float, float]:
+    """Return between which values a range is about as wide, or an error about as large, as others are."""
+    low, middle, high = (_quantile(values, share) for share in (0.05, 0.5, 0.95))
+    if low == 0:
+        return 0.0, high * FACTOR
+    scatter = max(middle / low, high / middle) ** SCATTER
+    return min(low / FACTOR, middle / scatter), max(high * FACTOR, middle * scatter)
+
+
+def is_shifted(error: OwnError, errors: Sequence[OwnError]) -> bool:
+    """Return whether the range of a layer is shifted, and those of most others are not."""
+    unused = [each.unused for each in errors if each.unused is not None and each is not error]
+    if error.unused is not None and unused and _quantile(unused, 0.9) <= precision_checks.FITS:
+        return error.unused > precision_checks.OFFSET
+    others = [max(map(abs, each.spare)) for each in errors if each.spare is not None and each.spare != error.spare]
+    is_as_wide = error.spare is not None and abs(sum(error.spare)) <= precision_checks.FITS
+    return is_as_wide and abs(shift(error)) > max(precision_checks.OFFSET, SCATTER * _quantile(others, 0.9))
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    finite = [value for value in values if np.isfinite(value)]
+    return float(np.quantile(finite, share)) if finite else 1.0

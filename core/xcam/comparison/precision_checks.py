@@ -23,8 +23,12 @@ FITS = 3.0
 """A range fits the values where not more than this number of levels is left over or missing."""
 OFFSET = 5.0
 """The number of levels from which on the ends of a range are away from those of the values."""
-UNUSED = 0.6
+UNUSED = 2**-0.5
 """A range is too wide where the values reach less than this share of it."""
+FEW = 3
+"""Up to this number of equal values is a coincidence, and not an activation."""
+QUARTER = 0.25
+"""A zero point that is off by more than this share of the levels is meant: the range is symmetric, for example."""
 MOST = 0.5
 """The share of the error's energy that clipped values must have, where the range is too narrow."""
 LARGEST = 65504.0
@@ -36,8 +40,9 @@ NORMAL = 2.0**-14
 def ends(reference: Array) -> tuple[float, float]:
     """Return the values to which an activation clips (ReLU, ReLU6): many values are equal to them; else −∞ and ∞."""
     low, high = float(reference.min(initial=0)), float(reference.max(initial=0))
-    least = low if (reference == low).mean() > 0.01 else -np.inf
-    most = high if (reference == high).mean() > 0.001 and low < high else np.inf
+    counts = int((reference == low).sum()), int((reference == high).sum())
+    least = low if counts[0] > max(0.01 * reference.size, FEW) else -np.inf
+    most = high if counts[1] > max(0.001 * reference.size, FEW) and low < high else np.inf
     return least, most
 
 
@@ -71,10 +76,24 @@ def spare(reference: Array, quantization: Quantization) -> tuple[float, float]:
     return float(np.median(below)), float(np.median(above))
 
 
+def unused(reference: Array, quantization: Quantization) -> float | None:
+    """Return how many levels of a range lie below 0, where an activation (ReLU) leaves no such values; None without one."""
+    if ends(reference)[0] != 0 or np.size(quantization.scale) != 1:
+        return None
+    return max(float(-quantization.low / quantization.scale), 0.0)
+
+
 def offset(evidence: Evidence) -> Diagnosis | None:
-    """Check whether the range is as wide as the values, and its ends are some levels away from theirs."""
+    """Check whether the ends of the range are some levels away from those of the values."""
     quantization = evidence.stretch.quantization
     assert quantization is not None
+    lowest, highest = levels(quantization.dtype)
+    free = unused(evidence.reference, quantization)
+    if free is not None and OFFSET < free < QUARTER * (highest - lowest):
+        return Diagnosis(
+            "wrong-zero-point",
+            f"its zero point is off by {free:.0f} levels: values are not negative, and {free:.0f} levels below 0 are not used",
+        )
     below, above = spare(evidence.reference, quantization)
     if abs(below + above) > FITS or abs(below - above) < 2 * OFFSET:
         return None
@@ -216,7 +235,7 @@ def narrow(evidence: Evidence) -> Diagnosis | None:
     )
     return Diagnosis(
         "narrow-range",
-        f"its range is too narrow: {_share(clipped)} of the values are clipped, and they reach {reaches:.3g} times as far "
+        f"its range is too narrow for these images: {_share(clipped)} of the values are clipped, and they reach {reaches:.3g} times as far "
         f"as the range ({float(before.min()):.3g} to {float(before.max()):.3g} against {float(low.min()):.3g} to "
         f"{float(high.max()):.3g})",
     )
@@ -226,7 +245,9 @@ def wide(evidence: Evidence) -> Diagnosis | None:
     """Check whether the values use few levels of the range."""
     quantization = evidence.stretch.quantization
     assert quantization is not None
-    if reach(evidence.reference, quantization) > UNUSED:
+    rounding = evidence.reference.size * float(np.mean(np.square(evidence.step))) / 12
+    explained = energy(evidence.stretch.value - evidence.before) < rounding / LEFT**2
+    if not explained or reach(evidence.reference, quantization) > UNUSED:
         return None
     lowest, highest = levels(quantization.dtype)
     low, high = evidence.bounds
@@ -252,6 +273,8 @@ def weights(evidence: Evidence) -> Diagnosis | None:
 
     x, y = (centred(values.astype(np.float64)) for values in (reference, before))
     total = energy((before - reference)[inside])
+    number = max(int(inside.sum()), 1)
+    chance = 1 - np.count_nonzero(inside.any(axes)) / number  # the share that remains where constants fit nothing
     scale = float((x * y).sum() / max(energy(x), 1e-300))
     name = next((each.name for each in evidence.stretch.weights if not each.is_bias), "the weights")
     if abs(scale - 1) > 0.02 and energy(y - scale * x) < LEFT**2 * energy(y - x):
@@ -261,12 +284,12 @@ def weights(evidence: Evidence) -> Diagnosis | None:
     shift = ((before - reference) * inside).sum(axes) / count.reshape(-1)
     size = float(np.abs(shift).max())
     biases = [float(np.max(each.scale)) for each in evidence.stretch.weights if each.is_bias]
-    if biases and size < max(biases) and energy(y - x) < LEFT**2 * total:
+    if biases and size < max(biases) and energy(y - x) < LEFT**2 * chance * total:
         return Diagnosis(
             "coarse-bias",
             f"each channel is shifted by a constant, up to {size:.3g}: its bias is quantised in steps of {max(biases):.3g}",
         )
-    if energy(y - x) < CONSTANT**2 * total:
+    if energy(y - x) < CONSTANT**2 * chance * total:
         return Diagnosis("channel-scale", f"each channel is shifted by a constant, up to {size:.3g}: its bias")
     return None
 

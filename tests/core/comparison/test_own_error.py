@@ -7,6 +7,7 @@ import pytest
 
 import reduced
 from xcam.comparison import alignment, own_error, precision_checks
+from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.own_error import OwnError, Pair
 from xcam.comparison.rerun_checks import ComparedModel
 from xcam.contract.quantization import Quantization, Stretch
@@ -83,3 +84,50 @@ def test_groups_of_bounded_memory_give_the_same_errors(monkeypatch: pytest.Monke
     whole = errors()
     monkeypatch.setattr(alignment, "BUDGET", 1)
     assert errors() == whole
+
+
+def ranges(*reaches: float, ratio: float = 1.0) -> list[OwnError]:
+    """Own errors of layers whose values reach so far, relative to their ranges; the last is measured as wide or narrow."""
+    code = "narrow-range" if reaches[-1] > 1 else "wide-range"
+    results = [OwnError(1.0, 1.0, 1.0, True, reach, (0.0, 0.0)) for reach in reaches[:-1]]
+    return [*results, OwnError(ratio, 1.0, 1.0, True, reaches[-1], (0.0, 0.0), None, Diagnosis(code, ""))]
+
+
+SEEN = (1.0, 1.0, 1.0, 1.0, 1.02, 1.05, 1.2, 1.3)
+"""Images as the calibration saw them: no range is left over, and a few are somewhat too narrow."""
+UNSEEN = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.3, 1.6)
+
+
+@pytest.mark.parametrize(
+    ("others", "reach", "ratio", "is_outlier"),
+    [
+        (SEEN, 0.51, 1.0, True),
+        (SEEN, 0.8, 1.0, False),
+        (SEEN, 2.1, 2.0, True),
+        (SEEN, 1.5, 2.0, False),
+        (UNSEEN, 0.45, 1.0, False),
+        (UNSEEN, 0.1, 1.0, True),
+        (UNSEEN, 2.1, 2.0, False),
+        (UNSEEN, 8.0, 2.0, True),
+    ],
+)
+def test_a_range_stands_out_where_it_differs_more_than_ranges_do(
+    others: tuple[float, ...], reach: float, ratio: float, is_outlier: bool
+) -> None:
+    assert own_error.outlier(ranges(*others, reach, ratio=ratio)) == (len(others) if is_outlier else None)
+
+
+def shifted(spare: tuple[float, float], unused: float | None, others: OwnError) -> int | None:
+    cause = Diagnosis("wrong-zero-point", "")
+    return own_error.outlier([others] * 4 + [OwnError(1.0, 1.0, 1.0, True, 1.0, spare, None, cause, unused)])
+
+
+def test_a_shifted_range_stands_out_where_others_are_not_shifted() -> None:
+    fitting = OwnError(1.0, 1.0, 1.0, True, 1.0, (0.2, -0.3))
+    away = OwnError(1.0, 1.0, 1.0, True, 1.2, (4.0, -30.0))  # other images: ends differ by as many levels anyway
+    assert shifted((10.0, -10.0), None, fitting) == 4
+    assert shifted((10.0, -10.0), None, away) is None
+    rectified = OwnError(1.0, 1.0, 1.0, True, 1.2, (0.0, -30.0), unused=0.0)
+    assert shifted((10.0, 25.0), 10.0, rectified) == 4  # values of ReLU start at 0 on all images
+    symmetric = OwnError(1.0, 1.0, 1.0, True, 1.0, (127.0, 0.0), unused=127.0)
+    assert shifted((10.0, 25.0), 10.0, symmetric) is None

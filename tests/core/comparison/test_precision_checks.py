@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,3 +95,50 @@ def test_the_range_of_float16(factor: float, code: str | None, text: str) -> Non
     result = precision_checks.diagnose(reference, Stretch(value), "float16")
     assert (result and result.code) == code
     assert result is None or text in result.text
+
+
+def test_a_zero_point_that_leaves_levels_below_relu() -> None:
+    """The range need not fit: the images may be others than those of the calibration."""
+    honest = reduced.reduced(FIRST, X, ranges={3: 1.2}).run(3, VALUES["conv2"])
+    assert honest.quantization is not None
+    shifted = replace(honest, quantization=replace(honest.quantization, zero_point=np.asarray(10)))
+    result = precision_checks.diagnose(VALUES["conv3"], shifted, "uint8")
+    assert result is not None
+    assert result.text == (
+        "its zero point is off by 10 levels: values are not negative, and 10 levels below 0 are not used"
+    )
+
+
+def pooled(rows: int) -> Diagnosis | None:
+    """One value of each channel and row, with random errors."""
+    reference, errors = np.random.default_rng(0).normal(size=(2, rows, 40, 1, 1)).astype(np.float32)
+    return precision_checks.diagnose(reference, Stretch(reference + errors, weights=(PER_CHANNEL,)), "float32")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_errors_of_few_values_are_not_a_constant_of_their_channel(rows: int) -> None:
+    assert pooled(rows) is None
+
+
+def test_the_ends_of_few_values_are_not_an_activation() -> None:
+    values = np.float32([[-3, 1, 2, 5, 4]])
+    assert precision_checks.ends(values) == (-np.inf, np.inf)
+    many = np.clip(np.random.default_rng(0).normal(size=(1, 400)), 0, 1).astype(np.float32)
+    assert precision_checks.ends(many) == (0, 1)
+
+
+def test_a_wide_range_explains_rounding_and_not_a_larger_error() -> None:
+    """Values with errors of eight steps, in a range of which they reach two thirds."""
+    assert cause(ranges={3: 1.5}) is not None
+    honest = reduced.reduced(FIRST, X, ranges={3: 1.5}).run(3, VALUES["conv2"])
+    assert honest.quantization is not None
+    assert honest.unrounded is not None
+    step = honest.quantization.scale
+    noise = np.random.default_rng(0).integers(-8, 9, honest.value.shape) * step
+    value = np.maximum(honest.value + noise, 0).astype(np.float32)
+    assert (
+        precision_checks.diagnose(
+            VALUES["conv3"], Stretch(value, honest.unrounded, honest.quantization, (PER_CHANNEL,)), "uint8"
+        )
+        is None
+    )
