@@ -14,6 +14,10 @@ MIRRORED = {
     "backends/xcam_onnx/autodiff/rules": "tests/backends/onnx/rules",
 }
 COVERED = {
+    **dict.fromkeys(
+        (f"comparison/causes/{name}" for name in ("functions", "inputs", "kernels", "paths", "scene", "values")),
+        "comparison/causes/test_search",
+    ),
     "comparison/correspondence": "comparison/test_compare",
     "comparison/data": "comparison/test_compare",
     "comparison/images": "comparison/test_compare",

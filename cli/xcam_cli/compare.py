@@ -170,7 +170,11 @@ def print_comparison(comparison: Any, page: Path | None) -> None:
                     f"{b} differs from {a} by more than its precision explains at {d.layer} ({step.first} there): own "
                     f"error {step.added:.1e}, expected {step.expected:.1e}"
                 )
-            click.echo(f"  likely cause: {d.cause.text if d.cause else 'none of the known ones fits'}")
+            if d.cause is None:
+                click.echo("  cause: none of the known ones fits")
+            else:
+                click.echo(f"  cause: {d.cause.text} ({d.cause.evidence})")
+                click.echo(f"  remedy: {d.cause.remedy}")
         elif d.cause is not None:
             click.echo(f"{b} differs from {a} {d.cause.text}")
         elif d.steps:

@@ -34,7 +34,7 @@ FAULTS = [
         Fault("scale"),
         "(rescaled|conv0|bn0|node_div).*",
         "input-scale|constant-factor",
-        "scale of the input|multiplied by 0.5",
+        "scale of the input.*multiplied by 2|multiplied by 0.5",
     ),
     (Fault("interpolation"), "up|pool", "interpolation", "interpolation"),
     (Fault("gelu", 2), "act2", "activation", "exact GELU against tanh GELU"),

@@ -11,7 +11,7 @@ from xcam.comparison.alignment import LayerSample, Match
 from xcam.comparison.data import Divergence, LayerPair, Step
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.inputs import batch
-from xcam.comparison.rerun_checks import ComparedModel
+from xcam.comparison.stretch import ComparedModel
 from xcam.contract import Array, InputSpec, Model, one_output
 from xcam.errors import InputError
 from xcam.images import reading

@@ -15,7 +15,7 @@ import numpy as np
 
 from xcam.comparison import alignment, precision_checks
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.rerun_checks import ComparedModel
+from xcam.comparison.stretch import ComparedModel
 from xcam.contract import Array, validation
 from xcam.contract.abilities import RunsStretches, supports
 from xcam.contract.quantization import Quantization, Stretch, levels

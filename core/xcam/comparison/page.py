@@ -171,6 +171,8 @@ def _first_difference(comparison: ComparisonData, letters: Sequence[str]) -> dic
         "added": _optional(step.added),
         "expected": _optional(step.expected) if divergence.tolerance is not None else "",
         "cause": "" if divergence.cause is None else divergence.cause.text,
+        "evidence": "" if divergence.cause is None else divergence.cause.evidence,
+        "remedy": "" if divergence.cause is None else divergence.cause.remedy,
     }
 
 
@@ -227,6 +229,8 @@ def _divergence(comparison: ComparisonData, divergence: Divergence, letters: Seq
         "names": _pair(comparison.names, divergence.pair),
         "layer": divergence.layer,
         "cause": "" if divergence.cause is None else divergence.cause.text,
+        "evidence": "" if divergence.cause is None else divergence.cause.evidence,
+        "remedy": "" if divergence.cause is None else divergence.cause.remedy,
         "notes": divergence.notes,
         "is_reduced": tolerance is not None,
         "explanation": explanation,

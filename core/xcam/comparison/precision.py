@@ -12,7 +12,7 @@ from xcam.comparison.alignment import LayerSample, Match
 from xcam.comparison.data import Step
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.own_error import OwnError, Pair
-from xcam.comparison.rerun_checks import ComparedModel
+from xcam.comparison.stretch import ComparedModel
 from xcam.contract.quantization import levels
 from xcam.errors import XcamWarning, first_line
 

@@ -19,6 +19,7 @@ from xcam.errors import ModelError
 
 Which = Literal[0, 1]
 """One of two models, by its index."""
+BOTH: tuple[Which, Which] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Runs:
             return validation.activations(model, x, [end])[end]
         if start == end:
             return values
-        if _resumes_at(model):
+        if _resumes_at(model) or (last.is_output and "resume" in model.capabilities):
             if start not in self._traces:
                 self._traces[start] = validation.trace(model, self.compared.x, self.layer(start))
             if last.is_output:

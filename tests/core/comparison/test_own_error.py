@@ -9,7 +9,7 @@ import reduced
 from xcam.comparison import alignment, own_error, precision_checks
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.own_error import OwnError, Pair
-from xcam.comparison.rerun_checks import ComparedModel
+from xcam.comparison.stretch import ComparedModel
 from xcam.contract.quantization import Quantization, Stretch
 
 X = reduced.batch()
