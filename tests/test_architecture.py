@@ -21,6 +21,8 @@ COVERED = {
     "comparison/correspondence": "comparison/test_compare",
     "comparison/data": "comparison/test_compare",
     "comparison/images": "comparison/test_compare",
+    "comparison/mending/judge": "comparison/mending/test_repair",
+    "comparison/mending/result": "comparison/mending/test_repair",
     "comparison/inputs": "comparison/test_compare",
     "comparison/result": "comparison/test_compare",
     "contract/model_validation": "contract/test_validation",

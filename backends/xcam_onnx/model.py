@@ -9,17 +9,19 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xcam.contract import Array, Capability, Layout
+from xcam.contract import Array, Capability, Layout, Model
 from xcam.contract.layouts import without_channel_axis
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.quantization import Stretch
 from xcam.contract.recorded import RecordedModel
+from xcam.errors import InputError
 from xcam_onnx import scaling, shuffling, stretches
 from xcam_onnx.batching import with_batch
 from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
 from xcam_onnx.files import store
 from xcam_onnx.graph import FLOATS
+from xcam_onnx.mixing.mending import OnnxMending
 from xcam_onnx.names import folded_into
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import Runtime
@@ -142,6 +144,15 @@ class OnnxModel(RecordedModel[Recording]):
         starts = {tensors[name]: (known[name], value) for name, value in values.items()}
         results = stretches.run(recording, x, starts, {tensors[name]: known[name] for name in layers})
         return {name: results[tensors[name]] for name in layers}
+
+    def mending(self, reference: Model, pairs: Sequence[tuple[str, str]]) -> OnnxMending:
+        """See xcam.contract.abilities.Mends."""
+        if not isinstance(reference, OnnxModel):
+            raise InputError(
+                f"cannot mend {self.name} with {reference.name} ({reference.backend}): its nodes are not those of an ONNX "
+                "file; give the float ONNX file that it was made from"
+            )
+        return OnnxMending(self, reference, pairs)
 
     @property
     def parameter_layers(self) -> Sequence[str]:

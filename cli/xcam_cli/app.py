@@ -16,6 +16,7 @@ from xcam_cli.evaluate import evaluate
 from xcam_cli.explain import explain
 from xcam_cli.export import export
 from xcam_cli.lists import backends, layers, methods
+from xcam_cli.repair import repair
 
 
 def _version(context: click.Context, _: click.Parameter, requested: bool) -> None:
@@ -43,7 +44,7 @@ def app() -> None:
     """
 
 
-for command in (explain, demo, compare, batch, evaluate, export, layers, methods, backends):
+for command in (explain, demo, compare, repair, batch, evaluate, export, layers, methods, backends):
     app.add_command(command)
 
 

@@ -8,6 +8,8 @@ Importing xcam imports no framework.
 """
 
 from xcam.comparison.compare import compare
+from xcam.comparison.mending.repair import repair
+from xcam.comparison.mending.result import Repair
 from xcam.comparison.result import Comparison
 from xcam.contract import Backend, InputSpec, Layer, Model, Trace
 from xcam.contract.plugins import BackendSpec, hookimpl, list_backends
@@ -57,6 +59,7 @@ __all__ = [
     "ModelError",
     "OptionError",
     "Preprocessing",
+    "Repair",
     "Segmentation",
     "Similarity",
     "Target",
@@ -77,4 +80,5 @@ __all__ = [
     "list_methods",
     "load",
     "method",
+    "repair",
 ]

@@ -40,7 +40,7 @@ def compare_image(
     first = explainers[0].explain(image, target, settings)
     explanations = [first]
     for explainer in explainers[1:]:
-        aim = _same_target(first, explainers[0].model, explainer.model) if target is None else target
+        aim = same_target(first, explainers[0].model, explainer.model) if target is None else target
         explanations.append(explainer.explain(image, aim, settings))
     explanations = [dataclasses.replace(e, path=path) for e in explanations]
     measures = {}
@@ -53,7 +53,7 @@ def compare_image(
     return ImageComparison(path, tuple(explanations), measures, predictions)
 
 
-def _same_target(first: Explanation, model: Model, other: Model) -> Aim:
+def same_target(first: Explanation, model: Model, other: Model) -> Aim:
     """Return the class of the first explanation for another model: by label where the labels differ, else by index."""
     both = model.labels is not None and other.labels is not None
     return first.label if both and other.labels != model.labels else first.index

@@ -76,3 +76,21 @@ class Stretch:
     """The mean square error that rounding weights and values within the stretch must add to `unrounded`, or to `value` where
     that is None: at their bit widths, with ranges that fit; weights with a scale of each channel, or with one scale where
     most weights of the model have one. None: not known."""
+
+
+Range = tuple[float, float]
+"""The smallest and the largest value that a quantised value can represent."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A part of a model of reduced precision that the float model can take over: what computes one common value."""
+
+    name: str
+    """The name of its main node in the float file."""
+    nodes: tuple[str, ...]
+    """The names of all its nodes in the float file."""
+    kinds: tuple[str, ...]
+    """Their operators."""
+    count: int = 1
+    """The number of its nodes that compute something: not those that only move or limit values."""

@@ -1,0 +1,338 @@
+"""`repair`: a quantised model with the fewest places put back into float."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from xcam.comparison import inputs, own_error, precision
+from xcam.comparison.correspondence import Correspondence
+from xcam.comparison.data import ORDER, Verdict
+from xcam.comparison.images import Explainer
+from xcam.comparison.mending import search
+from xcam.comparison.mending.judge import Judge, Judgement
+from xcam.comparison.mending.result import MendedPlace, MendedRange, Repair
+from xcam.contract import Array, InputSpec, Model, validation
+from xcam.contract.abilities import Mending, Mends, supports
+from xcam.contract.preprocessing import Preprocessing
+from xcam.contract.quantization import Range
+from xcam.errors import InputError, ModelError, XcamWarning, keywords_checked
+from xcam.explanation.requests import Aim
+from xcam.explanation.settings import Settings
+from xcam.explanation.settings import settings as checked_settings
+from xcam.images import reading
+from xcam.methods.maps import Normalize
+from xcam.methods.registry import option_names
+from xcam.models import layers
+from xcam.models.load import load, with_output
+from xcam.targets import Score
+
+SAMPLES = 3
+"""Images on which layers are aligned and places are measured."""
+RANGES = 8
+"""The largest number of ranges that are mended: with more of them wrong, the calibration is."""
+RANGE_CODES = ("narrow-range", "wide-range", "wrong-scale", "wrong-zero-point")
+RUNS = 15
+"""Runs whose median is the time for one image."""
+
+
+@keywords_checked(option_names)
+def repair(
+    reference: Any,
+    quantised: Any,
+    image: Any,
+    *,
+    check: Any = None,
+    require: Verdict = "equivalent",
+    layer: str | None = None,
+    target: Aim = None,
+    method: str = "gradcam",
+    method_options: Mapping[str, Any] | None = None,
+    score: Score = "logit",
+    normalize: Normalize = "max",
+    augment: bool = False,
+    preprocess: str | Preprocessing | None = None,
+    output: str | None = None,
+) -> Repair:
+    """Put the fewest places of a quantised model back into float, so that it explains images as the float model does.
+
+    Where the fault is a wrong range at single values, the ranges are mended, and nothing is put back into float for them.
+
+    Args:
+        reference: The float model: an ONNX file, or the result of `load`.
+        quantised: The ONNX file that was made from it.
+        image: A path or an RGB uint8 array [H, W, 3], or a list of these.
+        check: Images that are not used for the choice, and prove it; default: a third of the images.
+        require: The verdict of `compare` to reach: `equivalent` or `identical`.
+        layer: The layer of the float model to explain; default: as for `compare`.
+        target: As for `compare`; default: the float model's top class.
+        method: A name from `xcam.list_methods()`.
+        method_options: The method's own options, by name.
+        score: As for `explain`.
+        normalize: As for `explain`.
+        augment: As for `explain`.
+        preprocess: As for `compare`.
+        output: The name of the output that is explained, for models with several.
+
+    Raises:
+        InputError: A model, image, layer, target or option cannot be used.
+        ModelError: The models do not correspond, or cannot be mended.
+        BackendError: A backend, or a package that the measures need, is missing.
+    """
+    if require not in ORDER[:2]:
+        raise InputError(f"cannot require {require!r}; give {' or '.join(map(repr, ORDER[:2]))}")
+    settings = checked_settings(method, method_options, score, normalize, augment)
+    models = _opened(reference, quantised, output)
+    failed: list[tuple[str, str]] = []
+    chosen, others = _images(image, check, failed)
+    specs = inputs.common_inputs(models, preprocess)
+    return _Repairer(models, specs, chosen, others, require, layer, target, settings, output).run(tuple(failed))
+
+
+def _opened(reference: Any, quantised: Any, output: str | None) -> tuple[Model, Model]:
+    """Open both models, and check that the first is in float and the second can be mended. Raises InputError."""
+    models = [model if validation.is_model(model) else load(model) for model in (reference, quantised)]
+    if output is not None:
+        models = [with_output(model, output) for model in models]
+    first, second = models
+    if not supports(second, Mends):
+        raise InputError(
+            f"cannot repair {second.name} ({second.backend}): only ONNX files can be mended; export it to ONNX, and quantise it "
+            "there"
+        )
+    kinds = [own_error.precision(model) for model in models]
+    if kinds[0] is not None and kinds[1] is None:
+        raise InputError(
+            f"cannot repair {second.name}: it is in float, and {first.name} is in {kinds[0]}; give the float model first"
+        )
+    if kinds[0] is not None:
+        raise InputError(f"cannot repair with {first.name}: it is in {kinds[0]}; give the float model first")
+    if kinds[1] is None:
+        raise InputError(f"cannot repair {second.name}: it has no quantised layers; give the quantised model second")
+    if not supports(first, Mends):
+        raise InputError(
+            f"cannot repair with {first.name} ({first.backend}): its weights are needed as ONNX nodes; give the float ONNX file "
+            f"that {second.name} was made from"
+        )
+    return first, second
+
+
+def _images(image: Any, check: Any, failed: list[tuple[str, str]]) -> tuple[list[reading.Image], list[reading.Image]]:
+    """Return the images of the choice, and those that prove it: by default every third."""
+
+    def read(source: Any) -> list[reading.Image]:
+        sources = list(source) if isinstance(source, list | tuple) else [source]
+        return [array for _, array in inputs.read_images(sources, failed)]
+
+    chosen = read(image)
+    if not chosen:
+        reason = failed[0][1] if failed else "the list is empty; give one or more"
+        raise InputError(f"no image can be used: {reason}")
+    if check is not None:
+        others = read(check)
+        if not others:
+            raise InputError(
+                f"no image to check with can be used: {failed[-1][1] if failed else 'the list is empty'}"
+            )
+        return chosen, others
+    at = {k for k in range(len(chosen)) if k % 3 == 2} or ({1} if len(chosen) > 1 else set())
+    return [chosen[k] for k in range(len(chosen)) if k not in at], [chosen[k] for k in sorted(at)]
+
+
+@dataclass
+class _State:
+    """What is mended."""
+
+    places: list[str] = field(default_factory=list)
+    ranges: dict[str, MendedRange] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Range]:
+        return {name: (r.low, r.high) for name, r in self.ranges.items()}
+
+
+class _Repairer:
+    def __init__(
+        self,
+        models: tuple[Model, Model],
+        specs: Sequence[InputSpec],
+        chosen: Sequence[reading.Image],
+        others: Sequence[reading.Image],
+        require: Verdict,
+        layer: str | None,
+        target: Aim,
+        settings: Settings,
+        output: str | None,
+    ) -> None:
+        self.models, self.specs, self.require, self.output = models, specs, require, output
+        self.sample = chosen[:SAMPLES]
+        names: list[str | None] = [None if layer is None else layers.find(models[0], layer).name, None]
+        self.correspondence = Correspondence(models, specs, self.sample)
+        self.correspondence.fill_in(names)
+        self.layer, self.second = str(names[0]), str(names[1])
+        explainer = Explainer(models[0], specs[0], self.layer)
+        self.judge = Judge(explainer, chosen, target, settings)
+        self.proof = Judge(explainer, others, target, settings) if others else None
+        self.tried: dict[frozenset[str], bool] = {}
+        self._mending: Mending | None = None
+
+    @property
+    def mending(self) -> Mending:
+        """The places that can be put back."""
+        if self._mending is None:
+            model = self.models[1]
+            assert supports(model, Mends)
+            first, second = self.correspondence.samples
+            self._mending = model.mending(
+                self.models[0],
+                [
+                    (first[m.first].layer.name, second[m.second].layer.name)
+                    for m in self.correspondence.matches[1]
+                    if m.order is None
+                ],
+            )
+        return self._mending
+
+    def run(self, failed: tuple[tuple[str, str], ...]) -> Repair:
+        """Search, and return the result."""
+        second = Explainer(self.models[1], self.specs[1], self.second)
+        before = self.judge(second)
+        check_before = self.proof(second) if self.proof else None
+        result = Repair(
+            (self.models[0].name, self.models[1].name),
+            (self.layer, self.second),
+            self.require,
+            before,
+            before,
+            check_before,
+            check_before,
+            failed=failed,
+        )
+        if result.reached:
+            return result
+        state = _State()
+        self._mend_ranges(state, before)
+        places = [place.name for place in self.mending.places]
+        measured: dict[str, search.Measured] = {}
+        naive: int | None = None
+        if not self._reaches(state, []):
+            measured = {
+                m.place.name: m
+                for m in search.measured(self.mending, self.models[0], self._batches(), self.layer, state.values)
+            }
+            order = sorted(places, key=lambda name: -measured[name].harm)
+            count = search.shortest(order, lambda names: self._reaches(state, names))
+            if count is None:
+                state.places = order
+            else:
+                state.places = search.reduced(order[:count], lambda names: self._reaches(state, names))
+                by_error = sorted(places, key=lambda name: -measured[name].local_error)
+                plain = _State()
+                naive = search.shortest(by_error, lambda names: self._reaches(plain, names))
+        for name in list(state.ranges):  # those that turn out to be unnecessary
+            rest = _State(state.places, {k: r for k, r in state.ranges.items() if k != name})
+            if self._reaches(state, state.places) and self._reaches(rest, rest.places):
+                state.ranges = rest.ranges
+        model, explainer = self._built(state)
+        mending = self.mending
+        known = {place.name: place for place in mending.places}
+        return Repair(
+            result.names,
+            result.layers,
+            self.require,
+            before,
+            self.judge(explainer),
+            check_before,
+            self.proof(explainer) if self.proof else None,
+            tuple(state.ranges.values()),
+            tuple(MendedPlace(known[name], measured[name].harm, measured[name].local_error) for name in state.places),
+            len(places),
+            tuple(mending.nodes(state.places)),
+            naive,
+            (mending.size([], {}), mending.size(state.places, state.values)),
+            self._times(model),
+            failed,
+            model,
+            mending,
+        )
+
+    def _batches(self) -> tuple[Array, Array]:
+        first, second = self.correspondence.models
+        return first.x, second.x
+
+    def _built(self, state: _State, places: Collection[str] | None = None) -> tuple[Model, Explainer]:
+        chosen = state.places if places is None else list(places)
+        model, names = self.mending.mended(chosen, state.values, [self.layer])
+        if self.output is not None:
+            model = with_output(model, self.output)
+        name = names[self.layer]
+        if name is None:
+            raise ModelError(
+                f"cannot repair {self.models[1].name}: no value of it corresponds to {self.layer!r} of {self.models[0].name}; "
+                "explain another layer"
+            )
+        return model, Explainer(model, self.specs[1], name)
+
+    def _reaches(self, state: _State, places: Collection[str]) -> bool:
+        key = frozenset([*places, *(f"range of {name}" for name in state.ranges)])
+        if key not in self.tried:
+            self.tried[key] = self.judge(self._built(state, places)[1], self.require).reaches(self.require)
+        return self.tried[key]
+
+    def _times(self, model: Model) -> tuple[float, float, float]:
+        xs = *self._batches(), self._batches()[1]
+        results = []
+        for each, x in zip((*self.models, model), xs, strict=True):
+            each.predict(x[:1])
+            seconds = []
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                each.predict(x[:1])
+                seconds.append(time.perf_counter() - start)
+            results.append(statistics.median(seconds))
+        return results[0], results[1], results[2]
+
+    # Ranges
+
+    def _mend_ranges(self, state: _State, before: Judgement) -> None:
+        """Mend the ranges that are wrong at single values, one after the other, as long as that helps."""
+        judgement, model = before, self.models[1]
+        for _ in range(RANGES):
+            fault = self._fault(model)
+            if fault is None or fault.layer in state.ranges:
+                return
+            tried = _State(ranges={**state.ranges, fault.layer: fault})
+            try:
+                model, explainer = self._built(tried)
+            except ModelError:
+                return
+            now = self.judge(explainer)
+            if now.key >= judgement.key:
+                return
+            state.ranges, judgement = tried.ranges, now
+            if judgement.reaches(self.require):
+                return
+
+    def _fault(self, model: Model) -> MendedRange | None:
+        """Return the wrong range that stands out, with the right one; None where none does."""
+        compared = self.correspondence
+        if model is not self.models[1]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", XcamWarning)
+                compared = Correspondence((self.models[0], model), self.specs, self.sample)
+        a, b = compared.samples
+        matches = compared.matches[1]
+        first, second = compared.models
+        examined = precision.examine((first, second), (a, b), matches, [])
+        if examined is None or examined.index is None or examined.cause is None:
+            return None
+        if examined.cause.code not in RANGE_CODES:
+            return None
+        match = matches[examined.index]
+        name = a[match.first].layer.name
+        values = validation.activations(self.models[0], first.x, [name])[name]
+        return MendedRange(name, b[match.second].layer.name, float(values.min()), float(values.max()), examined.cause)
