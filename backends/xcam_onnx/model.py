@@ -21,7 +21,7 @@ from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
 from xcam_onnx.files import store
 from xcam_onnx.graph import FLOATS
-from xcam_onnx.mixing.mending import OnnxMending
+from xcam_onnx.mixing.mending import OnnxMending, Side
 from xcam_onnx.names import folded_into
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import Runtime
@@ -152,7 +152,35 @@ class OnnxModel(RecordedModel[Recording]):
                 f"cannot mend {self.name} with {reference.name} ({reference.backend}): its nodes are not those of an ONNX "
                 "file; give the float ONNX file that it was made from"
             )
-        return OnnxMending(self, reference, pairs)
+        first, second = reference._opened(), self._opened()
+        values = {}
+        for name, other in pairs:
+            layer = reference._layer(first, name)
+            tensors = first.recording.tensor(layer.name), second.recording.tensor(self._layer(second, other).name)
+            values[name] = layer, *tensors
+
+        def reopen(model: ModelProto) -> tuple[OnnxModel, Recording]:
+            result = self._copy(model, f"{self.name}, mended", None)
+            return result, result._recording()
+
+        sides = Side(reference.name, reference.model, first.recording), Side(self.name, self.model, second.recording)
+        return OnnxMending(sides, values, reopen)
+
+    def _copy(self, model: ModelProto, name: str, default_layer: str | None) -> OnnxModel:
+        """Open another model, its weights in memory, with the options of this one."""
+        opened = store(model)
+        return OnnxModel(
+            opened.model,
+            dataclasses.replace(self.recording.runtime, weights=opened.weights),
+            name=name,
+            layout=self.input.layout,
+            channels=self.input.channels,
+            size=self.input.size,
+            labels=self.labels,
+            preprocessing=self.input.preprocessing,
+            default_layer=default_layer,
+            notes=self.notes,
+        )
 
     @property
     def parameter_layers(self) -> Sequence[str]:
@@ -161,20 +189,9 @@ class OnnxModel(RecordedModel[Recording]):
 
     def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> OnnxModel:
         """See xcam.contract.abilities."""
-        runtime = self.recording.runtime
-        opened = store(shuffling.with_shuffled_weights(self.model, runtime.weights, parts, seed, self.name))
-        return OnnxModel(
-            opened.model,
-            dataclasses.replace(runtime, weights=opened.weights),
-            name=f"{self.name}, shuffled",
-            layout=self.input.layout,
-            channels=self.input.channels,
-            size=self.input.size,
-            labels=self.labels,
-            preprocessing=self.input.preprocessing,
-            default_layer=self.default_layer,
-            notes=self.notes,
-        )
+        weights = self.recording.runtime.weights
+        model = shuffling.with_shuffled_weights(self.model, weights, parts, seed, self.name)
+        return self._copy(model, f"{self.name}, shuffled", self.default_layer)
 
     def disable_spinning(self) -> None:
         """See xcam.contract.abilities. Existing sessions are not changed."""

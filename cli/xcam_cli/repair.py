@@ -64,7 +64,7 @@ def repair(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Put the fewest layers of INT8.onnx back into float, so that it looks at the same places as FLOAT.onnx.
+    """Put the fewest layers of INT8.onnx back into float, so that it looks at the same parts as FLOAT.onnx.
 
     \b
     xcam repair float.onnx int8.onnx images/ -o mixed.onnx
@@ -104,17 +104,17 @@ def repair(
 
 
 def print_repair(result: Any, path: Path | None) -> None:
-    """Print verdicts, the places and ranges, sizes and times, and the list for the quantiser."""
+    """Print verdicts, the parts and ranges, sizes and times, and the list for the quantiser."""
     if not result.needed:
         same = "does not differ" if result.before.verdict == "identical" else f"is {result.before.verdict}"
         click.echo(f"{result.names[1]} {same}: it needs no repair; nothing is written")
         return
     for r in result.ranges:
         click.echo(f"mended the range of {r.layer}: {r.cause.text}; now {r.low:.4g} … {r.high:.4g}")
-    if result.places:
+    if result.parts:
         print_table(
             ["back in float", "nodes", "harm", "local error"],
-            [[p.place.name, " ".join(p.place.kinds), f"{p.harm:.2g}", f"{p.local_error:.1e}"] for p in result.places],
+            [[p.part.name, " ".join(p.part.kinds), f"{p.harm:.2g}", f"{p.local_error:.1e}"] for p in result.parts],
         )
         click.echo()
     rows = [("images of the choice", result.before, result.after)]
@@ -128,15 +128,15 @@ def print_repair(result: Any, path: Path | None) -> None:
         ],
     )
     click.echo()
-    if result.places:
+    if result.parts:
         by_error = result.largest_errors
         click.echo(
-            f"{len(result.places)} of {result.count} places are in float"
+            f"{len(result.parts)} of {result.count} parts are in float"
             + (f"; {by_error} would be, taken by the largest local errors" if by_error else "")
         )
         click.echo(f"nodes_to_exclude = {list(result.nodes_to_exclude)}")
     else:
-        click.echo(f"no place of {result.count} is in float")
+        click.echo(f"no part of {result.count} is in float")
     click.echo(
         f"size: {result.sizes[0] / 1e6:.1f} MB → {result.sizes[1] / 1e6:.1f} MB; time for an image: "
         f"{1e3 * result.seconds[1]:.1f} ms → {1e3 * result.seconds[2]:.1f} ms (float: {1e3 * result.seconds[0]:.1f} ms)"

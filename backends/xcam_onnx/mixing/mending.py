@@ -2,82 +2,85 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 from onnx import ModelProto, version_converter
 
-from xcam.contract import Array, Layer
+from xcam.contract import Array, Layer, Model
 from xcam.contract.layouts import joined, to_trace, without_channel_axis
-from xcam.contract.quantization import Place, Range
+from xcam.contract.quantization import Part, Range
 from xcam.errors import ModelError
-from xcam_onnx.files import store
 from xcam_onnx.graph import FLOATS, Graph, inferred, part
 from xcam_onnx.mixing.mixing import mixed
-from xcam_onnx.mixing.places import Places
+from xcam_onnx.mixing.parts import Parts
+from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import array
-
-if TYPE_CHECKING:
-    from xcam_onnx.model import OnnxModel
 
 LIMIT = 1_500_000_000
 """The largest size in bytes of a file that contains its weights."""
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of the two files."""
+
+    name: str
+    model: ModelProto
+    recording: Recording
+
+
 class OnnxMending:
-    """The places of a quantised model that the nodes of a float model can take over.
+    """The parts of a quantised model that the nodes of a float model can take over.
 
     Args:
-        reduced: The quantised model.
-        reference: The float model.
-        pairs: Names of layers of the float model and the quantised one that have the same values.
+        sides: The float file and the quantised one.
+        values: The values that both have: by the name of the float model's layer, the layer, its tensor in the float file,
+            and that in the standard form of the quantised one.
+        reopen: Opens a mixed file with the options of the quantised one.
 
     Raises:
-        ModelError: The models have no quantised place in common.
+        ModelError: The models have no quantised part in common.
     """
 
-    def __init__(self, reduced: OnnxModel, reference: OnnxModel, pairs: Sequence[tuple[str, str]]) -> None:
-        self._reduced, self._reference = reduced, reference
-        first, second = reference._opened(), reduced._opened()
-        self._layers: dict[str, tuple[Layer, str]] = {}
+    def __init__(
+        self,
+        sides: tuple[Side, Side],
+        values: Mapping[str, tuple[Layer, str, str]],
+        reopen: Callable[[ModelProto], tuple[Model, Recording]],
+    ) -> None:
+        self._reference, self._reduced = sides
+        self._reopen = reopen
+        first, second = (side.recording for side in sides)
+        source = first.signature.source, second.signature.source
+        others = {v.name for v in Graph(sides[1].model).inputs} - {source[1]}
+        inputs = {v.name: v.name for v in Graph(sides[0].model).inputs if v.name in others} | {source[0]: source[1]}
+        reference = _in_opset(sides[0].model, sides[1].model)
+        tensors = [(first_tensor, other) for _, first_tensor, other in values.values()]
+        self._parts = Parts(reference, sides[1].model, second.form, tensors, inputs)
+        self._layers = {name: (layer, self._parts.common(*pair)) for name, (layer, *pair) in values.items()}
         """The layers of the float model that have a common value, and their tensors."""
-        tensors = []
-        for name, other in pairs:
-            layer = reference._layer(first, name)
-            tensor = first.recording.tensor(layer.name)
-            tensors.append((tensor, second.recording.tensor(reduced._layer(second, other).name)))
-            self._layers[name] = layer, tensor
-        source = first.recording.signature.source, second.recording.signature.source
-        others = {v.name for v in Graph(reduced.model).inputs} - {source[1]}
-        inputs = {v.name: v.name for v in Graph(reference.model).inputs if v.name in others} | {source[0]: source[1]}
-        form = second.recording.form
-        self._places = Places(_in_opset(reference.model, reduced.model), reduced.model, form, tensors, inputs)
-        self._layers = {
-            name: (layer, self._places.common(*pair))
-            for (name, (layer, _)), pair in zip(self._layers.items(), tensors, strict=True)
-        }
-        self._names = {place.name: target for target, place in self._places.places.items()}
+        self._names = {entry.name: target for target, entry in self._parts.parts.items()}
         if not self._names:
             raise ModelError(
-                f"cannot mend {reduced.name}: none of its quantised values corresponds to a value of {reference.name}; give "
+                f"cannot mend {sides[1].name}: none of its quantised values corresponds to a value of {sides[0].name}; give "
                 "the float model that it was made from"
             )
 
     @property
-    def places(self) -> Sequence[Place]:
+    def parts(self) -> Sequence[Part]:
         """See xcam.contract.abilities.Mending."""
-        return list(self._places.places.values())
+        return list(self._parts.parts.values())
 
-    def nodes(self, places: Collection[str]) -> list[str]:
+    def nodes(self, parts: Collection[str]) -> list[str]:
         """See xcam.contract.abilities.Mending."""
-        reference = self._places.reference
-        dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in self._places.reduced.nodes)
+        reference = self._parts.reference
+        dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in self._parts.reduced.nodes)
         names = dict[str, None]()
-        for target in self._places.with_carriers([self._names[name] for name in places]):
-            for node in (reference.nodes[k] for k in self._places.groups[target].nodes):
+        for target in self._parts.with_carriers([self._names[name] for name in parts]):
+            for node in (reference.nodes[k] for k in self._parts.groups[target].nodes):
                 if node.output[0] in reference.live and reference.dtype(node.output[0]) in (0, *FLOATS):
                     name = node.name or node.output[0]
                     names[name] = None
@@ -85,40 +88,24 @@ class OnnxMending:
                         names[f"{name}_MatMul"] = None
         return list(names)
 
-    def layer(self, place: str) -> str | None:
+    def layer(self, part: str) -> str | None:
         """See xcam.contract.abilities.Mending."""
-        target = self._names[place]
+        target = self._names[part]
         return next((name for name, (_, tensor) in self._layers.items() if tensor == target), None)
 
     def _built(
-        self, places: Collection[str], ranges: Mapping[str, Range], kept: Collection[str] = ()
+        self, parts: Collection[str], ranges: Mapping[str, Range], kept: Collection[str] = ()
     ) -> tuple[ModelProto, dict[str, str]]:
         weights = self._reference.recording.runtime.weights, self._reduced.recording.runtime.weights
         tensors = {self._layers[name][1]: range_ for name, range_ in ranges.items()}
-        return mixed(self._places, weights, [self._names[name] for name in places], tensors, kept)
+        return mixed(self._parts, weights, [self._names[name] for name in parts], tensors, kept)
 
     def mended(
-        self, places: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = ()
-    ) -> tuple[OnnxModel, dict[str, str | None]]:
+        self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = ()
+    ) -> tuple[Model, dict[str, str | None]]:
         """See xcam.contract.abilities.Mending."""
-        from xcam_onnx.model import OnnxModel
-
-        model, tensors = self._built(places, ranges)
-        opened, reduced = store(model), self._reduced
-        runtime = reduced.recording.runtime
-        result = OnnxModel(
-            opened.model,
-            dataclasses.replace(runtime, weights=opened.weights),
-            name=f"{reduced.name}, mended",
-            layout=reduced.input.layout,
-            channels=reduced.input.channels,
-            size=reduced.input.size,
-            labels=reduced.labels,
-            preprocessing=reduced.input.preprocessing,
-            default_layer=None,
-            notes=reduced.notes,
-        )
-        recording = result._recording()
+        model, tensors = self._built(parts, ranges)
+        result, recording = self._reopen(model)
         known = {recording.tensor(name): name for name in recording.layers}
         names: dict[str, str | None] = {}
         for name in layers:
@@ -128,12 +115,12 @@ class OnnxMending:
         return result, names
 
     def run(
-        self, places: Collection[str], ranges: Mapping[str, Range], x: Array, layers: Sequence[str]
+        self, parts: Collection[str], ranges: Mapping[str, Range], x: Array, layers: Sequence[str]
     ) -> tuple[Array, dict[str, Array]]:
         """See xcam.contract.abilities.Mending."""
-        reduced = self._reduced
-        model, tensors = self._built(places, ranges, [self._layers[name][1] for name in layers])
-        recording = reduced._opened(without_channel_axis(x, reduced.input)).recording
+        model, tensors = self._built(parts, ranges, [self._layers[name][1] for name in layers])
+        recording = self._reduced.recording
+        x = without_channel_axis(x, recording.spec)
         targets = {name: tensors[self._layers[name][1]] for name in layers}
         graph = Graph(model)
         scores = graph.proto.output[0].name
@@ -149,17 +136,17 @@ class OnnxMending:
         }
         return joined([batch[scores] for batch in batches]), values
 
-    def write(self, path: Path, places: Collection[str], ranges: Mapping[str, Range]) -> None:
+    def write(self, path: Path, parts: Collection[str], ranges: Mapping[str, Range]) -> None:
         """See xcam.contract.abilities.Mending."""
-        model, _ = self._built(places, ranges)
+        model, _ = self._built(parts, ranges)
         if model.ByteSize() <= LIMIT:
             path.write_bytes(model.SerializeToString())
         else:
             onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
 
-    def size(self, places: Collection[str], ranges: Mapping[str, Range]) -> int:
+    def size(self, parts: Collection[str], ranges: Mapping[str, Range]) -> int:
         """See xcam.contract.abilities.Mending."""
-        return self._built(places, ranges)[0].ByteSize()
+        return self._built(parts, ranges)[0].ByteSize()
 
 
 def _in_opset(reference: ModelProto, reduced: ModelProto) -> ModelProto:

@@ -1,7 +1,7 @@
 """Building a mixed file: nodes of the float file replace what computes the same values in the quantised file.
 
-Between two places in float a value stays in float. Where a neighbour stays on integers, a DequantizeLinear is ahead of the
-place, and a QuantizeLinear with the file's own scale is behind it. All other nodes are those of the quantised file.
+Between two parts in float a value stays in float. Where a neighbour stays on integers, a DequantizeLinear is ahead of the
+part, and a QuantizeLinear with the file's own scale is behind it. All other nodes are those of the quantised file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from xcam.contract.quantization import Range
 from xcam_onnx.graph import FLOATS, INFERRED, Graph, copied, reading, reads, sort
-from xcam_onnx.mixing.places import Places
+from xcam_onnx.mixing.parts import Parts
 from xcam_onnx.mixing.ranges import with_ranges
 from xcam_onnx.standard.form import DEQUANTIZE, Quantised
 from xcam_onnx.weights import WeightFiles
@@ -21,7 +21,7 @@ PREFIX = "float/"
 
 
 def mixed(
-    places: Places,
+    parts: Parts,
     weights: tuple[WeightFiles, WeightFiles],
     targets: Collection[str],
     ranges: Mapping[str, Range],
@@ -30,7 +30,7 @@ def mixed(
     """Return a mixed model, its weights in memory, and the tensor of each common value.
 
     Args:
-        places: The common values of both files, and the nodes between them.
+        parts: The common values of both files, and the nodes between them.
         weights: The files with the weights of the float file, and of the quantised one.
         targets: The values that the float file's nodes compute.
         ranges: New ranges of quantised values.
@@ -39,15 +39,15 @@ def mixed(
     Raises:
         ModelError: A range cannot be changed.
     """
-    reduced, entries = with_ranges(places, ranges, weights) if ranges else (places.reduced.model, {})
-    return _Builder(places, reduced, entries, places.with_carriers(targets)).build(weights, kept)
+    reduced, entries = with_ranges(parts, ranges, weights) if ranges else (parts.reduced.model, {})
+    return _Builder(parts, reduced, entries, parts.with_carriers(targets)).build(weights, kept)
 
 
 class _Builder:
     def __init__(
-        self, places: Places, reduced: ModelProto, entries: Mapping[str, Quantised], targets: Sequence[str]
+        self, parts: Parts, reduced: ModelProto, entries: Mapping[str, Quantised], targets: Sequence[str]
     ) -> None:
-        self._places, self._entries, self._targets = places, entries, targets
+        self._parts, self._entries, self._targets = parts, entries, targets
         self._graph = Graph(reduced)
         self._nodes: list[NodeProto] = list(reduced.graph.node)
         self._values: dict[str, str] = {}
@@ -68,7 +68,7 @@ class _Builder:
     def build(
         self, weights: tuple[WeightFiles, WeightFiles], kept: Collection[str]
     ) -> tuple[ModelProto, dict[str, str]]:
-        places = self._places
+        parts = self._parts
         taken = set(self._targets)
         for target in self._targets:
             self._values[target] = f"{PREFIX}{target}"
@@ -76,16 +76,16 @@ class _Builder:
             self._copy(target)
         for target in self._targets:
             self._hand_over(target, taken)
-        for name in places.partners:
+        for name in parts.partners:
             if name not in taken:
-                self._values[name] = self._value(name) if name in kept else places.partners[name].name
+                self._values[name] = self._value(name) if name in kept else parts.partners[name].name
         return self._assembled(weights, [self._values[name] for name in kept])
 
     # The nodes of the float file
 
     def _copy(self, target: str) -> None:
-        """Write the nodes that compute a value. Each place has its own copies of what lies between common values."""
-        reference, group = self._places.reference, self._places.groups[target]
+        """Write the nodes that compute a value. Each part has its own copies of the tensors between common values."""
+        reference, group = self._parts.reference, self._parts.groups[target]
         inner = {name for k in group.nodes for name in reference.nodes[k].output if name}
         names = {}
         for name in inner:
@@ -94,14 +94,14 @@ class _Builder:
         for k in group.nodes:
             node = reference.nodes[k]
             outputs = [names[name] if name else "" for name in node.output]
-            if node.output[0] in reference.live or outputs[0] not in self._written:  # places share constants
+            if node.output[0] in reference.live or outputs[0] not in self._written:  # parts share constants
                 self._written.update(outputs)
                 copy = _renamed(node, lambda name: names.get(name) or self._read(name), outputs)
                 self._added.append(copy)
 
     def _read(self, name: str) -> str:
         """Return the name in the mixed file of a tensor that a node of the float file reads."""
-        reference = self._places.reference
+        reference = self._parts.reference
         if not name:
             return ""
         if name in reference.initializers:
@@ -112,13 +112,13 @@ class _Builder:
     def _value(self, name: str) -> str:
         """Return the tensor that holds a common value, or an input, as floats."""
         if name not in self._values:
-            places = self._places
-            if name in places.inputs and name not in places.partners:
-                source = places.inputs[name]
-                entry = places.form.quantised.get(places.form.floats.get(source, ""))
+            parts = self._parts
+            if name in parts.inputs and name not in parts.partners:
+                source = parts.inputs[name]
+                entry = parts.form.quantised.get(parts.form.floats.get(source, ""))
                 self._values[name] = source if entry is None else self._dequantised(entry)
             else:
-                partner = places.partners[name]
+                partner = parts.partners[name]
                 self._values[name] = partner.name if partner.entry is None else self._dequantised(partner.entry)
         return self._values[name]
 
@@ -147,9 +147,9 @@ class _Builder:
 
     def _hand_over(self, target: str, taken: Collection[str]) -> None:
         """Let the readers of a value in the quantised file read the value in float."""
-        places, value = self._places, self._values[target]
-        partner = places.partners[target]
-        dtype = places.reference.dtype(target) or TensorProto.FLOAT
+        parts, value = self._parts, self._values[target]
+        partner = parts.partners[target]
+        dtype = parts.reference.dtype(target) or TensorProto.FLOAT
         if partner.entry is None:
             self._replace(partner.name)
             stored = self._graph.dtype(partner.name) or dtype
@@ -169,9 +169,9 @@ class _Builder:
 
     def _stays_quantised(self, tensor: str, taken: Collection[str]) -> bool:
         """Return whether a node that stays on integers reads a dequantised tensor."""
-        places = self._places
+        parts = self._parts
         readers = self._readers.get(tensor, [])
-        return any(places.integer_nodes.get(k, set()) - set(taken) for k in readers)
+        return any(parts.integer_nodes.get(k, set()) - set(taken) for k in readers)
 
     def _replace(self, tensor: str) -> None:
         """Give the output of a node another name, so that another node can have its name."""
@@ -185,7 +185,7 @@ class _Builder:
     def _assembled(
         self, weights: tuple[WeightFiles, WeightFiles], kept: Sequence[str]
     ) -> tuple[ModelProto, dict[str, str]]:
-        places, source = self._places, self._graph.model
+        parts, source = self._parts, self._graph.model
         nodes = _needed([*self._nodes, *self._added], [*(v.name for v in source.graph.output), *kept])
         nodes, alias = _without_identities(nodes, {v.name for v in source.graph.output}, self._added)
         read = {name for node in nodes for name in reads(node)} | {v.name for v in source.graph.output}
@@ -195,21 +195,21 @@ class _Builder:
         result.graph.initializer.extend(t for name, t in self._graph.initializers.items() if name in read)
         missing = read - set(self._graph.initializers)
         result.graph.initializer.extend(
-            places.form.graph.initializers[n] for n in missing if n in places.form.graph.initializers
+            parts.form.graph.initializers[n] for n in missing if n in parts.form.graph.initializers
         )
         weights[1].fetch(result)
         floats = ModelProto()
         for name, new in self._constants.items():
             if new in read:
-                floats.graph.initializer.add().CopyFrom(places.reference.initializers[name])
+                floats.graph.initializer.add().CopyFrom(parts.reference.initializers[name])
                 floats.graph.initializer[-1].name = new
         weights[0].fetch(floats)
         result.graph.initializer.extend(floats.graph.initializer)
         stated = {v.name: v for v in source.graph.value_info if v.doc_string != INFERRED}
-        own = {name for node in self._nodes for name in node.output}
-        own &= {name for node in nodes for name in node.output}
-        result.graph.value_info.extend(value for name, value in stated.items() if name in own)
-        _import(result, places.reference.model, nodes)
+        kept_names = {name for node in self._nodes for name in node.output}
+        kept_names &= {name for node in nodes for name in node.output}
+        result.graph.value_info.extend(value for name, value in stated.items() if name in kept_names)
+        _import(result, parts.reference.model, nodes)
         names = _shorten(result)
         sort(result.graph)
         values = {name: alias.get(tensor, tensor) for name, tensor in self._values.items()}

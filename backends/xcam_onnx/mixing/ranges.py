@@ -12,7 +12,7 @@ from xcam.contract import Array
 from xcam.contract.quantization import Range
 from xcam.errors import ModelError
 from xcam_onnx.graph import INTEGERS, Graph, attribute, copied, reading
-from xcam_onnx.mixing.places import Places
+from xcam_onnx.mixing.parts import Parts
 from xcam_onnx.standard.form import DEQUANTIZE, MOVING, QUANTIZE, Quantised
 from xcam_onnx.weights import WeightFiles
 
@@ -35,19 +35,19 @@ SYMMETRIC = 0.9
 
 
 def with_ranges(
-    places: Places, ranges: Mapping[str, Range], weights: tuple[WeightFiles, WeightFiles]
+    parts: Parts, ranges: Mapping[str, Range], weights: tuple[WeightFiles, WeightFiles]
 ) -> tuple[ModelProto, dict[str, Quantised]]:
     """Return the quantised file with new ranges of some values, and how these are represented now.
 
     Args:
-        places: The common values.
+        parts: The common values.
         ranges: By the tensor of the float file.
         weights: The files with the weights of the float file, and of the quantised one.
 
     Raises:
         ModelError: A value has a range for each channel, or an unknown operator reads it.
     """
-    writer = _Ranges(places, weights)
+    writer = _Ranges(parts, weights)
     for target, range_ in ranges.items():
         writer.change(target, range_)
     writer.model.graph.initializer.extend(writer.constants)
@@ -55,19 +55,19 @@ def with_ranges(
 
 
 class _Ranges:
-    def __init__(self, places: Places, weights: tuple[WeightFiles, WeightFiles]) -> None:
-        self.places, self.weights = places, weights
-        self.model = copied(places.reduced.model)
+    def __init__(self, parts: Parts, weights: tuple[WeightFiles, WeightFiles]) -> None:
+        self.parts, self.weights = parts, weights
+        self.model = copied(parts.reduced.model)
         self.entries: dict[str, Quantised] = {}
         self.constants: list[TensorProto] = []
-        self._graph = places.reduced
+        self._graph = parts.reduced
         self._readers: dict[str, list[tuple[int, int]]] = {}
         for k, node in enumerate(self._graph.nodes):
             for index, name in enumerate(node.input):
                 self._readers.setdefault(name, []).append((k, index))
 
     def change(self, target: str, range_: Range) -> None:
-        partner = self.places.partners.get(target)
+        partner = self.parts.partners.get(target)
         entry = None if partner is None else partner.entry
         if entry is None or entry.axis is not None or entry.dtype not in INTEGERS:
             raise ModelError(
@@ -87,9 +87,7 @@ class _Ranges:
         self._set(self._graph.producer[entry.integers], RESULTS[producer.op_type], names)
         followers = list(self._followers(entry.integers))
         for name in followers:
-            old = next(
-                (p.entry for p in self.places.partners.values() if p.entry and p.entry.integers == name), entry
-            )
+            old = next((p.entry for p in self.parts.partners.values() if p.entry and p.entry.integers == name), entry)
             self.entries[name] = replace(old, integers=name, scale=names[0], zero_point=names[1])
         for name in followers:
             for k, index in self._readers.get(name, []):
@@ -117,7 +115,7 @@ class _Ranges:
         low, high = min(range_[0], 0.0), max(range_[1], 0.0)
         zeros = [
             self._value(e.zero_point)
-            for e in self.places.form.quantised.values()
+            for e in self.parts.form.quantised.values()
             if e.zero_point and e.dtype == entry.dtype
         ]
         known = [float(np.ravel(zero)[0]) for zero in zeros if zero is not None]
@@ -155,13 +153,13 @@ class _Ranges:
         """Write the bias of a reader again, whose scale is the product of those of its inputs."""
         node = self.model.graph.node[k]
         if node.op_type in BIASES and index == 0:
-            place, first, second = BIASES[node.op_type]
-            if len(node.input) > place and node.input[place]:
+            part, first, second = BIASES[node.op_type]
+            if len(node.input) > part and node.input[part]:
                 old = self._product(self._graph.nodes[k], first, second)
                 new = self._product(node, first, second)
-                bias = self._bias(k, self._value(node.input[place]), old)
+                bias = self._bias(k, self._value(node.input[part]), old)
                 if bias is not None and new is not None:
-                    node.input[place] = self._integers(bias / new, node.input[place])
+                    node.input[part] = self._integers(bias / new, node.input[part])
         elif node.op_type == DEQUANTIZE:
             for reader, at in self._readers.get(node.output[0], []):
                 self._follow_dequantised(reader, at, node)
@@ -201,10 +199,10 @@ class _Ranges:
 
     def _bias(self, k: int, integers: Array | None, scale: Array | None) -> Array | None:
         """Return the bias of a node in the quantised file: that of the float file, or its own integers."""
-        for target in self.places.groups:
-            if k in self.places.replaced[target]:
-                graph = self.places.reference
-                layers = [graph.nodes[i] for i in self.places.groups[target].nodes]
+        for target in self.parts.groups:
+            if k in self.parts.replaced[target]:
+                graph = self.parts.reference
+                layers = [graph.nodes[i] for i in self.parts.groups[target].nodes]
                 layers = [n for n in layers if n.op_type in ("Conv", "Gemm", "ConvTranspose") and len(n.input) > 2]
                 if len(layers) == 1:
                     bias = _value(graph, self.weights[0], layers[0].input[2])
@@ -213,8 +211,8 @@ class _Ranges:
         return None if integers is None or scale is None else integers.astype(np.float64) * scale
 
     def _value(self, name: str) -> Array | None:
-        own = next((numpy_helper.to_array(t) for t in self.constants if t.name == name), None)
-        return _value(self._graph, self.weights[1], name) if own is None else own
+        mended = next((numpy_helper.to_array(t) for t in self.constants if t.name == name), None)
+        return _value(self._graph, self.weights[1], name) if mended is None else mended
 
 
 def _value(graph: Graph, weights: WeightFiles, name: str) -> Array | None:

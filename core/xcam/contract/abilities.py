@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
 
-from xcam.contract.quantization import Place, Range, Stretch
+from xcam.contract.quantization import Part, Range, Stretch
 from xcam.contract.types import Array, Cotangents, Model
 
 T = TypeVar("T")
@@ -136,25 +136,25 @@ class RunsStretches(Model, Protocol):
 
 
 class Mending(Protocol):
-    """The places of a model of reduced precision that the nodes of a float model can take over."""
+    """The parts of a model of reduced precision that the nodes of a float model can take over."""
 
     @property
-    def places(self) -> Sequence[Place]:
-        """All places, in execution order."""
+    def parts(self) -> Sequence[Part]:
+        """All parts, in execution order."""
 
-    def nodes(self, places: Collection[str]) -> list[str]:
-        """Return the names of the float file's nodes that some places consist of."""
+    def nodes(self, parts: Collection[str]) -> list[str]:
+        """Return the names of the float file's nodes that some parts consist of."""
 
-    def layer(self, place: str) -> str | None:
-        """Return the float model's layer whose value a place computes; None where it has no name."""
+    def layer(self, part: str) -> str | None:
+        """Return the float model's layer whose value a part computes; None where it has no name."""
 
     def run(
-        self, places: Collection[str], ranges: Mapping[str, Range], x: Array, layers: Sequence[str]
+        self, parts: Collection[str], ranges: Mapping[str, Range], x: Array, layers: Sequence[str]
     ) -> tuple[Array, dict[str, Array]]:
-        """Run the model in which `places` are in float.
+        """Run the model in which `parts` are in float.
 
         Args:
-            places: Their names.
+            parts: Their names.
             ranges: New ranges of quantised values, by the float model's layer.
             x: A batch as the model of reduced precision takes it.
             layers: Names of the float model's layers.
@@ -164,12 +164,12 @@ class Mending(Protocol):
         """
 
     def mended(
-        self, places: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = ()
+        self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = ()
     ) -> tuple[Model, dict[str, str | None]]:
-        """Return the model in which `places` are in float, and the names in it of some layers of the float model.
+        """Return the model in which `parts` are in float, and the names in it of some layers of the float model.
 
         Args:
-            places: Their names.
+            parts: Their names.
             ranges: New ranges of quantised values, by the float model's layer.
             layers: Names of the float model's layers.
 
@@ -177,10 +177,10 @@ class Mending(Protocol):
             ModelError: A range cannot be changed.
         """
 
-    def write(self, path: Path, places: Collection[str], ranges: Mapping[str, Range]) -> None:
+    def write(self, path: Path, parts: Collection[str], ranges: Mapping[str, Range]) -> None:
         """Write this model to a file, its weights next to it where the file would be too large."""
 
-    def size(self, places: Collection[str], ranges: Mapping[str, Range]) -> int:
+    def size(self, parts: Collection[str], ranges: Mapping[str, Range]) -> int:
         """Return the size of this model in bytes."""
 
 
@@ -188,7 +188,7 @@ class Mends(Model, Protocol):
     """A model of reduced precision that can be mended with the float model it was made from."""
 
     def mending(self, reference: Model, pairs: Sequence[tuple[str, str]]) -> Mending:
-        """Return the places that the float model can take over.
+        """Return the parts that the float model can take over.
 
         Args:
             reference: The float model.
@@ -196,7 +196,7 @@ class Mends(Model, Protocol):
 
         Raises:
             InputError: The float model is not a file of the same kind.
-            ModelError: The models have no quantised place in common.
+            ModelError: The models have no quantised part in common.
         """
 
 

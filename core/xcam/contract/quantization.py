@@ -83,7 +83,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Place:
+class Part:
     """A part of a model of reduced precision that the float model can take over: what computes one common value."""
 
     name: str

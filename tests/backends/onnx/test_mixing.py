@@ -55,15 +55,15 @@ def mending(reduced: onnx.ModelProto, reference: onnx.ModelProto | None = None) 
     return result
 
 
-def written(result: OnnxMending, folder: Path, places: Collection[str], **ranges: Any) -> onnx.ModelProto:
+def written(result: OnnxMending, folder: Path, parts: Collection[str], **ranges: Any) -> onnx.ModelProto:
     """Write a mixed file, and return it after ONNX's check."""
-    result.write(folder / "mixed.onnx", places, ranges)
+    result.write(folder / "mixed.onnx", parts, ranges)
     onnx.checker.check_model(str(folder / "mixed.onnx"), full_check=True)
     return onnx.load(folder / "mixed.onnx")
 
 
 def names(result: OnnxMending) -> list[str]:
-    return [place.name for place in result.places]
+    return [part.name for part in result.parts]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,7 +78,7 @@ def test_everything_in_float_is_the_float_file_and_nothing_is_the_quantised_one(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chosen", [("conv1",), ("conv3", "add1"), ("conv2", "conv3", "conv6", "fc")])
-def test_a_mixed_file_computes_what_the_quantiser_makes_without_the_same_nodes(
+def test_a_mixed_file_is_near_the_one_that_the_quantiser_writes_without_the_same_nodes(
     kind: str, chosen: Sequence[str], tmp_path: Path
 ) -> None:
     result = mending(quantized(kind))
@@ -96,7 +96,7 @@ def test_an_absorbed_activation_comes_back(kind: str, tmp_path: Path) -> None:
     mixed = written(result, tmp_path, ["conv2", "conv3"])
     nodes = {node.name: node for node in mixed.graph.node}
     assert nodes["relu2"].input[0] == nodes["conv2"].output[0]
-    assert nodes["conv3"].input[0] == nodes["relu2"].output[0], "between two places in float nothing is quantised"
+    assert nodes["conv3"].input[0] == nodes["relu2"].output[0], "between two parts in float nothing is quantised"
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in mixed.graph.initializer}
     stated = {t.name: onnx.numpy_helper.to_array(t) for t in network().graph.initializer}
     np.testing.assert_array_equal(weights[nodes["conv2"].input[1]], stated["w2"])
@@ -104,7 +104,7 @@ def test_an_absorbed_activation_comes_back(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_places_are_matched_where_every_name_differs(kind: str, tmp_path: Path) -> None:
+def test_parts_are_matched_where_every_name_differs(kind: str, tmp_path: Path) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(quantized(kind))
     keep = {value.name for value in (*model.graph.input, *model.graph.output)} | {""}

@@ -1,1 +1,1 @@
-"""Repair: the fewest places of a quantised model to put back into float."""
+"""Repair: the fewest parts of a quantised model to put back into float."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,8 @@ class Judgement:
 
     @property
     def pearson(self) -> float:
-        """The lowest correlation of the heatmaps."""
-        return min(m.pearson for m in self.measures)
+        """The lowest correlation of the heatmaps; 1 where none is known, as of heatmaps that are zero."""
+        return min((m.pearson for m in self.measures if not math.isnan(m.pearson)), default=1.0)
 
     @property
     def other_classes(self) -> int:

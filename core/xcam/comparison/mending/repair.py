@@ -1,4 +1,4 @@
-"""`repair`: a quantised model with the fewest places put back into float."""
+"""`repair`: a quantised model with the fewest parts put back into float."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xcam.comparison.data import ORDER, Verdict
 from xcam.comparison.images import Explainer
 from xcam.comparison.mending import search
 from xcam.comparison.mending.judge import Judge, Judgement
-from xcam.comparison.mending.result import MendedPlace, MendedRange, Repair
+from xcam.comparison.mending.result import MendedPart, MendedRange, Repair
 from xcam.contract import Array, InputSpec, Model, validation
 from xcam.contract.abilities import Mending, Mends, supports
 from xcam.contract.preprocessing import Preprocessing
@@ -32,7 +32,7 @@ from xcam.models.load import load, with_output
 from xcam.targets import Score
 
 SAMPLES = 3
-"""Images on which layers are aligned and places are measured."""
+"""Images on which layers are aligned and parts are measured."""
 RANGES = 8
 """The largest number of ranges that are mended: with more of them wrong, the calibration is."""
 RANGE_CODES = ("narrow-range", "wide-range", "wrong-scale", "wrong-zero-point")
@@ -58,7 +58,7 @@ def repair(
     preprocess: str | Preprocessing | None = None,
     output: str | None = None,
 ) -> Repair:
-    """Put the fewest places of a quantised model back into float, so that it explains images as the float model does.
+    """Put the fewest parts of a quantised model back into float, so that it explains images as the float model does.
 
     Where the fault is a wrong range at single values, the ranges are mended, and nothing is put back into float for them.
 
@@ -145,9 +145,9 @@ def _images(image: Any, check: Any, failed: list[tuple[str, str]]) -> tuple[list
 
 @dataclass
 class _State:
-    """What is mended."""
+    """Mended parts and ranges."""
 
-    places: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
     ranges: dict[str, MendedRange] = field(default_factory=dict)
 
     @property
@@ -182,7 +182,7 @@ class _Repairer:
 
     @property
     def mending(self) -> Mending:
-        """The places that can be put back."""
+        """The parts that can be put back."""
         if self._mending is None:
             model = self.models[1]
             assert supports(model, Mends)
@@ -216,30 +216,30 @@ class _Repairer:
             return result
         state = _State()
         self._mend_ranges(state, before)
-        places = [place.name for place in self.mending.places]
+        parts = [part.name for part in self.mending.parts]
         measured: dict[str, search.Measured] = {}
         naive: int | None = None
         if not self._reaches(state, []):
             measured = {
-                m.place.name: m
+                m.part.name: m
                 for m in search.measured(self.mending, self.models[0], self._batches(), self.layer, state.values)
             }
-            order = sorted(places, key=lambda name: -measured[name].harm)
+            order = sorted(parts, key=lambda name: -measured[name].harm)
             count = search.shortest(order, lambda names: self._reaches(state, names))
             if count is None:
-                state.places = order
+                state.parts = order
             else:
-                state.places = search.reduced(order[:count], lambda names: self._reaches(state, names))
-                by_error = sorted(places, key=lambda name: -measured[name].local_error)
+                state.parts = search.reduced(order[:count], lambda names: self._reaches(state, names))
+                by_error = sorted(parts, key=lambda name: -measured[name].local_error)
                 plain = _State()
                 naive = search.shortest(by_error, lambda names: self._reaches(plain, names))
         for name in list(state.ranges):  # those that turn out to be unnecessary
-            rest = _State(state.places, {k: r for k, r in state.ranges.items() if k != name})
-            if self._reaches(state, state.places) and self._reaches(rest, rest.places):
+            rest = _State(state.parts, {k: r for k, r in state.ranges.items() if k != name})
+            if self._reaches(state, state.parts) and self._reaches(rest, rest.parts):
                 state.ranges = rest.ranges
         model, explainer = self._built(state)
         mending = self.mending
-        known = {place.name: place for place in mending.places}
+        known = {part.name: part for part in mending.parts}
         return Repair(
             result.names,
             result.layers,
@@ -249,11 +249,11 @@ class _Repairer:
             check_before,
             self.proof(explainer) if self.proof else None,
             tuple(state.ranges.values()),
-            tuple(MendedPlace(known[name], measured[name].harm, measured[name].local_error) for name in state.places),
-            len(places),
-            tuple(mending.nodes(state.places)),
+            tuple(MendedPart(known[name], measured[name].harm, measured[name].local_error) for name in state.parts),
+            len(parts),
+            tuple(mending.nodes(state.parts)),
             naive,
-            (mending.size([], {}), mending.size(state.places, state.values)),
+            (mending.size([], {}), mending.size(state.parts, state.values)),
             self._times(model),
             failed,
             model,
@@ -264,8 +264,8 @@ class _Repairer:
         first, second = self.correspondence.models
         return first.x, second.x
 
-    def _built(self, state: _State, places: Collection[str] | None = None) -> tuple[Model, Explainer]:
-        chosen = state.places if places is None else list(places)
+    def _built(self, state: _State, parts: Collection[str] | None = None) -> tuple[Model, Explainer]:
+        chosen = state.parts if parts is None else list(parts)
         model, names = self.mending.mended(chosen, state.values, [self.layer])
         if self.output is not None:
             model = with_output(model, self.output)
@@ -277,10 +277,10 @@ class _Repairer:
             )
         return model, Explainer(model, self.specs[1], name)
 
-    def _reaches(self, state: _State, places: Collection[str]) -> bool:
-        key = frozenset([*places, *(f"range of {name}" for name in state.ranges)])
+    def _reaches(self, state: _State, parts: Collection[str]) -> bool:
+        key = frozenset([*parts, *(f"range of {name}" for name in state.ranges)])
         if key not in self.tried:
-            self.tried[key] = self.judge(self._built(state, places)[1], self.require).reaches(self.require)
+            self.tried[key] = self.judge(self._built(state, parts)[1], self.require).reaches(self.require)
         return self.tried[key]
 
     def _times(self, model: Model) -> tuple[float, float, float]:

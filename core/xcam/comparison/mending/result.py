@@ -14,7 +14,7 @@ from xcam.comparison.mending.judge import Judgement
 from xcam.contract import Model
 from xcam.contract.abilities import Mending
 from xcam.contract.files import whole_or_not
-from xcam.contract.quantization import Place, Range
+from xcam.contract.quantization import Part, Range
 from xcam.errors import InputError
 from xcam.models.export import check_path
 
@@ -36,15 +36,15 @@ class MendedRange:
 
 
 @dataclass(frozen=True)
-class MendedPlace:
-    """A place that is in float in the repaired model."""
+class MendedPart:
+    """A part that is in float in the repaired model."""
 
-    place: Place
+    part: Part
     """Its nodes in the float file."""
     harm: float
     """How much it costs alone, where everything else is in float: 1 is the loss that `equivalent` allows."""
     local_error: float
-    """The error of its value by itself, relative; root of the mean square."""
+    """The error of its value alone, relative; root of the mean square."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Repair:
     """The repaired model, on the other images."""
     ranges: tuple[MendedRange, ...] = ()
     """Ranges that are mended."""
-    places: tuple[MendedPlace, ...] = ()
-    """Places that are in float, the most harmful first."""
+    parts: tuple[MendedPart, ...] = ()
+    """Parts that are in float, the most harmful first."""
     count: int = 0
-    """The number of quantised places."""
+    """The number of quantised parts."""
     nodes_to_exclude: tuple[str, ...] = ()
-    """The nodes of these places, by their names in the float file: an option of ONNX Runtime's `quantize_static`."""
+    """The nodes of these parts, by their names in the float file: an option of ONNX Runtime's `quantize_static`."""
     largest_errors: int | None = None
-    """The number of places that the verdict needs when those with the largest local errors are taken first; None where that
+    """The number of parts that the verdict needs when those with the largest local errors are taken first; None where that
     does not reach it, or it was not tried."""
     sizes: tuple[int, int] = (0, 0)
     """Bytes of the quantised and the repaired file."""
@@ -111,7 +111,7 @@ class Repair:
         if self._mending is None:
             raise InputError(f"cannot write {path}: {self.names[1]} needs no repair; use it as it is")
         with whole_or_not(target) as file:
-            self._mending.write(file, [p.place.name for p in self.places], self._ranges)
+            self._mending.write(file, [p.part.name for p in self.parts], self._ranges)
 
     @property
     def _ranges(self) -> Mapping[str, Range]:
@@ -135,17 +135,17 @@ class Repair:
                 {"layer": r.layer, "quantised": r.reduced, "low": r.low, "high": r.high, "cause": r.cause.to_dict()}
                 for r in self.ranges
             ],
-            "places": [
+            "parts": [
                 {
-                    "name": p.place.name,
-                    "nodes": list(p.place.nodes),
-                    "kinds": list(p.place.kinds),
+                    "name": p.part.name,
+                    "nodes": list(p.part.nodes),
+                    "kinds": list(p.part.kinds),
                     "harm": p.harm,
                     "local_error": p.local_error,
                 }
-                for p in self.places
+                for p in self.parts
             ],
-            "quantised_places": self.count,
+            "quantised_parts": self.count,
             "nodes_to_exclude": list(self.nodes_to_exclude),
             "largest_errors_first": self.largest_errors,
             "bytes": {"quantised": self.sizes[0], "repaired": self.sizes[1]},

@@ -1,7 +1,7 @@
-"""The search for the fewest places to put back into float.
+"""The search for the fewest parts to put back into float.
 
-Each place is first measured alone: everything else is in float, so that no other fault hides it. In the order of the harm that
-each does, places are put back until the verdict is reached; then those that turn out to be unnecessary are taken out again.
+Each part is first measured alone: everything else is in float, so that no other fault hides it. In the order of the harm that
+each does, parts are put back until the verdict is reached; then those that turn out to be unnecessary are taken out again.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from xcam import progress
 from xcam.comparison.similarity import CORRELATED, correlation
 from xcam.contract import Array, Model, Outputs, one_output, validation
 from xcam.contract.abilities import Mending
-from xcam.contract.quantization import Place, Range
+from xcam.contract.quantization import Part, Range
 from xcam.errors import XcamError
 from xcam.models import layers
 
 Test = Callable[[Collection[str]], bool]
-"""Whether the verdict is reached with these places in float."""
+"""Whether the verdict is reached with these parts in float."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A place, measured with everything else in float."""
+    """A part, measured with everything else in float."""
 
-    place: Place
+    part: Part
     harm: float
     """The change of heatmap and class at the end: 1 is the loss of correlation, or the step to another class."""
     local_error: float
@@ -98,25 +98,25 @@ def harm(reference: Model, x: Array, layer: str, outputs: Array, values: Array) 
 def measured(
     mending: Mending, reference: Model, xs: tuple[Array, Array], layer: str, ranges: Mapping[str, Range]
 ) -> list[Measured]:
-    """Measure each place alone, everything else in float.
+    """Measure each part alone, everything else in float.
 
     Args:
-        mending: The places.
+        mending: The parts.
         reference: The float model.
         xs: The batch, as the float model and the quantised one take it.
         layer: The explained layer of the float model.
         ranges: Ranges that are mended already.
     """
-    names = [place.name for place in mending.places]
-    ends = {place.name: mending.layer(place.name) for place in mending.places}
+    names = [part.name for part in mending.parts]
+    ends = {part.name: mending.layer(part.name) for part in mending.parts}
     known = sorted({name for name in ends.values() if name} | {layer})
     outputs, clean = mending.run(names, ranges, xs[1], known)
     judge = harm(reference, xs[0], layer, outputs, clean[layer])
     results = []
-    for place in progress.steps(list(mending.places), "places"):
-        at = ends[place.name] or layer
-        changed, values = mending.run([n for n in names if n != place.name], ranges, xs[1], sorted({at, layer}))
-        results.append(Measured(place, judge(changed, values[layer]), _relative(clean[at], values[at])))
+    for part in progress.steps(list(mending.parts), "parts"):
+        at = ends[part.name] or layer
+        changed, values = mending.run([n for n in names if n != part.name], ranges, xs[1], sorted({at, layer}))
+        results.append(Measured(part, judge(changed, values[layer]), _relative(clean[at], values[at])))
     return results
 
 
@@ -127,7 +127,7 @@ def _relative(first: Array, second: Array) -> float:
 
 
 def shortest(order: Sequence[str], test: Test) -> int | None:
-    """Return the number of places, from the first on, that reach the verdict; None where all of them do not."""
+    """Return the number of parts, from the first on, that reach the verdict; None where all of them do not."""
     if not test(order):
         return None
     low, high = 0, len(order)  # `low` does not reach it, `high` does
@@ -143,14 +143,14 @@ def shortest(order: Sequence[str], test: Test) -> int | None:
     return high
 
 
-def reduced(places: Sequence[str], test: Test) -> list[str]:
-    """Return the places that are left after every place that can be taken out is: in halves, then smaller parts.
+def reduced(parts: Sequence[str], test: Test) -> list[str]:
+    """Return the parts that are left after every part that can be taken out is: in halves, then smaller parts.
 
     Args:
-        places: Places that reach the verdict, the least necessary last.
+        parts: Parts that reach the verdict, the least necessary last.
         test: The verdict.
     """
-    kept = list(places)
+    kept = list(parts)
     size = max(len(kept) // 2, 1)
     while True:
         end = len(kept)

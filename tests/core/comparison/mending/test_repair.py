@@ -48,7 +48,7 @@ def test_channels_of_unlike_ranges_with_one_scale(kind: str, tmp_path: Path) -> 
     assert result.before.verdict == "different"
     assert result.reached
     assert result.proven
-    names = [place.place.name for place in result.places]
+    names = [part.part.name for part in result.parts]
     assert names[0] == "conv3", "its weights have one scale for channels of unlike ranges"
     assert result.largest_errors is not None
     assert len(names) <= result.largest_errors / 2
@@ -63,7 +63,7 @@ def test_channels_of_unlike_ranges_with_one_scale(kind: str, tmp_path: Path) -> 
     comparison = xcam.compare([loaded(model), xcam.load(tmp_path / "mixed.onnx", preprocess="tf")], IMAGES)
     assert comparison.verdict == "equivalent"
     document = result.to_dict()
-    assert [place["name"] for place in document["places"]] == names
+    assert [part["name"] for part in document["parts"]] == names
     assert document["reached"] is True
 
 
@@ -83,14 +83,14 @@ def test_a_wrong_range_is_mended_and_nothing_is_put_back(
     result = xcam.repair(loaded(network()), loaded(wrong), IMAGES)
     assert result.before.verdict == "different"
     assert [r.cause.code for r in result.ranges] == [code]
-    assert result.places == ()
+    assert result.parts == ()
     assert result.proven
     assert result.after.pearson > 0.99
 
 
 def test_a_model_that_does_not_differ_is_left_as_it_is(tmp_path: Path) -> None:
     result = xcam.repair(loaded(network()), loaded(honest("qdq")), IMAGES)
-    assert (result.needed, result.reached, result.model, result.places) == (False, True, None, ())
+    assert (result.needed, result.reached, result.model, result.parts) == (False, True, None, ())
     with pytest.raises(InputError, match="needs no repair"):
         result.save(tmp_path / "mixed.onnx")
 

@@ -1,4 +1,4 @@
-"""The search on sets of places whose fewest members are known."""
+"""The search on sets of parts whose fewest members are known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PLACES = [f"p{k}" for k in range(20)]
 
 
 @pytest.mark.parametrize("needed", [["p0"], ["p3"], ["p0", "p11"], ["p2", "p3", "p19"], PLACES])
-def test_only_needed_places_are_left(needed: list[str]) -> None:
+def test_only_needed_parts_are_left(needed: list[str]) -> None:
     calls = []
 
     def test(names: Collection[str]) -> bool:
@@ -26,7 +26,7 @@ def test_only_needed_places_are_left(needed: list[str]) -> None:
     assert len(calls) <= 80
 
 
-def test_few_places_need_few_runs() -> None:
+def test_few_parts_need_few_runs() -> None:
     calls = []
 
     def test(names: Collection[str]) -> bool:
@@ -37,7 +37,7 @@ def test_few_places_need_few_runs() -> None:
     assert len(calls) <= 4
 
 
-def test_none_where_all_places_do_not_suffice() -> None:
+def test_none_where_all_parts_do_not_suffice() -> None:
     assert search.shortest(PLACES, lambda _: False) is None
 
 

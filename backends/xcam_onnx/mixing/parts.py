@@ -1,6 +1,6 @@
-"""The places of a quantised model that a float model can take over: what lies between values that both models have.
+"""The parts of a quantised model that a float model can take over: what lies between values that both models have.
 
-A place is the part of the float graph that computes one common value from the nearest common values ahead of it. It replaces
+A part is the part of the float graph that computes one common value from the nearest common values ahead of it. It replaces
 what computes that value in the quantised graph: the names, the kinds and the number of nodes may differ.
 """
 
@@ -12,13 +12,13 @@ from functools import cached_property
 
 from onnx import ModelProto, NodeProto
 
-from xcam.contract.quantization import Place
+from xcam.contract.quantization import Part
 from xcam.errors import ModelError
 from xcam_onnx.graph import FLOATS, Graph, Shape, reads
 from xcam_onnx.standard.form import DEQUANTIZE, MOVING, Quantised, StandardForm
 
 CARRIERS = {*MOVING, "Relu", "Clip", "Dropout", "Cast", "Shape", "Constant", "ConstantOfShape", "GatherND"}
-"""Operators that round nothing: they follow the places ahead of them."""
+"""Operators that round nothing: they follow the parts ahead of them."""
 INTEGER = ("QLinear", "QGemm", "QAttention", "Integer", "NBits", "Bnb4", "DynamicQuantize", "QMoE")
 """Parts of the names of operators on integers."""
 
@@ -45,7 +45,7 @@ class Group:
     """Indices, in order; those that compute constants included."""
 
 
-class Places:
+class Parts:
     """The common values of a float and a quantised graph, and the nodes between them.
 
     Args:
@@ -56,7 +56,7 @@ class Places:
         inputs: The inputs of both files that correspond.
 
     Raises:
-        ModelError: The files have no quantised place in common.
+        ModelError: The files have no quantised part in common.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class Places:
         self.replaced = {name: self._replaced(name) for name in self.groups}
         """The nodes of the quantised file that compute a common value, by index."""
         self.quantised = {name for name in self.groups if self._is_quantised(name)}
-        self.places: dict[str, Place] = {}
+        self.parts: dict[str, Part] = {}
         """By the tensor of the float file."""
         names: set[str] = set()
         for target, group in self.groups.items():
             if target in self.quantised and not self.carries(target):
-                place = self._place(group, names)
-                names.add(place.name)
-                self.places[target] = place
+                part = self._part(group, names)
+                names.add(part.name)
+                self.parts[target] = part
 
     def _same_names(self) -> Iterator[tuple[str, str]]:
         """Yield the tensors whose names a quantiser keeps: those of the outputs first."""
@@ -198,7 +198,7 @@ class Places:
         return node.op_type == DEQUANTIZE and node.input[0] not in self.reduced.live
 
     def common(self, name: str, other: str) -> str:
-        """Return the common value of a pair of tensors: of the float file another tensor of the same value may stand for it."""
+        """Return the common value of a pair of tensors: in the float file, several tensors may have one value."""
         partner = self._partner(other)
         if name in self.partners or partner is None:
             return name
@@ -212,7 +212,7 @@ class Places:
         ]
         return all(node.op_type in CARRIERS for node in live)
 
-    def _place(self, group: Group, names: Collection[str]) -> Place:
+    def _part(self, group: Group, names: Collection[str]) -> Part:
         graph = self.reference
         nodes = [node for k in group.nodes if (node := graph.nodes[k]).output[0] in graph.live]
         listed = [node for node in nodes if graph.dtype(node.output[0]) in (0, *FLOATS)]
@@ -221,7 +221,7 @@ class Places:
         main = next(iter([n for n in weighted if n in others] or others or nodes))
         name = main.name or main.output[0]
         count = sum(node.op_type not in CARRIERS for node in listed)
-        return Place(
+        return Part(
             name if name not in names else f"{name} ({group.target})",
             tuple(node.name or node.output[0] for node in listed or nodes),
             tuple(node.op_type for node in listed or nodes),
@@ -237,10 +237,10 @@ class Places:
             if name in self.quantised and self.carries(name) and floats.issuperset(self.groups[name].sources):
                 floats.add(name)
                 carriers.add(name)
-        for name in self.groups:  # behind a place
+        for name in self.groups:  # behind a part
             if name in carriers and taken.intersection(self.groups[name].sources):
                 taken.add(name)
-        for name in reversed(self.groups):  # ahead of a place
+        for name in reversed(self.groups):  # ahead of a part
             if name in taken:
                 taken |= carriers.intersection(self.groups[name].sources)
         return [name for name in self.groups if name in taken]
