@@ -14,7 +14,7 @@ from xcam.contract import Array, InputSpec, Layer, Layout
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
 from xcam.contract.layouts import joined
-from xcam.contract.messages import WITHOUT_GRADIENT
+from xcam.contract.messages import WITHOUT_GRADIENT, one_layer
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.rows import batch_slices
@@ -177,8 +177,11 @@ class Recording:
         batches = [session(self.feed(x[rows])) for rows in self.slices(len(x))]
         return [joined([array(batch[tensor]) for batch in batches]) for tensor in tensors]
 
-    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+    def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """Run a forward pass, opened at a layer."""
+        if len(layers) > 1:
+            raise one_layer(self.name, layers)
+        (layer,) = layers
         self.runtime.weights.check()
         tensor = self.tensor(layer)
         cut = self._cuts.get(
@@ -195,7 +198,8 @@ class Recording:
             ),
         )
         run = cut.forward(differentiate)
-        return ForwardPass(self, cut, run, x, [run.session(self.feed(x[rows])) for rows in self.slices(len(x))])
+        batches = [run.session(self.feed(x[rows])) for rows in self.slices(len(x))]
+        return ForwardPass(self, layer, cut, run, x, batches)
 
     def _session(self, tensors: Sequence[str], once: bool = False) -> Session:
         """Return a session from the input to `tensors`; the latest is kept."""
@@ -263,20 +267,22 @@ class ForwardPass:
         batches: The computed tensors by name, one mapping for each slice of the rows.
     """
 
-    def __init__(self, recording: Recording, cut: Cut, run: Run, x: Array, batches: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, recording: Recording, layer: str, cut: Cut, run: Run, x: Array, batches: list[dict[str, Any]]
+    ) -> None:
         self._recording, self._cut, self._run, self._x, self._batches = recording, cut, run, x, batches
+        self._layer = layer
 
     @property
     def outputs(self) -> Mapping[str, Array]:
         """The outputs by name."""
         return self._recording.outputs(self._batches)
 
-    @property
-    def value(self) -> Array:
-        """The layer's value."""
+    def value(self, layer: str) -> Array:
+        """Return the layer's value."""
         return joined([array(batch[self._cut.tensor]) for batch in self._batches])
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """Yield the gradient for each cotangent."""
         if self._run.is_exact:  # the runtime's own pass: the tail is differentiated in standard form
             return self._tail.gradients(cotangents)
@@ -287,7 +293,7 @@ class ForwardPass:
                 f"cannot differentiate {self._recording.name}: its gradient is not known; choose a method that needs no "
                 f"gradient: {', '.join(WITHOUT_GRADIENT)}"
             )
-        return (self._gradient(cotangent) for cotangent in cotangents)
+        return ({self._layer: self._gradient(cotangent)} for cotangent in cotangents)
 
     def _gradient(self, cotangent: Mapping[str, Array]) -> Array:
         assert self._run.backward is not None
@@ -302,8 +308,13 @@ class ForwardPass:
             parts.append(array(self._run.backward(batch | feeds)[GRADIENT]))
         return joined(parts)
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> ForwardPass:
         """Run the tail again on `value`; value[k] belongs to row rows[k] of this pass."""
+        if list(at) != [self._layer] or [*values] != [self._layer]:
+            raise one_layer(self._recording.name, [*values, *at])
+        value = values[self._layer]
         recording, tensor = self._recording, self._cut.tensor
         x, value = self._x[rows], value.astype(recording.dtype(tensor))
         bypass = self._bypass_rows(rows)
@@ -315,12 +326,13 @@ class ForwardPass:
                 tensor: value if whole else value[part_rows]
             }
             batches.append(feeds | run.session(feeds))
-        return ForwardPass(recording, self._cut, run, x, batches)
+        return ForwardPass(recording, self._layer, self._cut, run, x, batches)
 
     @cached_property
     def _tail(self) -> ForwardPass:
         """The tail of this pass, run once more in standard form."""
-        return self.resumed(self.value, list(range(len(self._x))), True)
+        value = {self._layer: self.value(self._layer)}
+        return self.resumed(value, list(range(len(self._x))), [self._layer], True)
 
     @cached_property
     def _bypass(self) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from xcam.contract import Layer, Layout
 from xcam.contract.layouts import shape_to_channels_first
-from xcam_torch.dependence import INPUT, Dependence
+from xcam_torch.dependence import INPUT, Dependence, Reads
 from xcam_torch.guard import hooked, undisturbed
 from xcam_torch.outputs import EndActivation, first_float, main_output_first, replaced, tensors
 
@@ -44,6 +44,8 @@ class Call:
     calls: int
     """Number of the module's calls."""
     layer: Layer
+    value: int
+    """A number that calls which return one value have in common: a container and its last part."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class _Seen:
     bit: int
     """The bit of this call in a Dependence; 0 where none was recorded."""
     depends_on_input: bool | None
+    alias_of: Tensor | None
+    """The argument that it returned as it is."""
 
 
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
@@ -90,33 +94,38 @@ def _record(
 ) -> tuple[dict[str, Call], dict[str, str | None]]:
     names = module_names(model)
     starts = itertools.count()
-    open_calls: list[tuple[int, int]] = []
+    open_calls: list[tuple[int, Reads]] = []
     seen: list[_Seen] = []
     count: dict[nn.Module, int] = {}
     end = EndActivation()
 
     def before(module: nn.Module, arguments: Any) -> None:
-        open_calls.append((next(starts), dependence.of(arguments) if dependence else 0))
+        open_calls.append((next(starts), dependence.reads(arguments) if dependence else Reads()))
 
     def after(module: nn.Module, value: Any) -> Any:
-        start, of_arguments = open_calls.pop()
+        start, arguments = open_calls.pop()
         tensor = first_float(value)
         index = count[module] = count.get(module, -1) + 1
         if tensor is None:
             return None
         new = tensor
-        bit, depends_on_input = 0, None
+        bit, depends_on_input, alias_of = 0, None, None
         if dependence:
             if isinstance(module, torch.jit.ScriptModule) or not dependence.is_known(tensor):
-                dependence.mark(tensor, of_arguments)  # computed outside of torch's operations, at least in part
+                dependence.mark(
+                    tensor, dependence.also(tensor, arguments)
+                )  # computed outside of torch's operations, at least in part
             depends_on_input = bool(dependence.of(tensor) & INPUT)
             if not (tensor.requires_grad or tensor.is_quantized or tensor.is_inference()):
                 torch.set_grad_enabled(True)  # gradients are off in this part; they may lead from here to an output
                 new = tensor.detach().requires_grad_().clone()
+            elif dependence.is_older(tensor, arguments):
+                new, alias_of = tensor.view_as(tensor), tensor  # a path may lead around a module that changes nothing
+                end.pass_on(new, tensor)
             bit = INPUT << len(seen) + 1
-            dependence.mark(new, bit)
+            dependence.pass_through(new, bit, arguments)
         version = 0 if new.is_inference() else new._version  # inference tensors have no counter
-        seen.append(_Seen(start, names[module], module, index, new, version, bit, depends_on_input))
+        seen.append(_Seen(start, names[module], module, index, new, version, bit, depends_on_input, alias_of))
         return None if new is tensor else replaced(value, tensor, new)
 
     with undisturbed(model), torch.enable_grad(), hooked(names, after, before):
@@ -130,6 +139,12 @@ def _record(
     with undisturbed(model), torch.enable_grad():  # without the hooks: checkpoints call their modules again
         reach = _reach(seen, {name: output for name, (output, _) in logits.items()}, x, dependence, axes)
     final = {id(t) for t in outputs.values()} | {id(output) for output, _ in logits.values()}
+    for call in reversed(seen):
+        if call.alias_of is not None and id(call.value) in final:
+            final.add(id(call.alias_of))
+    activations = main_output_first(logits)
+    paths = dependence.avoiding(logits[next(iter(activations))][0]) if dependence else -1
+    numbers: dict[tuple[int, int], int] = {}
     calls = {}
     for call, layout in zip(ordered, layouts, strict=True):
         last = call.index == count[call.module]
@@ -147,9 +162,11 @@ def _record(
             differentiable=differentiable,
             depends_on_input=call.depends_on_input,
             dtype=str(call.value.dtype).removeprefix("torch.").removeprefix("q"),
+            bypassed=not call.bit or bool(paths & call.bit),
         )
-        calls[name] = Call(call.module, call.index, count[call.module] + 1, layer)
-    return calls, main_output_first(logits)
+        number = numbers.setdefault((id(call.value), call.version), len(numbers))
+        calls[name] = Call(call.module, call.index, count[call.module] + 1, layer, number)
+    return calls, activations
 
 
 def _kind(module: nn.Module) -> str:

@@ -1,7 +1,8 @@
-"""One forward pass of a module, opened at a layer: the layer's value becomes a leaf of torch's graph."""
+"""One forward pass of a module, opened at layers: from the earliest one on torch records its graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,15 @@ from xcam_torch.calls import Call
 from xcam_torch.guard import hooked
 from xcam_torch.outputs import EndActivation, dequantized, first_float, replaced, requantized, tensors
 
+Replacement = Tensor | Callable[[Tensor], Tensor]
+
 
 @dataclass
 class Cut:
-    """The result of a forward pass that was opened at a layer."""
+    """The result of a forward pass that was opened at layers."""
 
-    leaf: Tensor
-    """The layer's value, in the layer's own layout."""
+    values: dict[str, Tensor]
+    """The value of each layer by name, in its own layout."""
     outputs: dict[str, Tensor]
 
 
@@ -30,6 +33,7 @@ class Forward:
     module: nn.Module
     name: str
     output_activations: dict[str, str | None]
+    calls: Mapping[str, Call]
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """Return the outputs."""
@@ -39,44 +43,66 @@ class Forward:
             outputs = tensors(self.module(x), self.name)
         return {key: end.logits(output)[0] for key, output in outputs.items()}
 
-    def cut(self, x: Tensor, call: Call, replacement: Tensor | None = None) -> Cut:
-        """Run with the layer's value, or `replacement`, as the leaf from which torch records its graph.
+    def cut(
+        self,
+        x: Tensor,
+        calls: Sequence[Call],
+        replacements: Mapping[str, Replacement] | None = None,
+        differentiate: bool = True,
+    ) -> Cut:
+        """Run with torch's graph from the earliest of some layers on. Call it under `guard.running`.
 
-        Call it under `guard.running`.
+        Args:
+            x: the input.
+            calls: the calls of the layers.
+            replacements: values, or functions of the value, that replace those of calls, by the name of the layer. They
+                are constants: no gradient passes.
+            differentiate: whether torch records its graph.
 
         Raises:
-            ModelError: the pass does not call the layer.
+            ModelError: the pass does not call a layer.
         """
-        count = 0
-        leaf: Tensor | None = None
+        replacements = replacements or {}
+        count: dict[nn.Module, int] = {}
+        values: dict[str, Tensor] = {}
+        opened = {call.layer.name for call in calls if differentiate and call.layer.differentiable}
+        hooks: dict[tuple[nn.Module, int], Call] = {}
+        for call in (*calls, *(self.calls[name] for name in replacements)):
+            hooks[call.module, call.index] = call
 
-        def after(_: nn.Module, value: Any) -> Any:
-            nonlocal count, leaf
-            count += 1
-            if count - 1 != call.index:
+        def after(module: nn.Module, value: Any) -> Any:
+            index = count[module] = count.get(module, -1) + 1
+            call = hooks.get((module, index))
+            if call is None:
                 return None
             tensor = first_float(value)
             assert tensor is not None
-            current = dequantized(tensor)
-            leaf = (current if replacement is None else replacement.to(current)).detach()
-            if call.layer.differentiable and not leaf.is_inference():
-                leaf.requires_grad_()
+            current, name = dequantized(tensor), call.layer.name
+            if name in replacements:
+                given = replacements[name]
+                current = (given(current.detach()) if callable(given) else given).to(current).detach()
+            if name in opened and not current.is_inference():
+                if not values or not current.requires_grad:  # else it is computed from an earlier one of the layers
+                    current = current.detach().requires_grad_()
                 torch.set_grad_enabled(True)  # `undisturbed` restores the caller's own mode
-            # A copy: later operations may write into it.
-            return replaced(value, tensor, requantized(leaf.clone(), tensor))
+            # Copies: later operations may write into them.
+            values[name] = current.clone() if current.requires_grad and not current.is_leaf else current
+            return replaced(value, tensor, requantized(values[name].clone(), tensor))
 
-        with hooked([call.module], after):
+        with hooked({call.module for call in hooks.values()}, after):
             outputs = self(x)
             detached = not any(output.requires_grad for output in outputs.values())
-            if leaf is not None and call.layer.differentiable and detached:
+            if values and opened and detached:
                 # A part behind the layer switched gradients off, and then restored the outer mode, which is off.
                 # The second run has them on outside, too, which costs the memory of a whole graph.
-                count = 0
+                count.clear()
+                values.clear()
                 with torch.enable_grad():
                     outputs = self(x)
-        if leaf is None:
-            raise not_called(call, count)
-        return Cut(leaf, outputs)
+        for call in hooks.values():
+            if call.layer.name not in values:
+                raise not_called(call, count.get(call.module, -1) + 1)
+        return Cut({call.layer.name: values[call.layer.name] for call in calls}, outputs)
 
 
 def not_called(call: Call, count: int) -> ModelError:

@@ -26,11 +26,17 @@ def differentiable(
 
 
 def vjp(
-    outputs: Mapping[str, Tensor], leaves: list[Tensor], cotangents: Sequence[Mapping[str, Array]]
-) -> Iterator[list[Tensor]]:
-    """Yield for each cotangent the gradient at every leaf; cotangents are batched where torch can. Raises NoGradient."""
-    if not any(output.requires_grad for output in outputs.values()):
-        raise NoGradient
+    outputs: Mapping[str, Tensor], values: Mapping[str, Sequence[Tensor]], cotangents: Sequence[Mapping[str, Array]]
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Yield for each cotangent the gradient at every value of each layer; cotangents are batched where torch can.
+
+    Raises:
+        NoGradient: no path leads from a layer to the outputs.
+    """
+    for name, parts in values.items():
+        if not all(part.requires_grad for part in parts) or not any(o.requires_grad for o in outputs.values()):
+            raise NoGradient(name)
+    leaves = [part for parts in values.values() for part in parts]
     pairs = [differentiable(outputs, cotangent) for cotangent in cotangents]
     targets = pairs[0][0]
     if len(pairs) > 1 and targets and all(list(map(id, others)) == list(map(id, targets)) for others, _ in pairs):
@@ -41,14 +47,15 @@ def vjp(
                 targets, leaves, stacked, retain_graph=True, is_grads_batched=True, allow_unused=True
             )
         if batched is not None:
-            gradients = _filled(batched, leaves, len(pairs))
-            yield from ([g[m] for g in gradients] for m in range(len(pairs)))
+            gradients = _filled(batched, values, len(pairs))
+            for m in range(len(pairs)):
+                yield {name: [g[m] for g in parts] for name, parts in gradients.items()}
             return
     for targets, v in pairs:
         if targets:
-            yield _filled(torch.autograd.grad(targets, leaves, v, retain_graph=True, allow_unused=True), leaves)
+            yield _filled(torch.autograd.grad(targets, leaves, v, retain_graph=True, allow_unused=True), values)
         else:  # a cotangent that is zero everywhere
-            yield [torch.zeros_like(leaf) for leaf in leaves]
+            yield {name: [torch.zeros_like(part) for part in parts] for name, parts in values.items()}
 
 
 def hvp(outputs: Mapping[str, Tensor], leaf: Tensor, cotangent: Mapping[str, Array], vector: Tensor) -> Tensor:
@@ -61,11 +68,17 @@ def hvp(outputs: Mapping[str, Tensor], leaf: Tensor, cotangent: Mapping[str, Arr
     return torch.zeros_like(leaf) if product is None else product
 
 
-def _filled(gradients: Sequence[Tensor | None], leaves: list[Tensor], batch: int | None = None) -> list[Tensor]:
-    """Return the gradients with zeros where a leaf has none. Raises NoGradient where no leaf has one."""
-    if all(g is None for g in gradients):
-        raise NoGradient
-    return [
-        g if g is not None else leaf.new_zeros((batch, *leaf.shape) if batch else leaf.shape)
-        for g, leaf in zip(gradients, leaves, strict=True)
-    ]
+def _filled(
+    gradients: Sequence[Tensor | None], values: Mapping[str, Sequence[Tensor]], batch: int | None = None
+) -> dict[str, list[Tensor]]:
+    """Return the gradients by layer, zeros where a value has none. Raises NoGradient where no value of a layer has one."""
+    rest, result = iter(gradients), {}
+    for name, parts in values.items():
+        own = [next(rest) for _ in parts]
+        if all(g is None for g in own):
+            raise NoGradient(name)
+        result[name] = [
+            g if g is not None else part.new_zeros((batch, *part.shape) if batch else part.shape)
+            for g, part in zip(own, parts, strict=True)
+        ]
+    return result

@@ -116,6 +116,11 @@ class EndActivation(TorchFunctionMode):
                 self._values.append(value)
         return value
 
+    def pass_on(self, value: Tensor, source: Tensor) -> None:
+        """Note that a value is another one as it is."""
+        self._producers[id(value)] = None, source
+        self._values.append(value)
+
     def logits(self, output: Tensor) -> tuple[Tensor, str | None]:
         """Return the input of the output's softmax or sigmoid and its name, or the output itself and None."""
         logits, kind = cut_activation(output, lambda tensor: self._producers.get(id(tensor)))

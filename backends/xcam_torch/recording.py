@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from xcam.contract import Array, Layer, Layout
 from xcam.contract.caches import BoundedCache
 from xcam.contract.rows import batch_slices
-from xcam_torch.calls import Call, record
+from xcam_torch.calls import record
 from xcam_torch.cut import Cut, Forward, not_called
 from xcam_torch.gradients import hvp, vjp
 from xcam_torch.guard import device_and_dtype, hooked, modules_of
 from xcam_torch.outputs import first_float, float32
-from xcam_torch.tail import Tail, verified
+from xcam_torch.tail import Graph, Tail, captured
+
+BYPASSES = 4
+"""Tails whose bypass values are kept for one pass."""
 
 
 class Recording:
@@ -40,8 +43,8 @@ class Recording:
         noise = np.random.default_rng(0).normal(size=(batch or 2, *shape)).astype(np.float32)
         self.calls, self.output_activations = record(module, self.tensor(noise), layout)
         self.layers: Mapping[str, Layer] = {name: call.layer for name, call in self.calls.items()}
-        self._forward = Forward(module, name, self.output_activations)
-        self._tails: BoundedCache[str, Tail | None] = BoundedCache()
+        self._forward = Forward(module, name, self.output_activations, self.calls)
+        self._graphs: BoundedCache[int, Graph | None] = BoundedCache()
 
     @property
     def current(self) -> bool:
@@ -76,24 +79,28 @@ class Recording:
                 raise not_called(call, 0)
         return [batches[0] if len(batches) == 1 else np.concatenate(batches) for batches in values]
 
-    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+    def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
-        return self.cut(self.tensor(x), self.calls[layer])
+        return self.cut(self.tensor(x), layers, {}, differentiate)
 
-    def cut(self, x: Tensor, call: Call, replacement: Tensor | None = None) -> ForwardPass:
-        """Run the whole module, opened at a call, with an optional replacement of the layer's value."""
+    def cut(self, x: Tensor, layers: Sequence[str], given: Mapping[str, Tensor], differentiate: bool) -> ForwardPass:
+        """Run the whole module, opened at some layers, with given values of layers."""
         batches = self._batches(x)
-        replacements = [None] * len(batches) if replacement is None else self._batches(replacement)
-        cuts = [self._forward.cut(batch, call, value) for batch, value in zip(batches, replacements, strict=True)]
-        return ForwardPass(self, call, x, cuts)
+        parts = {name: self._batches(value) for name, value in given.items()}
+        opened = [self.calls[name] for name in layers]
+        cuts = [
+            self._forward.cut(batch, opened, {name: part[k] for name, part in parts.items()}, differentiate)
+            for k, batch in enumerate(batches)
+        ]
+        return ForwardPass(self, x, cuts)
 
-    def tail(self, x: Tensor, call: Call) -> Tail | None:
-        """Return the captured tail behind a call; None where the module cannot be captured."""
+    def graph(self, x: Tensor) -> Graph | None:
+        """Return the captured graph; None where the module cannot be captured."""
 
-        def capture() -> Tail | None:
-            return None if self.batch else verified(self._forward, x, call)
+        def capture() -> Graph | None:
+            return None if self.batch else captured(self._forward, x)
 
-        return self._tails.get(call.layer.name, capture, valid=lambda tail: tail is None or tail.fits(self._module))
+        return self._graphs.get(0, capture, valid=lambda graph: graph is None or graph.current)
 
     def tensor(self, x: Array) -> Tensor:
         """Return an array as a tensor of the module's device and type."""
@@ -111,51 +118,58 @@ class Recording:
 class ForwardPass:
     """See xcam.contract.recorded.ForwardPass."""
 
-    def __init__(self, recording: Recording, call: Call, x: Tensor, cuts: Sequence[Cut]) -> None:
-        self._recording, self._call, self._x = recording, call, x
-        self._leaves = [cut.leaf for cut in cuts]
+    def __init__(self, recording: Recording, x: Tensor, cuts: Sequence[Cut]) -> None:
+        self._recording, self._x = recording, x
+        self._values = {name: [cut.values[name] for cut in cuts] for name in cuts[0].values}
         with torch.enable_grad():
             self._outputs = {
                 name: torch.cat([cut.outputs[name] for cut in cuts]) if len(cuts) > 1 else output
                 for name, output in cuts[0].outputs.items()
             }
-        self._bypass: tuple[Tail, list[Tensor]] | None = None
-        """The tail that was used last, and the bypass values."""
+        self._inner: BoundedCache[Tail, list[Tensor]] = BoundedCache(BYPASSES)
+        """The values that tails take in addition to that of the layer."""
 
     @property
     def outputs(self) -> Mapping[str, Array]:
         """See xcam.contract.recorded.ForwardPass."""
         return {name: float32(output) for name, output in self._outputs.items()}
 
-    @property
-    def value(self) -> Array:
+    def value(self, layer: str) -> Array:
         """See xcam.contract.recorded.ForwardPass."""
-        return _concatenated(self._leaves)
+        return _concatenated(self._values[layer])
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
-        return map(_concatenated, vjp(self._outputs, self._leaves, cotangents))
+        for gradients in vjp(self._outputs, self._values, cotangents):
+            yield {name: _concatenated(parts) for name, parts in gradients.items()}
 
-    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
+    def hvp(self, layer: str, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
         """See xcam.contract.recorded.SecondOrderPass."""
+        leaves = self._values[layer]
         for cotangent, vector in zip(cotangents, vectors, strict=True):
-            parts = torch.split(self._recording.tensor(vector), [len(leaf) for leaf in self._leaves])
-            pairs = zip(self._leaves, parts, strict=True)
+            parts = torch.split(self._recording.tensor(vector), [len(leaf) for leaf in leaves])
+            pairs = zip(leaves, parts, strict=True)
             yield _concatenated([hvp(self._outputs, leaf, cotangent, part) for leaf, part in pairs])
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> ForwardPass:
         """Run the captured tail where there is one, else the whole module."""
-        recording, replacement = self._recording, self._recording.tensor(value)
-        pick = torch.as_tensor(rows, device=self._x.device)
-        tail = recording.tail(self._x, self._call)
+        recording, calls = self._recording, self._recording.calls
+        given = {name: recording.tensor(value) for name, value in values.items()}
+        by_value = {calls[name].value: name for name in given}
+        same = {name: name if name in given else by_value.get(calls[name].value, name) for name in at}
+        opened, pick = list(dict.fromkeys(same.values())), torch.as_tensor(rows, device=self._x.device)
+        graph = recording.graph(self._x)
+        tail = graph.tail(list(given), opened, differentiate, self._x) if graph else None
         if tail is None:
-            return recording.cut(self._x[pick], self._call, replacement)
-        if self._bypass is None or self._bypass[0] is not tail:
-            self._bypass = tail, tail.bypass(self._x)
-        leaf = replacement.requires_grad_(differentiate)  # not copied: the tail writes nothing in place
-        with torch.set_grad_enabled(differentiate):
-            outputs = tail(leaf, tail.rows(self._bypass[1], self._x, pick))
-        return ForwardPass(recording, self._call, self._x[pick], [Cut(leaf, outputs)])
+            result = recording.cut(self._x[pick], opened, given, differentiate)
+        else:
+            inner = tail.rows(self._inner.get(tail, lambda: tail.inner(self._x)), self._x, pick)
+            outputs, results = tail([*given.values()], inner)
+            result = ForwardPass(recording, self._x[pick], [Cut(results, outputs)])
+        result._values = {name: result._values[key] for name, key in same.items()}
+        return result
 
 
 def _concatenated(tensors: Sequence[Tensor]) -> Array:

@@ -53,7 +53,9 @@ class Quadratic:
         outputs = self.outputs(x)
         return Trace(outputs, x, [self.gradient(x, v) for v in (cotangents(outputs) if cotangents else [])], x)
 
-    def resume(self, trace: Trace, activations: Any, rows: Any = None, cotangents: Any = None) -> Trace:
+    def resume(
+        self, trace: Trace, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None
+    ) -> Trace:
         rows_of(rows, len(trace.state), len(activations))
         self.tails += len(activations)
         outputs = self.outputs(activations)

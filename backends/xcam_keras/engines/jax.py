@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import Var
 
 from xcam.contract.caches import BoundedCache
-from xcam.contract.messages import out_of_memory
+from xcam.contract.messages import one_layer, out_of_memory
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layout
@@ -107,8 +107,11 @@ class Recording:
         run = graph.run(tuple(layers), [graph.x], [graph.layers[name] for name in layers])
         return [float32(value) for value in run(graph.tensor(x))]
 
-    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+    def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
+        if len(layers) > 1:
+            raise one_layer("the model", layers)
+        (layer,) = layers
         graph = self.graph(len(x))
         if differentiate and graph.layers[layer] not in graph.with_gradient:
             raise NoGradient
@@ -144,19 +147,23 @@ class ForwardPass:
         self._dtypes = [output.dtype for output in outputs]
         self.outputs = cut.graph.named(outputs)
 
-    @property
-    def value(self) -> Array:
-        """The layer's value."""
+    def value(self, layer: str) -> Array:
+        """Return the layer's value."""
         return float32(self._value)
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
         for cotangent in cotangents:
             v = [jnp.asarray(cotangent[name], dtype) for name, dtype in zip(self.outputs, self._dtypes, strict=True)]
-            yield float32(self._cut.backward(self._transpose, v))
+            yield {self._name: float32(self._cut.backward(self._transpose, v))}
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
+        if list(at) != [self._name] or [*values] != [self._name]:
+            raise one_layer("the model", [*values, *at])
+        value = values[self._name]
         graph = self._recording.graph(len(rows))
         cut, x = graph.cut(self._name), self._x[rows]
         if rows == list(range(len(self._x))):

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
-from xcam.contract.messages import out_of_memory
+from xcam.contract.messages import one_layer, out_of_memory
 from xcam.contract.outputs import cut_activation, main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layout
@@ -160,11 +160,14 @@ class Recording:
         run = self.run(("values", *names), lambda: ([self.x], [self.tensors[name] for name in names]))
         return _float32(run(self.tensor(x)))
 
-    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+    def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
+        if len(layers) > 1:
+            raise one_layer("the model", layers)
+        (layer,) = layers
         cut = self.cut(self.tensors[layer], differentiate)
         outputs, value, inside, bypass = _split(cut.forward(self.tensor(x)), len(self.outputs), 1, len(cut.inside))
-        return ForwardPass(cut, x, outputs, value[0], inside, bypass)
+        return ForwardPass(layer, cut, x, outputs, value[0], inside, bypass)
 
     def cut(self, tensor: tf.Tensor, differentiate: bool) -> Cut:
         """Return the cut at a tensor; one with the backward pass also where none is needed, if it exists."""
@@ -290,6 +293,7 @@ class ForwardPass:
 
     def __init__(
         self,
+        name: str,
         cut: Cut,
         x: Array,
         outputs: Sequence[tf.Tensor],
@@ -298,23 +302,28 @@ class ForwardPass:
         bypass: Sequence[tf.Tensor],
     ) -> None:
         self._cut, self._x, self._layer, self._inside, self._bypass = cut, x, layer, inside, bypass
+        self._name = name
         self.outputs = cut.recording.named(outputs)
 
-    @property
-    def value(self) -> Array:
-        """The layer's value."""
+    def value(self, layer: str) -> Array:
+        """Return the layer's value."""
         return _float32([self._layer])[0]
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
         assert self._cut.backward
         for cotangent in cotangents:
             tensors = self._cut.recording.outputs.items()
             v = [tf.cast(tf.constant(cotangent[name]), tensor.dtype) for name, tensor in tensors]
-            yield _float32(self._cut.backward(*v, *self._inside, *self._bypass))[0]
+            yield {self._name: _float32(self._cut.backward(*v, *self._inside, *self._bypass))[0]}
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
+        if list(at) != [self._name] or [*values] != [self._name]:
+            raise one_layer("the model", [*values, *at])
+        value = values[self._name]
         recording, x = self._cut.recording, self._x[rows]
         cut = recording.cut(self._cut.layer, True) if differentiate else self._cut
         layer = tf.cast(tf.constant(value), cut.layer.dtype)
@@ -324,7 +333,7 @@ class ForwardPass:
         else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
             bypass = cut.head()(recording.tensor(x))
         outputs, inside = _split(cut.tail()(layer, *bypass), len(self.outputs))
-        return ForwardPass(cut, x, outputs, layer, inside, bypass)
+        return ForwardPass(self._name, cut, x, outputs, layer, inside, bypass)
 
 
 def _split(tensors: Sequence[tf.Tensor], *lengths: int) -> list[list[tf.Tensor]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
-from xcam.contract.messages import out_of_memory
+from xcam.contract.messages import one_layer, out_of_memory
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layer, Layout
@@ -106,8 +106,11 @@ class Recording:
         values = self._values(self.tensor(x), keys, lambda value: float32(calls.first(value, is_float)))
         return [values[key] for key in keys]
 
-    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
+    def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
+        if len(layers) > 1:
+            raise one_layer("the model", layers)
+        (layer,) = layers
         if differentiate and not self.layers[layer].differentiable:
             raise NoGradient
         source = self.tensor(x)
@@ -278,12 +281,11 @@ class ForwardPass:
         """Set by the first `resumed`."""
         self.outputs = {name: float32(t) for name, t in outputs.items()}
 
-    @property
-    def value(self) -> Array:
-        """The layer's value."""
+    def value(self, layer: str) -> Array:
+        """Return the layer's value."""
         return float32(self._leaf)
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
         outputs = {name: t for name, t in self._tensors.items() if t.requires_grad}
         for cotangent in cotangents:
@@ -293,10 +295,15 @@ class ForwardPass:
             (gradient,) = torch.autograd.grad(
                 list(outputs.values()), [self._leaf], v, retain_graph=True, allow_unused=True
             )
-            yield float32(torch.zeros_like(self._leaf) if gradient is None else gradient)
+            yield {self._name: float32(torch.zeros_like(self._leaf) if gradient is None else gradient)}
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
+        if list(at) != [self._name] or [*values] != [self._name]:
+            raise one_layer("the model", [*values, *at])
+        value = values[self._name]
         replacement = torch.as_tensor(np.array(value), device=self._leaf.device).to(self._leaf.dtype)
         replay = self._recording.replay(self._name)
         skip = None

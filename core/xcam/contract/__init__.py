@@ -16,6 +16,7 @@ from xcam.contract.types import (
     Layer,
     Layout,
     Model,
+    Names,
     Outputs,
     Trace,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Layer",
     "Layout",
     "Model",
+    "Names",
     "Outputs",
     "Trace",
     "like",

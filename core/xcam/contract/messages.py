@@ -56,6 +56,14 @@ def no_gradient(layer: str, model: str, nearest: str | None = None) -> ModelErro
     )
 
 
+def one_layer(model: str, layers: Sequence[str]) -> ModelError:
+    """Return the error for several layers, in a backend that opens a model at one."""
+    return ModelError(
+        f"cannot open {model} at the layers {', '.join(layers)} in one pass: its backend opens one layer at a time; give "
+        "one layer"
+    )
+
+
 def one_input(model: str, count: int, remedy: str) -> ModelError:
     """Return the error for a model that does not have exactly one input."""
     return ModelError(f"cannot use {model}: it has {count} inputs, and an image is one input; {remedy}")

@@ -19,7 +19,7 @@ METHODS = {
     "predict": "x",
     "activations": "x, layers",
     "trace": "x, layer, cotangents=None",
-    "resume": "trace, activations, rows=None, cotangents=None",
+    "resume": "trace, activations, rows=None, cotangents=None, at=None",
     "hvp": "x, layer, cotangents, vectors",
 }
 """The methods that the core calls, with the arguments that it gives by position."""

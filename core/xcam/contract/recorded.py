@@ -1,7 +1,7 @@
 """A base class for models whose layers are known only after a run; the backends share it.
 
 A backend may implement `Model` directly. A backend that must run a model to know its layers implements a `Recording`
-(the layers for one input shape) and a `ForwardPass` (one pass, opened at a layer), and inherits from `RecordedModel`.
+(the layers for one input shape) and a `ForwardPass` (one pass, opened at some layers), and inherits from `RecordedModel`.
 Arrays are NumPy, float32, in the layout in which the framework stores the layer's value. Conversion to channels first,
 fixed names of outputs, rows, cotangents and errors are handled here.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, Self, TypeVar, cast
+from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
 
 import numpy as np
 
@@ -24,7 +24,18 @@ from xcam.contract.messages import first_run, no_gradient, unknown_layer
 from xcam.contract.outputs import ask, one_or_mapping
 from xcam.contract.probing import probed
 from xcam.contract.rows import rows_of
-from xcam.contract.types import Activation, Array, Capability, Cotangents, InputSpec, Layer, Layout, Outputs, Trace
+from xcam.contract.types import (
+    Activation,
+    Array,
+    Capability,
+    Cotangents,
+    InputSpec,
+    Layer,
+    Layout,
+    Names,
+    Outputs,
+    Trace,
+)
 from xcam.errors import InputError, ModelError, XcamError, nearest
 
 RECORDINGS = 4
@@ -36,35 +47,53 @@ ANY_BATCH = 2
 
 
 class NoGradient(Exception):  # noqa: N818
-    """No differentiable path leads from the layer to an output."""
+    """No differentiable path leads from a layer to an output."""
+
+    def __init__(self, layer: str | None = None) -> None:
+        """`layer`: its name; None: the first of the layers at which the pass is opened."""
+        super().__init__(layer)
+        self.layer = layer
 
 
 class ForwardPass(Protocol):
-    """One forward pass, opened at a layer."""
+    """One forward pass, opened at some layers: names of `Recording.layers`, each once."""
 
     @property
     def outputs(self) -> Mapping[str, Array]:
         """Every output by name, as logits where an activation is cut off."""
 
-    @property
-    def value(self) -> Array:
-        """The layer's value."""
+    def value(self, layer: str) -> Array:
+        """Return the value of one of the layers."""
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterable[Array]:
-        """Return ∂⟨v, outputs⟩/∂value for each cotangent v. Called only where `differentiate` was given.
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterable[Mapping[str, Array]]:
+        """Return ∂⟨v, outputs⟩/∂value of each layer, by name, for each cotangent v, from one backward pass.
+
+        Called only where `differentiate` was given. A gradient is the total derivative: it leads through the other
+        layers too.
 
         Raises:
-            NoGradient: no path leads from the layer to the outputs at which a cotangent is not zero.
+            NoGradient: no path leads from a layer to the outputs at which a cotangent is not zero.
         """
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> Self:
-        """Run the tail again on `value`; value[k] belongs to row rows[k] of this pass."""
+    def resumed(self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool) -> Self:
+        """Run what follows some layers again, from given values, opened at the layers `at`.
+
+        Values that are computed from none of these layers are those of this pass. Called on results of
+        `Recording.forward` alone, and not on those of this method.
+
+        Args:
+            values: the values by layer, constants of the new pass, through which no gradient leads; variant k belongs to
+                row rows[k] of this pass.
+            rows: rows of this pass.
+            at: the layers at which the new pass is opened, which may be some of `values`.
+            differentiate: whether `gradients` will be called.
+        """
 
 
 class SecondOrderPass(ForwardPass, Protocol):
-    """A forward pass that can be differentiated twice, for `RecordedModel._hvp`."""
+    """A forward pass, opened at one layer, that can be differentiated twice, for `RecordedModel._hvp`."""
 
-    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterable[Array]:
+    def hvp(self, layer: str, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterable[Array]:
         """Return ∂²⟨v, outputs⟩/∂value² times vectors[m] for each cotangent v, taken as a constant."""
 
 
@@ -93,11 +122,11 @@ class Recording(Protocol):
     def values(self, x: Array, layers: Sequence[str]) -> Sequence[Array]:
         """Return the values of several layers from one forward pass."""
 
-    def forward(self, x: Array, layer: str, differentiate: bool) -> ForwardPass:
-        """Run a forward pass, opened at a layer.
+    def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
+        """Run a forward pass, opened at some layers.
 
         Raises:
-            NoGradient: the layer cannot be differentiated.
+            NoGradient: a layer cannot be differentiated.
         """
 
 
@@ -110,9 +139,14 @@ class State:
     """The `state` of a Trace."""
 
     layer: Layer
-    rows: int
-    """Number of rows of the batch."""
+    opened: _Opened[Any]
+    """The recording that it is a result of."""
     forward_pass: ForwardPass
+    """The pass from the input, of which rows are run again."""
+    rows: list[int]
+    """The row of that pass for each row of the batch."""
+    given: Mapping[str, tuple[Layer, Array]]
+    """The given values that it was run with, by layer: [N, C, *spatial]."""
     names: Sequence[str]
     """Names of the outputs, in the order in which targets read them."""
 
@@ -129,55 +163,98 @@ class _Opened(Generic[R]):
     """The layers as the probe describes them; empty before the probe."""
 
 
-def _gradients(state: State, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
-    """Yield the gradient for each cotangent; in float16 that of a scaled one, as it would round small gradients to zero.
+@dataclass(eq=False)
+class _Pass(Generic[R]):
+    """A forward pass that was run."""
 
-    Source: Micikevicius et al. 2018, Mixed Precision Training, section 3.2. Where the scaled gradient is too large for
+    layers: Sequence[Layer]
+    """The layers that the caller asks for; one may be there twice."""
+    opened: _Opened[R]
+    forward_pass: ForwardPass
+    outputs: Mapping[str, Array]
+    """By name, in the order in which targets read them."""
+    root: ForwardPass
+    """The pass from the input."""
+    rows: list[int]
+    """See State, also for `given`."""
+    given: Mapping[str, tuple[Layer, Array]] = field(default_factory=dict)
+
+
+def _gradients(
+    forward_pass: ForwardPass, layers: Collection[Layer], cotangents: Sequence[Mapping[str, Array]]
+) -> Iterator[Mapping[str, Array]]:
+    """Yield the gradient at each layer for each cotangent.
+
+    With a layer in float16 that of a scaled cotangent, as float16 would round small gradients to zero.
+
+    Source: Micikevicius et al. 2018, Mixed Precision Training, section 3.2. Where a scaled gradient is too large for
     float16, it is computed without the scale.
     """
-    run = state.forward_pass.gradients
-    if state.layer.dtype != "float16":
+    run = forward_pass.gradients
+    if all(layer.dtype != "float16" for layer in layers):
         yield from run(cotangents)
         return
     scaled = [{name: LOSS_SCALE * np.asarray(v, np.float32) for name, v in each.items()} for each in cotangents]
     with np.errstate(over="ignore"):
         gradients = list(run(scaled))
-    for gradient, cotangent in zip(gradients, cotangents, strict=True):
-        yield gradient / LOSS_SCALE if np.isfinite(gradient).all() else next(iter(run([cotangent])))
+    for each, cotangent in zip(gradients, cotangents, strict=True):
+        finite = {name: g / LOSS_SCALE for name, g in each.items() if np.isfinite(g).all()}
+        yield finite if len(finite) == len(each) else {**next(iter(run([cotangent]))), **finite}
 
 
 class _OneByOne:
     """Forward passes of a model that takes one image at a time. See ForwardPass."""
 
-    def __init__(self, passes: Sequence[ForwardPass], axis: int) -> None:
-        self._passes, self._axis = passes, axis
+    def __init__(self, passes: Sequence[ForwardPass], layers: Mapping[str, Layer]) -> None:
+        """Join `passes`; `layers` as the probe describes them: they state the axis of the batch."""
+        self._passes, self._layers = passes, layers
 
     @property
     def outputs(self) -> Mapping[str, Array]:
         return _stacked([forward_pass.outputs for forward_pass in self._passes])
 
-    @property
-    def value(self) -> Array:
-        return np.concatenate([forward_pass.value for forward_pass in self._passes], self._axis)
+    def value(self, layer: str) -> Array:
+        return self._joined(layer, [forward_pass.value(layer) for forward_pass in self._passes])
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Array]:
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         rows = [list(one.gradients(_row(cotangents, k))) for k, one in enumerate(self._passes)]
-        return (np.concatenate(parts, self._axis) for parts in zip(*rows, strict=True))
+        return (
+            {name: self._joined(name, [part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*rows, strict=True)
+        )
 
-    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
-        split = [self._split(vector) for vector in vectors]
+    def hvp(self, layer: str, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
+        split = [self._split(layer, vector) for vector in vectors]
         rows = [
-            list(cast(SecondOrderPass, one).hvp(_row(cotangents, k), [parts[k] for parts in split]))
+            list(cast(SecondOrderPass, one).hvp(layer, _row(cotangents, k), [parts[k] for parts in split]))
             for k, one in enumerate(self._passes)
         ]
-        return (np.concatenate(parts, self._axis) for parts in zip(*rows, strict=True))
+        return (self._joined(layer, parts) for parts in zip(*rows, strict=True))
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> _OneByOne:
-        variants = zip(rows, self._split(value), strict=True)
-        return _OneByOne([self._passes[row].resumed(part, [0], differentiate) for row, part in variants], self._axis)
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> _OneByOne:
+        parts = {name: self._split(name, value) for name, value in values.items()}
+        passes = [
+            self._passes[row].resumed({name: part[k] for name, part in parts.items()}, [0], at, differentiate)
+            for k, row in enumerate(rows)
+        ]
+        return _OneByOne(passes, self._layers)
 
-    def _split(self, value: Array) -> list[Array]:
-        return np.split(value, value.shape[self._axis], self._axis)
+    def _split(self, layer: str, value: Array) -> list[Array]:
+        axis = self._layers[layer].batch_axis
+        return np.split(value, value.shape[axis], axis)
+
+    def _joined(self, layer: str, parts: Sequence[Array]) -> Array:
+        return np.concatenate(parts, self._layers[layer].batch_axis)
+
+
+def _names(layers: str | Names) -> list[str]:
+    return [layers] if isinstance(layers, str) else list(layers)
+
+
+def _distinct(layers: Sequence[Layer]) -> list[str]:
+    return list(dict.fromkeys(layer.name for layer in layers))
 
 
 def _row(cotangents: Sequence[Mapping[str, Array]], k: int) -> list[Mapping[str, Array]]:
@@ -277,58 +354,93 @@ class RecordedModel(ABC, Generic[R]):
             result[name] = views[0] if len(views) == 1 else np.concatenate(views)
         return result
 
-    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
+    @overload
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace: ...
+    @overload
+    def trace(self, x: Array, layer: Names, cotangents: Cotangents | None = None) -> list[Trace]: ...
+    def trace(self, x: Array, layer: str | Names, cotangents: Cotangents | None = None) -> Trace | list[Trace]:
         """See xcam.contract.Model."""
-        known, forward_pass, outputs = self._forward(x, layer, cotangents is not None)
-        value = np.ascontiguousarray(to_trace(forward_pass.value, known))
-        return self._finish(State(known, len(x), forward_pass, list(outputs)), outputs, value, cotangents)
+        names = _names(layer)
+        if not names:
+            return []
+        traces = self._finish(self._forward(x, names, cotangents is not None), cotangents)
+        return traces[0] if isinstance(layer, str) else traces
 
+    @overload
     def resume(
         self,
         trace: Trace,
         activations: Array,
         rows: Sequence[int] | None = None,
         cotangents: Cotangents | None = None,
-    ) -> Trace:
+        at: str | None = None,
+    ) -> Trace: ...
+    @overload
+    def resume(
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
+        *,
+        at: Names,
+    ) -> list[Trace]: ...
+    def resume(
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
+        at: str | Names | None = None,
+    ) -> Trace | list[Trace]:
         """See xcam.contract.Model."""
         state: State = trace.state
-        variant_rows = rows_of(rows, state.rows, len(activations))
-        activations = np.array(activations, np.float32)
-        value = from_trace(activations, state.layer)
-        with self._running_at(state.layer):
-            forward_pass = state.forward_pass.resumed(value, variant_rows, cotangents is not None)
-            outputs = forward_pass.outputs
-        state = State(state.layer, len(variant_rows), forward_pass, state.names)
-        return self._finish(state, outputs, activations, cotangents)
+        picked = rows_of(rows, len(state.rows), len(activations))
+        layers = [state.layer] if at is None else [self._layer(state.opened, name) for name in _names(at)]
+        if not layers:
+            return []
+        given = {name: (layer, value[picked]) for name, (layer, value) in state.given.items()}
+        given[state.layer.name] = state.layer, np.array(activations, np.float32)
+        values = {name: from_trace(value, layer) for name, (layer, value) in given.items()}
+        root_rows = [state.rows[row] for row in picked]
+        with self._running_at(layers):
+            resumed = state.forward_pass.resumed(values, root_rows, _distinct(layers), cotangents is not None)
+            outputs = {name: resumed.outputs[name] for name in state.names}
+        one = _Pass(layers, state.opened, resumed, outputs, state.forward_pass, root_rows, given)
+        traces = self._finish(one, cotangents)
+        return traces[0] if at is None or isinstance(at, str) else traces
 
     def _hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """Implement `SupportsHvp.hvp` where `Recording.forward` returns a `SecondOrderPass`."""
-        known, forward_pass, outputs = self._forward(x, layer, True)
-        named = ask(cotangents, one_or_mapping(outputs), outputs)
-        with self._running_at(known):
-            second_order = cast(SecondOrderPass, forward_pass)
-            products = second_order.hvp(named, [from_trace(vector, known) for vector in vectors])
+        one = self._forward(x, [layer], True)
+        (known,) = one.layers
+        named = ask(cotangents, one_or_mapping(one.outputs), one.outputs)
+        with self._running_at(one.layers):
+            second_order = cast(SecondOrderPass, one.forward_pass)
+            products = second_order.hvp(known.name, named, [from_trace(vector, known) for vector in vectors])
             return [np.ascontiguousarray(to_trace(product, known)) for product in products]
 
-    def _forward(self, x: Array, layer: str, differentiate: bool) -> tuple[Layer, ForwardPass, Mapping[str, Array]]:
-        """Return a layer, a forward pass that is opened at it, and the outputs."""
+    def _forward(self, x: Array, names: Sequence[str], differentiate: bool) -> _Pass[R]:
+        """Run a forward pass, opened at the layers of these names."""
         x = without_channel_axis(x, self.input)
         opened = self._opened(x)
-        known = self._layer(opened, layer)
+        known = [self._layer(opened, name) for name in names]
+        distinct = _distinct(known)
 
         def run(rows: Array) -> tuple[ForwardPass, Mapping[str, Array]]:
             with self._running_at(known):
-                one = opened.recording.forward(rows, known.name, differentiate)
+                one = opened.recording.forward(rows, distinct, differentiate)
                 return one, one.outputs
 
         def join(
             results: Sequence[tuple[ForwardPass, Mapping[str, Array]]],
         ) -> tuple[ForwardPass, Mapping[str, Array]]:
             passes, outputs = zip(*results, strict=True)
-            return _OneByOne(passes, known.batch_axis), _stacked(outputs)
+            return _OneByOne(passes, self._probed(opened)), _stacked(outputs)
 
         forward_pass, outputs = self._by_rows(opened, x, run, join, lambda result: result[1])
-        return known, forward_pass, {name: outputs[name] for name in self._names(opened.recording)}
+        outputs = {name: outputs[name] for name in self._names(opened.recording)}
+        return _Pass(known, opened, forward_pass, outputs, forward_pass, list(range(len(x))))
 
     def _by_rows(
         self,
@@ -355,25 +467,35 @@ class RecordedModel(ABC, Generic[R]):
         opened.batch = 1
         return join([run(rows) for rows in _rows(x)])
 
-    def _finish(
-        self, state: State, outputs: Mapping[str, Array], activations: Array, cotangents: Cotangents | None
-    ) -> Trace:
-        """Ask for the cotangents, run backward for each, and return the Trace."""
-        outputs = {name: outputs[name] for name in state.names}
-        named, gradients = ask(cotangents, one_or_mapping(outputs), outputs), []
+    def _finish(self, one: _Pass[R], cotangents: Cotangents | None) -> list[Trace]:
+        """Ask for the cotangents, run backward for each, and return the Trace of each layer."""
+        layers = {layer.name: layer for layer in one.layers}
+        named = ask(cotangents, one_or_mapping(one.outputs), one.outputs)
+        gradients: dict[str, list[Array]] = {name: [] for name in layers}
         if named:
-            with self._running_at(state.layer):
-                for gradient in _gradients(state, named):
-                    gradients.append(np.ascontiguousarray(to_trace(gradient, state.layer)))
-        return Trace(one_or_mapping(outputs), activations, gradients, state)
+            with self._running_at(one.layers):
+                for each in _gradients(one.forward_pass, layers.values(), named):
+                    for name, layer in layers.items():
+                        gradients[name].append(np.ascontiguousarray(to_trace(each[name], layer)))
+        traces = {}
+        for name, layer in layers.items():
+            state = State(layer, one.opened, one.root, one.rows, one.given, list(one.outputs))
+            value = (
+                one.given[name][1]
+                if name in one.given
+                else np.ascontiguousarray(to_trace(one.forward_pass.value(name), layer))
+            )
+            traces[name] = Trace(one_or_mapping(one.outputs), value, gradients[name], state)
+        return [traces[layer.name] for layer in one.layers]
 
     @contextmanager
-    def _running_at(self, layer: Layer) -> Iterator[None]:
+    def _running_at(self, layers: Sequence[Layer]) -> Iterator[None]:
         """`_running`, with the error for a layer that cannot be differentiated."""
         try:
             with self._running():
                 yield
         except NoGradient as error:
+            layer = next((layer for layer in layers if layer.name == error.layer), layers[0])
             raise no_gradient(layer.name, self.name, self._next_differentiable(layer)) from error
 
     def _next_differentiable(self, layer: Layer) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy.typing as npt
 
@@ -23,6 +23,9 @@ Cotangents = Callable[[Outputs], Sequence[Outputs]]
 
 Activation = str | None | Mapping[str, str | None]
 """`softmax` or `sigmoid` where one is cut off the end, else None; a mapping by name for several outputs."""
+
+Names = list[str] | tuple[str, ...]
+"""Names of several layers, for `trace` and `resume`."""
 
 DEFAULT_SIZE = (224, 224)
 """(height, width) for a model that takes any size and declares none."""
@@ -68,6 +71,9 @@ class Layer:
     """The type in which the runtime stores it: `int8`, `uint8`, `float16`, … A Trace is always float32."""
     inner: bool = False
     """Whether it is a value inside a layer: it can be explained by name, and is neither listed nor chosen by default."""
+    bypassed: bool = False
+    """Whether a path from the input to the first output avoids it, as around the inside of a residual block. False: the
+    output depends on the image through this value alone. A backend that does not know the paths states True."""
 
     @property
     def has_space(self) -> bool:
@@ -104,7 +110,7 @@ class InputSpec:
 
 @dataclass(eq=False)
 class Trace:
-    """The result of a forward pass that was opened at a layer.
+    """The result of a forward pass, at a layer where it was opened.
 
     Attributes:
         outputs: raw scores (logits) wherever the backend can find them, [N, …], or a mapping of such arrays.
@@ -149,16 +155,48 @@ class Model(Protocol):
     def activations(self, x: Array, layers: Sequence[str]) -> Mapping[str, Array]:
         """Return the values of several layers, [N, C, *spatial] each, from ONE forward pass."""
 
-    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
-        """Run one forward pass; for each cotangent v compute ∂⟨v, outputs⟩/∂activations."""
+    @overload
+    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace: ...
+    @overload
+    def trace(self, x: Array, layer: Names, cotangents: Cotangents | None = None) -> list[Trace]: ...
+    def trace(self, x: Array, layer: str | Names, cotangents: Cotangents | None = None) -> Trace | list[Trace]:
+        """Run ONE forward pass; for each cotangent v compute ∂⟨v, outputs⟩/∂activations.
 
+        Args:
+            x: a batch as the model itself takes it.
+            layer: the name of a layer; or several names: a list with a Trace for each, from one backward pass for each
+                cotangent. Each has the gradient of a pass opened at its layer alone, also where one layer is behind
+                another.
+            cotangents: called once with the outputs; returns M cotangents.
+        """
+
+    @overload
     def resume(
         self,
         trace: Trace,
         activations: Array,
         rows: Sequence[int] | None = None,
         cotangents: Cotangents | None = None,
-    ) -> Trace:
+        at: str | None = None,
+    ) -> Trace: ...
+    @overload
+    def resume(
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
+        *,
+        at: Names,
+    ) -> list[Trace]: ...
+    def resume(
+        self,
+        trace: Trace,
+        activations: Array,
+        rows: Sequence[int] | None = None,
+        cotangents: Cotangents | None = None,
+        at: str | Names | None = None,
+    ) -> Trace | list[Trace]:
         """Run the tail behind the layer again, on `activations` [K, C, *spatial].
 
         Args:
@@ -167,6 +205,10 @@ class Model(Protocol):
             rows: rows[k] is the row of `trace` that variant k belongs to; default: all 0 when the trace has one row,
                 else row k for variant k.
             cotangents: as for `trace`.
+            at: the layer of the returned Trace, or several, for a list; None: the layer of `trace`. Values and gradients
+                are those of THIS run, in which the layer of `trace` has the value `activations`, a constant: gradients
+                do not pass through it. A layer that is not computed from it keeps its value. The result can be resumed
+                again, with the bypass values of this run.
         """
 
 

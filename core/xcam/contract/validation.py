@@ -7,7 +7,7 @@ is copied. A violation is a ContractError that names the plugin, so that users r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -63,26 +63,69 @@ def activations(model: Model, x: Array, names: Sequence[str]) -> Mapping[str, Ar
     return result
 
 
-def trace(model: Model, x: Array, layer: Layer, cotangents: Cotangents | None = None) -> Trace:
-    """See Model.trace; `layer` as `layers` lists it. Raises ContractError, InputError."""
+@overload
+def trace(model: Model, x: Array, layer: Layer, cotangents: Cotangents | None = None) -> Trace: ...
+@overload
+def trace(model: Model, x: Array, layer: Sequence[Layer], cotangents: Cotangents | None = None) -> list[Trace]: ...
+def trace(
+    model: Model, x: Array, layer: Layer | Sequence[Layer], cotangents: Cotangents | None = None
+) -> Trace | list[Trace]:
+    """See Model.trace; layers as `layers` lists them. Raises ContractError, InputError."""
     checked = _Cotangents(model, cotangents, activation(model))
-    result = _declared(model, "gradients", checked, lambda: model.trace(x, layer.name, checked.cotangents))
-    result = _check_trace(model, result, len(x), checked, layer, "trace()")
-    _check_axes(model, result.activations, layer, x, f"activations of layer {layer.name!r}")
-    return result
+    names: Any = _names(layer)
+    result = _declared(model, "gradients", checked, lambda: model.trace(x, names, checked.cotangents))
+    if isinstance(layer, Layer):
+        return _check_layer(model, _check_trace(model, result, len(x), checked, layer, "trace()"), layer, x)
+    traces = _check_list(model, result, len(layer), "trace()")
+    return [
+        _check_layer(model, _check_trace(model, one, len(x), checked, each, "trace()"), each, x)
+        for one, each in zip(traces, layer, strict=True)
+    ]
 
 
+@overload
 def resume(
     model: Model,
     trace: Trace,
     activations: Array,
     rows: Sequence[int] | None = None,
     cotangents: Cotangents | None = None,
-) -> Trace:
-    """See Model.resume. Raises ContractError."""
-    checked = _Cotangents(model, cotangents)
-    result = _declared(model, "resume", checked, lambda: model.resume(trace, activations, rows, checked.cotangents))
-    return _check_trace(model, result, len(activations), checked, None, "resume()")
+    at: Layer | None = None,
+) -> Trace: ...
+@overload
+def resume(
+    model: Model,
+    trace: Trace,
+    activations: Array,
+    rows: Sequence[int] | None = None,
+    cotangents: Cotangents | None = None,
+    *,
+    at: Sequence[Layer],
+) -> list[Trace]: ...
+def resume(
+    model: Model,
+    trace: Trace,
+    activations: Array,
+    rows: Sequence[int] | None = None,
+    cotangents: Cotangents | None = None,
+    at: Layer | Sequence[Layer] | None = None,
+) -> Trace | list[Trace]:
+    """See Model.resume; layers as `layers` lists them. Raises ContractError."""
+    checked, count = _Cotangents(model, cotangents), len(activations)
+    names: Any = None if at is None else _names(at)
+    call = {} if at is None else {"at": names}
+    result = _declared(
+        model, "resume", checked, lambda: model.resume(trace, activations, rows, checked.cotangents, **call)
+    )
+    if at is None:
+        return _check_trace(model, result, count, checked, None, "resume()")
+    if isinstance(at, Layer):
+        return _check_layer(model, _check_trace(model, result, count, checked, None, "resume()"), at)
+    traces = _check_list(model, result, len(at), "resume()")
+    return [
+        _check_layer(model, _check_trace(model, one, count, checked, None, "resume()"), each)
+        for one, each in zip(traces, at, strict=True)
+    ]
 
 
 def hvp(model: Model, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
@@ -191,6 +234,26 @@ def _check_trace(model: Model, trace: Any, count: int, checked: _Cotangents, lay
     return trace
 
 
+def _names(layers: Layer | Sequence[Layer]) -> str | list[str]:
+    return layers.name if isinstance(layers, Layer) else [layer.name for layer in layers]
+
+
+def _check_list(model: Model, traces: Any, count: int, call: str) -> list[Any]:
+    """Return the traces of `count` layers, if they are a list of that length."""
+    if not isinstance(traces, list | tuple) or len(traces) != count:
+        length = f" of {len(traces)}" if isinstance(traces, list | tuple) else ""
+        raise violation(
+            model.backend, f"{call} returned {kind(traces)}{length} for a list of {count} layers", "a Trace for each"
+        )
+    return list(traces)
+
+
+def _check_layer(model: Model, trace: Trace, layer: Layer, x: Array | None = None) -> Trace:
+    """Return a Trace whose activations have the axes that its layer lists."""
+    _check_axes(model, trace.activations, layer, x, f"activations of layer {layer.name!r}")
+    return trace
+
+
 def _check_float32(
     model: Model, array: Any, subject: str, shape: tuple[int, ...] | None = None, count: int | None = None
 ) -> None:
@@ -202,13 +265,13 @@ def _check_float32(
     raise violation(model.backend, f"returned {subject} as {kind(array)}{images}", required)
 
 
-def _check_axes(model: Model, value: Array, layer: Layer, x: Array, subject: str) -> None:
+def _check_axes(model: Model, value: Array, layer: Layer, x: Array | None, subject: str) -> None:
     """Check that a value is channels first, with the number of channels and axes that the layer lists.
 
-    Sizes are not compared: `x` may be of another size than the one that the list is for.
+    Sizes are not compared: `x` may be of another size than the one that the list is for; None: of any size.
     """
     listed, shape, spec = tuple(layer.shape), value.shape[1:], model.input
-    same_size = spec.size == (x.shape[1:-1] if spec.layout == "channels_last" else x.shape[2:])
+    same_size = x is not None and spec.size == (x.shape[1:-1] if spec.layout == "channels_last" else x.shape[2:])
     exchanged = same_size and None not in listed and shape != listed and sorted(shape) == sorted(listed)  # type: ignore[type-var]
     if not listed or (len(shape) == len(listed) and listed[0] in (None, shape[0]) and not exchanged):
         return

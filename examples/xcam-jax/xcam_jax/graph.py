@@ -2,14 +2,15 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from xcam.contract.graphs import call_names
+from xcam.contract.graphs import call_names, cuts
 from xcam_jax import Function
 
 STORAGE_ONLY = ("name", "convert_element_type", "broadcast_in_dim", "reshape")
@@ -49,16 +50,45 @@ class Graph:
         ):
             self.layers[call] = var, label.partition(":")[2] or call
 
-    def run(self, wanted: Sequence[Any], params: Any, x: Any, cut: Any = None, *value: Any) -> list[Any]:
-        """Return the values of variables; with `value` as that of the variable `cut`."""
-        function = jaxpr_as_fun(ClosedJaxpr(self.part(wanted, cut), self.whole.consts))
-        return function(*jax.tree.leaves(params), x, *value)
+    @cached_property
+    def cuts(self) -> set[Any]:
+        """The variables through which every path from the input to the first output leads."""
+        order = [*self.whole.jaxpr.invars, *(var for eqn in self.whole.eqns for var in eqn.outvars)]
+        read = {var: [v for v in eqn.invars if isinstance(v, Var)] for eqn in self.whole.eqns for var in eqn.outvars}
+        return cuts(order, lambda var: read.get(var, ()), self.whole.jaxpr.invars[-1], self.ends[0])
 
-    def part(self, wanted: Sequence[Any], cut: Any = None) -> Jaxpr:
-        """Return the equations that compute `wanted` from params and x, and from the variable `cut` if there is one."""
+    def run(
+        self, wanted: Sequence[Any], params: Any, x: Any, given: Mapping[Any, Any] | None = None, shifts: Any = None
+    ) -> list[Any]:
+        """Return the values of variables.
+
+        Args:
+            wanted: the variables.
+            params: the parameters.
+            x: the input.
+            given: values of variables, used instead of those that are computed.
+            shifts: numbers that are added to the values of variables.
+        """
+        given, shifts = given or {}, shifts or {}
+        values = dict(zip(self.whole.jaxpr.constvars, self.whole.consts, strict=True))
+        values |= dict(zip(self.whole.jaxpr.invars, [*jax.tree.leaves(params), x], strict=True))
+        values |= {var: value + shifts[var] if var in shifts else value for var, value in given.items()}
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else values[atom]
+
+        for eqn in self.part(wanted, list(given)).eqns:
+            functions, settings = eqn.primitive.get_bind_params(eqn.params)
+            results = eqn.primitive.bind(*functions, *map(read, eqn.invars), **settings)
+            for var, value in zip(eqn.outvars, results if eqn.primitive.multiple_results else [results], strict=True):
+                values[var] = value + shifts[var] if var in shifts else value
+        return [read(atom) for atom in wanted]
+
+    def part(self, wanted: Sequence[Any], given: Sequence[Any] = ()) -> Jaxpr:
+        """Return the equations that compute `wanted` from params and x, and from the variables `given`."""
         whole = self.whole.jaxpr
-        eqns = [eqn for eqn in whole.eqns if cut not in eqn.outvars]
-        inputs, info = [*whole.invars, *([cut] if cut else [])], whole.debug_info.with_unknown_names()
+        eqns = [eqn for eqn in whole.eqns if not any(var in given for var in eqn.outvars)]
+        inputs, info = [*whole.invars, *given], whole.debug_info.with_unknown_names()
         part = Jaxpr(whole.constvars, inputs, [*wanted], eqns, debug_info=info)
         return dce_jaxpr(part, [True] * len(wanted), instantiate=True)[0]
 
@@ -68,7 +98,7 @@ class Graph:
 
     def reaches_output(self, var: Any) -> bool:
         """Return whether a path leads from a layer to an output."""
-        tail = self.part(self.ends, var)
+        tail = self.part(self.ends, [var])
         return any(var is atom for atoms in (tail.outvars, *(eqn.invars for eqn in tail.eqns)) for atom in atoms)
 
     def _end(self, var: Any) -> tuple[Any, str | None]:

@@ -67,8 +67,10 @@ class Recording:
     def values(self, x: Array, layers: Sequence[str]) -> list[Array]:
         return [_float32(value) for value in self.values_of(tuple(layers), self.params, x)]
 
-    def forward(self, x: Array, layer: str, differentiate: bool, replacement: Any = None) -> ForwardPass:
-        return ForwardPass(self, x, layer, *self.opened(layer, differentiate, self.params, x, replacement))
+    def forward(
+        self, x: Array, layers: Sequence[str], differentiate: bool, given: Mapping[str, Any] | None = None
+    ) -> ForwardPass:
+        return ForwardPass(self, x, *self.opened(tuple(layers), differentiate, self.params, x, dict(given or {})))
 
     def named(self, outputs: Sequence[Any]) -> dict[str, Array]:
         return dict(zip(self.output_activations, map(_float32, outputs), strict=True))
@@ -77,13 +79,25 @@ class Recording:
         graph = self._graph(x.shape)
         return graph.run([graph.layers[name][0] for name in layers] or graph.ends, params, x)
 
-    def _opened(self, layer: str, differentiate: bool, params: Any, x: Any, value: Any) -> tuple[Any, Any, Any]:
-        """Return the layer's value, unless it is given; the outputs; and, to differentiate, the vjp of the tail."""
+    def _opened(
+        self, layers: tuple[str, ...], differentiate: bool, params: Any, x: Any, given: Mapping[str, Any]
+    ) -> tuple[Any, Any, Any]:
+        """Return the layers' values by name; the outputs; and, to differentiate, the vjp from the layers on."""
         graph = self._graph(x.shape)
-        var, _ = graph.layers[layer]
-        value = graph.run([var], params, x)[0] if value is None else value.astype(var.aval.dtype)
-        tail = partial(graph.run, graph.ends, params, x, var)  # XLA computes once what both parts share
-        return value, *(jax.vjp(tail, value) if differentiate else (tail(value), None))
+        variables = {name: graph.layers[name][0] for name in (*layers, *given)}
+        known = {variables[name]: value.astype(variables[name].aval.dtype) for name, value in given.items()}
+
+        def run(shifts: Mapping[str, Any]) -> tuple[Any, Any]:
+            wanted, by_variable = [variables[name] for name in layers], {variables[n]: s for n, s in shifts.items()}
+            results = graph.run([*graph.ends, *wanted], params, x, known, by_variable)
+            return results[: len(graph.ends)], dict(zip(layers, results[len(graph.ends) :], strict=True))
+
+        if not differentiate:
+            outputs, values = run({})
+            return values, outputs, None
+        zeros = {name: jnp.zeros(variables[name].aval.shape, variables[name].aval.dtype) for name in layers}
+        outputs, vjp, values = jax.vjp(run, zeros, has_aux=True)
+        return values, outputs, vjp
 
 
 @dataclass(eq=False)
@@ -92,8 +106,7 @@ class ForwardPass:
 
     recording: Recording
     x: Array
-    layer: str
-    leaf: Any
+    leaves: Mapping[str, Any]
     results: Any
     vjp: Any
 
@@ -101,27 +114,31 @@ class ForwardPass:
     def outputs(self) -> Mapping[str, Array]:
         return self.recording.named(self.results)
 
-    @property
-    def value(self) -> Array:
-        return _float32(self.leaf)
+    def value(self, layer: str) -> Array:
+        return _float32(self.leaves[layer])
 
-    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> list[Array]:
-        return [_float32(gradient) for gradient in _each(self.vjp, self._stacked(cotangents))]
+    def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> list[Mapping[str, Array]]:
+        stacked = _each(self.vjp, self._stacked(cotangents))
+        return [{name: _float32(g[m]) for name, g in stacked.items()} for m in range(len(cotangents))]
 
-    def hvp(self, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
+    def hvp(self, layer: str, cotangents: Sequence[Mapping[str, Array]], vectors: Sequence[Array]) -> Iterator[Array]:
         """See xcam.contract.recorded.SecondOrderPass."""
 
         def product(v: Any, vector: Any) -> Any:
             def gradient(value: Any) -> Any:
-                return self.recording.opened(self.layer, True, self.recording.params, self.x, value)[2](v)[0]
+                opened = self.recording.opened((layer,), True, self.recording.params, self.x, {layer: value})
+                return opened[2](v)[0][layer]
 
-            return jax.jvp(gradient, (self.leaf,), (vector,))[1]
+            return jax.jvp(gradient, (self.leaves[layer],), (vector,))[1]
 
-        along = jnp.stack([jnp.asarray(vector) for vector in vectors]).astype(self.leaf.dtype)
+        along = jnp.stack([jnp.asarray(vector) for vector in vectors]).astype(self.leaves[layer].dtype)
         return map(_float32, jax.vmap(product)(self._stacked(cotangents), along))
 
-    def resumed(self, value: Array, rows: list[int], differentiate: bool) -> ForwardPass:
-        return self.recording.forward(self.x[rows], self.layer, differentiate, jnp.asarray(value))
+    def resumed(
+        self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
+    ) -> ForwardPass:
+        given = {name: jnp.asarray(value) for name, value in values.items()}
+        return self.recording.forward(self.x[rows], at, differentiate, given)
 
     def _stacked(self, cotangents: Sequence[Mapping[str, Array]]) -> list[Any]:
         """Return for each output its M cotangents as one array."""
@@ -133,7 +150,8 @@ def _layer(graph: Graph, name: str, var: Any, kind: str, layout: Layout) -> Laye
     shape = var.aval.shape
     layout = "tokens" if len(shape) == 3 else layout
     facts = graph.is_output(var), shape[0] != 1, graph.reaches_output(var)
-    return Layer(name, kind, shape_to_channels_first(shape[1:], layout), layout, *facts)
+    passed = var not in graph.cuts
+    return Layer(name, kind, shape_to_channels_first(shape[1:], layout), layout, *facts, bypassed=passed)
 
 
 def _float32(value: Any) -> Array:

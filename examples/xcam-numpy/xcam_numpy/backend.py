@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from xcam import InputError, InputSpec, Layer, Trace
-from xcam.contract import Array, Capability, Cotangents, Layout, Outputs, rows_of
+from xcam.contract import Array, Capability, Cotangents, Layout, Names, Outputs, rows_of
+from xcam.contract.graphs import cuts
 from xcam.contract.outputs import ask, one_or_mapping
 from xcam_numpy.graph import Graph, Node
 
@@ -43,6 +44,8 @@ class NumpyModel:
         self.output_activation = one_or_mapping(
             {name: "softmax" if name in under else None for name in graph.outputs}
         )
+        reads = {node.name: node.inputs for node in graph.nodes}
+        self.cuts = cuts(["x", *reads], lambda name: reads.get(name, ()), "x", next(iter(self.logits.values())))
         values = graph.run({"x": np.zeros((1, *graph.shape), np.float32)})
         self.layers = [self._layer(n, values[n.name].shape[1:]) for n in graph.nodes if n.kind != "Softmax"]
 
@@ -53,8 +56,8 @@ class NumpyModel:
         values = self.graph.run({"x": x})
         return {name: values[name].astype(np.float32, copy=False) for name in layers}
 
-    def trace(self, x: Array, layer: str, cotangents: Cotangents | None = None) -> Trace:
-        return self._finish(layer, self.graph.run({"x": x}), cotangents)
+    def trace(self, x: Array, layer: str | Names, cotangents: Cotangents | None = None) -> Any:
+        return self._finish(layer, self.graph.run({"x": x}), frozenset(), cotangents)
 
     def resume(
         self,
@@ -62,33 +65,42 @@ class NumpyModel:
         activations: Array,
         rows: Sequence[int] | None = None,
         cotangents: Cotangents | None = None,
-    ) -> Trace:
-        layer, values = trace.state
-        rows, behind = rows_of(rows, len(values["x"]), len(activations)), self._behind(layer)
+        at: str | Names | None = None,
+    ) -> Any:
+        layer, values, given = trace.state
+        rows, behind = rows_of(rows, len(values["x"]), len(activations)), self._behind([layer], given)
         bypass = {name: value[rows] for name, value in values.items() if name not in behind}
-        return self._finish(layer, self.graph.run(bypass | {layer: activations}), cotangents)
+        values = self.graph.run(bypass | {layer: activations})
+        return self._finish(layer if at is None else at, values, given | {layer}, cotangents)
 
-    def _finish(self, layer: str, values: Values, cotangents: Cotangents | None) -> Trace:
-        outputs = self._outputs(values)
-        gradients = [self._gradient(layer, values, v) for v in ask(cotangents, outputs, self.logits)]
-        return Trace(outputs, values[layer].astype(np.float32, copy=False), gradients, (layer, values))
+    def _finish(
+        self, layers: str | Names, values: Values, given: frozenset[str], cotangents: Cotangents | None
+    ) -> Any:
+        names, outputs = [layers] if isinstance(layers, str) else list(layers), self._outputs(values)
+        gradients = [self._gradients(names, values, given, v) for v in ask(cotangents, outputs, self.logits)]
+        traces = []
+        for name in names:
+            value, slopes = values[name].astype(np.float32, copy=False), [each[name] for each in gradients]
+            traces.append(Trace(outputs, value, slopes, (name, values, given)))
+        return traces[0] if isinstance(layers, str) else traces
 
-    def _gradient(self, layer: str, values: Values, v: Values) -> Array:
-        behind, gradients = self._behind(layer), {layer: np.zeros_like(values[layer])}
+    def _gradients(self, layers: Sequence[str], values: Values, given: frozenset[str], v: Values) -> Values:
+        behind = self._behind(layers, given)
+        gradients = {name: np.zeros_like(values[name]) for name in behind}
         for name, node_name in self.logits.items():
             gradients[node_name] = gradients.get(node_name, 0) + v[name]
         for node in reversed(self.graph.nodes):
-            if node.name in gradients and node.name in behind - {layer}:
+            if node.name in behind - given and behind & set(node.inputs):
                 parts = node.backward(gradients[node.name], *(values[name] for name in node.inputs))
                 for name, part in zip(node.inputs, parts, strict=True):
-                    if name in behind:  # the backward pass stops at the layer
-                        gradients[name] = gradients.get(name, 0) + part
-        return gradients[layer].astype(np.float32)
+                    if name in behind:  # the backward pass stops at the layers
+                        gradients[name] = gradients[name] + part
+        return {name: gradients[name].astype(np.float32) for name in layers}
 
-    def _behind(self, layer: str) -> set[str]:
-        behind = {layer}
+    def _behind(self, layers: Sequence[str], given: frozenset[str] = frozenset()) -> set[str]:
+        behind = set(layers)
         for node in self.graph.nodes:
-            behind |= {node.name} if behind & set(node.inputs) else set()
+            behind |= {node.name} if node.name not in given and behind & set(node.inputs) else set()
         return behind
 
     def _outputs(self, values: Values) -> Outputs:
@@ -97,5 +109,7 @@ class NumpyModel:
 
     def _layer(self, node: Node, shape: tuple[int, ...]) -> Layer:
         logits, layout = set(self.logits.values()), LAYOUTS.get(len(shape), "channels_first")
-        reaches = bool(logits & self._behind(node.name))
-        return Layer(node.name, node.kind, shape, layout, node.name in logits, reaches_output=reaches)
+        reaches, passed = bool(logits & self._behind([node.name])), node.name not in self.cuts
+        return Layer(
+            node.name, node.kind, shape, layout, node.name in logits, reaches_output=reaches, bypassed=passed
+        )

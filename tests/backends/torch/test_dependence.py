@@ -93,8 +93,9 @@ def test_a_call_is_followed_from_its_value_on() -> None:
     dependence, x = Dependence(), torch.from_numpy(X.copy())
     with dependence.recording(x):
         a, b = x * 2, x * 3
-        dependence.mark(a, 2)
-        dependence.mark(b, 4)
+        start = dependence.reads(x)
+        dependence.pass_through(a, 2, start)
+        dependence.pass_through(b, 4, start)
         results = [a.relu(), b.relu(), a + b, a.add_(1), x * 4]
     assert [dependence.of(result) for result in results] == [3, 5, 7, 3, 1]
 

@@ -41,8 +41,9 @@ def opened(module: nn.Module, **options: Any) -> Any:
 
 
 def captured(model: Any, layer: str) -> Any:
-    """Return the tail that `resume` captured behind a layer, or None where it could not be captured."""
-    return model._recording(X)._tails.get(layer, lambda: pytest.fail(f"nothing was captured behind {layer}"))
+    """Return the captured graph, if `resume` runs its tail behind a layer, or None where it could not be captured."""
+    graph = model._recording(X)._graphs.latest
+    return (graph and graph._checked.get(layer, lambda: pytest.fail(f"no tail was run behind {layer}"))[0]) or None
 
 
 def by_hand(module: nn.Module, at: int, k: int = 0) -> tuple[np.ndarray, np.ndarray]:

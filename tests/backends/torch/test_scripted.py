@@ -93,7 +93,7 @@ def test_a_script_in_a_file(way: str, layer: str | None, tmp_path: Path) -> None
         model.resume(trace, changed).outputs, plain.resume(expected, changed).outputs, atol=1e-6
     )
     if way == "trace":  # a script is captured only where it has no loops
-        assert model._recording(X)._tails.get(name, lambda: pytest.fail("nothing was captured")) is not None
+        assert model._recording(X)._graphs.latest._checked.get(name, lambda: pytest.fail("no tail was run"))[0]
 
 
 def test_a_live_script_is_unchanged_and_explained_in_evaluation_mode() -> None:

@@ -36,6 +36,23 @@ class Correct(NumpyModel):
         self.native = native
         super().__init__(native.graph)
 
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+        traces = super()._finish(layers, values, given, cotangents)
+        if isinstance(layers, str):
+            return self.spoiled(traces, layers, values)
+        return [self.spoiled(trace, layer, values) for trace, layer in zip(traces, layers, strict=True)]
+
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
+        """Return the trace at a layer: for a wrong backend to change."""
+        return trace
+
+    def _gradients(self, layers: Any, values: Any, given: Any, v: Any) -> Any:
+        return {layer: self.gradient(layer, values, given, v) for layer in layers}
+
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+        """Return the gradient at a layer: for a wrong backend to change."""
+        return super()._gradients([layer], values, given, v)[layer]
+
 
 def suite(backend: Callable[[Native], Any]) -> Conformance:
     class Suite(Conformance):
@@ -82,25 +99,24 @@ def test_correct_second_derivatives_pass() -> None:
 
 
 class Twice(Correct):
-    def _gradient(self, *args: Any) -> Any:
-        return 2 * super()._gradient(*args)
+    def gradient(self, *args: Any) -> Any:
+        return 2 * super().gradient(*args)
 
 
 class OverTheBatch(Correct):
-    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        return super()._gradient(layer, values, v) / np.float32(len(values["x"]))
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+        return super().gradient(layer, values, given, v) / np.float32(len(values["x"]))
 
 
 class Negative(Correct):
-    def _gradient(self, *args: Any) -> Any:
-        return -super()._gradient(*args)
+    def gradient(self, *args: Any) -> Any:
+        return -super().gradient(*args)
 
 
 class ChannelsLast(Correct):
     """As NHWC frameworks have it."""
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         return replace(
             trace,
             activations=np.moveaxis(trace.activations, 1, -1),
@@ -111,8 +127,7 @@ class ChannelsLast(Correct):
 class TokensLast(Correct):
     """As transformers have it."""
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         return replace(trace, activations=trace.activations.swapaxes(1, -1)) if values[layer].ndim == 3 else trace
 
 
@@ -129,13 +144,15 @@ class SizeTurned(Correct):
 class LastPathAlone(Correct):
     """A value that two nodes read gets the gradient of only one of them."""
 
-    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
         result = {node: np.asarray(v[name]) for name, node in self.logits.items()}
         for node in reversed(self.graph.nodes):
-            if node.name in result and node.name in self._behind(layer) - {layer}:
+            if node.name in result and node.name in self._behind([layer], given) - {layer}:
                 gradients = node.backward(result[node.name], *(values[name] for name in node.inputs))
                 result |= {
-                    name: g for name, g in zip(node.inputs, gradients, strict=True) if name in self._behind(layer)
+                    name: g
+                    for name, g in zip(node.inputs, gradients, strict=True)
+                    if name in self._behind([layer], given)
                 }
         return result[layer].astype(np.float32)
 
@@ -143,52 +160,53 @@ class LastPathAlone(Correct):
 class SkipDropped(Correct):
     """`resume` keeps no bypass values."""
 
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
-        layer, values = trace.state
-        behind = self._behind(layer)
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        layer, values, given = trace.state
+        behind = self._behind([layer], given)
         kept = {
             name: np.zeros((len(activations), *value.shape[1:]), np.float32)
             for name, value in values.items()
             if name not in behind
         }
-        return self._finish(layer, self.graph.run(kept | {layer: activations}), cotangents)
+        run = self.graph.run(kept | {layer: activations})
+        return self._finish(layer if at is None else at, run, given | {layer}, cotangents)
 
 
 class SkipStale(Correct):
     """`resume` changes the value for the next node, and for no other."""
 
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
-        layer, values = trace.state
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        layer, values, given = trace.state
         rows = range(len(activations)) if rows is None else rows
         rows = [0] * len(activations) if len(values["x"]) == 1 else rows
-        kept = {name: value[rows] for name, value in values.items() if name not in self._behind(layer)}
+        kept = {name: value[rows] for name, value in values.items() if name not in self._behind([layer], given)}
         kept |= {layer: activations}
         first = next((n for n in self.graph.nodes if layer in n.inputs), None)
         if first is not None:
             kept[first.name] = first.forward(*(kept[name] for name in first.inputs))
         run = self.graph.run(kept | {layer: values[layer][rows]})
-        return self._finish(layer, run | {layer: activations}, cotangents)
+        return self._finish(layer if at is None else at, run | {layer: activations}, given | {layer}, cotangents)
 
 
 class RowsIgnored(Correct):
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
         n = len(trace.activations)
-        return super().resume(trace, activations, [k % n for k in range(len(activations))], cotangents)
+        return super().resume(trace, activations, [k % n for k in range(len(activations))], cotangents, at)
 
 
 class Unchanged(Correct):
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
-        layer, values = trace.state
-        resumed = super().resume(trace, activations, rows, None)
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        layer, values, given = trace.state
+        resumed = super().resume(trace, activations, rows, None, at)
         rows = [0] * len(activations) if rows is None and len(values["x"]) == 1 else rows
-        whole = super().resume(trace, values[layer] if rows is None else values[layer][rows], rows, cotangents)
+        whole = super().resume(trace, values[layer] if rows is None else values[layer][rows], rows, cotangents, at)
         return replace(whole, activations=resumed.activations)
 
 
 class ModeChanged(Correct):
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
         self.native.mode["training"] = False
-        return super()._finish(layer, values, cotangents)
+        return super()._finish(layers, values, given, cotangents)
 
 
 class ModeChangedByPredict(Correct):
@@ -200,9 +218,9 @@ class ModeChangedByPredict(Correct):
 class HookLeft(Correct):
     """The hook is removed, except after an exception."""
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
         self.native.mode["hooks"] += 1
-        trace = super()._finish(layer, values, cotangents)
+        trace = super()._finish(layers, values, given, cotangents)
         self.native.mode["hooks"] -= 1
         return trace
 
@@ -210,12 +228,12 @@ class HookLeft(Correct):
 class KeptOnTheModel(Correct):
     """One thread overwrites the values of another."""
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
         self.kept = values
-        return super()._finish(layer, values, cotangents)
+        return super()._finish(layers, values, given, cotangents)
 
-    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        return super()._gradient(layer, self.kept, v)
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+        return super().gradient(layer, self.kept, given, v)
 
 
 class SoftmaxOn(Correct):
@@ -240,21 +258,20 @@ class CotangentsTwice(Correct):
 
 
 class CotangentsTwiceInResume(Correct):
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
         if cotangents:
-            super().resume(trace, activations, rows, cotangents)
-        return super().resume(trace, activations, rows, cotangents)
+            super().resume(trace, activations, rows, cotangents, at)
+        return super().resume(trace, activations, rows, cotangents, at)
 
 
 class OneGradient(Correct):
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         return replace(trace, gradients=trace.gradients[:1])
 
 
 class Float64(Correct):
-    def _gradient(self, *args: Any) -> Any:
-        return super()._gradient(*args).astype(np.float64)
+    def gradient(self, *args: Any) -> Any:
+        return super().gradient(*args).astype(np.float64)
 
 
 class Tensor:
@@ -273,17 +290,17 @@ class Tensors(Correct):
 
 
 class Swallowed(Correct):
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
         try:
-            return super()._finish(layer, values, cotangents)
+            return super()._finish(layers, values, given, cotangents)
         except KeyError:
-            return super()._finish(layer, values, None)
+            return super()._finish(layers, values, given, None)
 
 
 class Wrapped(Correct):
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
         try:
-            return super()._finish(layer, values, cotangents)
+            return super()._finish(layers, values, given, cotangents)
         except KeyError as error:
             raise RuntimeError("the session failed") from error
 
@@ -339,8 +356,7 @@ class OneBuffer(Correct):
 
     buffer: Any = None
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         if self.buffer is None or self.buffer.shape != trace.activations.shape:
             self.buffer = np.empty_like(trace.activations)
         self.buffer[...] = trace.activations
@@ -348,8 +364,8 @@ class OneBuffer(Correct):
 
 
 class SpoilsTheTrace(Correct):
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
-        result = super().resume(trace, activations, rows, cotangents)
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        result = super().resume(trace, activations, rows, cotangents, at)
         if rows is None:
             trace.state[1].update((name, value * 2) for name, value in trace.state[1].items())
         return result
@@ -401,8 +417,7 @@ class OneBufferOfOutputs(Correct):
 
 
 class PredictInOneBuffer(OneBufferOfOutputs):
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         return replace(trace, outputs=trace.outputs.copy())
 
 
@@ -550,8 +565,7 @@ class Gradients(Correct):
     def changed(self, gradients: Any) -> Any:
         raise NotImplementedError
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         return replace(trace, gradients=self.changed(trace.gradients)) if trace.gradients else trace
 
 
@@ -571,17 +585,17 @@ class FirstForAll(Gradients):
 
 
 class WritesToCotangents(Correct):
-    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
-        gradient = super()._gradient(layer, values, v)
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+        gradient = super().gradient(layer, values, given, v)
         for array in v.values():
             array *= 3
         return gradient
 
 
 class FirstOutputAlone(Correct):
-    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
         kept = {name: value * (name == next(iter(self.logits))) for name, value in v.items()}
-        return super()._gradient(layer, values, kept)
+        return super().gradient(layer, values, given, kept)
 
 
 class OutputsTurned(Correct):
@@ -592,23 +606,22 @@ class OutputsTurned(Correct):
 class ThroughTheSoftmax(Correct):
     """Logits are returned, but probabilities differentiated."""
 
-    def _gradient(self, layer: str, values: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
         p, ((name, v),) = values["softmax"], v.items()
-        return super()._gradient(layer, values, {name: p * (v - (v * p).sum(axis=1, keepdims=True))})
+        return super().gradient(layer, values, given, {name: p * (v - (v * p).sum(axis=1, keepdims=True))})
 
 
 class InPlace(Correct):
     """A ReLU overwrites the value of the layer before it."""
 
-    def _finish(self, layer: str, values: Any, cotangents: Any) -> Any:
-        trace = super()._finish(layer, values, cotangents)
+    def spoiled(self, trace: Any, layer: str, values: Any) -> Any:
         over = any(node.kind == "ReLU" and layer in node.inputs for node in self.graph.nodes)
         return replace(trace, activations=np.maximum(trace.activations, 0)) if over else trace
 
 
 class ResumedOnce(Correct):
-    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None) -> Any:
-        result = super().resume(trace, activations, rows, cotangents)
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        result = super().resume(trace, activations, rows, cotangents, at)
         trace.state = None
         return result
 
