@@ -34,7 +34,7 @@ CLEAR = 0.05
 CERTAIN = 0.3
 """Below this unexplained part, where a precision is reduced: a correlation of 0.95 or more."""
 REORDERED = 0.4
-"""What counts as unexplained of values that are the same in another order."""
+"""The part that counts as unexplained of values that are the same in another order."""
 BLOCK = 256
 """The number of values that are compared at once: this limits the memory."""
 ABSORBED = 0.02

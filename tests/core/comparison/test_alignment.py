@@ -150,7 +150,7 @@ def test_names_of_one_value_share_their_partner() -> None:
     assert pairs(layers("conv", "norm", values=(a, near)), layers("conv", values=(near,))) == [("norm conv", "conv")]
 
 
-def test_dropout_in_training_mode_is_no_name_of_the_value_before() -> None:
+def test_dropout_in_training_mode_has_another_value_than_the_part_before() -> None:
     a, b = values(2)
     kinds = ("ReLU", "Dropout", "Sequential", "Conv2d")
     first, second = (
@@ -166,7 +166,7 @@ def test_dropout_in_training_mode_is_no_name_of_the_value_before() -> None:
     assert pairs(second, first) == expected
 
 
-def test_equal_branches_are_told_apart_by_their_order() -> None:
+def test_equal_branches_are_matched_by_their_order() -> None:
     """Two branches with the same input and weights. In the second model, the second branch has a mistake."""
     a, b, c, d = values(4)
     first = layers("a1", "b1", "a2", "b2", "sum", values=(a, b, a, b, c))
