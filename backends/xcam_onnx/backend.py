@@ -73,8 +73,8 @@ class OnnxBackend:
                 )
             name = source.graph.name or "model"
             opened = files.store(source)
-        model = opened.model
-        options = {"size": size} | statements.stated(model) | files.description(model) | options
+        graph = opened.graph
+        options = {"size": size} | statements.stated(graph) | files.description(graph.model) | options
         runtime = Runtime(opened.weights, execution_providers, threads)
-        check(model, source.name if isinstance(source, Path) else name, runtime)
-        return OnnxModel(model, runtime, name=name, layout=layout, channels=channels, notes=opened.notes, **options)
+        check(graph, source.name if isinstance(source, Path) else name, runtime)
+        return OnnxModel(graph, runtime, name=name, layout=layout, channels=channels, notes=opened.notes, **options)

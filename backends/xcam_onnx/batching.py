@@ -58,7 +58,7 @@ def with_batch(model: ModelProto, signature: Signature) -> tuple[ModelProto, Sig
             result.graph.node.append(_node("Unsqueeze", output.tensor, row, opset))
             output = Output(output.name, row, output.activation)
         outputs.append(output)
-    return result, dataclasses.replace(batched, outputs=outputs)
+    return result, dataclasses.replace(batched, read_outputs=lambda: outputs)
 
 
 def _open(model: ModelProto, node: NodeProto, opset: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from onnx import NodeProto
 
 from xcam.contract import Array, Layout
-from xcam_onnx.graph import Graph, Shape, attribute, reads
+from xcam_onnx.graph import Graph, Shape, attribute
 
 CHANNELS_FIRST = {
     *("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "DepthToSpace", "SpaceToDepth"),
@@ -26,7 +26,7 @@ ONE_INPUT = {
 
 SAME_AXES = {
     *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Clip", "Relu", "Neg", "Abs", "Sqrt", "Log", "Exp"),
-    *("Cast", "Identity", "Dropout", "Pad", "QuantizeLinear", "DequantizeLinear"),
+    *("Cast", "Identity", "Dropout", "Pad", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
 }
 """Operators in front of the first convolution whose result has the axes of their input."""
 
@@ -42,8 +42,8 @@ def convolved_axes(graph: Graph, source: str) -> list[int | None] | None:
     for node in graph.nodes:  # in execution order: each reader comes after the node that it reads
         if name not in node.input or not node.output or node.op_type in ("Shape", "Size"):
             continue
-        if node.op_type in CHANNELS_FIRST:
-            return axes if name == node.input[0] and len(axes) > 2 else None
+        if node.op_type in CHANNELS_FIRST:  # of ONNX: the runtime's own may have another layout
+            return axes if name == node.input[0] and len(axes) > 2 and not node.domain else None
         shape = graph.shape(node.output[0])
         rank = None if shape is None else len(shape)
         if node.op_type == "Transpose":
@@ -97,9 +97,9 @@ def channel_axes(graph: Graph, source: str, axis: int | None, least: int = 1) ->
         The axis by tensor name. Tensors whose channels were split or mixed with other axes are left out.
     """
     axes = {} if axis is None else {source: axis}
-    for node in graph.nodes:
+    for node, read in zip(graph.nodes, graph.reads, strict=True):
         shape = graph.shape(node.output[0]) if node.output else None
-        if shape is None or not any(name in graph.live for name in reads(node)):
+        if shape is None or graph.live.isdisjoint(read):
             continue
         result = _output_axis(graph, node, axes, len(shape))
         if result is not None and least <= result < len(shape):

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import NodeProto, TensorProto
 
 from xcam.contract import Array
 from xcam.errors import ModelError
 from xcam_onnx.graph import INTEGERS, Graph, Shape, attribute
 from xcam_onnx.sessions import Runtime
+from xcam_onnx.standard.form import MOVING
 from xcam_onnx.standard.registry import MICROSOFT
 
 AGAIN = "quantise the model again"
@@ -25,6 +27,8 @@ RANGES = f"{AGAIN}, and check the ranges that the calibration finds"
 STANDARD = "export the model again with standard operators"
 CPU_ONLY = ("CPUExecutionProvider",)
 OUTPUT = -1
+SAME_TYPE = {*MOVING, "Pad"}
+"""Operators on integers whose results have the type of their first input."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,20 @@ PARAMETERS: dict[str, tuple[Parameters, ...]] = {
 """By operator, of ONNX and of ONNX Runtime."""
 
 
-def check(model: ModelProto, name: str, runtime: Runtime) -> None:
+def check(graph: Graph, name: str, runtime: Runtime) -> None:
     """Raise ModelError where a node's quantisation is invalid, or the runtime lacks its operator.
 
     Args:
-        model: The model, its larger weights as external data.
+        graph: The model, its larger weights as external data.
         name: The name of its file.
         runtime: Reads weights, and creates sessions.
     """
-    graph = Graph(model)
     _check_operators(graph, name, runtime)
     checker = _Checker(graph, runtime)
-    for node in graph.nodes:
-        for parameters in _parameters(node):
-            problem, remedy = checker.problem(node, parameters)
-            if problem:
-                raise _refusal(name, node, problem, remedy)
+    for value in checker.values:
+        problem, remedy = checker.problem(value)
+        if problem:
+            raise _refusal(name, value.node, problem, remedy)
 
 
 def _refusal(name: str, node: NodeProto, problem: str, remedy: str) -> ModelError:
@@ -88,74 +90,107 @@ def _refusal(name: str, node: NodeProto, problem: str, remedy: str) -> ModelErro
 
 
 def _parameters(node: NodeProto) -> Sequence[Parameters]:
-    if node.domain not in ("", MICROSOFT):
-        return ()
     if node.op_type == "QLinearConcat":
         starts = range(2, len(node.input) - 2, 3)
         return [Parameters(OUTPUT, 0, 1), *(Parameters(start, start + 1, start + 2) for start in starts)]
-    return PARAMETERS.get(node.op_type, ())
+    known = PARAMETERS.get(node.op_type, ())
+    return known if known and node.domain in ("", MICROSOFT) else ()
+
+
+class _Value(NamedTuple):
+    """A quantised value of a node, and the tensors of its parameters, "" where one is omitted."""
+
+    node: NodeProto
+    name: str
+    scale: str
+    zero_point: str
+    parameters: Parameters
 
 
 class _Checker:
-    """Finds invalid parameters of quantised values."""
+    """Finds invalid parameters of quantised values.
+
+    Args:
+        graph: The model.
+        runtime: Reads weights.
+
+    Attributes:
+        values: Every quantised value.
+    """
 
     def __init__(self, graph: Graph, runtime: Runtime) -> None:
         self._graph, self._weights = graph, runtime.weights
-        self._narrow = {t.name for t in graph.initializers.values() if t.data_type in INTEGERS and len(t.int32_data)}
+        self.values: list[_Value] = []
+        self._types: dict[str, int] = {}
+        """The types of quantised values that the nodes state."""
+        for node in graph.nodes:
+            self._read(node)
+        scales = {value.scale for value in self.values}
+        self._positive = _positive([t for name, t in graph.initializers.items() if name in scales])
+        self._wrong = _wrong_integers([t for t in graph.initializers.values() if len(t.int32_data)])
 
-    def problem(self, node: NodeProto, parameters: Parameters) -> tuple[str | None, str]:
+    def _read(self, node: NodeProto) -> None:
+        if node.op_type == "DynamicQuantizeLinear":
+            self._types |= dict.fromkeys([*node.output[:1], *node.output[2:]], TensorProto.UINT8)
+        elif node.op_type in SAME_TYPE and node.input and node.input[0] in self._types:
+            self._types |= dict.fromkeys(node.output, self._types[node.input[0]])
+        for parameters in _parameters(node):
+            inputs = (parameters.value, parameters.scale, parameters.zero_point)
+            names = list(node.input)
+            name, scale, zero = [names[index] if 0 <= index < len(names) else "" for index in inputs]
+            if parameters.value == OUTPUT:
+                name = node.output[0]
+                self._types[name] = self._graph.dtype(zero)
+            self.values.append(_Value(node, name, scale, zero, parameters))
+
+    def problem(self, value: _Value) -> tuple[str | None, str]:
         """Return the problem of a value, None where it has none; and the remedy."""
-        scale, zero = (_input(node, index) for index in (parameters.scale, parameters.zero_point))
-        value = node.output[0] if parameters.value == OUTPUT else _input(node, parameters.value)
-        source = node.input[0] if node.op_type == "QuantizeLinear" else value
+        node, name, scale, zero, parameters = value
+        problem = self._wrong.get(name) or self._wrong.get(zero) or self._two_types(name, zero)
+        if problem or self._positive.get(scale) == ():
+            return problem, AGAIN
         axis = _axis(node, parameters)
-        problem = self._integers(value) or self._integers(zero) or self._types(value, zero)
-        problem = problem or self._shapes(node, source, scale, zero, axis)
-        return (problem, AGAIN) if problem else (self._steps(value, scale, zero, axis), RANGES)
+        problem = self._shapes(node, node.input[0] if node.op_type == "QuantizeLinear" else name, scale, zero, axis)
+        return (problem, AGAIN) if problem else (self._steps(name, scale, zero, axis), RANGES)
 
-    def _integers(self, name: str) -> str | None:
-        """Find integers that are stored in 32 bits, and are outside their own type. Two of 4 bits are in a byte."""
-        if name not in self._narrow:
-            return None
-        tensor = self._graph.initializers[name]
-        low, high = INTEGERS[tensor.data_type]
-        is_packed = high - low < 255
-        values = np.asarray(tensor.int32_data)
-        low, high = (-128 if low < 0 else 0, 255) if is_packed else (low, high)
-        wrong = values[(values < low) | (values > high)]
-        return (
-            f"reads {int(wrong[0])} in {name!r}, which is outside {_type(tensor.data_type)}" if wrong.size else None
-        )
+    def _dtype(self, name: str) -> int:
+        return self._graph.dtype(name) or self._types.get(name, 0) or (self._graph.typed.dtype(name) if name else 0)
 
-    def _types(self, value: str, zero: str) -> str | None:
-        first, second = self._graph.dtype(value), self._graph.dtype(zero)
-        if not zero or not first or not second or first == second:
+    def _shape(self, name: str) -> Shape | None:
+        shape = self._graph.shape(name) if name else ()
+        return self._graph.typed.shape(name) if shape is None else shape
+
+    def _two_types(self, value: str, zero: str) -> str | None:
+        first, second = (self._dtype(value), self._dtype(zero)) if zero else (0, 0)
+        if first == second or not first or not second:
             return None
         return f"has a zero point of {_type(second)} for values of {_type(first)}"
 
     def _shapes(self, node: NodeProto, value: str, scale: str, zero: str, axis: int | None) -> str | None:
-        shape, scales, zeros = (self._graph.shape(name) for name in (value, scale, zero))
+        scales = self._shape(scale)
         block = attribute(node, "block_size", 0)
         if not scales or (scales == (1,) and not block) or axis is None:
             return None
+        zeros = self._shape(zero)
         if zeros and zeros != (1,) and _differ(zeros, scales):
             return f"has {_listed(scales)} scales and {_listed(zeros)} zero points"
+        shape = self._shape(value)
         if shape is None or (len(scales) > 1 and not block):
             return None
         if not -len(shape) <= axis < len(shape):
             return f"has the axis {axis} for a value with {len(shape)} axes"
-        needed: list[int | str | None] = [shape[axis]]
+        needed: Shape = (shape[axis],)
         if block:
-            size = shape[axis]
-            needed = list(shape)
-            needed[axis] = -(-size // block) if isinstance(size, int) else None
+            size, axis = shape[axis], axis % len(shape)
+            blocks = -(-size // block) if isinstance(size, int) else None
+            needed = (*shape[:axis], blocks, *shape[axis + 1 :])
         if _differ(scales, needed):
             return f"has {_listed(scales)} scales, and axis {axis} of {_listed(shape)} values needs {_listed(needed)}"
         return None
 
     def _steps(self, value: str, scale: str, zero: str, axis: int | None) -> str | None:
         """Judge the scales themselves. Those of weights may be negative, and 0 where the weights are 0 anyway."""
-        array = self._constant(scale)
+        array = None if scale in self._positive else self._constant(scale)
         if array is None or not array.size:
             return None
         array = np.asarray(array, np.float64)
@@ -186,8 +221,36 @@ class _Checker:
         return self._graph.constant(name) if name else None
 
 
-def _input(node: NodeProto, index: int) -> str:
-    return node.input[index] if 0 <= index < len(node.input) else ""
+def _positive(scales: Sequence[TensorProto]) -> dict[str, Shape]:
+    """Return the shape of each float32 scale in the graph, if all are positive, as those of most files are."""
+    inside = [t for t in scales if t.data_type == TensorProto.FLOAT and t.data_location != TensorProto.EXTERNAL]
+    raw = np.frombuffer(b"".join(t.raw_data for t in inside), "<f4")
+    values = np.concatenate([raw, _joined([t.float_data for t in inside], np.float32)])
+    return {t.name: tuple(t.dims) for t in inside} if ((values > 0) & (values < np.inf)).all() else {}
+
+
+def _wrong_integers(tensors: Sequence[TensorProto]) -> dict[str, str]:
+    """Find integers that are stored in 32 bits, and are outside their own type. Two of 4 bits are in a byte."""
+    problems: dict[str, str] = {}
+    for dtype in {t.data_type for t in tensors} & set(INTEGERS):
+        low, high = INTEGERS[dtype]
+        if high - low < 255:
+            low, high = -128 if low < 0 else 0, 255
+        stored = {t.name: t.int32_data for t in tensors if t.data_type == dtype}
+        values = _joined(list(stored.values()), np.int32)
+        if values.min() < low or values.max() > high:
+            for name, listed in stored.items():
+                wrong = next((value for value in listed if not low <= value <= high), None)
+                if wrong is not None:
+                    problems[name] = f"reads {wrong} in {name!r}, which is outside {_type(dtype)}"
+    return problems
+
+
+def _joined(fields: Sequence[Sequence[float]], dtype: type[np.generic]) -> Array:
+    """Join lists of numbers; those of one, which most are, without an array for each."""
+    single = [numbers[0] for numbers in fields if len(numbers) == 1]
+    several: list[Array] = [np.asarray(numbers, dtype) for numbers in fields if len(numbers) > 1]
+    return np.concatenate([np.asarray(single, dtype), *several])
 
 
 def _axis(node: NodeProto, parameters: Parameters) -> int | None:
@@ -198,13 +261,15 @@ def _axis(node: NodeProto, parameters: Parameters) -> int | None:
     return parameters.axis
 
 
-def _differ(first: Sequence[int | str | None], second: Sequence[int | str | None]) -> bool:
+def _differ(first: Shape, second: Shape) -> bool:
     """Return whether shapes differ for certain."""
+    if first == second:
+        return False
     pairs = zip(first, second, strict=False)
     return len(first) != len(second) or any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
-def _listed(shape: Sequence[int | str | None] | Shape) -> str:
+def _listed(shape: Shape) -> str:
     return " x ".join("?" if n is None else str(n) for n in shape)
 
 

@@ -40,20 +40,27 @@ def scores_of_label(graph: Graph, output: str) -> str | None:
     return node.input[0]
 
 
-def standardise(model: ModelProto) -> None:
-    """Replace LinearClassifier and Normalizer by standard operators, and store the class names as metadata."""
-    names = _class_names(model)
+def standardise(graph: Graph) -> bool:
+    """Replace LinearClassifier and Normalizer by standard operators, and store the class names as metadata.
+
+    Returns:
+        Whether the nodes of the model were changed.
+    """
+    model = graph.model
+    names = _class_names(graph)
     if names is not None and LABELS not in metadata(model):
         model.metadata_props.add(key=LABELS, value=json.dumps(names, ensure_ascii=False))
+    if not any(node.domain == ML for node in graph.nodes):
+        return False
     nodes: list[NodeProto] = []
-    for node in model.graph.node:
+    for node in graph.nodes:
         nodes += _linear(model, node) if _is(node, "LinearClassifier") else [node]
     nodes = [
         new for node in nodes for new in (_normalised(model, nodes, node) if _is(node, "Normalizer") else [node])
     ]
-    if len(nodes) != len(model.graph.node) or any(_is(node, "Normalizer") for node in model.graph.node):
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return True
 
 
 def _is(node: NodeProto, kind: str) -> bool:
@@ -64,9 +71,8 @@ def _producer(graph: Graph, tensor: str) -> NodeProto | None:
     return graph.nodes[graph.producer[tensor]] if tensor in graph.producer else None
 
 
-def _class_names(model: ModelProto) -> list[str] | None:
+def _class_names(graph: Graph) -> list[str] | None:
     """Return the class names in the order of the scores; None where the graph has none."""
-    graph = Graph(model)
     for node in reversed(graph.nodes):
         if node.domain == ML and node.op_type in ("ZipMap", "LinearClassifier"):
             for name in ("classlabels_strings", "classlabels_int64s", "classlabels_ints"):

@@ -8,14 +8,14 @@ nodes inside. The decisions are checked by a run of the resulting model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from xcam.contract import Array
-from xcam_onnx.graph import Graph, Shape, copied, inferred
+from xcam_onnx.graph import Graph, Shape, bodies, copied, inferred
 from xcam_onnx.known import Known
 from xcam_onnx.sequences import OPERATORS, resolve_sequences
 
@@ -274,11 +274,6 @@ def _subgraph(node: NodeProto, name: str) -> GraphProto:
     return next(entry.g for entry in node.attribute if entry.name == name)
 
 
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    for entry in node.attribute:
-        yield from [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs
-
-
 def _counts(graph: GraphProto) -> tuple[Counter[str], Counter[str]]:
     """Count how often each name of a tensor, and each name of a node, is defined, in subgraphs too."""
     tensors, names = Counter[str](), Counter[str]()
@@ -286,7 +281,7 @@ def _counts(graph: GraphProto) -> tuple[Counter[str], Counter[str]]:
     for node in graph.node:
         tensors.update(name for name in node.output if name)
         names[node.name] += 1
-        for inner in _subgraphs(node):
+        for inner in bodies(node):
             for total, more in zip((tensors, names), _counts(inner), strict=True):
                 total.update(more)
     return tensors, names
@@ -297,7 +292,7 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     result = _copy(node)
     result.input[:] = [names.get(name, name) for name in node.input]
     result.output[:] = [names.get(name, name) for name in node.output]
-    for graph in _subgraphs(result):
+    for graph in bodies(result):
         local = {value.name for value in (*graph.input, *graph.initializer)}
         local |= {name for inner in graph.node for name in inner.output}
         outer = {name: new for name, new in names.items() if name not in local}

@@ -26,8 +26,8 @@ ELEMENTWISE = {
 def depending_on_input(graph: Graph) -> set[str]:
     """Return the tensors whose values depend on the model's input, and not only on its shape."""
     dependent = {value.name for value in graph.inputs}
-    for node in graph.nodes:
-        if not _reads_shape_only(node) and any(name in dependent for name in reads(node)):
+    for node, read in zip(graph.nodes, graph.reads, strict=True):
+        if not dependent.isdisjoint(read) and not _reads_shape_only(node):
             dependent.update(name for name in node.output if name)
     return dependent
 

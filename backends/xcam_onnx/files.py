@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx.inliner
-from onnx import ModelProto, external_data_helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import ModelError
 from xcam_onnx import classifiers
-from xcam_onnx.graph import inferred, metadata, nodes, reads, sort
+from xcam_onnx.graph import Graph, metadata, nodes, sort
 from xcam_onnx.opsets import OLDEST, TARGET, convert
 from xcam_onnx.weights import WeightFiles, external, external_entries, skeleton
 
@@ -27,8 +28,8 @@ LONG = "ai.onnx"
 class Opened(NamedTuple):
     """A model that was opened."""
 
-    model: ModelProto
-    """The graph, its larger weights as external data."""
+    graph: Graph
+    """The model, its larger weights as external data; with the types and shapes that the file states."""
     weights: WeightFiles
     """The files that keep its weights."""
     notes: tuple[str, ...]
@@ -43,10 +44,11 @@ def read(path: Path) -> Opened:
     """
     path = _resolved(path)
     model = skeleton(path)
-    _check_external(model, path)
-    weights = WeightFiles(path, model)
-    prepared, notes = _prepared(model, path.name)
-    return Opened(prepared, weights, notes)
+    large = external(model)
+    _check_external(large, path)
+    weights = WeightFiles(path, large)
+    graph, notes = _prepared(model, path.name)
+    return Opened(graph, weights, notes)
 
 
 def store(model: ModelProto) -> Opened:
@@ -72,9 +74,9 @@ def store(model: ModelProto) -> Opened:
                 "onnx.save(…, save_as_external_data=True) and load the file"
             ) from error
         opened = skeleton(path)
-        weights = WeightFiles(path, opened, folder)
-        prepared, notes = _prepared(opened, model.graph.name or "the model")
-        return Opened(prepared, weights, notes)
+        weights = WeightFiles(path, external(opened), folder)
+        graph, notes = _prepared(opened, model.graph.name or "the model")
+        return Opened(graph, weights, notes)
     except BaseException:
         folder.cleanup()
         raise
@@ -89,11 +91,11 @@ def _resolved(path: Path) -> Path:
     return target if locations <= {target.name} else path
 
 
-def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]]:
-    """Convert old operators, inline the model's own functions, and infer types and shapes; return notes too.
+def _prepared(model: ModelProto, name: str) -> tuple[Graph, tuple[str, ...]]:
+    """Convert old operators, inline the model's own functions, and sort the nodes; return notes too.
 
     Raises:
-        ModelError: The model has operators that are too old or too new.
+        ModelError: The model has operators that are too old or too new, or the nodes have no order.
     """
     if any(part.domain == LONG for part in (*model.graph.node, *model.opset_import)):
         for part in (*nodes(model.graph), *(n for f in model.functions for n in nodes(f)), *model.opset_import):
@@ -113,38 +115,45 @@ def _prepared(model: ModelProto, name: str) -> tuple[ModelProto, tuple[str, ...]
             f"cannot read {name}: a model states one version of ONNX's operators, and its opset_import states {listed}; set "
             "it with onnx.helper.make_opsetid, or export the model again"
         )
-    sort(model.graph)
-    _check_reads(model, name)
     old = convert(model, name)
     notes = () if old is None else (f"converted from opset {old} to {TARGET} in memory",)
     if model.functions:
         with contextlib.suppress(Exception):
             model = onnx.inliner.inline_local_functions(model)
     _densify(model)
-    classifiers.standardise(model)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters write −1 for any size
                 dim.Clear()
-    return inferred(model), notes
+    graph = Graph(model)
+    if _missing(graph) is not None:
+        sort(model.graph)
+        graph = Graph(model)
+        _check_reads(graph, name)
+    return Graph(model) if classifiers.standardise(graph) else graph, notes
 
 
-def _check_reads(model: ModelProto, name: str) -> None:
-    """Raise ModelError where a node reads a tensor that no node in front of it computes: damage, or a cycle."""
-    graph = model.graph
-    if not graph.input:  # this has its own message
-        return
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    known |= {tensor.values.name for tensor in graph.sparse_initializer}
-    for node in graph.node:
-        missing = next((source for source in reads(node) if source not in known), None)
-        if missing is not None:
-            cause = "a cycle" if any(missing in other.output for other in graph.node) else "damaged"
-            raise ModelError(
-                f"cannot read {name}: node {node.name or node.output[0]!r} ({node.op_type}) reads {missing!r}, which no node "
-                f"ahead of it computes: the graph {'has ' if cause == 'a cycle' else 'is '}{cause}; export it again"
-            )
+def _missing(graph: Graph) -> tuple[NodeProto, str] | None:
+    """Return a node that reads a tensor that no node ahead of it computes, and that tensor; None without one."""
+    known = {value.name for value in graph.proto.input} | set(graph.initializers)
+    for node, read in zip(graph.nodes, graph.reads, strict=True):
+        if not known.issuperset(read):
+            return node, next(name for name in read if name not in known)
         known.update(node.output)
+    return None
+
+
+def _check_reads(graph: Graph, name: str) -> None:
+    """Raise ModelError where no order of the nodes lets each read computed tensors: damage, or a cycle."""
+    missing = _missing(graph)
+    if missing is None or not graph.proto.input:  # no input has its own message
+        return
+    node, tensor = missing
+    cause = "has a cycle" if tensor in graph.producer else "is damaged"
+    raise ModelError(
+        f"cannot read {name}: node {node.name or node.output[0]!r} ({node.op_type}) reads {tensor!r}, which no node "
+        f"ahead of it computes: the graph {cause}; export it again"
+    )
 
 
 def _densify(model: ModelProto) -> None:
@@ -157,10 +166,10 @@ def _densify(model: ModelProto) -> None:
     del model.graph.sparse_initializer[:]
 
 
-def _check_external(model: ModelProto, path: Path) -> None:
+def _check_external(tensors: Sequence[TensorProto], path: Path) -> None:
     """Raise ModelError unless all weights are in the model's folder, in files that are long enough."""
     sizes: dict[str, int] = {}
-    for tensor in external(model):
+    for tensor in tensors:
         location = external_entries(tensor).get("location", "")
         if location == path.name:
             continue

@@ -58,10 +58,12 @@ class Graph:
     def __init__(self, model: ModelProto) -> None:
         self.model = model
         self.proto: GraphProto = model.graph
-        self.nodes: Sequence[NodeProto] = self.proto.node
+        self.nodes: Sequence[NodeProto] = list(self.proto.node)
         self.opset: dict[str, int] = {
             "" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import
         }
+        self._dtypes: dict[str, int] = {}
+        self._shapes: dict[str, Shape | None] = {}
 
     @cached_property
     def initializers(self) -> dict[str, TensorProto]:
@@ -79,31 +81,35 @@ class Graph:
         return {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
 
     @cached_property
-    def _types(self) -> dict[str, tuple[int, Shape | None]]:
-        types: dict[str, tuple[int, Shape | None]] = {
-            t.name: (t.data_type, tuple(t.dims)) for t in self.initializers.values()
-        }
-        for value in (*self.proto.value_info, *self.proto.input, *self.proto.output):
-            tensor = value.type.tensor_type
-            shape: Shape | None = None
-            if tensor.HasField("shape"):
-                shape = tuple(
-                    d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim
-                )
-            types.setdefault(value.name, (tensor.elem_type, shape))
-        return types
+    def reads(self) -> list[list[str]]:
+        """The tensors that each node reads."""
+        return [reads(node) for node in self.nodes]
+
+    @cached_property
+    def _declarations(self) -> dict[str, ValueInfoProto | TensorProto]:
+        graph = self.proto
+        return {v.name: v for v in (*graph.output, *graph.input, *graph.value_info, *self.initializers.values())}
+
+    @cached_property
+    def typed(self) -> Graph:
+        """The same graph with inferred types and shapes; this one has those that the file states."""
+        return Graph(inferred(self.model))
 
     def dtype(self, name: str) -> int:
         """Return the TensorProto data type; 0 where it is unknown."""
-        return self._types.get(name, (0, None))[0]
+        if name not in self._dtypes:
+            self._dtypes[name] = _dtype(self._declarations.get(name))
+        return self._dtypes[name]
 
     def shape(self, name: str) -> Shape | None:
         """Return the shape; None where the rank is unknown."""
-        return self._types.get(name, (0, None))[1]
+        if name not in self._shapes:
+            self._shapes[name] = _shape(self._declarations.get(name))
+        return self._shapes[name]
 
     def set_type(self, name: str, dtype: int, shape: Shape) -> None:
         """Set the type and shape of a tensor to those of a run."""
-        self._types[name] = dtype, shape
+        self._dtypes[name], self._shapes[name] = dtype, shape
 
     def constant(self, name: str) -> Array | None:
         """Return the value of a small constant; None for other tensors."""
@@ -129,20 +135,20 @@ class Graph:
     def after(self, names: Iterable[str]) -> set[str]:
         """Return the tensors that depend on one of `names`, these included."""
         dependent = set(names)
-        for node in self.nodes:
-            if any(name in dependent for name in reads(node)):
-                dependent.update(name for name in node.output if name)
-        return dependent
+        for node, read in zip(self.nodes, self.reads, strict=True):
+            if not dependent.isdisjoint(read):
+                dependent.update(node.output)
+        return dependent - {""}
 
     def between(self, inputs: Iterable[str], outputs: Iterable[str]) -> list[NodeProto]:
         """Return the nodes that `outputs` need and that depend on `inputs` or are constant, in order."""
         start = set(inputs)
         inside, needed = self.after(start), set(outputs) - start
         nodes = []
-        for node in reversed(self.nodes):
+        for node, read in zip(reversed(self.nodes), reversed(self.reads), strict=True):
             if any(name in needed and (name in inside or name not in self.live) for name in node.output):
                 nodes.append(node)
-                needed.update(name for name in reads(node) if name not in start)
+                needed.update(name for name in read if name not in start)
         return nodes[::-1]
 
     @cached_property
@@ -153,6 +159,21 @@ class Graph:
     def info(self, name: str) -> ValueInfoProto:
         """Return the declaration of a tensor, as far as it is known."""
         return declared(name, self.dtype(name), self.shape(name))
+
+
+def _dtype(value: ValueInfoProto | TensorProto | None) -> int:
+    if isinstance(value, TensorProto):
+        return value.data_type
+    return 0 if value is None else value.type.tensor_type.elem_type
+
+
+def _shape(value: ValueInfoProto | TensorProto | None) -> Shape | None:
+    if isinstance(value, TensorProto):
+        return tuple(value.dims)
+    if value is None or not value.type.tensor_type.HasField("shape"):
+        return None
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
 
 
 def declared(name: str, dtype: int, shape: Shape | None) -> ValueInfoProto:
@@ -166,26 +187,35 @@ def declared(name: str, dtype: int, shape: Shape | None) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def reads(node: NodeProto) -> Iterator[str]:
-    """Yield the tensors that a node reads, those that its subgraphs read from outside included."""
-    yield from (name for name in node.input if name)
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the branches of a node, or the body of its loop."""
     for entry in node.attribute:
-        graphs = [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs
-        for graph in graphs:
-            local = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            for inner in graph.node:
-                yield from (name for name in reads(inner) if name not in local)
-                local.update(inner.output)
-            yield from (v.name for v in graph.output if v.name not in local)
+        if entry.type == AttributeProto.GRAPH:
+            yield entry.g
+        elif entry.type == AttributeProto.GRAPHS:
+            yield from entry.graphs
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Return the tensors that a node reads, those that its subgraphs read from outside included."""
+    names = [name for name in node.input if name]
+    if not node.attribute:
+        return names
+    for graph in bodies(node):
+        local = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+        for inner in graph.node:
+            names += [name for name in reads(inner) if name not in local]
+            local.update(inner.output)
+        names += [v.name for v in graph.output if v.name not in local]
+    return names
 
 
 def nodes(within: GraphProto | FunctionProto) -> Iterator[NodeProto]:
     """Yield every node of a graph, those in its branches and loops included."""
     for node in within.node:
         yield node
-        for entry in node.attribute:
-            for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
-                yield from nodes(inner)
+        for inner in bodies(node):
+            yield from nodes(inner)
 
 
 def sort(within: GraphProto) -> None:
@@ -194,9 +224,8 @@ def sort(within: GraphProto) -> None:
     Nodes that wait for a tensor that no node computes keep their order at the end.
     """
     for node in within.node:
-        for entry in node.attribute:
-            for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
-                sort(inner)
+        for inner in bodies(node):
+            sort(inner)
     producer = {name: i for i, node in enumerate(within.node) for name in node.output if name}
     needs = [{producer[name] for name in reads(node) if name in producer} for node in within.node]
     if all(max(indices, default=-1) < i for i, indices in enumerate(needs)):
@@ -226,6 +255,8 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """Return an attribute's value: a number, a string or a list of these; `default` where it is omitted."""
     for entry in node.attribute:
         if entry.name == name:
+            if entry.type == AttributeProto.INT:
+                return entry.i
             value = helper.get_attribute_value(entry)
             if isinstance(value, bytes):
                 return value.decode()

@@ -20,15 +20,18 @@ from xcam_onnx.batching import with_batch
 from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
 from xcam_onnx.files import store
-from xcam_onnx.graph import FLOATS
+from xcam_onnx.graph import FLOATS, Graph
 from xcam_onnx.mixing.mending import OnnxMending, Side
 from xcam_onnx.names import folded_into
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import Runtime
 from xcam_onnx.signature import read_signature
-from xcam_onnx.standard.form import standard_form
+from xcam_onnx.standard.form import StandardForm
 
 QUANTISED = "quantised: gradients pass straight through the rounding, and are zero where a value is clipped"
+
+QUANTISING = ("quantize", "qlinear", "qgemm", "qattention", "integer")
+"""Operators of quantised models have one of these in their names."""
 
 DYNAMIC = "dynamically quantised: each image is run alone, as a batch would share its range"
 
@@ -37,7 +40,7 @@ class OnnxModel(RecordedModel[Recording]):
     """An ONNX model behind xcam's contract. See xcam.contract.Model.
 
     Args:
-        model: The model, its larger weights as external data.
+        graph: The model, its larger weights as external data.
         runtime: Creates sessions.
         name: The model's name.
         layout: The layout of the input; None: read it from the graph.
@@ -57,7 +60,7 @@ class OnnxModel(RecordedModel[Recording]):
 
     def __init__(
         self,
-        model: ModelProto,
+        graph: Graph,
         runtime: Runtime,
         *,
         name: str,
@@ -69,23 +72,28 @@ class OnnxModel(RecordedModel[Recording]):
         notes: Sequence[str] = (),
         channels: int | None = None,
     ) -> None:
-        self.model = model
-        form = standard_form(model, runtime.weights)
+        self._graph = graph
+        form = StandardForm(graph, runtime.weights)
         signature = read_signature(form, name, layout, channels)
         if not signature.is_batched:
             model, signature = with_batch(form.model, signature)
-            form = standard_form(model, runtime.weights)
+            form = StandardForm(Graph(model), runtime.weights)
         if form.mixes_rows:
             signature, notes = dataclasses.replace(signature, batch=1), [*notes, DYNAMIC]
         spec = signature.spec(preprocessing, size)
-        needed = scaling.computed(form.model, signature, spec, runtime)
+        needed = scaling.computed(form.ends, signature, spec, runtime)
         spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
-        quantised = any("quantize" in node.op_type.lower() for node in form.model.graph.node)
+        quantised = any(part in node.op_type.lower() for node in form.ends.nodes for part in QUANTISING)
         super().__init__(name, spec, labels, tuple(dict.fromkeys([*notes, *([QUANTISED] if quantised else [])])))
         self.default_layer = default_layer
         self.recording = Recording(form, name, signature, spec, runtime)
         self._layout = layout
-        self._decided = not control_flow_nodes(model)
+        self._decided = not control_flow_nodes(form.ends.model)
+
+    @property
+    def model(self) -> ModelProto:
+        """The model with inferred types, its larger weights as external data."""
+        return self._graph.typed.model
 
     @property
     def threads(self) -> int | None:
@@ -170,7 +178,7 @@ class OnnxModel(RecordedModel[Recording]):
         """Open another model, its weights in memory, with the options of this one."""
         opened = store(model)
         return OnnxModel(
-            opened.model,
+            opened.graph,
             dataclasses.replace(self.recording.runtime, weights=opened.weights),
             name=name,
             layout=self.input.layout,

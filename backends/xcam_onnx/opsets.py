@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from xcam.errors import ModelError
-from xcam_onnx.graph import Graph, attribute, inferred
+from xcam_onnx.graph import Graph, attribute, bodies, inferred, sort
 
 OLDEST, TARGET = 7, 11
 COMPATIBLE = {
@@ -47,6 +47,7 @@ def convert(model: ModelProto, name: str) -> int | None:
     if entry is None or not OLDEST <= entry.version < TARGET:
         return None
     version = entry.version
+    sort(model.graph)
     _Converter(model, version, name).convert(model.graph)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]  # IR 3 lists weights as inputs
@@ -69,9 +70,8 @@ class _Converter:
         """Convert a graph, and the graphs in it."""
         nodes: list[NodeProto] = []
         for node in graph.node:
-            for entry in node.attribute:
-                for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
-                    self.convert(inner)
+            for inner in bodies(node):
+                self.convert(inner)
             nodes += self._converted(node) if node.domain in ("", "ai.onnx") else [node]
         copies = [NodeProto() for _ in nodes]
         for copy, node in zip(copies, nodes, strict=True):
@@ -105,9 +105,8 @@ def _names(graph: GraphProto) -> Iterator[str]:
     yield from (value.name for value in (*graph.input, *graph.initializer))
     for node in graph.node:
         yield from node.output
-        for entry in node.attribute:
-            for inner in [entry.g] if entry.type == AttributeProto.GRAPH else entry.graphs:
-                yield from _names(inner)
+        for inner in bodies(node):
+            yield from _names(inner)
 
 
 def _since(op: str, version: int) -> int | None:

@@ -22,10 +22,10 @@ from xcam.errors import ModelError
 from xcam_onnx.autodiff import NoPath
 from xcam_onnx.control_flow import inlined
 from xcam_onnx.cut import GRADIENT, Cut, Run
-from xcam_onnx.graph import INTEGERS, Graph, Shape, part, reads
+from xcam_onnx.graph import INTEGERS, Graph, Shape, part
 from xcam_onnx.sessions import Runtime, Session, array
 from xcam_onnx.signature import Signature, read_layers, read_signature, sized
-from xcam_onnx.standard.form import Quantised, StandardForm, standard_form
+from xcam_onnx.standard.form import Quantised, StandardForm
 
 CUTS = 2
 """Layers whose sessions are kept: each holds weights."""
@@ -53,7 +53,6 @@ class Recording:
         self.form, self.name, self.signature, self.spec, self.runtime = form, name, signature, spec, runtime
         self.sizes: Shape = ()
         """The shape of the input that the graph is correct for, None where a size is open; (): all are."""
-        self._tensors = [output.tensor for output in signature.outputs]
         self._cuts = BoundedCache[str, Cut](CUTS)
         self._sessions = BoundedCache[tuple[str, ...], Session](SESSIONS)
 
@@ -63,6 +62,10 @@ class Recording:
         return self.signature.batch
 
     @cached_property
+    def _tensors(self) -> list[str]:
+        return [output.tensor for output in self.signature.outputs]
+
+    @cached_property
     def output_activations(self) -> Mapping[str, str | None]:
         """The activation that is cut off each output, by the output's name; the first is explained."""
         outputs = self.signature.outputs
@@ -70,7 +73,7 @@ class Recording:
         graph = self.graph if len(outputs) > 1 else self.form.graph
 
         def before(tensor: str) -> list[str]:
-            return list(reads(graph.nodes[graph.producer[tensor]])) if tensor in graph.producer else []
+            return graph.reads[graph.producer[tensor]] if tensor in graph.producer else []
 
         return main_first(
             {output.name: output.activation for output in outputs},
@@ -146,7 +149,7 @@ class Recording:
         model = inlined(self.form.original, self.signature.source, sizes, run)
         if model is self.form.original:
             return self
-        form = standard_form(model, self.runtime.weights)
+        form = StandardForm(Graph(model), self.runtime.weights)
         signature = self.signature
         if not signature.is_rewritten:
             signature = read_signature(form, self.name, layout, self.spec.channels)

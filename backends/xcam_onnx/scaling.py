@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import NodeProto, helper
 
 from xcam.contract import Array, InputSpec, scaling
 from xcam.contract.preprocessing import Preprocessing
@@ -25,12 +25,13 @@ MOVES = {
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
-def computed(model: ModelProto, signature: Signature, spec: InputSpec, runtime: Runtime) -> Preprocessing | None:
+def computed(graph: Graph, signature: Signature, spec: InputSpec, runtime: Runtime) -> Preprocessing | None:
     """Return the preprocessing that the model's own scaling needs: see xcam.contract.scaling.computed."""
-    graph, source = Graph(model), signature.source
-    tensor = _first_kernels_input(graph, source)
+    source = signature.source
+    tensor = _first_kernels_input(graph)
     if tensor is None or all(node.op_type in MOVES for node in _computing(graph, source, tensor)):
         return None
+    graph = graph.typed
     dtype = helper.tensor_dtype_to_np_dtype(graph.dtype(source))
     try:
         session = runtime.session(part(graph, [source], [tensor])[0], once=True)
@@ -43,20 +44,25 @@ def computed(model: ModelProto, signature: Signature, spec: InputSpec, runtime: 
         return None
 
 
-def _first_kernels_input(graph: Graph, source: str) -> str | None:
+def _first_kernels_input(graph: Graph) -> str | None:
     """Return the tensor that the first node with a kernel reads, before it is quantised; None where there is none."""
-    live = graph.after([source])
+
+    def unquantised(tensor: str) -> str:
+        while tensor in graph.producer and graph.nodes[graph.producer[tensor]].op_type in QUANTISERS:
+            tensor = graph.nodes[graph.producer[tensor]].input[0]
+        return tensor
+
     for node in graph.nodes:
-        read = [name for name in node.input if name in live]
-        if node.op_type in KERNELS and len(read) == 1:
-            tensor = read[0]
-            while tensor in graph.producer and graph.nodes[graph.producer[tensor]].op_type in QUANTISERS:
-                tensor = graph.nodes[graph.producer[tensor]].input[0]
-            return tensor
+        if node.op_type in KERNELS:
+            read = {
+                unquantised(name) for name in node.input if name in graph.live
+            }  # a dynamic zero point is live too
+            if len(read) == 1:
+                return read.pop()
     return None
 
 
 def _computing(graph: Graph, source: str, tensor: str) -> list[NodeProto]:
     """Return the nodes from the input to a tensor, without those that compute constants."""
-    live = graph.after([source])
-    return [node for node in graph.between([source], [tensor]) if any(name in live for name in node.input)]
+    nodes = graph.between([source], [tensor]) if tensor != source else []
+    return [node for node in nodes if not graph.live.isdisjoint(node.input)]

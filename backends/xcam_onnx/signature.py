@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 from onnx import ModelProto, TensorProto, helper
 
@@ -61,13 +62,18 @@ class Signature:
     dtype: str
     batch: int | None
     """The batch size that the model is fixed to."""
-    outputs: list[Output]
+    read_outputs: Callable[[], list[Output]]
     is_batched: bool
     """Whether the first axis of the input is the batch."""
     layers: dict[str, str]
     """Layers that the file's metadata names: layer → tensor."""
     quantised: Quantised | None = None
     """How the input is quantised, where the model takes integers that represent real numbers."""
+
+    @cached_property
+    def outputs(self) -> list[Output]:
+        """The outputs of floats. They are read when they are first needed, as quantised ones need the standard form."""
+        return self.read_outputs()
 
     @property
     def is_rewritten(self) -> bool:
@@ -111,29 +117,33 @@ def read_signature(form: StandardForm, name: str, layout: Layout | None, channel
     Raises:
         ModelError: The model does not take an image, or does not return scores.
     """
-    graph = form.graph
+    graph = form.ends
     source = _input(form, name)
     shape = graph.shape(source) or ()
-    is_batched, axis = _axes(graph, source, shape, layout, channels)
+    is_batched, axis = _axes(form, source, shape, layout, channels)
     sizes = [n if isinstance(n, int) and n > 0 else None for n in shape]
     stated = 0 if axis is None else sizes[axis]
     try:
-        layers = dict(json.loads(metadata(form.model).get("xcam.layers", "{}")))
+        layers = dict(json.loads(metadata(form.ends.model).get("xcam.layers", "{}")))
     except (ValueError, TypeError):
         layers = {}
-    return Signature(
+    quantised = None if graph.dtype(source) in FLOATS else form.quantised.get(form.floats.get(source, ""))
+    signature = Signature(
         source=source,
         size=tuple(n for i, n in enumerate(sizes) if i != axis and (i or not is_batched)),
-        channels=_filter_channels(graph) or 3 if stated is None else stated,
+        channels=_filter_channels(form.graph) or 3 if stated is None else stated,
         channels_known=stated is not None,
         axis=axis,
-        dtype="float32" if source in form.floats else PIXELS.get(graph.dtype(source), "float32"),
+        dtype=PIXELS.get(graph.dtype(source), "float32") if quantised is None else "float32",
         batch=sizes[0] if is_batched else 1,
-        outputs=_outputs(form, name),
+        read_outputs=partial(_outputs, form, name),
         is_batched=is_batched,
         layers=layers,
-        quantised=form.quantised[form.floats[source]] if source in form.floats else None,
+        quantised=quantised,
     )
+    if not any(graph.dtype(value.name) in FLOATS and value.name in graph.live for value in graph.proto.output):
+        assert signature.outputs  # refused here, and not by the first prediction, where there are none
+    return signature
 
 
 def sized(model: ModelProto, source: str, shape: list[int]) -> Graph:
@@ -211,16 +221,16 @@ def _renamed(entry: TensorName, layers: Mapping[str, str], known: Mapping[str, t
 
 
 def _input(form: StandardForm, name: str) -> str:
-    graph = form.graph
+    graph = form.ends
     required = [value.name for value in graph.inputs]
     if len(required) != 1:
         listed = ", ".join(f"{n} {list(graph.shape(n) or ())}" for n in required) or "none"
         raise one_input(name, len(required), f"export a model that fixes the others; inputs: {listed}")
     (source,) = required
     dtype, shape = graph.dtype(source), graph.shape(source)
-    axes = convolved_axes(graph, source)
+    axes = _convolved_axes(form, source)
     is_image = shape is not None and (len(shape) == 4 or (axes is not None and len(axes) == 4))
-    if dtype not in FLOATS and source not in form.floats and not (dtype in PIXELS and is_image):
+    if dtype not in FLOATS and not (dtype in PIXELS and is_image) and source not in form.floats:
         raise ModelError(
             f"cannot use {name}: its input {source!r} is {type_name(dtype)} {list(shape or ())}, not an image of floats "
             "or pixels; export the model from its float input on"
@@ -233,18 +243,24 @@ def _input(form: StandardForm, name: str) -> str:
     return source
 
 
+def _convolved_axes(form: StandardForm, source: str) -> list[int | None] | None:
+    """Return `convolved_axes`; of the standard form only where the file's own nodes and shapes do not show them."""
+    axes = convolved_axes(form.ends, source)
+    return convolved_axes(form.graph, source) if axes is None else axes
+
+
 def _axes(
-    graph: Graph, source: str, shape: Shape, layout: Layout | None, channels: int | None
+    form: StandardForm, source: str, shape: Shape, layout: Layout | None, channels: int | None
 ) -> tuple[bool, int | None]:
     """Return whether the first axis of the input is the batch, and the axis of its channels, None where it has none.
 
     A model of images may take [N, H, W], which are grey, or a single image, [3, H, W] or [H, W, 3].
     """
-    read = convolved_axes(graph, source)
+    read = _convolved_axes(form, source)
     if read is not None and len(read) > len(shape):
         return read[0] is not None, read[1]
-    if read is not None or len(shape) != 3 or not _has_kernel_of_two_axes(graph):
-        return True, _channel_axis(graph, source, shape, layout)
+    if read is not None or len(shape) != 3 or not _has_kernel_of_two_axes(form.graph):
+        return True, _channel_axis(form, source, shape, layout)
     few = [axis for axis in (0, 2) if shape[axis] in (1, 3, 4)]
     if layout is not None:
         few = [2 if layout == "channels_last" else 0]
@@ -259,18 +275,18 @@ def _has_kernel_of_two_axes(graph: Graph) -> bool:
     return any(shape and len(shape) == 4 and 1 not in shape[2:] for shape in shapes)
 
 
-def _channel_axis(graph: Graph, source: str, shape: Shape, layout: Layout | None) -> int:
+def _channel_axis(form: StandardForm, source: str, shape: Shape, layout: Layout | None) -> int:
     """Return the channel axis: by the layout, by the operators that read the input, or by a size that only channels have."""
     last = len(shape) - 1
     if layout is not None:
         return last if layout == "channels_last" else 1
-    read = convolved_axes(graph, source)
+    read = _convolved_axes(form, source)
     if read is not None and read[1] in (1, last):
         return read[1]
     few = [axis for axis in (1, last) if shape[axis] in (1, 3, 4)]
     if len(few) == 1:
         return few[0]
-    for node in graph.nodes:
+    for node in form.graph.nodes:
         if source in node.input[:1] and node.op_type == "Transpose":
             return last if attribute(node, "perm", [])[:2] == [0, last] else 1
     return 1

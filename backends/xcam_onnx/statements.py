@@ -13,8 +13,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onnx import ModelProto
-
 from xcam.contract.preprocessing import PRESETS, Preprocessing, preset
 from xcam.contract.scaling import BGR
 from xcam_onnx.graph import FLOATS, Graph, metadata
@@ -25,15 +23,14 @@ LABELS = ("names", "labels", "classes", "class_names", "class_labels", "categori
 MEANS = (("mean", "std"), ("image_mean", "image_std"), ("standardization_mean", "standardization_std"))
 
 
-def stated(model: ModelProto) -> dict[str, Any]:
+def stated(graph: Graph) -> dict[str, Any]:
     """Return the preprocessing, the labels and the size that a file's metadata state, each where it does."""
-    texts, graph = {key.lower(): text for key, text in metadata(model).items()}, Graph(model)
-    shapes = [graph.shape(output.name) for output in model.graph.output]
-    counts = [shape[1] for shape in shapes if shape is not None and len(shape) == 2]
+    texts = {key.lower(): text for key, text in metadata(graph.model).items()}
+    labels = next(filter(None, (_labels(texts.get(key)) for key in LABELS)), None)
+    counts = _class_counts(graph.typed) if labels or "names" in texts else []
     preprocessing = _of_image_metadata(texts) or _of_mean_and_std(texts) or _of_ultralytics(texts, bool(counts))
     takes_floats = any(graph.dtype(value.name) in FLOATS for value in graph.inputs)  # integers are pixels
     options: dict[str, Any] = {"preprocessing": preprocessing} if preprocessing and takes_floats else {}
-    labels = next(filter(None, (_labels(texts.get(key)) for key in LABELS)), None)
     if labels and all(not isinstance(count, int) or count == len(labels) for count in counts):
         options["labels"] = labels
     size = _literal(texts.get("imgsz"))
@@ -41,6 +38,11 @@ def stated(model: ModelProto) -> dict[str, Any]:
     if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
         options["size"] = tuple(size)
     return options
+
+
+def _class_counts(graph: Graph) -> list[int | str | None]:
+    shapes = [graph.shape(output.name) for output in graph.proto.output]
+    return [shape[1] for shape in shapes if shape is not None and len(shape) == 2]
 
 
 def _of_image_metadata(texts: Mapping[str, str]) -> Preprocessing | None:

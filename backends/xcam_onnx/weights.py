@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from onnx import FunctionProto, GraphProto, ModelProto, TensorProto, helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
 from xcam.contract import Array
@@ -27,6 +27,11 @@ SMALL = 1024
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
 """Field numbers in onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.raw_data."""
+WITHOUT_TENSORS = {
+    *(AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING),
+    *(AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS),
+}
+"""Types of attributes, of which all others may hold tensors."""
 NOT_PROTOBUF = "it is not a protobuf message"
 
 
@@ -46,8 +51,8 @@ def skeleton(path: Path) -> ModelProto:
         ) from error
     if not model.HasField("graph") or not model.graph.node:
         raise ModelError(f"{path} does not contain an ONNX graph; check whether it is a model in another format")
-    names = [name for node in model.graph.node for name in (node.name, *node.input, *node.output)]
-    if not all(isinstance(name, str) for name in names):  # protobuf returns bytes where they are not UTF-8
+    kinds = {kind for node in model.graph.node for kind in map(type, (node.name, *node.input, *node.output))}
+    if kinds != {str}:  # protobuf returns bytes where they are not UTF-8
         raise ModelError(f"{path} has names that are not UTF-8; export it again, or check the download")
     return model
 
@@ -58,12 +63,12 @@ def _model(data: mmap.mmap, name: str) -> bytes:
         if number != GRAPH:
             parts.append(data[start:end])
             continue
-        inner = []
+        inner, copied = [], begin
         for field, field_start, content, stop in _fields(data, begin, end):
-            small = field != INITIALIZER or stop - content <= SMALL
-            inner.append(
-                data[field_start:stop] if small else _message(INITIALIZER, _tensor(data, content, stop, name))
-            )
+            if field == INITIALIZER and stop - content > SMALL:
+                inner += [data[copied:field_start], _message(INITIALIZER, _tensor(data, content, stop, name))]
+                copied = stop
+        inner.append(data[copied:end])
         parts.append(_message(GRAPH, b"".join(inner)))
     return b"".join(parts)
 
@@ -90,12 +95,16 @@ def _fields(data: mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, i
     position = begin
     while position < end:
         start = position
-        key, position = _varint(data, position)
+        key, position = data[start], start + 1
+        if key > 127:
+            key, position = _varint(data, start)
         wire_type = key & 7
         if wire_type == 0:
             _, stop = _varint(data, position)
         elif wire_type == 2:
-            length, position = _varint(data, position)
+            length, position = data[position], position + 1
+            if length > 127:
+                length, position = _varint(data, position - 1)
             stop = position + length
         elif wire_type in (1, 5):
             stop = position + (8 if wire_type == 1 else 4)
@@ -138,6 +147,8 @@ def tensors(within: GraphProto | FunctionProto) -> Iterator[TensorProto]:
         yield from (sparse.values, sparse.indices)
     for node in within.node:
         for entry in node.attribute:
+            if entry.type in WITHOUT_TENSORS:
+                continue
             yield from [entry.t] if entry.HasField("t") else entry.tensors
             for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
                 yield from (sparse.values, sparse.indices)
@@ -161,7 +172,7 @@ class WeightFiles:
 
     Args:
         path: The model file.
-        model: The model, its weights as external data.
+        weights: Those of its weights that are external data.
         temporary: The folder of these files, if it is to be deleted when neither the model nor a session needs it.
 
     Attributes:
@@ -169,11 +180,11 @@ class WeightFiles:
     """
 
     def __init__(
-        self, path: Path, model: ModelProto, temporary: tempfile.TemporaryDirectory[str] | None = None
+        self, path: Path, weights: Iterable[TensorProto], temporary: tempfile.TemporaryDirectory[str] | None = None
     ) -> None:
         self.folder = path.parent.resolve()
-        paths = {path} | {path.parent / external_entries(tensor)["location"] for tensor in external(model)}
-        self._stamps = {path: _stamp(path) for path in paths}
+        locations = {external_entries(tensor)["location"] for tensor in weights}
+        self._stamps = {file: _stamp(file) for file in {path, *(path.parent / location for location in locations)}}
         self._maps: dict[str, mmap.mmap] = {}
         if temporary is not None:
             weakref.finalize(self, _delete, temporary, self._maps)

@@ -105,9 +105,9 @@ def differentiable(graph: Graph, outputs: Sequence[str]) -> set[str]:
 
     carries = _carrying(graph)
     reached = set(outputs)
-    for node in reversed(graph.nodes):
+    for node, read in zip(reversed(graph.nodes), reversed(graph.reads), strict=True):
         if any(name in reached for name in node.output) and has_gradient(node):
-            reached.update(name for name in reads(node) if carries(name))
+            reached.update(name for name in read if carries(name))
     return reached
 
 
@@ -185,8 +185,8 @@ def _input_gradients(node: Node, gradients: list[Value | None], active: set[str]
 def _path(graph: Graph, at: str, outputs: set[str]) -> tuple[set[str], list[NodeProto]]:
     """Return the tensors that carry a gradient, and the nodes between them in order."""
     carries, carried, forward = _carrying(graph), {at}, []
-    for node in graph.nodes:
-        if not any(name in carried for name in reads(node)):
+    for node, read in zip(graph.nodes, graph.reads, strict=True):
+        if carried.isdisjoint(read):
             continue
         names = [name for name in node.output if name and carries(name)]
         if names and at not in node.output:

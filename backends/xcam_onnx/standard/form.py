@@ -13,14 +13,14 @@ Tensors that the standard form shares with the original have the same name, type
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, copied, declared, inferred, nodes, reading, reads
+from xcam_onnx.graph import FLOAT8, INTEGERS, Graph, bodies, copied, declared, inferred, nodes, reading
 from xcam_onnx.standard import attention, fused, nchwc, quantized  # noqa: F401  (they register the expansions)
 from xcam_onnx.standard.registry import MICROSOFT, NotExpandable, Original, Writer, expansion
 from xcam_onnx.weights import WeightFiles
@@ -31,6 +31,8 @@ MOVING = {
     *("Expand", "Tile", "Identity", "DepthToSpace", "SpaceToDepth"),
 }
 """Operators that only choose or move values: the same on integers as on the numbers that these represent."""
+DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+"""Operators that take the range of the values that they quantise."""
 SEVERAL = ("Concat",)
 """Those of them whose inputs are all values, and not indices or shapes."""
 
@@ -66,44 +68,126 @@ class Quantised:
         return helper.make_node(op, names, [out], name=out, domain=self.domain, **attributes)
 
 
-@dataclass
-class StandardForm:
-    """A model in its three graphs."""
+class _Written(NamedTuple):
+    """The standard form of a model, and all that leads from the one to the other: see StandardForm."""
 
-    original: ModelProto
     model: ModelProto
-    """The standard form; `original` itself where that is in standard form."""
     runnable: ModelProto
-    floats: dict[str, str] = field(default_factory=dict)
-    """Tensor of quantised values → the tensor of the standard form that has them as real numbers."""
-    quantised: dict[str, Quantised] = field(default_factory=dict)
-    """The other way round, for each of these tensors."""
-    merged: dict[str, str] = field(default_factory=dict)
-    """Output of a DequantizeLinear that the standard form lacks → the tensor that replaces it."""
+    floats: dict[str, str]
+    quantised: dict[str, Quantised]
+    merged: dict[str, str]
+
+
+class StandardForm:
+    """A model in its three graphs. The standard form is written when it is first needed.
+
+    Args:
+        graph: The model, its nodes in execution order. It is not changed.
+        weights: The files with its larger weights.
+
+    Attributes:
+        ends: The model, in plain layout and with the types that the file states. The standard form has the same input and
+            outputs, under the same names.
+
+    Raises:
+        ModelError: See nchwc.plain.
+    """
+
+    def __init__(self, graph: Graph, weights: WeightFiles | None = None) -> None:
+        self._graph, self._weights = graph, weights
+        is_blocked = any(node.domain == nchwc.DOMAIN for node in graph.nodes)
+        self._unblocked = nchwc.plain(graph.typed.model, weights) if is_blocked else None
+        self.ends = Graph(self._unblocked.model) if self._unblocked else graph
 
     @property
+    def original(self) -> ModelProto:
+        """The model, with inferred types."""
+        return self._graph.typed.model
+
+    @property
+    def _plain(self) -> Graph:
+        return self.ends if self._unblocked else self._graph.typed
+
+    @cached_property
     def is_changed(self) -> bool:
         """Whether the standard form is another graph than the original."""
-        return self.model is not self.original
+        is_quantised = any(_is(node, DEQUANTIZE) for node in self.ends.nodes)
+        return is_quantised or self._unblocked is not None or bool(_expandable(self.ends))
+
+    @property
+    def model(self) -> ModelProto:
+        """The standard form; `original` itself where that is in standard form."""
+        return self._written.model
+
+    @property
+    def runnable(self) -> ModelProto:
+        """The original, and the nodes that compute further tensors of the standard form."""
+        return self._written.runnable
+
+    @property
+    def floats(self) -> dict[str, str]:
+        """Tensor of quantised values → the tensor of the standard form that has them as real numbers."""
+        return self._written.floats
+
+    @property
+    def quantised(self) -> dict[str, Quantised]:
+        """The other way round, for each of these tensors."""
+        return self._written.quantised
+
+    @property
+    def merged(self) -> dict[str, str]:
+        """Output of a DequantizeLinear that the standard form lacks → the tensor that replaces it."""
+        return self._written.merged
 
     @cached_property
     def graph(self) -> Graph:
         """The graph of the standard form."""
-        return Graph(self.model)
+        return Graph(self.model) if self.is_changed else self._plain
+
+    @cached_property
+    def _written(self) -> _Written:
+        if not self.is_changed:
+            return _Written(self.original, self.original, {}, {}, {})
+        model, unblocked = self.original, self._unblocked
+        expanded = _expanded(self._plain, self._weights)
+        merger = _Merger(expanded)
+        result = copied(expanded.model)
+        del result.graph.node[:]
+        result.graph.node.extend(merger.nodes)
+        result.graph.value_info.extend(merger.types)
+        runnable = copied(model)
+        computed = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
+        quantised = {merger.floats[name]: entry for name, entry in merger.quantised.items() if name in merger.floats}
+        recovered = [
+            entry.dequantize(name)
+            for name, entry in quantised.items()
+            if name not in computed and entry.integers in computed
+        ]
+        needed = {name for node in recovered for name in node.input} - {t.name for t in model.graph.initializer}
+        graph = Graph(result)
+        runnable.graph.node.extend(recovered)
+        runnable.graph.value_info.extend(graph.info(node.output[0]) for node in recovered)
+        runnable.graph.initializer.extend(t for t in result.graph.initializer if t.name in needed)
+        _import(runnable, {entry.domain for entry in quantised.values()})
+        if unblocked:
+            runnable.graph.node.extend(unblocked.nodes)
+            runnable.graph.value_info.extend(graph.info(node.output[0]) for node in unblocked.nodes)
+            merger.floats.update(unblocked.tensors)
+        return _Written(result, runnable, merger.floats, quantised, merger.merged)
 
     @cached_property
     def _readers(self) -> dict[str, list[NodeProto]]:
         readers: dict[str, list[NodeProto]] = {}
-        for node in self.model.graph.node:
-            for name in reads(node):
+        for node, read in zip(self.graph.nodes, self.graph.reads, strict=True):
+            for name in read:
                 readers.setdefault(name, []).append(node)
         return readers
 
     @property
     def mixes_rows(self) -> bool:
         """Whether the rows of a batch change each other: dynamic quantisation takes the range of the whole batch."""
-        live = self.graph.live
-        return any(node.op_type == "DynamicQuantizeLinear" and node.input[0] in live for node in self.graph.nodes)
+        graph = self.ends
+        return any(node.op_type in DYNAMIC and node.input[0] in graph.live for node in graph.nodes)
 
     def as_read(self, tensor: str) -> str | None:
         """Return the tensor of the standard form that a tail reads for a tensor of the original.
@@ -139,44 +223,6 @@ class StandardForm:
         return self.graph.nodes[index].input[0]
 
 
-def standard_form(model: ModelProto, weights: WeightFiles | None = None) -> StandardForm:
-    """Return a model in its three graphs. The model itself is not changed.
-
-    Args:
-        model: The model, its nodes in execution order, with inferred types.
-        weights: The files with its larger weights.
-    """
-    if not _expandable(model) and not any(
-        _is(node, DEQUANTIZE) or node.domain == nchwc.DOMAIN for node in model.graph.node
-    ):
-        return StandardForm(model, model, model)
-    plain = nchwc.plain(model, weights)
-    merger = _Merger(Graph(expanded := _expanded(plain.model if plain else model, weights)))
-    result = copied(expanded)
-    del result.graph.node[:]
-    result.graph.node.extend(merger.nodes)
-    result.graph.value_info.extend(merger.types)
-    runnable = copied(model)
-    computed = {name for node in model.graph.node for name in node.output} | {v.name for v in model.graph.input}
-    quantised = {merger.floats[name]: entry for name, entry in merger.quantised.items() if name in merger.floats}
-    recovered = [
-        entry.dequantize(name)
-        for name, entry in quantised.items()
-        if name not in computed and entry.integers in computed
-    ]
-    needed = {name for node in recovered for name in node.input} - {t.name for t in model.graph.initializer}
-    graph = Graph(result)
-    runnable.graph.node.extend(recovered)
-    runnable.graph.value_info.extend(graph.info(node.output[0]) for node in recovered)
-    runnable.graph.initializer.extend(t for t in result.graph.initializer if t.name in needed)
-    _import(runnable, {entry.domain for entry in quantised.values()})
-    if plain:
-        runnable.graph.node.extend(plain.nodes)
-        runnable.graph.value_info.extend(graph.info(node.output[0]) for node in plain.nodes)
-        merger.floats.update(plain.tensors)
-    return StandardForm(model, result, runnable, merger.floats, quantised, merger.merged)
-
-
 def _is(node: NodeProto, op: str) -> bool:
     return node.op_type == op and node.domain in ("", MICROSOFT)
 
@@ -187,17 +233,17 @@ def _import(model: ModelProto, domains: Iterable[str]) -> None:
     model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(set(domains) - known) if domain)
 
 
-def _expanded(model: ModelProto, weights: WeightFiles | None) -> ModelProto:
-    """Return the model with its expandable nodes expanded, as far as they can be, and types inferred.
+def _expanded(graph: Graph, weights: WeightFiles | None) -> Graph:
+    """Return the graph with its expandable nodes expanded, as far as they can be, and types inferred.
 
     An expansion may need the types that only earlier ones let the inference find: there are as many rounds as that takes.
     """
-    remaining, before = _expandable(model), 0
+    remaining, before = _expandable(graph), 0
     while remaining != before:
-        graph, before = Graph(model), remaining
+        before = remaining
         taken = {name for node in graph.nodes for name in (node.name, *node.output)} | set(graph.initializers)
         writer = Writer(graph.opset.get("", 1), taken=taken)
-        result = copied(model)
+        result = copied(graph.model)
         del result.graph.node[:]
         for node in graph.nodes:
             expand = expansion(node, writer.opset)
@@ -212,15 +258,15 @@ def _expanded(model: ModelProto, weights: WeightFiles | None) -> ModelProto:
         result.graph.node.extend(writer.nodes)
         result.graph.initializer.extend(writer.constants)
         _import(result, writer.domains)
-        model = inferred(result)
-        remaining = _expandable(model)
-    return model
+        graph = Graph(inferred(result))
+        remaining = _expandable(graph)
+    return graph
 
 
-def _expandable(model: ModelProto) -> int:
+def _expandable(graph: Graph) -> int:
     """Count the nodes that an expansion exists for."""
-    opset = next((entry.version for entry in model.opset_import if not entry.domain), 1)
-    return sum(expansion(node, opset) is not None for node in model.graph.node)
+    opset = graph.opset.get("", 1)
+    return sum(expansion(node, opset) is not None for node in graph.nodes)
 
 
 class _Merger:
@@ -376,6 +422,5 @@ class _Merger:
 
 def _inner(node: NodeProto) -> Iterator[NodeProto]:
     """Yield the nodes of a node's branches and loops."""
-    for entry in node.attribute:
-        for graph in [entry.g] if entry.HasField("g") else entry.graphs:
-            yield from nodes(graph)
+    for graph in bodies(node):
+        yield from nodes(graph)

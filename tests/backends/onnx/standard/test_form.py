@@ -14,7 +14,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from tests.helpers import onnx_small as small
 
 import xcam
-from xcam_onnx.standard.form import standard_form
+from xcam_onnx.graph import Graph, inferred
+from xcam_onnx.standard.form import StandardForm, _Merger
 
 ort.set_default_logger_severity(4)
 
@@ -266,7 +267,8 @@ def test_nodes_in_any_order_and_graphs_in_standard_form_remain_the_same() -> Non
     np.testing.assert_allclose(model.predict(X), small.by_hand(X)["y"], atol=1e-5)
     assert [layer.name for layer in model.layers] == [node.name for node in small.nodes()]
     whole = small.build()
-    assert standard_form(whole).model is whole
+    form = StandardForm(Graph(whole))
+    assert form.model is form.original
 
 
 def test_dynamic_quantisation_takes_each_image_alone() -> None:
@@ -307,3 +309,22 @@ def test_weights_are_not_copied_into_memory(tmp_path: Path) -> None:
     for graph in (form.original, form.model, form.runnable):
         (large,) = [tensor for tensor in graph.graph.initializer if tensor.name == "k2"]
         assert large.data_location == TensorProto.EXTERNAL
+
+
+def test_loading_reads_the_file_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types are inferred and the standard form is written when they are needed, and not when a file is opened."""
+    calls: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr("xcam_onnx.graph.inferred", counted("inferred", inferred))
+    monkeypatch.setattr("xcam_onnx.standard.form._Merger", counted("merged", _Merger))
+    model = xcam.load(small.build(two_readers(), more=[SCALE, ZERO, RELU1_SCALE, np.uint8(0)]))
+    assert not calls
+    assert "conv1" in [layer.name for layer in model.layers]
+    assert set(calls) == {"inferred", "merged"}

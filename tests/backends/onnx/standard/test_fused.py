@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from onnx_standard import agree, both, model_of, run, standard
 from xcam.contract import Array
-from xcam_onnx.standard.form import standard_form
+from xcam_onnx.graph import Graph
+from xcam_onnx.standard.form import StandardForm
 from xcam_onnx.standard.registry import NotExpandable
 
 OPSETS = (11, 13, 17, 20, 23)
@@ -251,6 +252,6 @@ def test_types_that_only_other_expansions_tell() -> None:
     ]
     feeds = {"x0": values(2, 3)}
     model = model_of(nodes, feeds, opset=13)
-    form = standard_form(model).model
+    form = StandardForm(Graph(model)).model
     assert {node.domain for node in form.graph.node} == {""}
     np.testing.assert_allclose(run(form, feeds)[0], run(model, feeds)[0], atol=1e-6)

@@ -14,7 +14,7 @@ from xcam.contract import Array
 from xcam.errors import ModelError
 from xcam_onnx.graph import Graph, copied, inferred
 from xcam_onnx.standard import nchwc
-from xcam_onnx.standard.form import StandardForm, standard_form
+from xcam_onnx.standard.form import StandardForm
 
 
 class Net:
@@ -134,7 +134,7 @@ NETS = {
 
 def plain_form(model: ModelProto) -> StandardForm:
     """Return the standard form, after checking that it has only standard operators."""
-    form = standard_form(model)
+    form = StandardForm(Graph(model))
     assert {node.domain for node in form.model.graph.node} == {""}
     return form
 
@@ -196,7 +196,7 @@ def test_blocks_of_another_machine(block: int, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(
         ModelError, match=r"cannot read the node '.*' .*one machine.*blocks .* have \d+ channels; save it"
     ):
-        standard_form(blocked)
+        StandardForm(Graph(blocked))
 
 
 def test_unknown_operators_in_blocks(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_unknown_operators_in_blocks(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"cannot read the node 'wrong' \(Softmax\): .*; save it again with graph_opt"
     ):
-        standard_form(blocked)
+        StandardForm(Graph(blocked))
 
 
 def test_the_block_size_is_that_of_the_runtime(tmp_path: Path) -> None:
