@@ -18,6 +18,10 @@ COVERED = {
         (f"comparison/causes/{name}" for name in ("functions", "inputs", "kernels", "paths", "scene", "values")),
         "comparison/causes/test_search",
     ),
+    **dict.fromkeys(
+        (f"comparison/blame/{name}" for name in ("causes", "conclusions", "data", "examine", "result", "subject", "walks")),
+        "comparison/blame/test_blame",
+    ),
     "comparison/correspondence": "comparison/test_compare",
     "comparison/data": "comparison/test_compare",
     "comparison/images": "comparison/test_compare",

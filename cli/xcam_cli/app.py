@@ -10,6 +10,7 @@ import click
 from click_default_group import DefaultGroup
 
 from xcam_cli.batch import batch
+from xcam_cli.blame import blame
 from xcam_cli.compare import compare
 from xcam_cli.demo import demo
 from xcam_cli.evaluate import evaluate
@@ -44,7 +45,7 @@ def app() -> None:
     """
 
 
-for command in (explain, demo, compare, repair, batch, evaluate, export, layers, methods, backends):
+for command in (explain, demo, compare, blame, repair, batch, evaluate, export, layers, methods, backends):
     app.add_command(command)
 
 

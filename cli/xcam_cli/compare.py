@@ -82,9 +82,10 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         layers = [spec.layer or layer for spec in specs]
         with stdout_to_stderr():
             comparison = xcam.compare(opened, paths, layer=layers, **options)
+            blame = _blame(comparison, opened, paths, options) if page is not None else None
     print_warnings(texts)
     if page is not None:
-        comparison.save(page)
+        comparison.save(page, blame)
     if as_json:
         print_json(comparison.to_dict())
     else:
@@ -95,6 +96,27 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
         sys.exit(2)
     if require is not None and ORDER.index(comparison.verdict) > ORDER.index(require):
         sys.exit(1)
+
+
+def _blame(comparison: Any, models: list[Any], paths: list[str], options: dict[str, Any]) -> Any:
+    """Return the contributions to the difference of the worst pair with the first model, on the worst image.
+
+    None where the verdict is `identical`, or the models cannot be cut.
+    """
+    import xcam
+    from xcam.errors import XcamError
+
+    if not comparison.images or comparison.verdict == "identical":
+        return None
+    k = max(range(1, len(models)), key=lambda k: ORDER.index(comparison.of((0, k))))
+    worst = max(comparison.images, key=lambda image: image.badness)
+    chosen = {name: options[name] for name in ("target", "method", "score", "preprocess") if name in options}
+    layers = [comparison.layers[0], comparison.layers[k]]
+    try:
+        return xcam.blame([models[0], models[k]], [str(worst.path)], layer=layers, causes=False, **chosen)
+    except XcamError as error:
+        click.echo(f"note: the report has no contributions: {error}", err=True)
+        return None
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@
 Importing xcam imports no framework.
 """
 
+from xcam.comparison.blame.blame import blame
+from xcam.comparison.blame.result import Blame
 from xcam.comparison.compare import compare
 from xcam.comparison.mending.repair import repair
 from xcam.comparison.mending.result import Repair
@@ -43,6 +45,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "BackendSpec",
+    "Blame",
     "ClassScore",
     "Classes",
     "Comparison",
@@ -68,6 +71,7 @@ __all__ = [
     "XcamWarning",
     "ZeroHeatmapWarning",
     "batch",
+    "blame",
     "compare",
     "evaluate",
     "explain",

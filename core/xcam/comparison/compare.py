@@ -83,7 +83,7 @@ def compare(
         BackendError: A backend, or a package that the measures need, is missing.
     """
     settings = checked_settings(method, method_options, score, normalize, augment)
-    opened = _with_outputs(_opened(models), output)
+    opened = with_outputs(opened_models(models), output)
     if len(opened) < 2:
         raise InputError("cannot compare fewer than two models; give two or more (-m A -m B)")
     images = list(image) if isinstance(image, list | tuple) else [image]
@@ -96,7 +96,7 @@ def compare(
     first = list(itertools.islice(stream, SAMPLES))
     if not first:
         raise InputError(f"no image can be compared: {failed[0][1]}")
-    names = _layer_names(opened, layer)
+    names = layer_names(opened, layer)
     sample = [image for _, image in first]
     correspondence: Correspondence | None = None
     if align or (align is None and None in names):
@@ -130,7 +130,7 @@ def compare(
         raise InputError(f"no image could be compared: {failed[0][1]}")
     findings += _zero_maps(results)
     comparison = Comparison(
-        _unique_names(opened),
+        unique_names(opened),
         tuple(explainer.layer for explainer in explainers),
         method,
         tuple(results),
@@ -162,7 +162,7 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[LayerPair]:
     Raises:
         InputError: The number of models is not two, or the image cannot be used.
     """
-    opened = _opened(models)
+    opened = opened_models(models)
     if len(opened) != 2:
         raise InputError(f"cannot match the layers of {len(opened)} models; give two")
     with warnings.catch_warnings():
@@ -177,11 +177,12 @@ def corresponding(models: Sequence[Any], image: Any = None) -> list[LayerPair]:
     return correspondence.pairs()
 
 
-def _opened(models: Sequence[Any]) -> list[Model]:
+def opened_models(models: Sequence[Any]) -> list[Model]:
+    """Return the models, loaded where they are not yet. Raises InputError, ModelError, BackendError."""
     return [model if validation.is_model(model) else load(model) for model in models]
 
 
-def _with_outputs(models: Sequence[Model], output: str | Sequence[str | None] | None) -> list[Model]:
+def with_outputs(models: Sequence[Model], output: str | Sequence[str | None] | None) -> list[Model]:
     """Return the models with their chosen outputs, without labels that are only indices. Raises InputError."""
     models = [_without_indices(model) for model in models]
     names = [output] * len(models) if output is None or isinstance(output, str) else list(output)
@@ -217,7 +218,7 @@ def _zero_maps(results: Sequence[ImageComparison]) -> list[str]:
     ]
 
 
-def _layer_names(models: Sequence[Model], layer: str | Sequence[str | None] | None) -> list[str | None]:
+def layer_names(models: Sequence[Model], layer: str | Sequence[str | None] | None) -> list[str | None]:
     """Return one name for each model, None where none is given. Raises InputError."""
     if layer is None:
         return [None] * len(models)
@@ -229,6 +230,7 @@ def _layer_names(models: Sequence[Model], layer: str | Sequence[str | None] | No
     ]
 
 
-def _unique_names(models: Sequence[Model]) -> tuple[str, ...]:
+def unique_names(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return a name for each model, with its backend, and with its number where names are equal."""
     names = [f"{model.name} ({model.backend})" for model in models]
     return tuple(name if names.count(name) == 1 else f"{name} #{k + 1}" for k, name in enumerate(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,19 @@ ROUNDING = 1e-6
 """Layers whose expected error is below this, such as a pool of exact values, are left out of the chart of own errors."""
 
 
-def write(comparison: ComparisonData, path: Path) -> None:
-    """Write the report. Raises InputError where it cannot be written, BackendError without Jinja2."""
-    rendering.write(rendering.check_path(path), "comparison.html", content(comparison))
+def write(comparison: ComparisonData, path: Path, blame: Mapping[str, Any] | None = None) -> None:
+    """Write the report. Raises InputError where it cannot be written, BackendError without Jinja2.
+
+    Args:
+        comparison: The comparison.
+        path: The file.
+        blame: The content of the section on contributions; None: no such section.
+    """
+    rendering.write(rendering.check_path(path), "comparison.html", {**content(comparison), "blame": blame})
 
 
 def content(comparison: ComparisonData) -> dict[str, Any]:
-    """Return the content of comparison.html."""
+    """Return the content of comparison.html, without the section on contributions."""
     letters = [letter(k) for k in range(len(comparison.names))]
     names = image_names([image.path for image in comparison.images])
     shown = [k for k, image in enumerate(comparison.images) if image.explanations]

@@ -112,8 +112,7 @@ class Runs:
                 self._traces[start] = validation.trace(model, self.compared.x, self.layer(start))
             if last.is_output:
                 return one_output(validation.resume(model, self._traces[start], values).outputs)
-            at: dict[str, Any] = {"at": end}
-            return validation.resume(model, self._traces[start], values, **at).activations
+            return validation.resume(model, self._traces[start], values, at=last).activations
         if supports(model, RunsStretches):
             return model.stretches(self.compared.x, {start: values}, [end])[end].value
         raise ModelError(f"cannot run {model.name} from its layer {start!r}: its backend has no `resume` to a layer")

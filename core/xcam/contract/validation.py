@@ -258,7 +258,7 @@ def _check_float32(
     model: Model, array: Any, subject: str, shape: tuple[int, ...] | None = None, count: int | None = None
 ) -> None:
     right = is_array(array) and array.dtype == np.float32 and (shape is None or array.shape == shape)
-    if right and (count is None or (array.ndim > 2 and len(array) == count)):
+    if right and (count is None or (array.ndim > 1 and len(array) == count)):
         return
     images = "" if count is None else f" for {count} images"
     required = "float32 NumPy arrays [N, C, *spatial]" + (f", here {shape}" if shape else "")

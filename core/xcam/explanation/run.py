@@ -145,7 +145,7 @@ class _Cotangents:
             if not self.resolved:
                 validation.check_rows(self.model, outputs, len(self.targets))
                 self.resolved = [
-                    [_resolve(target, pick(outputs, [n]), self.model) for target in row]
+                    [resolved(target, pick(outputs, [n]), self.model) for target in row]
                     for n, row in enumerate(self.targets)
                 ]
             return [
@@ -175,7 +175,8 @@ def _clean_trace(model: Model, x: Array, layer: Layer, cotangents: _Cotangents) 
         ) from error
 
 
-def _resolve(target: Target, outputs: Outputs, model: Model) -> Target:
+def resolved(target: Target, outputs: Outputs, model: Model) -> Target:
+    """Return a target whose class, activation and number of classes are fixed on the outputs for one image."""
     if isinstance(target, ClassScore) and target.output is None and model.labels is not None:
         count = scores(outputs).shape[1]
         if len(model.labels) != count:

@@ -72,6 +72,11 @@ def render(template: str, content: Mapping[str, Any]) -> bytes:
     return bytes(page.encode("utf-8", "replace"))
 
 
+def render_part(template: str, content: Mapping[str, Any]) -> str:
+    """Return a part of a page, for a notebook. Raises BackendError where Jinja2 is not installed."""
+    return str(_environment().get_template(template).render(**content))
+
+
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
