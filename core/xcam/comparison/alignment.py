@@ -8,7 +8,7 @@ the same shape and are similar, in the same order of execution; names and kinds 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -72,9 +72,20 @@ class Match:
     """All layers of the second model that have the value."""
 
 
-def samples(model: Model, x: Array, positions: int = POSITIONS) -> list[LayerSample]:
-    """Return a sample of every layer before the outputs, from one forward pass, or several to bound the memory."""
-    layers = [layer for layer in _known(model) if not layer.is_output]
+def samples(
+    model: Model, x: Array, positions: int = POSITIONS, inner: Collection[str] = frozenset()
+) -> list[LayerSample]:
+    """Return a sample of every layer before the outputs, and of values inside layers that have one of the names `inner`.
+
+    They come from one forward pass, or several to bound the memory.
+    """
+    layers = [
+        layer
+        for layer in validation.layers(model)
+        if not layer.folds_batch
+        and not layer.is_output
+        and (not layer.inner or {layer.name, *layer.aliases} & {*inner})
+    ]
     results: list[LayerSample] = []
     group: list[Layer] = []
     size = 0
@@ -88,6 +99,17 @@ def samples(model: Model, x: Array, positions: int = POSITIONS) -> list[LayerSam
             group.append(layer)
             size += bytes_
     return results
+
+
+def inner_integers(models: Sequence[Model]) -> frozenset[str]:
+    """Return the names of values that one model stores as integers, and another has inside a layer: a Concat, for example.
+
+    A mistake of the range of such a value does not show as one at the next layer.
+    """
+    layers = [validation.layers(model) for model in models]
+    listed = [{n for layer in each if not layer.inner for n in (layer.name, *layer.aliases)} for each in layers]
+    stored = [{layer.name, *layer.aliases} for each in layers for layer in each if "int" in layer.dtype]
+    return frozenset(n for group in stored if any(not group & each for each in listed) for n in group)
 
 
 def positions(models: Sequence[Model], count: int) -> int:
@@ -156,8 +178,35 @@ def align(
         reduced: Which of them has a reduced precision, if any: its errors add up, and a quantisation may absorb an
             activation, so that a name is that of the value before it in one model, and of the value behind it in the other.
     """
+    listed = [[i for i, sample in enumerate(samples) if not sample.layer.inner] for samples in (first, second)]
     with np.errstate(over="ignore", invalid="ignore"):  # values may be infinite
-        return _Alignment(first, second, reduced).matches()
+        matches = _Alignment([first[i] for i in listed[0]], [second[j] for j in listed[1]], reduced).matches()
+        matches = [
+            replace(
+                m,
+                first=listed[0][m.first],
+                second=listed[1][m.second],
+                firsts=tuple(listed[0][i] for i in m.firsts),
+                seconds=tuple(listed[1][j] for j in m.seconds),
+            )
+            for m in matches
+        ]
+        return sorted([*matches, *_inner_matches(first, second, matches)], key=lambda m: m.first)
+
+
+def _inner_matches(
+    first: Sequence[LayerSample], second: Sequence[LayerSample], matches: Sequence[Match]
+) -> Iterator[Match]:
+    """Yield the values inside layers of either model that have the same name in the other, between the same matches."""
+    taken = {j for m in matches for j in (m.second, *m.seconds)}
+    number = {n: j for j, b in enumerate(second) if j not in taken for n in (b.layer.name, *b.layer.aliases)}
+    taken = {i for m in matches for i in (m.first, *m.firsts)}
+    for i, a in enumerate(first):
+        j = next((number[n] for n in (a.layer.name, *a.layer.aliases) if n in number), None)
+        if i in taken or j is None or not (a.layer.inner or second[j].layer.inner) or a.shape != second[j].shape:
+            continue
+        if all((m.first < i) == (m.second < j) for m in matches):
+            yield replace(match(first, second, i, j), firsts=(i,), seconds=(j,))
 
 
 def _kind(layer: Layer) -> str:

@@ -26,8 +26,10 @@ class Correspondence:
             ComparedModel(model, spec, batch(spec, images)) for model, spec in zip(models, specs, strict=True)
         ]
         positions = alignment.positions(models, len(images))
+        inner = alignment.inner_integers(models)
         self.samples: list[list[LayerSample]] = [
-            alignment.samples(each.model, each.x, positions) for each in progress.steps(self.models, "models' layers")
+            alignment.samples(each.model, each.x, positions, inner)
+            for each in progress.steps(self.models, "models' layers")
         ]
         is_reduced = [own_error.precision(model) is not None for model in models]
         self.matches: dict[int, list[Match]] = {
@@ -123,7 +125,7 @@ class Correspondence:
         last = names.index(name) if name in names else len(names) - 1
         for index in range(last, -1, -1):
             layer = samples[index].layer
-            fits = layer.has_space and layer.reaches_output and not layer.is_output
+            fits = layer.has_space and layer.reaches_output and not (layer.is_output or layer.inner)
             if fits and all(self._counterpart(k, 0, layer.name) for k in range(1, len(self.models))):
                 return layer.name
         return name

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import types
 from typing import Any
 
 import numpy as np
 import pytest
 
 from xcam import Layer
-from xcam.comparison.alignment import LayerSample, align, innermost, names, permutation, positions, sample
+from xcam.comparison.alignment import (
+    LayerSample,
+    align,
+    inner_integers,
+    innermost,
+    names,
+    permutation,
+    positions,
+    sample,
+)
 
 
 def layers(*names: str, values: Any) -> list[Any]:
@@ -247,3 +257,44 @@ def test_the_samples_of_many_layers_are_smaller() -> None:
     model.layers = [dataclasses.replace(layer, name=f"{k}") for k in range(10_000)]
     assert positions([model], 3) == 16
     assert sample(layer, np.zeros((2, 5, 28, 28), np.float32), 32).values.shape == (2, 5, 32)
+
+
+def inside(name: str, value: np.ndarray) -> LayerSample:
+    return sample(Layer(name, "Concat", value.shape[1:], inner=True), value)
+
+
+def test_a_value_inside_a_layer_is_matched_by_name_alone() -> None:
+    """conv, cat (inside a block), norm: `cat` is matched where it is free and lies between the same layers."""
+    conv, cat, norm = np.random.default_rng(6).normal(size=(3, 1, 5, 6, 7)).astype(np.float32)
+    listed = layers("conv", "norm", values=(conv, norm))
+    first = [listed[0], inside("cat", cat), listed[1]]
+    rounded = np.round(cat * 50) / 50
+    for second in (
+        [listed[0], inside("cat", rounded), listed[1]],
+        layers("conv", "cat", "norm", values=(conv, rounded, norm)),
+    ):
+        assert [(m.first, m.second, m.firsts) for m in align(first, second)] == [
+            (0, 0, (0,)),
+            (1, 1, (1,)),
+            (2, 2, (2,)),
+        ]
+    other = inside("other", rounded)
+    before = [inside("cat", rounded), *listed]
+    for second in ([listed[0], other, listed[1]], before, listed):
+        assert len(align(first, second)) == 2
+
+
+def test_integers_that_another_model_has_inside_a_layer() -> None:
+    """A Concat with a range; a sum whose range is behind the ReLU that the other model lists is not such a value."""
+    floats = [
+        Layer("cat", "Concat", (8, 4, 4), inner=True),
+        Layer("add", "Add", (8, 4, 4), inner=True),
+        Layer("block", "Block", (8, 4, 4), aliases=("relu",)),
+    ]
+    integers = [
+        Layer("cat", "Concat", (8, 4, 4), dtype="int8", inner=True),
+        Layer("block", "Block", (8, 4, 4), aliases=("add", "relu"), dtype="uint8"),
+        Layer("norm", "Norm", (8, 4, 4), inner=True),
+    ]
+    chains: list[Any] = [types.SimpleNamespace(layers=each, backend="numpy") for each in (floats, integers)]
+    assert inner_integers(chains) == {"cat"}
