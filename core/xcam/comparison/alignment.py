@@ -332,7 +332,7 @@ class _Alignment:
                 if twin is not None:
                     other = partners[side][twin]
                     members[(twin, other) if side == 0 else (other, twin)][side].extend(value.indices)
-                elif k - 1 in partners[side]:
+                elif self.reduced is None and k - 1 in partners[side]:  # else it is ahead of an absorbed activation
                     other = partners[side][k - 1]
                     split = self._split(
                         side, value, members[(k - 1, other) if side == 0 else (other, k - 1)][1 - side]

@@ -92,11 +92,26 @@ def _examined(
     usual = own_error.typical(measured)
     result = Examination(tuple(errors), usual <= own_error.EVEN, own_error.tolerance(measured))
     if not result.explains:
-        return result
+        return _unseen(result, list(pairs), measured)
     outlier = own_error.outlier(measured)
     if outlier is None:
         return replace(result, cause=even(list(pairs.values()), measured, kind))
     return replace(result, index=list(pairs)[outlier], cause=measured[outlier].cause)
+
+
+def _unseen(result: Examination, indices: Sequence[int], measured: Sequence[OwnError]) -> Examination:
+    """Return the first range that is too narrow, where most are and the precision explains all other errors."""
+    narrow = [k for k, error in enumerate(measured) if error.cause is not None and error.cause.code == "narrow-range"]
+    others = [error for k, error in enumerate(measured) if k not in narrow and error.is_reduced]
+    limit = own_error.tolerance(others)
+    first = next((k for k in narrow if measured[k].ratio > limit), None)
+    if not others or own_error.typical(others) > own_error.EVEN or first is None:
+        return result
+    cause = measured[first].cause
+    assert cause is not None
+    count = sum(error.reach is not None for error in measured)
+    text = f"{cause.text}; so are those of {len(narrow)} of {count} layers: the calibration saw no such images"
+    return replace(result, explains=True, tolerance=limit, index=indices[first], cause=Diagnosis(cause.code, text))
 
 
 def even(pairs: Sequence[Pair], errors: Sequence[OwnError], kind: str) -> Diagnosis:

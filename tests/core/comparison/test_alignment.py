@@ -298,3 +298,20 @@ def test_integers_that_another_model_has_inside_a_layer() -> None:
     ]
     chains: list[Any] = [types.SimpleNamespace(layers=each, backend="numpy") for each in (floats, integers)]
     assert inner_integers(chains) == {"cat"}
+
+
+def test_the_value_ahead_of_an_absorbed_activation_has_no_counterpart() -> None:
+    """norm1, relu1, norm2, relu2; the file in integers has only the values of the two ReLUs, under both names."""
+    norms = np.random.default_rng(7).normal(size=(2, 1, 5, 6, 7)).astype(np.float32)
+    relus = np.maximum(norms, 0)
+    rounded = np.round(relus * 50) / 50
+    kinds = ("BatchNorm2d", "ReLU") * 2
+    first = [
+        sample(Layer(name, kind, (5, 6, 7)), value)
+        for name, kind, value in zip("abcd", kinds, (norms[0], relus[0], norms[1], relus[1]), strict=True)
+    ]
+    second = [
+        sample(Layer(name, kind, (5, 6, 7)), value)
+        for name, kind, value in zip("badc", kinds[::-1], np.repeat(rounded, 2, axis=0), strict=True)
+    ]
+    assert [(m.firsts, m.seconds) for m in align(first, second, 1)] == [((1,), (0, 1)), ((3,), (2, 3))]

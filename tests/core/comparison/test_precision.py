@@ -50,6 +50,15 @@ def test_a_mistake_is_named_at_its_layer(swapped: bool) -> None:
     assert result.cause.code == "narrow-range"
 
 
+def test_ranges_that_are_too_narrow_for_the_images_at_most_layers() -> None:
+    """The first of them is named, and that it is not the only one; the precision explains all other errors."""
+    result = divergence(ranges=dict.fromkeys((3, 4, 5), 0.2))
+    assert result.layer == "conv3"
+    assert result.cause is not None
+    assert result.cause.code == "narrow-range"
+    assert result.cause.text.endswith("; so are those of 3 of 5 layers: the calibration saw no such images")
+
+
 def test_other_weights_are_not_explained_by_the_precision() -> None:
     first = reduced.chain()
     x = np.stack([image.transpose(2, 0, 1) / np.float32(127.5) - 1 for image in IMAGES])
