@@ -1,9 +1,9 @@
-"""A model opened at a layer: its parts as graphs and sessions.
+"""A model opened at some layers: its parts as graphs and sessions.
 
-forward    input → outputs, the layer's value, and the tensors that the gradient needs
+forward    input → outputs, the layers' values, and the tensors that the gradients need
 head       input → bypass values
-tail       the layer's value, bypass values → outputs, and the tensors that the gradient needs
-backward   these tensors, cotangents → the gradient at the layer
+tail       given values, bypass values → outputs, the layers' values, and the tensors that the gradients need
+backward   these tensors, cotangents → the gradient at each layer
 """
 
 from __future__ import annotations
@@ -37,33 +37,36 @@ class Gradient:
     """The name of the input that takes the cotangent, by output."""
     forward_values: list[str]
     """Its other inputs: tensors of the forward model."""
+    gradients: dict[str, str]
+    """The name of the gradient, by tensor."""
 
 
 def gradient(
-    model: ModelProto, at: str, outputs: Sequence[str], ahead: Callable[[str], str] = str
+    model: ModelProto, at: Sequence[str], outputs: Sequence[str], ahead: Callable[[str], str] = str
 ) -> tuple[ModelProto, Gradient]:
-    """Differentiate a model with respect to a tensor.
+    """Differentiate a model with respect to some tensors.
 
     Args:
         model: The model. It may be changed.
-        at: The tensor.
+        at: The tensors.
         outputs: The outputs that have cotangents.
         ahead: For each output, the tensor that is differentiated instead: see StandardForm.ahead.
 
     Returns:
-        The model, with the tensors that the gradient needs as further outputs; and the gradient.
+        The model, with the tensors that the gradients need as further outputs; and the gradients.
 
     Raises:
         ModelError: An operator cannot be differentiated.
     """
-    sources = [name if name == at else ahead(name) for name in outputs]
-    if len({at, *sources}) <= len(sources):
+    sources = [name if name in at else ahead(name) for name in outputs]
+    if len(set(sources)) < len(sources) or not set(at).isdisjoint(sources):
         sources = list(outputs)
     model = inline_undifferentiable(model, at, sources)
     graph = Graph(model)
     cotangents = {name: f"xcam/cotangent/{name}" for name in outputs}
     named = dict(zip(sources, cotangents.values(), strict=True))
-    written = differentiate(graph, at, named, GRADIENT, max(graph.opset.get("", 1), OPSET))
+    gradients = {tensor: f"{GRADIENT}/{k}" if k else GRADIENT for k, tensor in enumerate(at)}
+    written = differentiate(graph, gradients, named, max(graph.opset.get("", 1), OPSET))
     free = [name for name in written.reads if name not in cotangents.values()]
     fixed = [name for name in free if name not in graph.live and name not in written.requested]
     if (
@@ -82,7 +85,7 @@ def gradient(
         "gradient",
         [info(name) for name in forward_values]
         + [declared(source, graph.dtype(name), graph.shape(name)) for name, source in cotangents.items()],
-        [declared(GRADIENT, graph.dtype(at), graph.shape(at))],
+        [declared(name, graph.dtype(tensor), graph.shape(tensor)) for tensor, name in gradients.items()],
         [*written.constants, *(t for name, t in graph.initializers.items() if name in weights)],
     )
     opsets = [helper.make_opsetid(d, max(v, OPSET) if not d else v) for d, v in graph.opset.items()]
@@ -91,7 +94,7 @@ def gradient(
     model.graph.node.extend(written.shapes)
     existing = {v.name for v in (*model.graph.input, *model.graph.output)}
     model.graph.output.extend(info(name) for name in forward_values if name not in existing)
-    return model, Gradient(backward, cotangents, forward_values)
+    return model, Gradient(backward, cotangents, forward_values, gradients)
 
 
 @dataclass(frozen=True)
@@ -102,95 +105,115 @@ class Run:
     backward: Session | None = None
     cotangents: Mapping[str, str] = field(default_factory=dict)
     """The input of `backward` that takes the cotangent, by output tensor."""
+    gradients: Mapping[str, str] = field(default_factory=dict)
+    """The output of `backward`, by tensor."""
     refusal: ModelError | None = None
     """The reason for a missing gradient."""
     is_exact: bool = False
     """Whether it runs the file's own operators, and not the standard form, which can be differentiated."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A graph from which parts are cut."""
+
+    graph: Graph
+    """The whole graph in standard form."""
+    runnable: Graph
+    """The graph that forward passes run: `graph` itself, or the one with the file's own operators."""
+    runtime: Runtime
+    """Creates sessions."""
+    source: str
+    """The input."""
+    outputs: Sequence[str]
+    """The output tensors."""
+    ahead: Callable[[str], str] = str
+    """See `gradient`."""
+
+
 class Cut:
-    """The sessions of one layer, each created when it is first needed, once for all threads.
+    """The sessions of a forward pass that is opened at some layers, each created when it is first needed, once for all threads.
+
+    Without given values it begins at the input. With them it is the tail behind these values, in standard form.
 
     Args:
-        graph: The whole graph in standard form.
-        runnable: The graph that forward passes run: `graph` itself, or the one with the file's own operators.
-        runtime: Creates sessions.
-        source: The input.
-        tensor: The layer's value.
-        outputs: The output tensors.
-        quantised: How the layer is quantised, where it is: the tail quantises the values that it is given.
-        ahead: See `gradient`.
+        parts: The graph.
+        at: The tensors of the layers.
+        given: The tensors with given values, and how each is quantised, where it is: the tail quantises the values.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        runnable: Graph,
-        runtime: Runtime,
-        source: str,
-        tensor: str,
-        outputs: Sequence[str],
-        quantised: Quantised | None = None,
-        ahead: Callable[[str], str] = str,
-    ) -> None:
-        self.tensor, self._ahead = tensor, ahead
-        self._graph, self._runnable, self._runtime = graph, runnable, runtime
-        self._source, self._outputs = source, outputs
-        after = graph.after([tensor])
-        self._tail, bypass = part(graph, [tensor], [name for name in outputs if name in after and name != tensor])
-        self.bypass = list(dict.fromkeys([*bypass, *(name for name in outputs if name not in after)]))
-        """Tensors that the tail reads in addition to the layer's value, and outputs that do not depend on the layer."""
-        if not self._tail.graph.node:  # the layer is the output: the runtime opens no empty graph
-            self._tail.graph.node.append(helper.make_node("Identity", [tensor], [UNCHANGED], name=UNCHANGED))
-            self._tail.graph.output.append(declared(UNCHANGED, graph.dtype(tensor), graph.shape(tensor)))
-        if quantised is not None:
-            _requantise(self._tail, graph, tensor, quantised)
+    def __init__(self, parts: Parts, at: Sequence[str], given: Mapping[str, Quantised | None] | None = None) -> None:
+        self.at, self.given = list(dict.fromkeys(at)), list(given or {})
+        self._parts = parts
         self._lock = threading.Lock()
-        self._runs: dict[tuple[str, bool], Run] = {}
+        self._runs: dict[bool, Run] = {}
         self._heads = BoundedCache[tuple[str, ...], Session]()
+        self.taken: list[str] = []
+        """The tensors that a tail takes in addition to those given: bypass values, layers that it is not behind, and
+        outputs that do not depend on it."""
+        if given:
+            self._tail = self._cut_off(given)
 
-    def forward(self, differentiable: bool = True) -> Run:
-        """Return the sessions from the input to the outputs and the layer's value."""
-        is_exact = self._runnable is not self._graph
-        bypass = self.bypass if is_exact and differentiable else ()
-        outputs = list(dict.fromkeys([self.tensor, *self._outputs, *bypass]))
-        return self._run(
-            "forward", differentiable, lambda: part(self._runnable, [self._source], outputs)[0], is_exact
-        )
+    def _cut_off(self, given: Mapping[str, Quantised | None]) -> ModelProto:
+        graph, outputs = self._parts.graph, self._parts.outputs
+        free = earliest(graph, self.at, self.given)
+        sources = [*self.given, *free]
+        after = graph.after(sources)
+        wanted = [name for name in dict.fromkeys((*outputs, *self.at)) if name in after and name not in sources]
+        model, bypass = part(graph, sources, wanted)
+        self.taken = list(dict.fromkeys([*free, *bypass, *(name for name in outputs if name not in after)]))
+        for node in model.graph.node:
+            for k, name in enumerate(node.output):
+                if name in sources:  # a node that also computes a tensor that is needed
+                    node.output[k] = f"xcam/unread/{name}"
+        if not model.graph.node:  # the layer is the output: the runtime opens no empty graph
+            tensor = self.given[0]
+            model.graph.node.append(helper.make_node("Identity", [tensor], [UNCHANGED], name=UNCHANGED))
+            model.graph.output.append(declared(UNCHANGED, graph.dtype(tensor), graph.shape(tensor)))
+        for k, (tensor, entry) in enumerate(given.items()):
+            if entry is not None:
+                _requantise(model, graph, tensor, entry, k)
+        return model
 
-    def tail(self, differentiable: bool = True) -> Run:
-        """Return the sessions from the layer's value and the bypass values to the outputs that depend on the layer."""
-        return self._run("tail", differentiable, lambda: self._tail)
+    def run(self, differentiable: bool, further: Sequence[str] = ()) -> Run:
+        """Return the sessions; those without a gradient only where none is needed and none exist yet.
+
+        Args:
+            differentiable: Whether a gradient is needed.
+            further: Tensors that a pass from the input returns too, where it runs the file's own operators.
+        """
+        parts = self._parts
+        is_exact = not self.given and parts.runnable is not parts.graph
+        with self._lock:
+            if True in self._runs:
+                return self._runs[True]
+            if differentiable not in self._runs:
+                self._runs.pop(False, None)
+                outputs = list(dict.fromkeys([*self.at, *parts.outputs, *(further if is_exact else ())]))
+                model = self._tail if self.given else part(parts.runnable, [parts.source], outputs)[0]
+                self._runs[differentiable] = (
+                    Run(parts.runtime.session(model), is_exact=True)
+                    if is_exact
+                    else self._create(model, differentiable)
+                )
+            return self._runs[differentiable]
 
     def head(self, tensors: Sequence[str]) -> Session:
-        """Return the session from the input to some bypass values."""
-        key = tuple(tensors)
-        return self._heads.get(key, lambda: self._runtime.session(part(self._runnable, [self._source], key)[0]))
+        """Return the session from the input to some tensors that the tail takes."""
+        key, parts = tuple(tensors), self._parts
+        return self._heads.get(key, lambda: parts.runtime.session(part(parts.runnable, [parts.source], key)[0]))
 
-    def _run(self, name: str, differentiable: bool, make: Callable[[], ModelProto], is_exact: bool = False) -> Run:
-        """Return an existing differentiable run. Otherwise create a run, without gradient where none is needed."""
-        with self._lock:
-            if (name, True) in self._runs:
-                return self._runs[name, True]
-            if (name, differentiable) not in self._runs:
-                self._runs.pop((name, False), None)
-                self._runs[name, differentiable] = (
-                    Run(self._runtime.session(make()), is_exact=True)
-                    if is_exact
-                    else self._create(make(), differentiable, inner=name == "tail")
-                )
-            return self._runs[name, differentiable]
-
-    def _create(self, model: ModelProto, differentiable: bool, inner: bool) -> Run:
-        """Create sessions for a part of the graph. `inner`: it takes tensors from within the graph."""
-        finish = unsized if inner else lambda model: model
-        session = self._runtime.session if self._runnable is self._graph else self._runtime.unfused_session
+    def _create(self, model: ModelProto, differentiable: bool) -> Run:
+        """Create sessions for a part of the graph."""
+        parts = self._parts
+        finish = unsized if self.given else lambda model: model
+        session = parts.runtime.session if parts.runnable is parts.graph else parts.runtime.unfused_session
         refusal = None
         if differentiable:
-            names = {self.tensor, *(value.name for value in model.graph.output)}
-            outputs = [name for name in dict.fromkeys(self._outputs) if name in names]
+            names = {*self.given, *self.at, *(value.name for value in model.graph.output)}
+            outputs = [name for name in dict.fromkeys(parts.outputs) if name in names]
             try:
-                forward, backward = gradient(model, self.tensor, outputs, self._ahead)
+                forward, backward = gradient(copied(model) if self.given else model, self.at, outputs, parts.ahead)
             except ModelError as error:
                 refusal = error
             else:
@@ -199,13 +222,26 @@ class Cut:
                     session(finish(forward), shared),
                     session(unsized(backward.model), shared),
                     backward.cotangents,
+                    backward.gradients,
                 )
         return Run(session(finish(model)), refusal=refusal)
 
 
-def _requantise(tail: ModelProto, graph: Graph, tensor: str, entry: Quantised) -> None:
-    """Let a tail quantise and dequantise the values that it is given for a layer, as the file does."""
-    integers, value = "xcam/given/quantized", "xcam/given"
+def earliest(graph: Graph, tensors: Sequence[str], given: Sequence[str] = ()) -> list[str]:
+    """Return those of some tensors that are computed from none of the others, and from none of `given`."""
+    order = {name: graph.producer.get(name, -1) for name in dict.fromkeys(tensors)}
+    result: list[str] = []
+    after = graph.after(given)
+    for name in sorted(order, key=order.__getitem__):
+        if name not in after:
+            result.append(name)
+            after = graph.after([*given, *result])
+    return result
+
+
+def _requantise(tail: ModelProto, graph: Graph, tensor: str, entry: Quantised, k: int) -> None:
+    """Let a tail quantise and dequantise the values that it is given for its layer number `k`, as the file does."""
+    integers, value = f"xcam/given/{k}/quantized", f"xcam/given/{k}"
     for node in tail.graph.node:
         for index, name in enumerate(node.input):
             if name == tensor:

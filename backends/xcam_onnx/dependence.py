@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
+from xcam.contract.graphs import cuts
 from xcam_onnx.graph import Graph, attribute, reads
 
 MOST = 0.5
@@ -30,6 +31,14 @@ def depending_on_input(graph: Graph) -> set[str]:
         if not dependent.isdisjoint(read) and not _reads_shape_only(node):
             dependent.update(name for name in node.output if name)
     return dependent
+
+
+def passed_by_all(graph: Graph, source: str, output: str) -> set[str]:
+    """Return the tensors through which every path from the input to an output leads: see Layer.bypassed."""
+    read: dict[str, list[str]] = {
+        name: list(reads(node)) for node in graph.nodes if not _reads_shape_only(node) for name in node.output if name
+    }
+    return cuts([source, *read], lambda name: read.get(name, ()), source, output)
 
 
 def read_by(graph: Graph, output: str, rows: int) -> dict[str, float]:

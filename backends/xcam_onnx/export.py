@@ -39,6 +39,7 @@ from xcam_onnx.weights import WeightFiles, external_size
 
 TAIL = "xcam/tail/"
 """Begins the names of a tail that is appended in standard form."""
+RESULT = "xcam/d/result"
 CLASS, ACTIVATIONS, GRADIENTS, HEATMAP = "xcam/class_index", "xcam/activations", "xcam/gradients", "xcam/heatmap"
 
 
@@ -100,7 +101,7 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     tensor, explained = recording.tensor(layer.name), output.tensor
     if recording.form.is_changed:  # the file's own operators remain, and the tail follows once more in standard form
         explained = _append_tail(proto, recording, tensor, recording.form.ahead(output.tensor))
-    proto = inline_undifferentiable(proto, tensor, [explained])
+    proto = inline_undifferentiable(proto, [tensor], [explained])
     graph = recording.with_ranks(proto)
     logits = graph.shape(output.tensor)
     if logits is None or len(logits) not in (1, 2):
@@ -117,10 +118,10 @@ def _explained(model: Model, recording: Recording, proto: ModelProto, layer: Lay
     batch = (graph.shape(recording.signature.source) or (None,))[0]
     ops = Ops(graph, "xcam/e", graph.opset[""])
     cotangent = _cotangent(ops, output.tensor)
-    written = differentiate(graph, tensor, {explained: cotangent.name}, "xcam/d/result", ops.opset)
+    written = differentiate(graph, {tensor: RESULT}, {explained: cotangent.name}, ops.opset)
     first = len(ops.nodes)
     a = _channels_first(ops, ops.forward(tensor), layer.layout)
-    g = _channels_first(ops, Value(ops, written.gradient, graph.dtype(tensor)), layer.layout)
+    g = _channels_first(ops, Value(ops, RESULT, graph.dtype(tensor)), layer.layout)
     ops.named(a, ACTIVATIONS)
     ops.named(g, GRADIENTS)
     shape = (batch, *shape_to_channels_first((graph.shape(tensor) or ())[1:], layer.layout))

@@ -14,21 +14,29 @@ from xcam.contract import Array, InputSpec, Layer, Layout
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
 from xcam.contract.layouts import joined
-from xcam.contract.messages import WITHOUT_GRADIENT, one_layer
+from xcam.contract.messages import WITHOUT_GRADIENT
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
 from xcam_onnx.autodiff import NoPath
 from xcam_onnx.control_flow import inlined
-from xcam_onnx.cut import GRADIENT, Cut, Run
+from xcam_onnx.cut import Cut, Parts, Run, earliest
 from xcam_onnx.graph import INTEGERS, Graph, Shape, part
 from xcam_onnx.sessions import Runtime, Session, array
 from xcam_onnx.signature import Signature, read_layers, read_signature, sized
 from xcam_onnx.standard.form import Quantised, StandardForm
+from xcam_onnx.weights import external_size
 
 CUTS = 2
-"""Layers whose sessions are kept: each holds weights."""
+"""Passes from the input whose sessions are kept, by the layers at which they are opened: each holds weights."""
+
+MOST_TAILS = 64
+TAIL_WEIGHTS = 2**31
+"""Tails whose sessions are kept, and the bytes of their weights: a comparison uses those of many layers in turn."""
+
+BYPASSES = 4
+"""Tails whose bypass values are kept for one pass."""
 
 SESSIONS = 2
 """Other sessions that are kept: of the outputs, and of several layers."""
@@ -53,7 +61,7 @@ class Recording:
         self.form, self.name, self.signature, self.spec, self.runtime = form, name, signature, spec, runtime
         self.sizes: Shape = ()
         """The shape of the input that the graph is correct for, None where a size is open; (): all are."""
-        self._cuts = BoundedCache[str, Cut](CUTS)
+        self._cuts = BoundedCache[tuple[str, ...], Cut](CUTS)
         self._sessions = BoundedCache[tuple[str, ...], Session](SESSIONS)
 
     @property
@@ -94,7 +102,8 @@ class Recording:
     @cached_property
     def _layers(self) -> dict[str, tuple[Layer, str]]:
         graph = sized(self.form.model, self.signature.source, self.signature.sample_shape(self.spec))
-        return read_layers(self.form, self._complete(graph, exact=True), self.signature)
+        main = next(iter(self.output_activations))
+        return read_layers(self.form, self._complete(graph, exact=True), self.signature, main)
 
     @cached_property
     def graph(self) -> Graph:
@@ -181,28 +190,33 @@ class Recording:
         return [joined([array(batch[tensor]) for batch in batches]) for tensor in tensors]
 
     def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
-        """Run a forward pass, opened at a layer."""
-        if len(layers) > 1:
-            raise one_layer(self.name, layers)
-        (layer,) = layers
+        """Run a forward pass, opened at some layers."""
         self.runtime.weights.check()
-        tensor = self.tensor(layer)
-        cut = self._cuts.get(
-            tensor,
-            lambda: Cut(
-                self.graph,
-                self.runnable,
-                self.runtime,
-                self.signature.source,
-                tensor,
-                self._tensors,
-                self._entry(tensor),
-                self.form.ahead,
-            ),
-        )
-        run = cut.forward(differentiate)
+        tensors = {layer: self.tensor(layer) for layer in layers}
+        cut = self._cuts.get(tuple(tensors.values()), lambda: Cut(self._parts, list(tensors.values())))
+        further = self.standard(cut).taken if self.form.is_changed and differentiate else ()
+        run = cut.run(differentiate, further)
         batches = [run.session(self.feed(x[rows])) for rows in self.slices(len(x))]
-        return ForwardPass(self, layer, cut, run, x, batches)
+        return ForwardPass(self, tensors, cut, run, x, batches)
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts(self.graph, self.runnable, self.runtime, self.signature.source, self._tensors, self.form.ahead)
+
+    @cached_property
+    def _tails(self) -> BoundedCache[tuple[str, ...], Cut]:
+        size = max(1, external_size(self.form.model.graph.initializer))
+        return BoundedCache(min(MOST_TAILS, max(CUTS, TAIL_WEIGHTS // size)))
+
+    def standard(self, cut: Cut) -> Cut:
+        """Return the tail in standard form, behind the earliest layers of a pass, that gives its gradients."""
+        return self.tail(earliest(self.graph, cut.at), cut.at)
+
+    def tail(self, given: Sequence[str], at: Sequence[str]) -> Cut:
+        """Return the tail behind some tensors, opened at others."""
+        return self._tails.get(
+            (*given, "", *at), lambda: Cut(self._parts, at, {tensor: self._entry(tensor) for tensor in given})
+        )
 
     def _session(self, tensors: Sequence[str], once: bool = False) -> Session:
         """Return a session from the input to `tensors`; the latest is kept."""
@@ -260,21 +274,30 @@ class Recording:
 
 
 class ForwardPass:
-    """One forward pass, opened at a layer.
+    """One forward pass, opened at some layers.
 
     Args:
         recording: The model.
-        cut: The sessions of the layer.
+        tensors: The tensor of each layer.
+        cut: The sessions of the layers.
         run: The sessions that computed the pass.
         x: The input.
         batches: The computed tensors by name, one mapping for each slice of the rows.
     """
 
     def __init__(
-        self, recording: Recording, layer: str, cut: Cut, run: Run, x: Array, batches: list[dict[str, Any]]
+        self,
+        recording: Recording,
+        tensors: Mapping[str, str],
+        cut: Cut,
+        run: Run,
+        x: Array,
+        batches: list[dict[str, Any]],
     ) -> None:
-        self._recording, self._cut, self._run, self._x, self._batches = recording, cut, run, x, batches
-        self._layer = layer
+        self._recording, self._tensors, self._cut, self._run = recording, tensors, cut, run
+        self._x, self._batches = x, batches
+        self._kept = BoundedCache[Cut, dict[str, Array]](BYPASSES)
+        """The values that tails take in addition to the given ones."""
 
     @property
     def outputs(self) -> Mapping[str, Array]:
@@ -282,82 +305,94 @@ class ForwardPass:
         return self._recording.outputs(self._batches)
 
     def value(self, layer: str) -> Array:
-        """Return the layer's value."""
-        return joined([array(batch[self._cut.tensor]) for batch in self._batches])
+        """Return a layer's value."""
+        return joined([array(batch[self._tensors[layer]]) for batch in self._batches])
 
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
-        """Yield the gradient for each cotangent."""
+        """Yield the gradients for each cotangent."""
         if self._run.is_exact:  # the runtime's own pass: the tail is differentiated in standard form
-            return self._tail.gradients(cotangents)
+            return self._standard.gradients(cotangents)
         if self._run.backward is None:
-            if isinstance(self._run.refusal, NoPath):
-                raise NoGradient from self._run.refusal
-            raise self._run.refusal or ModelError(
+            refusal = self._run.refusal
+            if isinstance(refusal, NoPath):
+                layer = next(name for name, tensor in self._tensors.items() if tensor == refusal.tensor)
+                raise NoGradient(layer) from refusal
+            raise refusal or ModelError(
                 f"cannot differentiate {self._recording.name}: its gradient is not known; choose a method that needs no "
                 f"gradient: {', '.join(WITHOUT_GRADIENT)}"
             )
-        return ({self._layer: self._gradient(cotangent)} for cotangent in cotangents)
+        return (self._gradients(cotangent) for cotangent in cotangents)
 
-    def _gradient(self, cotangent: Mapping[str, Array]) -> Array:
-        assert self._run.backward is not None
-        parts = []
+    def _gradients(self, cotangent: Mapping[str, Array]) -> Mapping[str, Array]:
+        run = self._run
+        assert run.backward is not None
+        parts: dict[str, list[Array]] = {layer: [] for layer in self._tensors}
         for batch, rows in zip(self._batches, self._recording.slices(len(self._x)), strict=True):
             feeds: dict[str, Any] = {}
             for output in self._recording.signature.outputs:
-                name = self._run.cotangents.get(output.tensor)
+                name = run.cotangents.get(output.tensor)
                 if name is not None:
                     value = np.asarray(cotangent[output.name])[rows].astype(self._recording.dtype(output.tensor))
                     feeds[name] = feeds[name] + value if name in feeds else value  # outputs may share a tensor
-            parts.append(array(self._run.backward(batch | feeds)[GRADIENT]))
-        return joined(parts)
+            gradients = run.backward(batch | feeds)
+            for layer, tensor in self._tensors.items():
+                parts[layer].append(array(gradients[run.gradients[tensor]]))
+        return {layer: joined(arrays) for layer, arrays in parts.items()}
 
     def resumed(
         self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
     ) -> ForwardPass:
-        """Run the tail again on `value`; value[k] belongs to row rows[k] of this pass."""
-        if list(at) != [self._layer] or [*values] != [self._layer]:
-            raise one_layer(self._recording.name, [*values, *at])
-        value = values[self._layer]
-        recording, tensor = self._recording, self._cut.tensor
-        x, value = self._x[rows], value.astype(recording.dtype(tensor))
-        bypass = self._bypass_rows(rows)
-        run = self._cut.tail(differentiate)
+        """Run the tail behind some layers again; values[k] belongs to row rows[k] of this pass."""
+        recording = self._recording
+        given = {recording.tensor(layer): value for layer, value in values.items()}
+        tensors = {layer: recording.tensor(layer) for layer in at}
+        return self._resumed(recording.tail(list(given), list(tensors.values())), given, tensors, rows, differentiate)
+
+    def _resumed(
+        self, cut: Cut, given: Mapping[str, Array], tensors: Mapping[str, str], rows: list[int], differentiate: bool
+    ) -> ForwardPass:
+        recording, x = self._recording, self._x[rows]
+        values = self._taken_rows(cut, rows)
+        values |= {tensor: value.astype(recording.dtype(tensor)) for tensor, value in given.items()}
+        run = cut.run(differentiate)
         batches = []
         for part_rows in recording.slices(len(x)):
             whole = part_rows == slice(0, len(x))
-            feeds = {name: v if whole else v[part_rows] for name, v in bypass.items()} | {
-                tensor: value if whole else value[part_rows]
-            }
+            feeds = {name: value if whole else value[part_rows] for name, value in values.items()}
             batches.append(feeds | run.session(feeds))
-        return ForwardPass(recording, self._layer, self._cut, run, x, batches)
+        return ForwardPass(recording, tensors, cut, run, x, batches)
 
     @cached_property
-    def _tail(self) -> ForwardPass:
+    def _standard(self) -> ForwardPass:
         """The tail of this pass, run once more in standard form."""
-        value = {self._layer: self.value(self._layer)}
-        return self.resumed(value, list(range(len(self._x))), [self._layer], True)
+        cut = self._recording.standard(self._cut)
+        layers = {tensor: layer for layer, tensor in self._tensors.items()}
+        given = {tensor: self.value(layers[tensor]) for tensor in cut.given}
+        return self._resumed(cut, given, self._tensors, list(range(len(self._x))), True)
 
-    @cached_property
-    def _bypass(self) -> dict[str, Array]:
-        """The bypass values of all rows."""
+    def _taken(self, cut: Cut) -> dict[str, Array]:
+        """Return the values of all rows that a tail takes in addition to the given ones."""
         batches = self._batches
-        if not self._run.is_exact or not all(name in batches[0] for name in self._cut.bypass):
-            session = self._cut.head(self._cut.bypass)
+        if not all(name in batches[0] for name in cut.taken):
+            session = cut.head(cut.taken)
             batches = [session(self._recording.feed(self._x[rows])) for rows in self._recording.slices(len(self._x))]
         return {
             name: np.concatenate([batch[name].numpy() for batch in batches])
             if batches[0][name].shape()
             else batches[0][name].numpy()
-            for name in self._cut.bypass
+            for name in cut.taken
         }
 
-    def _bypass_rows(self, rows: list[int]) -> dict[str, Array]:
-        """Return the bypass values of some rows; those without a row for each input are computed again."""
-        count = len(self._x)
-        if not self._cut.bypass or rows == list(range(count)):
-            return self._bypass if self._cut.bypass else {}
-        recording, result, others = self._recording, {}, []
-        for name, value in self._bypass.items():
+    def _taken_rows(self, cut: Cut, rows: list[int]) -> dict[str, Array]:
+        """Return the values of some rows that a tail takes; those without a row for each input are computed again."""
+        if not cut.taken:
+            return {}
+        count, taken = len(self._x), self._kept.get(cut, lambda: self._taken(cut))
+        if rows == list(range(count)):
+            return dict(taken)
+        recording, others = self._recording, []
+        result: dict[str, Array] = {}
+        for name, value in taken.items():
             first = (recording.graph.shape(name) or (1,))[0]
             is_open = recording.signature.batch is not None or not isinstance(first, int)
             if value.ndim and len(value) % count == 0 and is_open:
@@ -366,6 +401,6 @@ class ForwardPass:
             else:
                 others.append(name)
         if others:
-            again = self._cut.head(others)(recording.feed(self._x[rows]))
+            again = cut.head(others)(recording.feed(self._x[rows]))
             result |= {name: value.numpy() for name, value in again.items()}
         return result

@@ -18,7 +18,7 @@ from xcam.errors import ModelError
 from xcam_onnx import classifiers
 from xcam_onnx.autodiff import differentiable
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
-from xcam_onnx.dependence import MOST, STORAGE_ONLY, depending_on_input, read_by
+from xcam_onnx.dependence import MOST, STORAGE_ONLY, depending_on_input, passed_by_all, read_by
 from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, type_name
 from xcam_onnx.names import ADDED, TensorName, layer_names
 from xcam_onnx.standard.form import QUANTIZE, Quantised, StandardForm
@@ -159,19 +159,21 @@ def sized(model: ModelProto, source: str, shape: list[int]) -> Graph:
     return Graph(inferred(result))
 
 
-def read_layers(form: StandardForm, graph: Graph, signature: Signature) -> dict[str, tuple[Layer, str]]:
+def read_layers(form: StandardForm, graph: Graph, signature: Signature, main: str) -> dict[str, tuple[Layer, str]]:
     """Return by name the layers of a model, each with its tensor in the standard form.
 
     Args:
         form: The model.
         graph: The graph of the standard form, from `sized`.
         signature: Its input and outputs.
+        main: The name of the output that is explained.
     """
     rows = signature.batch or 2
     axes = channel_axes(graph, signature.source, signature.axis, least=0 if signature.is_rewritten else 1)
     outputs = [output.tensor for output in signature.outputs]
     needed = {output.name: read_by(graph, output.tensor, rows) for output in signature.outputs}
     with_gradient, from_input = differentiable(graph, outputs), depending_on_input(graph)
+    passed = passed_by_all(graph, signature.source, next(o.tensor for o in signature.outputs if o.name == main))
     final = {*outputs, *(value.name for value in graph.proto.output)}
     result: dict[str, tuple[Layer, str]] = {}
     for entry in layer_names(form):
@@ -198,6 +200,7 @@ def read_layers(form: StandardForm, graph: Graph, signature: Signature) -> dict[
             aliases=tuple(dict.fromkeys(entry.aliases)),
             inner=entry.inner,
             dtype=_stored_type(form, graph, entry.tensor),
+            bypassed=entry.tensor not in passed,
         )
         result[entry.name] = layer, entry.tensor
     return result

@@ -85,7 +85,7 @@ def by_graph(
     model: onnx.ModelProto, feeds: Arrays, v: np.ndarray | None = None, at: str = "x"
 ) -> tuple[Any, Any, Any]:
     """Return the output, the cotangent (drawn at random by default), and the gradient at the input `at`."""
-    forward, gradient = cut.gradient(model, at, ["y"])
+    forward, gradient = cut.gradient(model, [at], ["y"])
     values = values_of(forward, feeds)
     if v is None:
         v = np.random.default_rng(9).normal(size=values["y"].shape).astype(values["y"].dtype)

@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation of an ONNX graph: from its outputs back to one tensor, in plain ONNX operators.
+"""Reverse-mode differentiation of an ONNX graph: from its outputs back to some tensors, in plain ONNX operators.
 
 Source: Griewank and Walther, Evaluating Derivatives (2008), section 3.2: adjoints are accumulated along the nodes in
 reverse. For each operator a rule computes the vector-Jacobian products: see `xcam_onnx.autodiff.registry.vjp`.
@@ -6,7 +6,7 @@ reverse. For each operator a rule computes the vector-Jacobian products: see `xc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,14 @@ STEPS = {"Sign", "Floor", "Ceil", "Round", "Hardmax"}
 
 
 class NoPath(ModelError):  # noqa: N818
-    """No differentiable path leads from the tensor to the outputs."""
+    """No differentiable path leads from a tensor to the outputs."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(
+            f"no differentiable path leads from {tensor!r} to the outputs (only integers do); choose another layer, or "
+            + _alternatives()
+        )
+        self.tensor = tensor
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,9 @@ class Backward:
     """Tensors of the forward graph that the nodes read."""
     requested: dict[str, tuple[int, Shape | None]]
     """Types and shapes of tensors that are added to the forward graph (shapes, optional outputs of its nodes)."""
-    gradient: str
 
 
-def inline_undifferentiable(model: ModelProto, at: str, outputs: Sequence[str]) -> ModelProto:
+def inline_undifferentiable(model: ModelProto, at: Collection[str], outputs: Sequence[str]) -> ModelProto:
     """Return the model, with the operators behind `at` that lack a rule replaced by their definitions, if these exist."""
     _, path = _path(Graph(model), at, set(outputs))
     operators = {(node.domain, node.op_type) for node in path}
@@ -111,20 +117,19 @@ def differentiable(graph: Graph, outputs: Sequence[str]) -> set[str]:
     return reached
 
 
-def differentiate(graph: Graph, at: str, cotangents: Mapping[str, str], name: str, opset: int) -> Backward:
-    """Write the gradient of Σ ⟨cotangent, output⟩ with respect to a tensor.
+def differentiate(graph: Graph, at: Mapping[str, str], cotangents: Mapping[str, str], opset: int) -> Backward:
+    """Write the gradient of Σ ⟨cotangent, output⟩ with respect to some tensors: the total derivative at each.
 
     The graph is not changed, except that nodes get optional outputs that the gradient needs.
 
     Args:
         graph: The forward graph.
-        at: The tensor to differentiate with respect to.
+        at: For each tensor to differentiate with respect to, the name of the gradient.
         cotangents: For each output that counts, the name of the tensor that holds its cotangent.
-        name: The name of the gradient.
         opset: The version of the operators that are written.
 
     Returns:
-        The nodes, reduced to those that the gradient needs.
+        The nodes, reduced to those that the gradients need.
 
     Raises:
         ModelError: Operators have no rule, or a node cannot be differentiated.
@@ -139,26 +144,29 @@ def differentiate(graph: Graph, at: str, cotangents: Mapping[str, str], name: st
         output: [Value(ops, source, graph.dtype(output))] for output, source in cotangents.items() if output in active
     }
     for proto in reversed(path):
-        gradients = [ops.total(adjoints.pop(o)) if o in adjoints and o != at else None for o in proto.output]
+        gradients = [ops.total(adjoints.pop(o)) if o in adjoints else None for o in proto.output]
+        for output, gradient in zip(proto.output, gradients, strict=True):
+            if output in at and gradient is not None:
+                ops.named(gradient, at[output])
         while gradients and gradients[-1] is None:
             gradients.pop()
         if not gradients:
             continue
         try:
-            for source, gradient in _input_gradients(Node(proto, ops), gradients, active):
-                adjoints.setdefault(source, []).append(gradient)
+            for source, part in _input_gradients(Node(proto, ops), gradients, active):
+                adjoints.setdefault(source, []).append(part)
         except Unsupported as error:
             raise ModelError(
                 f"cannot differentiate the node {proto.name or proto.output[0]!r} ({proto.op_type}): {error}; "
                 f"choose a layer behind it, or {_alternatives()}"
             ) from error
-    if at not in adjoints:
-        raise NoPath(
-            f"no differentiable path leads from {at!r} to the outputs (only integers do); choose another layer, or "
-            + _alternatives()
-        )
-    ops.named(ops.total(adjoints[at]), name)
-    return _prune(ops, name)
+    written = {output for node in ops.nodes for output in node.output}
+    for tensor, name in at.items():
+        if tensor in adjoints:
+            ops.named(ops.total(adjoints[tensor]), name)
+        elif name not in written:
+            raise NoPath(tensor)
+    return _prune(ops, at.values())
 
 
 def _input_gradients(node: Node, gradients: list[Value | None], active: set[str]) -> list[tuple[str, Value]]:
@@ -182,14 +190,14 @@ def _input_gradients(node: Node, gradients: list[Value | None], active: set[str]
     return result
 
 
-def _path(graph: Graph, at: str, outputs: set[str]) -> tuple[set[str], list[NodeProto]]:
+def _path(graph: Graph, at: Collection[str], outputs: set[str]) -> tuple[set[str], list[NodeProto]]:
     """Return the tensors that carry a gradient, and the nodes between them in order."""
-    carries, carried, forward = _carrying(graph), {at}, []
+    carries, carried, forward = _carrying(graph), set(at), []
     for node, read in zip(graph.nodes, graph.reads, strict=True):
         if carried.isdisjoint(read):
             continue
         names = [name for name in node.output if name and carries(name)]
-        if names and at not in node.output:
+        if names:
             carried.update(names)
             forward.append(node)
     needed, path = set(outputs), []
@@ -251,9 +259,9 @@ def _alternatives() -> str:
     return f"a method that needs no gradient: {', '.join(without_gradients())}"
 
 
-def _prune(ops: Ops, name: str) -> Backward:
-    """Keep the nodes that lead to the tensor `name`."""
-    needed, nodes = {name}, []
+def _prune(ops: Ops, names: Iterable[str]) -> Backward:
+    """Keep the nodes that lead to the tensors `names`."""
+    needed, nodes = set(names), []
     for node in reversed(ops.nodes):
         if any(output in needed for output in node.output):
             nodes.append(node)
@@ -264,4 +272,4 @@ def _prune(ops: Ops, name: str) -> Backward:
     written = {output for node in nodes for output in node.output} | {tensor.name for tensor in constants}
     external = list(dict.fromkeys(n for node in nodes for n in reads(node) if n not in written))
     requested = {name: kind for name, kind in ops.requested.items() if name in external}
-    return Backward(nodes, constants, shapes, external, requested, name)
+    return Backward(nodes, constants, shapes, external, requested)
