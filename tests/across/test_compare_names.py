@@ -208,6 +208,14 @@ def test_keras_layers_in_a_file(tmp_path: Path) -> None:
     for name in KERAS_NAMES:
         result = xcam.compare([first, files[0]], IMAGE, layer=[name, None], method="layercam")
         assert (result.verdict, result.findings) == ("identical", ()), name
+    opened_twin = opened(
+        keras_in_torch()
+    )  # the convolutions of the file are inner layers, behind which an activation follows
+    for name in ("0", "3", "6"):
+        result = xcam.compare([opened_twin, files[0]], IMAGE, layer=[name, None], method="layercam")
+        assert (result.verdict, result.findings) == ("identical", ()), name
+        back = xcam.compare([opened_twin, files[0]], IMAGE, layer=[None, result.layers[1]], method="layercam")
+        assert back.layers == result.layers
     errors = {}
     for pair in corresponding([first, files[1]], IMAGE):
         errors |= dict.fromkeys(pair.first_names, pair.error)

@@ -86,6 +86,11 @@ def samples(
         and not layer.is_output
         and (not layer.inner or {layer.name, *layer.aliases} & {*inner})
     ]
+    return sampled(model, x, layers, positions)
+
+
+def sampled(model: Model, x: Array, layers: Sequence[Layer], positions: int = POSITIONS) -> list[LayerSample]:
+    """Return samples of some layers."""
     results: list[LayerSample] = []
     group: list[Layer] = []
     size = 0
@@ -278,6 +283,18 @@ def is_constant(values: Array) -> bool:
     return bool(values.size == 0 or (values == values.flat[0]).all())
 
 
+def nearest(value: LayerSample, others: Sequence[LayerSample]) -> Layer | None:
+    """Return the layer whose value is that of another layer, or nearly; None where none is."""
+    fits = [other for other in others if other.shape == value.shape and other.values.shape == value.values.shape]
+    if not fits:
+        return None
+    near, _ = matching.distances(
+        [matching.fingerprint(value.values)], [matching.fingerprint(other.values) for other in fits]
+    )
+    index = int(near[0].argmin())
+    return fits[index].layer if near[0, index] < CLEAR else None
+
+
 class _Alignment:
     """The values of two models, and the distances of those of one shape."""
 
@@ -433,11 +450,11 @@ def permutation(a: Array, b: Array) -> Array | None:
     count = a.shape[1]
     if count < 2 or a.shape != b.shape:
         return None
+    peaks = [np.sort(np.maximum(v.max(axis=(0, 2)), -v.min(axis=(0, 2)))) for v in (a, b)]
+    if np.abs(peaks[0] - peaks[1]).max() > 1e-3 * peaks[0][-1]:  # fast: no order makes these equal
+        return None
     x, y = (np.moveaxis(v, 1, 0).reshape(count, -1).astype(np.float64) for v in (a, b))
     scale = max(float(np.abs(x).max()), 1e-12)
-    peaks = [np.sort(np.abs(v).max(axis=1)) for v in (x, y)]
-    if np.abs(peaks[0] - peaks[1]).max() > 1e-3 * scale:  # fast: no order makes these equal
-        return None
     if x.shape[1] < 8:  # a vector has too few values for distances: match by rank
         order = np.argsort(y[:, 0], kind="stable")[np.argsort(np.argsort(x[:, 0], kind="stable"), kind="stable")]
     else:

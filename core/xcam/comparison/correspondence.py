@@ -25,10 +25,10 @@ class Correspondence:
         self.models = [
             ComparedModel(model, spec, batch(spec, images)) for model, spec in zip(models, specs, strict=True)
         ]
-        positions = alignment.positions(models, len(images))
+        self.positions = alignment.positions(models, len(images))
         inner = alignment.inner_integers(models)
         self.samples: list[list[LayerSample]] = [
-            alignment.samples(each.model, each.x, positions, inner)
+            alignment.samples(each.model, each.x, self.positions, inner)
             for each in progress.steps(self.models, "models' layers")
         ]
         is_reduced = [own_error.precision(model) is not None for model in models]
@@ -77,12 +77,13 @@ class Correspondence:
         for k in sorted(range(len(names)), key=lambda k: k != 0):  # the others correspond to the first
             if names[k] is None:
                 source = named if k == 0 else 0
-                names[k] = self._counterpart(k, source, str(names[source]))
+                name = str(names[source])
+                names[k] = self._counterpart(k, source, name) or self._by_value(k, source, name)
             if names[k] is None:
                 model = self.models[k].model
-                another = self._another(k, source, str(names[source]))
+                another = self._another(k, source, name)
                 findings.append(
-                    f"no layer of {model.name} corresponds to {names[source]!r} in shape and values; its default layer is "
+                    f"no layer of {model.name} corresponds to {name!r} in shape and values; its default layer is "
                     f"explained{another and f' ({another!r} is the next layer that both have)'}"
                 )
                 names[k] = layers.find(model, None).name
@@ -105,6 +106,22 @@ class Correspondence:
                 return next((other.name for other in candidates if self._can_be_explained(k, other.name)), None)
         return None
 
+    def _by_value(self, k: int, source: int, name: str) -> str | None:
+        """Return the layer of model `k` that has the value of a layer of model `source`, where one of them is inner."""
+        here, there = self.models[source], self.models[k]
+        layer = layers.find(here.model, name)
+        (value,) = alignment.sampled(here.model, here.x, [layer], self.positions)
+        candidates = [
+            other
+            for other in there.model.layers
+            if (other.inner or layer.inner)
+            and len(other.shape) == len(value.shape)
+            and all(n in (None, m) for n, m in zip(other.shape, value.shape, strict=True))
+            and self._can_be_explained(k, other.name)
+        ]
+        nearest = alignment.nearest(value, alignment.sampled(there.model, there.x, candidates, self.positions))
+        return None if nearest is None else nearest.name
+
     def _another(self, k: int, source: int, name: str) -> str:
         """Return the next layer of model `source` that has a counterpart in model `k`; empty where none has."""
         known = [layer.name for layer in self.models[source].model.layers]
@@ -120,6 +137,8 @@ class Correspondence:
 
     def _last_common(self, name: str) -> str:
         """Return `name`, or the last layer before it that has spatial axes and a counterpart in every other model."""
+        if all(self._counterpart(k, 0, name) or self._by_value(k, 0, name) for k in range(1, len(self.models))):
+            return name
         samples = self.samples[0]
         names = [sample.layer.name for sample in samples]
         last = names.index(name) if name in names else len(names) - 1

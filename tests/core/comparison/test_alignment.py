@@ -17,6 +17,7 @@ from xcam.comparison.alignment import (
     inner_integers,
     innermost,
     names,
+    nearest,
     permutation,
     positions,
     sample,
@@ -232,6 +233,14 @@ def test_random_conversions(noise: float, seed: int) -> None:
     ] == expected
     assert sum(len(m.firsts) for m in matched) == sum(int(s.layer.name[5:-1]) in dict(expected) for s in first)
     assert sum(len(m.seconds) for m in matched) == len(second)
+
+
+def test_the_nearest_value() -> None:
+    a, b, c = values(3)
+    others = layers("b", "near", "nearer", values=(b, 1.02 * a, 1.01 * a))
+    assert nearest(*layers("a", values=(a,)), others) == others[2].layer
+    assert nearest(*layers("c", values=(c,)), others) is None
+    assert nearest(*layers("c", values=(c[:, :3],)), others) is None
 
 
 def test_many_layers_take_little_time() -> None:
