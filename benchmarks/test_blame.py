@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
         spoilt.get_submodule("layer3.2.conv2").weight *= 1.05
     path = tmp_path_factory.mktemp("blame") / "resnet50.onnx"
     to_onnx(spoilt, path, (224, 224))
-    return xcam.load(module, preprocess="torch", size=224), xcam.load(path, preprocess="torch", threads=2)
+    return xcam.load(module, preprocess="torch", size=(224, 224)), xcam.load(path, preprocess="torch", threads=2)
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -42,14 +42,14 @@ def timed(function: Callable[[], Any]) -> float:
 @pytest.mark.parametrize("fast", [False, True])
 def test_blame(models: tuple[Any, Any], fast: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     image = scene(np.random.default_rng(1), [3, 5], 224).image
-    cold = timed(lambda: xcam.blame(models, image, fast=fast))
+    cold = timed(lambda: xcam.blame(models, image, fast=fast, causes=False))
     explanations = [lambda model=model: xcam.explain(model, image) for model in models]
     passes = [lambda model=model: model.predict(np.zeros((1, 3, 224, 224), np.float32)) for model in models]
     for function in (*explanations, *passes):
         function()
     rounds = [
         (
-            timed(lambda: xcam.blame(models, image, fast=fast)),
+            timed(lambda: xcam.blame(models, image, fast=fast, causes=False)),
             sum(map(timed, explanations)),
             sum(map(timed, passes)) / 2,
         )
