@@ -143,7 +143,11 @@ def print_blame(result: Any) -> None:
             f"{_share(c.scores, result.scores)} of the difference of the class scores and {_share(c.heatmap, result.heatmap)} "
             "of that of the heatmaps"
         )
-        click.echo(f"  cause: {c.cause.text if c.cause else 'none of the known ones fits'}")
+        if c.cause is not None:
+            click.echo(f"  cause: {c.cause.text} ({c.cause.evidence})")
+            click.echo(f"  {c.cause.remedy}")
+        elif result.has_causes:
+            click.echo("  cause: none of the known ones fits")
         for note in c.notes:
             click.echo(f"  note: {note}")
 

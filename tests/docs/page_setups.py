@@ -129,6 +129,7 @@ SETUPS |= {
     "docs/how-to/export.md": (labels, onnx_file),
     "docs/how-to/onnx-file.md": (labels, onnx_file),
     "docs/how-to/quantised.md": (onnx_file, quantised_file),
+    "docs/how-to/blame.md": (onnx_file, quantised_file),
     "docs/how-to/compare-in-ci.md": (onnx_file, torch_module),
     "docs/how-to/write-an-onnx-rule.md": (asinh_file,),
 }

@@ -141,6 +141,7 @@ def blame(
         heatmap=interval([image.heatmap for image in walks.images], level),
         heatmap_behind=walks.behind(level),
         is_fast=fast,
+        has_causes=causes and not fast,
         level=level,
         findings=tuple(findings),
         failed=tuple(failed),

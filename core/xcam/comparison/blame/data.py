@@ -140,6 +140,8 @@ class BlameData:
     of them."""
     is_fast: bool = False
     """Whether all contributions are estimates."""
+    has_causes: bool = True
+    """Whether causes were sought."""
     level: float = 0.95
     """The confidence level of the intervals."""
     findings: tuple[str, ...] = ()

@@ -63,6 +63,7 @@ def section(blame: BlameData, letters: tuple[str, str] = ("A", "B")) -> dict[str
         "heatmap": number(blame.heatmap.mean),
         "behind": share(blame.heatmap_behind, blame.heatmap),
         "is_fast": blame.is_fast,
+        "has_causes": blame.has_causes,
         "is_usable": any(usable(whole, whole) for whole in (blame.scores, blame.heatmap)),
         "level": f"{blame.level:.0%}",
         "named": [_named(blame, c) for c in blame.named],
@@ -88,6 +89,8 @@ def _named(blame: BlameData, c: Contribution) -> dict[str, Any]:
         "scores": share(c.scores, blame.scores),
         "heatmap": share(c.heatmap, blame.heatmap),
         "cause": "" if c.cause is None else c.cause.text,
+        "evidence": "" if c.cause is None else c.cause.evidence,
+        "remedy": "" if c.cause is None else c.cause.remedy,
         "notes": c.notes,
     }
 
