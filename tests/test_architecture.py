@@ -15,7 +15,7 @@ MIRRORED = {
 }
 COVERED = {
     **dict.fromkeys(
-        (f"comparison/causes/{name}" for name in ("functions", "inputs", "kernels", "paths", "scene", "values")),
+        (f"comparison/causes/{name}" for name in ("functions", "kernels", "paths", "scene", "values")),
         "comparison/causes/test_search",
     ),
     **dict.fromkeys(

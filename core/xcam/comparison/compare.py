@@ -90,7 +90,7 @@ def compare(
     if not images:
         raise InputError("cannot compare an empty list of images; give one or more")
     specs = inputs.common_inputs(opened, preprocess)
-    findings = inputs.differences(opened, specs, preprocess)
+    findings = inputs.differences(opened, specs, preprocess) + _last_activations(opened)
     failed: list[tuple[str, str]] = []
     stream = inputs.read_images(images, failed)
     first = list(itertools.islice(stream, SAMPLES))
@@ -101,11 +101,17 @@ def compare(
     correspondence: Correspondence | None = None
     if align or (align is None and None in names):
         correspondence = Correspondence(opened, specs, sample)
-        findings += correspondence.fill_in(names)
-    explainers = [
-        Explainer(model, spec, layers.find(model, name).name)
-        for model, spec, name in zip(opened, specs, names, strict=True)
-    ]
+    try:
+        findings += [] if correspondence is None else correspondence.fill_in(names)
+        explainers = [
+            Explainer(model, spec, layers.find(model, name).name)
+            for model, spec, name in zip(opened, specs, names, strict=True)
+        ]
+    except XcamError as error:
+        cause = "" if correspondence is None else _first_cause(correspondence)
+        if not cause:
+            raise
+        raise InputError(f"{error}; {cause}") from error
     results: list[ImageComparison] = []
     worst: list[tuple[tuple[int, float], int]] = []  # a heap of the images that keep their explanations
     logits: list[list[Array]] = []
@@ -198,6 +204,31 @@ def _without_indices(model: Model) -> Model:
     result = copy.copy(model)
     result.labels = None
     return result
+
+
+def _last_activations(models: Sequence[Model]) -> list[str]:
+    """Return a finding where the activations at the models' outputs differ: class scores and heatmaps are ahead of them."""
+    ends = [validation.activation(model) for model in models]
+    names = [next(iter(end.values())) if isinstance(end, Mapping) else end for end in ends]
+    if len(set(names)) == 1:
+        return []
+    each = ", ".join(
+        f"{name or 'none'} in {model.name} ({model.backend})" for name, model in zip(names, models, strict=True)
+    )
+    return [
+        f"the activations at the outputs differ: {each}; heatmaps and class scores are compared ahead of them, and the outputs "
+        "differ; use the same activation"
+    ]
+
+
+def _first_cause(correspondence: Correspondence) -> str:
+    """Return where models begin to differ and why, for a message; empty where no cause is known."""
+    correspondence.add_outputs()
+    for result in correspondence.divergences(range(1, len(correspondence.models))):
+        if result.layer is not None and result.cause is not None:
+            name = correspondence.models[result.pair[1]].model.name
+            return f"{name} begins to differ at {result.layer}: {result.cause.text}"
+    return ""
 
 
 def _class_counts(result: ImageComparison) -> list[str]:

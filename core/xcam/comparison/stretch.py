@@ -45,6 +45,10 @@ class LayerPair:
         return (self.first, self.second)[which]
 
 
+class CannotStartError(ModelError):
+    """A model cannot be run from a layer."""
+
+
 class Runs:
     """A model on its batch: the values of its layers, and those that follow from other values at an earlier layer."""
 
@@ -96,7 +100,7 @@ class Runs:
             end: The name of a layer behind it; for the last output, its logits are returned.
 
         Raises:
-            ModelError: The model cannot be run from this layer.
+            CannotStartError: The model cannot be run from this layer.
         """
         model, last = self.compared.model, self.layer(end)
         values = np.ascontiguousarray(values, np.float32)
@@ -107,15 +111,31 @@ class Runs:
             return validation.activations(model, x, [end])[end]
         if start == end:
             return values
-        if _resumes_at(model) or (last.is_output and "resume" in model.capabilities):
-            if start not in self._traces:
-                self._traces[start] = validation.trace(model, self.compared.x, self.layer(start))
-            if last.is_output:
-                return one_output(validation.resume(model, self._traces[start], values).outputs)
-            return validation.resume(model, self._traces[start], values, at=last).activations
-        if supports(model, RunsStretches):
+        if supports(model, RunsStretches) and not last.is_output:
             return model.stretches(self.compared.x, {start: values}, [end])[end].value
-        raise ModelError(f"cannot run {model.name} from its layer {start!r}: its backend has no `resume` to a layer")
+        if _resumes_at(model) or (last.is_output and "resume" in model.capabilities):
+            try:
+                return self._resumed(start, values, last)
+            except ModelError as error:
+                raise CannotStartError(str(error)) from error
+        raise CannotStartError(
+            f"cannot run {model.name} from its layer {start!r}: its backend has no `resume` to a layer"
+        )
+
+    def _resumed(self, start: str, values: Array, end: Layer) -> Array:
+        model, first = self.compared.model, self.layer(start)
+        # The validation of a trace is for layers with a map: it would refuse a vector.
+        is_checked = len(first.shape) > 1
+        if start not in self._traces:
+            x = self.compared.x
+            self._traces[start] = validation.trace(model, x, first) if is_checked else model.trace(x, start)
+        trace = self._traces[start]
+        if end.is_output:
+            resumed = validation.resume(model, trace, values) if is_checked else model.resume(trace, values)
+            return one_output(resumed.outputs)
+        if is_checked and len(end.shape) > 1:
+            return validation.resume(model, trace, values, at=end).activations
+        return model.resume(trace, values, at=end.name).activations
 
     def _channels_first(self, x: Array) -> Array:
         value = np.moveaxis(x, -1, 1) if self.compared.spec.layout == "channels_last" else x

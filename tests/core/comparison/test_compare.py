@@ -64,6 +64,17 @@ def test_another_preprocessing_is_diagnosed_and_stated() -> None:
     )
 
 
+def test_another_activation_at_the_outputs_is_a_finding() -> None:
+    spec = xcam.InputSpec((4, 6), preprocessing=RAW)
+    models = [opened(spec), opened(spec)]
+    models[1].output_activation = "sigmoid"
+    (finding,) = xcam.compare(models, IMAGE).findings
+    assert finding.startswith(
+        "the activations at the outputs differ: softmax in fake (fake), sigmoid in fake (fake); heatmaps and class scores"
+    )
+    assert xcam.compare([opened(spec), opened(spec)], IMAGE).findings == ()
+
+
 def test_misspelt_arguments_and_options_of_methods() -> None:
     models = [opened(xcam.InputSpec((4, 6), preprocessing=RAW)) for _ in range(2)]
     with pytest.raises(OptionError, match=r"compare\(\) has no option 'aling'; nearest: align$"):

@@ -13,7 +13,7 @@ from torch import nn
 
 import xcam
 from xcam import Layer
-from xcam.comparison.stretch import ComparedModel, LayerPair, Runs, Stretch
+from xcam.comparison.stretch import BOTH, ComparedModel, LayerPair, Runs, Stretch
 from xcam.errors import ModelError
 
 X = np.random.default_rng(0).uniform(0, 1, (2, 3, 16, 16)).astype(np.float32)
@@ -56,17 +56,21 @@ def through(parts: slice, values: Any) -> np.ndarray:
         (None, LayerPair("6", "/6/Gemm"), slice(0, 7)),  # an output
         (LayerPair("2", "/2/MaxPool"), LayerPair("3", "/3/Conv"), slice(3, 4)),
         (LayerPair("2", "/2/MaxPool"), LayerPair("6", "/6/Gemm"), slice(3, 7)),
+        (LayerPair("2", "/2/MaxPool"), LayerPair("5", "/5/Flatten"), slice(3, 6)),  # to a vector
+        (LayerPair("5", "/5/Flatten"), LayerPair("6", "/6/Gemm"), slice(6, 7)),  # from a vector
     ],
 )
 def test_the_second_model_is_run_from_given_values(
     models: tuple[ComparedModel, ComparedModel], start: LayerPair | None, end: LayerPair, parts: slice
 ) -> None:
     stretch = Stretch(models, start, end)
+    assert stretch.can_run(0)
     assert stretch.can_run(1)
-    for which in (0, 1):
+    for which in BOTH:
         np.testing.assert_allclose(stretch.end_value(which), through(slice(0, parts.stop), X), atol=1e-5)
     values = np.random.default_rng(1).normal(size=stretch.start_value(1).shape).astype(np.float32)
-    np.testing.assert_allclose(stretch.run(1, values), through(parts, values), atol=1e-5)
+    for which in BOTH:
+        np.testing.assert_allclose(stretch.run(which, values), through(parts, values), atol=1e-5)
     np.testing.assert_allclose(stretch.local(), stretch.end_value(1), atol=1e-5)
 
 

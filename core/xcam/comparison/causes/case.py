@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.stretch import LayerPair, Stretch, Which
+from xcam.comparison.stretch import CannotStartError, LayerPair, Stretch, Which
 from xcam.contract import Array
 
 GONE = 0.02
@@ -115,7 +115,10 @@ def judge(suspicion: Suspicion, fitted: Sequence[Case], further: Case) -> Diagno
     """
     worst = 0.0
     for case in (*fitted, further):
-        worst = max(worst, suspicion.undo(case).left)
+        try:
+            worst = max(worst, suspicion.undo(case).left)
+        except CannotStartError:  # it cannot be undone
+            return None
         if not worst <= FITS:
             return None
     return Diagnosis(suspicion.code, suspicion.text, "rerun" if worst <= GONE else "fit", worst)

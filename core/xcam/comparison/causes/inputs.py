@@ -55,9 +55,10 @@ def scaled(scene: Scene) -> Iterator[Suspicion]:
         if fitted is None:
             continue
         for scale in _simplified(fitted):
+            late = _exchanged_late(scale, scene)
             yield Suspicion(
-                "input-scale",
-                _text(scale, scene),
+                "rgb-bgr" if late else "input-scale",
+                late or _text(scale, scene),
                 lambda case, scale=scale: _with(case, scale(case.z)),  # type: ignore[misc]
                 scale.size + 2 * reverse,
             )
@@ -145,6 +146,9 @@ def _text(scale: _Scale, scene: Scene) -> str:
     for other in (*([stated] if stated else []), *PRESETS.values()):
         if _converts(scale, current, other):
             return f"{start}on images scaled as {other.name!r}, and is given images scaled as {current.name!r}"
+    constants = _imagenet(scale, current)
+    if constants:
+        return f"the mean and the standard deviation of the input: {constants}"
     order = "where its channels are exchanged (RGB, BGR) and " if scale.reverse else "where its input is "
     text = f"multiplied by {_numbers(scale.factor)}"
     if scale.offset.any():
@@ -177,6 +181,41 @@ def _converts(scale: _Scale, current: Preprocessing, other: Preprocessing) -> bo
     size = float(np.abs(offset).max()) + 1
     fits = np.allclose(scale.factor, factor, rtol=5e-3) and np.allclose(scale.offset, offset, atol=5e-3 * size)
     return bool(fits) and not is_trivial
+
+
+def _exchanged_late(scale: _Scale, scene: Scene) -> str | None:
+    """Return a text where the channels are exchanged behind the scaling with ImageNet's constants inside a model."""
+    current = scene.case.stretch.models[1].spec.preprocessing or PRESETS["unit"]
+    if not scale.reverse or len(scale.factor) != 3 or not current.same_as(PRESETS["unit"]):
+        return None
+    mean, std = (np.asarray(value) for value in (PRESETS["torch"].mean, PRESETS["torch"].std))
+    factor = std / std[::-1]
+    fits = np.allclose(scale.factor, factor, rtol=5e-3) and np.allclose(
+        scale.offset, mean - mean[::-1] * factor, atol=5e-3
+    )
+    return "the input's channels: RGB against BGR, behind mean and standard deviation" if fits else None
+
+
+def _imagenet(scale: _Scale, current: Preprocessing) -> str | None:
+    """Return how the constants of ImageNet differ in two models that are given values of 0…1; None where they do not."""
+    n = len(scale.factor)
+    if n != 3 or scale.reverse or not current.same_as(PRESETS["unit"]):
+        return None
+    mean, std = (np.asarray(value) for value in (PRESETS["torch"].mean, PRESETS["torch"].std))
+    variants = {
+        "the right ones": (mean, std),
+        "both in the order BGR": (mean[::-1], std[::-1]),
+        "the mean in the order BGR": (mean[::-1], std),
+        "the standard deviation in the order BGR": (mean, std[::-1]),
+        "both exchanged": (std, mean),
+        "not the mean": (np.zeros(3), std),
+        "not the standard deviation": (mean, np.ones(3)),
+    }
+    for (one, (m, s)), (other, (m2, s2)) in itertools.permutations(variants.items(), 2):
+        factor = s2 / s
+        if np.allclose(scale.factor, factor, rtol=5e-3) and np.allclose(scale.offset, m2 - m * factor, atol=5e-3):
+            return f"of the constants of ImageNet, the first model has {one}, the second {other}"
+    return None
 
 
 def _numbers(values: Array) -> str:

@@ -12,7 +12,7 @@ from xcam.comparison.causes.case import Case, Suspicion, Undone
 from xcam.comparison.causes.scene import Scene
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.stretch import BOTH, LayerPair, Which
-from xcam.contract import Array, validation
+from xcam.contract import Array, one_output, validation
 
 AFTER_ADD = ("none", "ReLU", "ReLU6", "SiLU", "exact GELU")
 """The activations that may follow a skip connection."""
@@ -126,6 +126,26 @@ def random(scene: Scene) -> Diagnosis | None:
                 f"a dropout in training mode, or other noise: two runs of the {name} model on the same image differ"
             )
             return Diagnosis("dropout-training", text, "rerun")
+    return None
+
+
+def depends_on_batch(scene: Scene) -> Diagnosis | None:
+    """Check whether a model's value for an image depends on the other image of a batch: batch statistics."""
+    stretch = scene.case.stretch
+    for which, name in MODELS:
+        runs, end = stretch.runs[which], stretch.end[which]
+        model, x = runs.compared.model, runs.compared.x
+        other = scene.further.stretch.models[which].x
+        if runs.layer(end).is_output:
+            batches = [one_output(model.predict(np.concatenate([x[:1], each[:1]]))) for each in (x, other)]
+        else:
+            batches = [model.activations(np.concatenate([x[:1], each[:1]]), [end])[end] for each in (x, other)]
+        if np.abs(batches[0][0] - batches[1][0]).max() > 1e-3 * np.abs(batches[0][0]).max():
+            text = (
+                f"a batch normalisation in training mode in the {name} model: its values for an image depend on the other "
+                "images of the batch"
+            )
+            return Diagnosis("batchnorm-training", text, "rerun")
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -65,13 +66,15 @@ def scene_at(
         errors: The relative error of each pair.
         reordered: Whether the channels of a pair have another order in the second model.
     """
+    pairs = list(pairs)
+    layers = [list(validation.layers(each.model)) for each in models]
+    pairs[index] = _behind_norm(layers, pairs, index)
     moved = list(reordered or [False] * len(pairs))
     limit = max(AGREES, errors[index] / 5) if errors[index] < 5 * AGREES else AGREES
     limit = min(limit, errors[index] / 5)
     agreeing = [k for k in range(index - 1, -1, -1) if errors[k] <= limit]
     start = _start(models, [pairs[k] for k in agreeing[:AHEAD]], pairs[index])
     is_moved = start is not None and moved[pairs.index(start)]
-    layers = [list(validation.layers(each.model)) for each in models]
     between = [_between(layers[k], None if start is None else start[k], pairs[index][k]) for k in BOTH]
     channels = models[0].spec.channels or 1
     stretch = Stretch(models, start, pairs[index])
@@ -89,6 +92,38 @@ def scene_at(
         tuple(pairs[k] for k in agreeing),
         tuple(later)[:LATER],
     )
+
+
+def _behind_norm(layers: Sequence[Sequence[Layer]], pairs: Sequence[LayerPair], index: int) -> LayerPair:
+    """Return a pair whose layer has the value behind the batch normalisation that the other model has folded into it.
+
+    Where a mistake changes the values much, such layers are paired by their names: the convolution ahead of the
+    normalisation with the one that contains it.
+    """
+    names = [pairs[index].first, pairs[index].second]
+    following = [_following(layers[k], names[k]) for k in BOTH]
+    partners = {0: {p.first: p.second for p in pairs}, 1: {p.second: p.first for p in pairs}}
+    for which in BOTH:
+        norm, other = following[which], following[1 - which]
+        if norm is None or not _is_norm(norm) or (other is not None and _is_norm(other)):
+            continue
+        kinds = {layer.name: layer for layer in layers[1 - which]}
+        partner = kinds.get(partners[which].get(norm.name, ""))
+        there = kinds.get(names[1 - which])
+        if (partner is None or not _is_norm(partner)) and there is not None and not _is_norm(there):
+            names[which] = norm.name
+    return LayerPair(*names)
+
+
+def _following(layers: Sequence[Layer], name: str) -> Layer | None:
+    """Return the layer right behind another one, of the same shape; None where there is none."""
+    index = next((k for k, layer in enumerate(layers) if layer.name == name), len(layers))
+    after = layers[index + 1] if index + 1 < len(layers) else None
+    return after if after is not None and after.shape == layers[index].shape else None
+
+
+def _is_norm(layer: Layer) -> bool:
+    return "batchnorm" in layer.kind.lower()
 
 
 def _start(
@@ -159,11 +194,14 @@ def causes(scene: Scene) -> tuple[list[Diagnosis], list[str]]:
         except Exception as error:
             notes.append(f"the check for {name} failed: {first_line(error)}")
 
-    def noise() -> list[tuple[Diagnosis, int]]:
-        result = paths.random(scene)
+    def training(check: Callable[[Scene], Diagnosis | None]) -> list[tuple[Diagnosis, int]]:
+        result = check(scene)
         return [(result, 0)] if result else []
 
-    attempt("training mode", noise)
+    attempt("noise", lambda: training(paths.random))
+    if not results:
+        with contextlib.suppress(Exception):  # a model of one image at a time
+            results += training(paths.depends_on_batch)
     if results:
         return [results[0][0]], notes
     for name, check in CHECKS:

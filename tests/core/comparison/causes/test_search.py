@@ -134,3 +134,40 @@ def test_a_check_that_fails_leaves_a_note(monkeypatch: pytest.MonkeyPatch, tmp_p
     result = divergence(network(lambda n: n.down.bias.zero_()), tmp_path)
     assert result.notes == ("the check for another order failed: MemoryError: no memory",)
     assert result.cause.code == "missing-bias"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["bn1", "bn2"])
+@pytest.mark.parametrize("kind", ["module", "file"])
+def test_a_normalisation_in_training_mode(norm: str, kind: str, tmp_path: Path) -> None:
+    net = network(lambda n: setattr(n, norm, planted.InTraining(getattr(n, norm))))
+    if kind == "module":
+        second = xcam.load(net, preprocess="unit", size=(planted.SIZE, planted.SIZE))
+        result = xcam.compare([first(), second], planted.image(), align=True).divergences[0]
+    else:
+        result = divergence(net, tmp_path)
+    assert (result.cause.code, result.cause.proof) == ("batchnorm-training", "rerun"), result.cause
+    assert "in training mode in the second model" in result.cause.text
+    assert "Export in evaluation mode" in result.cause.remedy
+
+
+def test_a_dropout_in_training_mode() -> None:
+    net = network(middle=lambda x: nn.functional.dropout(x, 0.3, True))
+    second = xcam.load(net, preprocess="unit", size=(planted.SIZE, planted.SIZE))
+    cause = xcam.compare([first(), second], planted.image(), align=True).divergences[0].cause
+    assert cause is not None
+    assert (cause.code, cause.proof) == ("dropout-training", "rerun")
+    assert "two runs of the second model on the same image differ" in cause.text
+
+
+def test_a_mirrored_input_is_the_reason_of_a_refusal(tmp_path: Path) -> None:
+    net = network(before=lambda x: x.flip(-1))
+    with pytest.raises(xcam.InputError, match=r"begins to differ at /conv1/Conv: the input: it is mirrored in one"):
+        divergence(net, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_folded_normalisation_is_compared_behind_it(tmp_path: Path) -> None:
+    cause = divergence(network(lambda n: n.bn3.running_mean.add_(0.1)), tmp_path).cause
+    assert (cause.code, cause.proof) == ("batchnorm-statistics", "rerun")
+    assert "another offset" in cause.text
