@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xcam.contract import Array, Capability, Layout, Model
+from xcam.contract import Array, Capability, Layer, Layout, Model
 from xcam.contract.layouts import without_channel_axis
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.quantization import Stretch
@@ -21,7 +21,7 @@ from xcam_onnx.control_flow import control_flow_nodes
 from xcam_onnx.export import export
 from xcam_onnx.files import store
 from xcam_onnx.graph import FLOATS, Graph
-from xcam_onnx.mixing.mending import OnnxMending, Side
+from xcam_onnx.mixing.mending import Describe, OnnxMending, Side
 from xcam_onnx.names import folded_into
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import Runtime
@@ -161,15 +161,20 @@ class OnnxModel(RecordedModel[Recording]):
                 "file; give the float ONNX file that it was made from"
             )
         first, second = reference._opened(), self._opened()
-        values = {}
+        values = []
         for name, other in pairs:
             layer = reference._layer(first, name)
             tensors = first.recording.tensor(layer.name), second.recording.tensor(self._layer(second, other).name)
-            values[name] = layer, *tensors
+            values.append((name, layer, *tensors))
 
-        def reopen(model: ModelProto) -> tuple[OnnxModel, Recording]:
+        def reopen(model: ModelProto) -> tuple[OnnxModel, Recording, Describe]:
             result = self._copy(model, f"{self.name}, mended", None)
-            return result, result._recording()
+            opened = result._opened()
+
+            def describe(layers: Mapping[str, Layer]) -> None:
+                opened.layers = layers
+
+            return result, opened.recording, describe
 
         sides = Side(reference.name, reference.model, first.recording), Side(self.name, self.model, second.recording)
         return OnnxMending(sides, values, reopen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -11,7 +11,7 @@ from onnx import ModelProto, version_converter
 
 from xcam.contract import Array, Layer, Model
 from xcam.contract.layouts import joined, to_trace, without_channel_axis
-from xcam.contract.quantization import Part, Range
+from xcam.contract.quantization import INPUT, Part, Range
 from xcam.errors import ModelError
 from xcam_onnx.graph import FLOATS, Graph, inferred, part
 from xcam_onnx.mixing.mixing import mixed
@@ -21,6 +21,10 @@ from xcam_onnx.sessions import array
 
 LIMIT = 1_500_000_000
 """The largest size in bytes of a file that contains its weights."""
+
+
+Describe = Callable[[Mapping[str, Layer]], None]
+"""Takes the layers by name."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class OnnxMending:
 
     Args:
         sides: The float file and the quantised one.
-        values: The values that both have: by the name of the float model's layer, the layer, its tensor in the float file,
-            and that in the standard form of the quantised one.
-        reopen: Opens a mixed file with the options of the quantised one.
+        values: The values that both have: the name of the float model's layer, the layer, its tensor in the float file, and
+            that in the standard form of the quantised one.
+        reopen: Opens a mixed file with the options of the quantised one; and describes its layers, so that no probe does.
 
     Raises:
         ModelError: The models have no quantised part in common.
@@ -48,8 +52,8 @@ class OnnxMending:
     def __init__(
         self,
         sides: tuple[Side, Side],
-        values: Mapping[str, tuple[Layer, str, str]],
-        reopen: Callable[[ModelProto], tuple[Model, Recording]],
+        values: Sequence[tuple[str, Layer, str, str]],
+        reopen: Callable[[ModelProto], tuple[Model, Recording, Describe]],
     ) -> None:
         self._reference, self._reduced = sides
         self._reopen = reopen
@@ -58,10 +62,14 @@ class OnnxMending:
         others = {v.name for v in Graph(sides[1].model).inputs} - {source[1]}
         inputs = {v.name: v.name for v in Graph(sides[0].model).inputs if v.name in others} | {source[0]: source[1]}
         reference = _in_opset(sides[0].model, sides[1].model)
-        tensors = [(first_tensor, other) for _, first_tensor, other in values.values()]
-        self._parts = Parts(reference, sides[1].model, second.form, tensors, inputs)
-        self._layers = {name: (layer, self._parts.common(*pair)) for name, (layer, *pair) in values.items()}
+        pairs = [pair for _, _, *pair in values]
+        self._parts = Parts(reference, sides[1].model, second.form, [(a, b) for a, b in pairs], inputs)
+        self._layers: dict[str, tuple[Layer, str]] = {}
         """The layers of the float model that have a common value, and their tensors."""
+        for name, layer, tensor, other in values:
+            common = self._parts.common(tensor, other)
+            if common is not None:
+                self._layers.setdefault(name, (layer, common))
         self._names = {entry.name: target for target, entry in self._parts.parts.items()}
         if not self._names:
             raise ModelError(
@@ -97,21 +105,31 @@ class OnnxMending:
         self, parts: Collection[str], ranges: Mapping[str, Range], kept: Collection[str] = ()
     ) -> tuple[ModelProto, dict[str, str]]:
         weights = self._reference.recording.runtime.weights, self._reduced.recording.runtime.weights
-        tensors = {self._layers[name][1]: range_ for name, range_ in ranges.items()}
+        source = self._reference.recording.signature.source
+        tensors = {source if name == INPUT else self._layers[name][1]: value for name, value in ranges.items()}
         return mixed(self._parts, weights, [self._names[name] for name in parts], tensors, kept)
 
     def mended(
-        self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = ()
+        self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = (), quick: bool = False
     ) -> tuple[Model, dict[str, str | None]]:
         """See xcam.contract.abilities.Mending."""
         model, tensors = self._built(parts, ranges)
-        result, recording = self._reopen(model)
+        result, recording, describe = self._reopen(model)
         known = {recording.tensor(name): name for name in recording.layers}
         names: dict[str, str | None] = {}
         for name in layers:
             tensor = tensors.get(self._layers[name][1], "") if name in self._layers else ""
             read = recording.form.as_read(tensor) if tensor else None
             names[name] = known.get(read or "") or known.get(tensor)
+        if quick:
+            described = dict(recording.layers)
+            for name, other in names.items():
+                if other is not None:
+                    stated = described[other]
+                    described[other] = replace(
+                        self._layers[name][0], name=stated.name, aliases=stated.aliases, dtype=stated.dtype
+                    )
+            describe(described)
         return result, names
 
     def run(

@@ -197,12 +197,24 @@ class Parts:
             return True
         return node.op_type == DEQUANTIZE and node.input[0] not in self.reduced.live
 
-    def common(self, name: str, other: str) -> str:
-        """Return the common value of a pair of tensors: in the float file, several tensors may have one value."""
+    def common(self, name: str, other: str) -> str | None:
+        """Return the common value that a pair of tensors has; None where it is none.
+
+        Several tensors of the float file may have one value.
+        """
         partner = self._partner(other)
         if name in self.partners or partner is None:
-            return name
-        return next((target for target, each in self.partners.items() if each.name == partner.name), name)
+            return name if name in self.partners else None
+        return next((target for target, each in self.partners.items() if each.name == partner.name), None)
+
+    def entry(self, name: str) -> Quantised | None:
+        """Return how the quantised file represents a common value, or an input, as integers."""
+        if name in self.inputs:
+            source = self.form.as_read(self.inputs[name])
+            partner = self._partner(source) if source else None
+        else:
+            partner = self.partners.get(name)
+        return None if partner is None else partner.entry
 
     def carries(self, target: str) -> bool:
         """Return whether the nodes of a group only move values, or limit them."""

@@ -67,8 +67,7 @@ class _Ranges:
                 self._readers.setdefault(name, []).append((k, index))
 
     def change(self, target: str, range_: Range) -> None:
-        partner = self.parts.partners.get(target)
-        entry = None if partner is None else partner.entry
+        entry = self.parts.entry(target)
         if entry is None or entry.axis is not None or entry.dtype not in INTEGERS:
             raise ModelError(
                 f"cannot mend the range of {target!r}: it has no single scale; put its nodes back into float"

@@ -164,14 +164,15 @@ class Mending(Protocol):
         """
 
     def mended(
-        self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = ()
+        self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = (), quick: bool = False
     ) -> tuple[Model, dict[str, str | None]]:
         """Return the model in which `parts` are in float, and the names in it of some layers of the float model.
 
         Args:
             parts: Their names.
-            ranges: New ranges of quantised values, by the float model's layer.
+            ranges: New ranges of quantised values, by the float model's layer; by "" for the input.
             layers: Names of the float model's layers.
+            quick: The layers of `layers` are described as in the float model, and no layer is probed.
 
         Raises:
             ModelError: A range cannot be changed.

@@ -81,6 +81,9 @@ class Stretch:
 Range = tuple[float, float]
 """The smallest and the largest value that a quantised value can represent."""
 
+INPUT = ""
+"""Instead of a layer's name: the model's input."""
+
 
 @dataclass(frozen=True)
 class Part:

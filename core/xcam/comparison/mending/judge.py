@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from xcam.comparison.data import ORDER, Measures, Verdict, worst
 from xcam.comparison.images import Explainer, same_target
-from xcam.comparison.similarity import measure, score_error
+from xcam.comparison.similarity import CORRELATED, HEATMAPS, LOGITS, measure, score_error
 from xcam.explanation.requests import Aim
 from xcam.explanation.result import Explanation
 from xcam.explanation.settings import Settings
@@ -42,9 +42,9 @@ class Judgement:
         """The sorting key: better judgements are smaller."""
         return ORDER.index(self.verdict), self.other_classes, -self.pearson
 
-    def reaches(self, require: Verdict) -> bool:
-        """Return whether the verdict is `require` or better."""
-        return ORDER.index(self.verdict) <= ORDER.index(require)
+    def reaches(self, require: Verdict, margin: float = 1.0) -> bool:
+        """Return whether the verdict is `require` or better, with limits that are stricter by the factor `margin`."""
+        return all(_reaches(m, require, margin) for m in self.measures)
 
     def to_dict(self) -> dict[str, object]:
         """Return the figures, for JSON."""
@@ -72,12 +72,13 @@ class Judge:
         self._reference, self._images, self._target, self._settings = reference, images, target, settings
         self._first: list[Explanation] = [reference.explain(image, target, settings) for image in images]
 
-    def __call__(self, other: Explainer, require: Verdict | None = None) -> Judgement:
+    def __call__(self, other: Explainer, require: Verdict | None = None, margin: float = 1.0) -> Judgement:
         """Return the judgement of a model.
 
         Args:
             other: The model, with the layer that is explained.
-            require: Stop at the first image with a worse verdict.
+            require: Stop at the first image that does not reach this verdict.
+            margin: As for `Judgement.reaches`.
         """
         measures: list[Measures] = []
         labels = self._reference.model.labels, other.model.labels
@@ -87,6 +88,16 @@ class Judge:
                 aim = same_target(first, self._reference.model, other.model)
             second = other.explain(image, aim, self._settings)
             measures.append(measure(first, second, score_error(first, second, labels)))
-            if require is not None and ORDER.index(measures[-1].verdict) > ORDER.index(require):
+            if require is not None and not _reaches(measures[-1], require, margin):
                 break
         return Judgement(tuple(measures))
+
+
+def _reaches(m: Measures, require: Verdict, margin: float) -> bool:
+    if ORDER.index(m.verdict) > ORDER.index(require):
+        return False
+    if margin == 1 or math.isnan(m.pearson):
+        return True
+    if require == "identical":
+        return m.largest <= HEATMAPS * margin and not m.logits > LOGITS * margin
+    return 1 - m.pearson <= (1 - CORRELATED) * margin

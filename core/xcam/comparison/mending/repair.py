@@ -9,17 +9,21 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from xcam.comparison import inputs, own_error, precision
 from xcam.comparison.correspondence import Correspondence
 from xcam.comparison.data import ORDER, Verdict
+from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.images import Explainer
 from xcam.comparison.mending import search
 from xcam.comparison.mending.judge import Judge, Judgement
 from xcam.comparison.mending.result import MendedPart, MendedRange, Repair
 from xcam.contract import Array, InputSpec, Model, validation
 from xcam.contract.abilities import Mending, Mends, supports
+from xcam.contract.layouts import full_size
 from xcam.contract.preprocessing import Preprocessing
-from xcam.contract.quantization import Range
+from xcam.contract.quantization import INPUT, Range
 from xcam.errors import InputError, ModelError, XcamWarning, keywords_checked
 from xcam.explanation.requests import Aim
 from xcam.explanation.settings import Settings
@@ -36,6 +40,10 @@ SAMPLES = 3
 RANGES = 8
 """The largest number of ranges that are mended: with more of them wrong, the calibration is."""
 RANGE_CODES = ("narrow-range", "wide-range", "wrong-scale", "wrong-zero-point")
+MARGIN = 0.5
+"""The share of the allowed loss that the second search uses, where the first does not hold on other images."""
+FAR = 2.0
+"""A range is far too wide or too narrow by this factor. Where several are, the calibration saw other images."""
 RUNS = 15
 """Runs whose median is the time for one image."""
 
@@ -155,6 +163,10 @@ class _State:
         return {name: (r.low, r.high) for name, r in self.ranges.items()}
 
 
+_Found = tuple[_State, dict[str, search.Measured], int | None]
+"""Mended parts and ranges, all parts as they were measured, and the number by the largest local errors."""
+
+
 class _Repairer:
     def __init__(
         self,
@@ -172,12 +184,16 @@ class _Repairer:
         self.sample = chosen[:SAMPLES]
         names: list[str | None] = [None if layer is None else layers.find(models[0], layer).name, None]
         self.correspondence = Correspondence(models, specs, self.sample)
-        self.correspondence.fill_in(names)
+        missing = self.correspondence.fill_in(names)
+        if missing:
+            raise InputError(f"cannot repair {models[1].name}: {missing[0].partition(';')[0]}; explain another layer")
         self.layer, self.second = str(names[0]), str(names[1])
         explainer = Explainer(models[0], specs[0], self.layer)
         self.judge = Judge(explainer, chosen, target, settings)
         self.proof = Judge(explainer, others, target, settings) if others else None
         self.tried: dict[frozenset[str], bool] = {}
+        self.measured: dict[tuple[str, ...], dict[str, search.Measured]] = {}
+        self.margin = 1.0
         self._mending: Mending | None = None
 
     @property
@@ -187,14 +203,11 @@ class _Repairer:
             model = self.models[1]
             assert supports(model, Mends)
             first, second = self.correspondence.samples
-            self._mending = model.mending(
-                self.models[0],
-                [
-                    (first[m.first].layer.name, second[m.second].layer.name)
-                    for m in self.correspondence.matches[1]
-                    if m.order is None
-                ],
-            )
+            pairs = [(self.layer, self.second)]
+            for m in self.correspondence.matches[1]:
+                if m.order is None:
+                    pairs += [(first[i].layer.name, second[j].layer.name) for i in m.firsts for j in m.seconds]
+            self._mending = model.mending(self.models[0], pairs)
         return self._mending
 
     def run(self, failed: tuple[tuple[str, str], ...]) -> Repair:
@@ -214,30 +227,15 @@ class _Repairer:
         )
         if result.reached:
             return result
-        state = _State()
-        self._mend_ranges(state, before)
+        found = self._searched(before)
+        if self.proof and not self._is_proven(found):
+            self.margin = MARGIN
+            stricter = self._searched(before)
+            found = stricter if self._is_proven(stricter) else found
+            self.margin = MARGIN if found is stricter else 1.0
+        state, measured, naive = found
         parts = [part.name for part in self.mending.parts]
-        measured: dict[str, search.Measured] = {}
-        naive: int | None = None
-        if not self._reaches(state, []):
-            measured = {
-                m.part.name: m
-                for m in search.measured(self.mending, self.models[0], self._batches(), self.layer, state.values)
-            }
-            order = sorted(parts, key=lambda name: -measured[name].harm)
-            count = search.shortest(order, lambda names: self._reaches(state, names))
-            if count is None:
-                state.parts = order
-            else:
-                state.parts = search.reduced(order[:count], lambda names: self._reaches(state, names))
-                by_error = sorted(parts, key=lambda name: -measured[name].local_error)
-                plain = _State()
-                naive = search.shortest(by_error, lambda names: self._reaches(plain, names))
-        for name in list(state.ranges):  # those that turn out to be unnecessary
-            rest = _State(state.parts, {k: r for k, r in state.ranges.items() if k != name})
-            if self._reaches(state, state.parts) and self._reaches(rest, rest.parts):
-                state.ranges = rest.ranges
-        model, explainer = self._built(state)
+        model, explainer = self._built(state, quick=False)
         mending = self.mending
         known = {part.name: part for part in mending.parts}
         return Repair(
@@ -260,13 +258,50 @@ class _Repairer:
             mending,
         )
 
+    def _searched(self, before: Judgement) -> _Found:
+        """Search for the fewest parts: see xcam.comparison.mending.search."""
+        state = _State()
+        self._mend_ranges(state, before)
+        measured: dict[str, search.Measured] = {}
+        naive: int | None = None
+        if not self._reaches(state, []):
+            parts = [part.name for part in self.mending.parts]
+            measured = self._measured(state)
+            order = sorted(parts, key=lambda name: -measured[name].harm)
+            count = search.shortest(order, lambda names: self._reaches(state, names))
+            if count is None:
+                state.parts = order
+            else:
+                state.parts = search.reduced(order[:count], lambda names: self._reaches(state, names))
+                by_error = sorted(parts, key=lambda name: -measured[name].local_error)
+                plain = _State()
+                naive = search.shortest(by_error, lambda names: self._reaches(plain, names))
+        for name in list(state.ranges):  # those that turn out to be unnecessary
+            rest = _State(state.parts, {k: r for k, r in state.ranges.items() if k != name})
+            if self._reaches(state, state.parts) and self._reaches(rest, rest.parts):
+                state.ranges = rest.ranges
+        return state, measured, naive
+
+    def _measured(self, state: _State) -> dict[str, search.Measured]:
+        key = tuple(state.ranges)
+        if key not in self.measured:
+            results = search.measured(self.mending, self.models[0], self._batches(), self.layer, state.values)
+            self.measured[key] = {m.part.name: m for m in results}
+        return self.measured[key]
+
+    def _is_proven(self, found: _Found) -> bool:
+        assert self.proof is not None
+        return self.proof(self._built(found[0])[1], self.require).reaches(self.require)
+
     def _batches(self) -> tuple[Array, Array]:
         first, second = self.correspondence.models
         return first.x, second.x
 
-    def _built(self, state: _State, parts: Collection[str] | None = None) -> tuple[Model, Explainer]:
+    def _built(
+        self, state: _State, parts: Collection[str] | None = None, quick: bool = True
+    ) -> tuple[Model, Explainer]:
         chosen = state.parts if parts is None else list(parts)
-        model, names = self.mending.mended(chosen, state.values, [self.layer])
+        model, names = self.mending.mended(chosen, state.values, [self.layer], quick)
         if self.output is not None:
             model = with_output(model, self.output)
         name = names[self.layer]
@@ -278,9 +313,10 @@ class _Repairer:
         return model, Explainer(model, self.specs[1], name)
 
     def _reaches(self, state: _State, parts: Collection[str]) -> bool:
-        key = frozenset([*parts, *(f"range of {name}" for name in state.ranges)])
+        key = frozenset([*parts, *(f"range of {name}" for name in state.ranges), f"margin {self.margin}"])
         if key not in self.tried:
-            self.tried[key] = self.judge(self._built(state, parts)[1], self.require).reaches(self.require)
+            judgement = self.judge(self._built(state, parts)[1], self.require, self.margin)
+            self.tried[key] = judgement.reaches(self.require, self.margin)
         return self.tried[key]
 
     def _times(self, model: Model) -> tuple[float, float, float]:
@@ -299,26 +335,41 @@ class _Repairer:
     # Ranges
 
     def _mend_ranges(self, state: _State, before: Judgement) -> None:
-        """Mend the ranges that are wrong at single values, one after the other, as long as that helps."""
+        """Mend the ranges that are wrong at single values, one after the other, as long as that helps; else all wrong ones."""
         judgement, model = before, self.models[1]
         for _ in range(RANGES):
-            fault = self._fault(model)
-            if fault is None or fault.layer in state.ranges:
+            examined, faults = self._faults(model)
+            if examined is None or examined.layer in state.ranges:
+                break
+            now, tried = self._with_ranges({**state.ranges, examined.layer: examined})
+            if now is None or tried is None or now.key >= judgement.key:
+                break
+            state.ranges, judgement, model = tried.ranges, now, self._built(tried, quick=False)[0]
+            if judgement.reaches(self.require, self.margin):
                 return
-            tried = _State(ranges={**state.ranges, fault.layer: fault})
-            try:
-                model, explainer = self._built(tried)
-            except ModelError:
-                return
-            now = self.judge(explainer)
-            if now.key >= judgement.key:
-                return
-            state.ranges, judgement = tried.ranges, now
-            if judgement.reaches(self.require):
+        _, faults = self._faults(self.models[1])
+        if len(faults) < 2:
+            return
+        for several in (
+            {INPUT: self._input_fault(faults[0].cause), **{f.layer: f for f in faults}},
+            {f.layer: f for f in faults},
+        ):
+            now, tried = self._with_ranges(several)
+            if now is not None and tried is not None:
+                if now.key < judgement.key:
+                    state.ranges = tried.ranges
                 return
 
-    def _fault(self, model: Model) -> MendedRange | None:
-        """Return the wrong range that stands out, with the right one; None where none does."""
+    def _with_ranges(self, ranges: dict[str, MendedRange]) -> tuple[Judgement | None, _State | None]:
+        """Return the judgement with these ranges; None where one cannot be changed."""
+        tried = _State(ranges=ranges)
+        try:
+            return self.judge(self._built(tried)[1]), tried
+        except ModelError:
+            return None, None
+
+    def _faults(self, model: Model) -> tuple[MendedRange | None, list[MendedRange]]:
+        """Return the wrong range that stands out, with the right one; and all that are far too wide or too narrow."""
         compared = self.correspondence
         if model is not self.models[1]:
             with warnings.catch_warnings():
@@ -328,11 +379,29 @@ class _Repairer:
         matches = compared.matches[1]
         first, second = compared.models
         examined = precision.examine((first, second), (a, b), matches, [])
-        if examined is None or examined.index is None or examined.cause is None:
-            return None
-        if examined.cause.code not in RANGE_CODES:
-            return None
-        match = matches[examined.index]
-        name = a[match.first].layer.name
-        values = validation.activations(self.models[0], first.x, [name])[name]
-        return MendedRange(name, b[match.second].layer.name, float(values.min()), float(values.max()), examined.cause)
+        if examined is None:
+            return None, []
+
+        def fault(index: int, cause: Diagnosis) -> MendedRange:
+            name = a[matches[index].first].layer.name
+            values = validation.activations(self.models[0], first.x, [name])[name]
+            low, high = float(values.min()), float(values.max())
+            return MendedRange(name, b[matches[index].second].layer.name, low, high, cause)
+
+        several = {}
+        for k, error in enumerate(examined.errors):
+            if error is not None and error.reach is not None and not 1 / FAR < error.reach < FAR:
+                code = "wide-range" if error.reach < 1 else "narrow-range"
+                text = f"the values reach {error.reach:.2g} times as far as the range"
+                several[b[matches[k].second].layer.name] = fault(k, Diagnosis(code, text))
+        index, cause = examined.index, examined.cause
+        if index is None or cause is None or cause.code not in RANGE_CODES:
+            return None, list(several.values())
+        return fault(index, cause), list(several.values())
+
+    def _input_fault(self, cause: Diagnosis) -> MendedRange:
+        """Return the range of all images for the input."""
+        height, width = full_size(self.specs[1].size)[-2:]
+        ends = [np.full((height, width, 3), value, np.uint8) for value in (0, 255)]
+        x = inputs.batch(self.specs[1], ends)
+        return MendedRange(INPUT, INPUT, float(x.min()), float(x.max()), Diagnosis(cause.code, "as the other ranges"))
