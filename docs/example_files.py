@@ -71,6 +71,19 @@ def quantised_file() -> None:
     quantization.quantize_static("shapes.onnx", "shapes-int8.onnx", Images(), per_channel=True)
 
 
+def faulty_file() -> None:
+    """shapes-faulty.onnx: the quantised network with the range of conv3 ten times too narrow."""
+    import onnx
+    from onnx import numpy_helper
+
+    quantised_file()
+    model = onnx.load("shapes-int8.onnx")
+    (node,) = (n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "conv3")
+    (scale,) = (t for t in model.graph.initializer if t.name == node.input[1])
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / np.float32(10), scale.name))
+    onnx.save(model, "shapes-faulty.onnx")
+
+
 def asinh_file() -> None:
     """asinh.onnx: the demo network with Asinh, an operator without a rule, behind conv5."""
     import onnx
@@ -130,7 +143,7 @@ class Shapes(nn.Sequential):
 def main() -> None:
     """Write the files, and print their names."""
     before = set(Path().iterdir())
-    for make in (images, labels, keras_file, onnx_file, quantised_file, asinh_file, torch_module):
+    for make in (images, labels, keras_file, onnx_file, quantised_file, faulty_file, asinh_file, torch_module):
         try:
             make()
         except ImportError as error:

@@ -160,12 +160,11 @@ class OnnxModel(RecordedModel[Recording]):
                 f"cannot mend {self.name} with {reference.name} ({reference.backend}): its nodes are not those of an ONNX "
                 "file; give the float ONNX file that it was made from"
             )
-        first, second = reference._opened(), self._opened()
+        sides = reference._side(), self._side()
         values = []
         for name, other in pairs:
-            layer = reference._layer(first, name)
-            tensors = first.recording.tensor(layer.name), second.recording.tensor(self._layer(second, other).name)
-            values.append((name, layer, *tensors))
+            layer, tensor = sides[0].layers[reference._layer(reference._opened(), name).name]
+            values.append((name, layer, tensor, sides[1].layers[self._layer(self._opened(), other).name][1]))
 
         def reopen(model: ModelProto) -> tuple[OnnxModel, Recording, Describe]:
             result = self._copy(model, f"{self.name}, mended", None)
@@ -176,8 +175,13 @@ class OnnxModel(RecordedModel[Recording]):
 
             return result, opened.recording, describe
 
-        sides = Side(reference.name, reference.model, first.recording), Side(self.name, self.model, second.recording)
         return OnnxMending(sides, values, reopen)
+
+    def _side(self) -> Side:
+        opened = self._opened()
+        recording = opened.recording
+        layers = {name: (layer, recording.tensor(name)) for name, layer in self._probed(opened).items()}
+        return Side(self.name, self.model, recording, layers)
 
     def _copy(self, model: ModelProto, name: str, default_layer: str | None) -> OnnxModel:
         """Open another model, its weights in memory, with the options of this one."""

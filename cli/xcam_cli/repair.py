@@ -110,7 +110,8 @@ def print_repair(result: Any, path: Path | None) -> None:
         click.echo(f"{result.names[1]} {same}: it needs no repair; nothing is written")
         return
     for r in result.ranges:
-        click.echo(f"mended the range of {r.layer}: {r.cause.text}; now {r.low:.4g} … {r.high:.4g}")
+        name = r.layer or "the input"
+        click.echo(f"mended the range of {name}: {r.cause.text}; now {r.low:.4g} … {r.high:.4g}")
     if result.parts:
         print_table(
             ["back in float", "nodes", "harm", "local error"],
@@ -134,6 +135,8 @@ def print_repair(result: Any, path: Path | None) -> None:
             f"{len(result.parts)} of {result.count} parts are in float"
             + (f"; {by_error} would be, taken by the largest local errors" if by_error else "")
         )
+        if all(p.harm > 1 for p in result.parts):
+            click.echo("each of them alone costs more than `equivalent` allows: none can stay quantised")
         click.echo(f"nodes_to_exclude = {list(result.nodes_to_exclude)}")
     else:
         click.echo(f"no part of {result.count} is in float")

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
-from example_files import MY_MODELS, asinh_file, images, keras_file, labels, onnx_file, quantised_file, torch_module
+from example_files import (
+    MY_MODELS,
+    asinh_file,
+    faulty_file,
+    images,
+    keras_file,
+    labels,
+    onnx_file,
+    quantised_file,
+    torch_module,
+)
 
 Setup = Callable[[], dict[str, Any] | None]
 SETUPS: dict[str, tuple[Setup, ...]] = {}
@@ -130,6 +140,7 @@ SETUPS |= {
     "docs/how-to/onnx-file.md": (labels, onnx_file),
     "docs/how-to/quantised.md": (onnx_file, quantised_file),
     "docs/how-to/blame.md": (onnx_file, quantised_file),
+    "docs/how-to/repair.md": (onnx_file, faulty_file),
     "docs/how-to/compare-in-ci.md": (onnx_file, torch_module),
     "docs/how-to/write-an-onnx-rule.md": (asinh_file,),
 }

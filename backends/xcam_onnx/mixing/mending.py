@@ -16,8 +16,10 @@ from xcam.errors import ModelError
 from xcam_onnx.graph import FLOATS, Graph, inferred, part
 from xcam_onnx.mixing.mixing import mixed
 from xcam_onnx.mixing.parts import Parts
+from xcam_onnx.mixing.ranges import with_ranges
 from xcam_onnx.recording import Recording
 from xcam_onnx.sessions import array
+from xcam_onnx.weights import WeightFiles
 
 LIMIT = 1_500_000_000
 """The largest size in bytes of a file that contains its weights."""
@@ -34,6 +36,8 @@ class Side:
     name: str
     model: ModelProto
     recording: Recording
+    layers: Mapping[str, tuple[Layer, str]]
+    """Its layers by name, each with its tensor in the standard form."""
 
 
 class OnnxMending:
@@ -66,6 +70,9 @@ class OnnxMending:
         self._parts = Parts(reference, sides[1].model, second.form, [(a, b) for a, b in pairs], inputs)
         self._layers: dict[str, tuple[Layer, str]] = {}
         """The layers of the float model that have a common value, and their tensors."""
+        for name, (layer, tensor) in sides[0].layers.items():
+            if tensor in self._parts.partners:
+                self._layers[name] = layer, tensor
         for name, layer, tensor, other in values:
             common = self._parts.common(tensor, other)
             if common is not None:
@@ -96,18 +103,39 @@ class OnnxMending:
                         names[f"{name}_MatMul"] = None
         return list(names)
 
-    def layer(self, part: str) -> str | None:
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
         """See xcam.contract.abilities.Mending."""
-        target = self._names[part]
-        return next((name for name, (_, tensor) in self._layers.items() if tensor == target), None)
+        form = self._reduced.recording.form
+        names = {tensor: name for name, (_, tensor) in reversed(list(self._reduced.layers.items()))}
+        results: dict[str, tuple[str, str]] = {}
+        for name, (_, tensor) in self._layers.items():
+            other = form.as_read(self._parts.partners[tensor].name)
+            if other in names:
+                results.setdefault(tensor, (name, names[other]))
+        return list(results.values())
+
+    def has_range(self, layer: str) -> bool:
+        """See xcam.contract.abilities.Mending."""
+        try:
+            with_ranges(self._parts, self._tensors({layer: (0.0, 1.0)}), self._weights)
+        except (KeyError, ModelError):
+            return False
+        return True
+
+    @property
+    def _weights(self) -> tuple[WeightFiles, WeightFiles]:
+        return self._reference.recording.runtime.weights, self._reduced.recording.runtime.weights
+
+    def _tensors(self, ranges: Mapping[str, Range]) -> dict[str, Range]:
+        source = self._reference.recording.signature.source
+        return {source if name == INPUT else self._layers[name][1]: value for name, value in ranges.items()}
 
     def _built(
         self, parts: Collection[str], ranges: Mapping[str, Range], kept: Collection[str] = ()
     ) -> tuple[ModelProto, dict[str, str]]:
-        weights = self._reference.recording.runtime.weights, self._reduced.recording.runtime.weights
-        source = self._reference.recording.signature.source
-        tensors = {source if name == INPUT else self._layers[name][1]: value for name, value in ranges.items()}
-        return mixed(self._parts, weights, [self._names[name] for name in parts], tensors, kept)
+        targets = [self._names[name] for name in parts]
+        return mixed(self._parts, self._weights, targets, self._tensors(ranges), kept)
 
     def mended(
         self, parts: Collection[str], ranges: Mapping[str, Range], layers: Sequence[str] = (), quick: bool = False
@@ -133,13 +161,14 @@ class OnnxMending:
         return result, names
 
     def run(
-        self, parts: Collection[str], ranges: Mapping[str, Range], x: Array, layers: Sequence[str]
+        self, parts: Collection[str], ranges: Mapping[str, Range], x: Array, values: Sequence[str]
     ) -> tuple[Array, dict[str, Array]]:
         """See xcam.contract.abilities.Mending."""
-        model, tensors = self._built(parts, ranges, [self._layers[name][1] for name in layers])
+        common = {name: self._layers[name][1] if name in self._layers else self._names[name] for name in values}
+        model, tensors = self._built(parts, ranges, list(common.values()))
         recording = self._reduced.recording
         x = without_channel_axis(x, recording.spec)
-        targets = {name: tensors[self._layers[name][1]] for name in layers}
+        targets = {name: tensors[tensor] for name, tensor in common.items()}
         graph = Graph(model)
         scores = graph.proto.output[0].name
         cut = part(graph, [recording.signature.source], list(dict.fromkeys([scores, *targets.values()])))[0]
@@ -148,11 +177,11 @@ class OnnxMending:
             {name: array(value) for name, value in session(recording.feed(x[rows])).items()}
             for rows in recording.slices(len(x))
         ]
-        values = {
-            name: joined([to_trace(batch[tensor], self._layers[name][0]) for batch in batches])
-            for name, tensor in targets.items()
+        results = {name: joined([batch[tensor] for batch in batches]) for name, tensor in targets.items()}
+        results |= {
+            name: to_trace(value, self._layers[name][0]) for name, value in results.items() if name in self._layers
         }
-        return joined([batch[scores] for batch in batches]), values
+        return joined([batch[scores] for batch in batches]), results
 
     def write(self, path: Path, parts: Collection[str], ranges: Mapping[str, Range]) -> None:
         """See xcam.contract.abilities.Mending."""

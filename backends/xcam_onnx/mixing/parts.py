@@ -15,12 +15,16 @@ from onnx import ModelProto, NodeProto
 from xcam.contract.quantization import Part
 from xcam.errors import ModelError
 from xcam_onnx.graph import FLOATS, Graph, Shape, reads
-from xcam_onnx.standard.form import DEQUANTIZE, MOVING, Quantised, StandardForm
+from xcam_onnx.standard.form import DEQUANTIZE, MOVING, QUANTIZE, Quantised, StandardForm
 
 CARRIERS = {*MOVING, "Relu", "Clip", "Dropout", "Cast", "Shape", "Constant", "ConstantOfShape", "GatherND"}
 """Operators that round nothing: they follow the parts ahead of them."""
 INTEGER = ("QLinear", "QGemm", "QAttention", "Integer", "NBits", "Bnb4", "DynamicQuantize", "QMoE")
 """Parts of the names of operators on integers."""
+PRODUCTS = {"Gemm", "MatMul", "Add", "Mul", "QLinearMatMul", "QGemm", "MatMulNBits", "MatMulIntegerToFloat"}
+"""Operators by which one file may compute a matrix product with a bias, where the other has another one of them."""
+TRUSTED = 0.8
+"""Tensors of one name have one value where this share of them comes from the same operators: a quantiser keeps names."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class Parts:
         self.inputs = dict(inputs)
         self.partners: dict[str, Partner] = {}
         """The common values: tensor of the float file → that of the quantised file."""
-        self._pair([*pairs, *self._same_names()])
+        names = list(self._same_names())
+        agree = sum(self._same_operator(*pair) for pair in names)
+        self._pair([*names, *pairs] if agree >= TRUSTED * max(len(names), 1) else [*pairs, *names])
         self._drop_cycles()
         self.groups = {name: self._group(name) for name in self.partners if name in self.reference.producer}
         self.replaced = {name: self._replaced(name) for name in self.groups}
@@ -105,22 +111,52 @@ class Parts:
             if name in self._computed and name not in self.form.graph.initializers:
                 yield name, self.form.as_read(name) or name
 
+    def _same_operator(self, name: str, other: str) -> bool:
+        """Return whether both files compute a value by the same operator, apart from an activation that was absorbed."""
+        partner = self._partner(other)
+        if partner is None or name not in self.reference.producer or partner.name not in self.reduced.producer:
+            return False
+        mine, theirs = (
+            self.reference.nodes[self.reference.producer[name]],
+            self.reduced.nodes[self.reduced.producer[partner.name]],
+        )
+        while theirs.op_type in (QUANTIZE, "Cast") and theirs.input[0] in self.reduced.producer:
+            theirs = self.reduced.nodes[self.reduced.producer[theirs.input[0]]]
+        kinds = {mine.op_type}
+        if mine.op_type in CARRIERS and mine.input[0] in self.reference.producer:
+            kinds.add(self.reference.nodes[self.reference.producer[mine.input[0]]].op_type)
+        return any(kind in theirs.op_type or {kind, theirs.op_type} <= PRODUCTS for kind in kinds)
+
     def _pair(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Keep one tensor of each file for a value: of the float file the last, behind an activation that was absorbed."""
-        order = {name: k for k, name in enumerate(self.reference.producer)}
+        order = list(self.reference.producer)
         taken: dict[str, str] = {}
         for name, other in pairs:
             partner = self._partner(other)
-            if name not in order or name in self.partners or partner is None or not self._fits(name, other):
+            if (
+                name not in self.reference.producer
+                or name in self.partners
+                or partner is None
+                or not self._fits(name, other)
+            ):
                 continue
             rival = taken.get(partner.name)
             if rival is not None:
-                if order[rival] > order[name] or name not in self.reference.after([rival]):
+                if not self._is_limited(name, rival):
                     continue
                 del self.partners[rival]
             self.partners[name] = partner
             taken[partner.name] = name
         self.partners = {name: self.partners[name] for name in order if name in self.partners}
+
+    def _is_limited(self, name: str, source: str) -> bool:
+        """Return whether a tensor of the float file is another one behind activations that a quantiser may absorb."""
+        while name != source:
+            index = self.reference.producer.get(name)
+            if index is None or self.reference.nodes[index].op_type not in CARRIERS:
+                return False
+            name = self.reference.nodes[index].input[0]
+        return True
 
     def _partner(self, tensor: str) -> Partner | None:
         entry = self.form.quantised.get(tensor)
@@ -200,12 +236,13 @@ class Parts:
     def common(self, name: str, other: str) -> str | None:
         """Return the common value that a pair of tensors has; None where it is none.
 
-        Several tensors of the float file may have one value.
+        In the float file, that may be the value behind an activation, or ahead of it.
         """
         partner = self._partner(other)
         if name in self.partners or partner is None:
             return name if name in self.partners else None
-        return next((target for target, each in self.partners.items() if each.name == partner.name), None)
+        common = next((target for target, each in self.partners.items() if each.name == partner.name), "")
+        return common if self._is_limited(common, name) or self._is_limited(name, common) else None
 
     def entry(self, name: str) -> Quantised | None:
         """Return how the quantised file represents a common value, or an input, as integers."""

@@ -145,11 +145,15 @@ class Mending(Protocol):
     def nodes(self, parts: Collection[str]) -> list[str]:
         """Return the names of the float file's nodes that some parts consist of."""
 
-    def layer(self, part: str) -> str | None:
-        """Return the float model's layer whose value a part computes; None where it has no name."""
+    @property
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        """The layers of the float model and of this one that have the same value, each value once."""
+
+    def has_range(self, layer: str) -> bool:
+        """Return whether the range of a value can be changed: by the float model's layer; "" for the input."""
 
     def run(
-        self, parts: Collection[str], ranges: Mapping[str, Range], x: Array, layers: Sequence[str]
+        self, parts: Collection[str], ranges: Mapping[str, Range], x: Array, values: Sequence[str]
     ) -> tuple[Array, dict[str, Array]]:
         """Run the model in which `parts` are in float.
 
@@ -157,10 +161,11 @@ class Mending(Protocol):
             parts: Their names.
             ranges: New ranges of quantised values, by the float model's layer.
             x: A batch as the model of reduced precision takes it.
-            layers: Names of the float model's layers.
+            values: Names of the float model's layers, or of parts.
 
         Returns:
-            The first output; and the values [N, C, *spatial] of the layers in the mended model.
+            The first output; and, in the mended model, the values [N, C, *spatial] of the layers and those that the parts
+            compute.
         """
 
     def mended(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xcam.comparison.data import ORDER, Measures, Verdict, worst
 from xcam.comparison.images import Explainer, same_target
 from xcam.comparison.similarity import CORRELATED, HEATMAPS, LOGITS, measure, score_error
+from xcam.errors import XcamWarning
 from xcam.explanation.requests import Aim
 from xcam.explanation.result import Explanation
 from xcam.explanation.settings import Settings
@@ -86,7 +88,9 @@ class Judge:
             aim = self._target
             if aim is None:
                 aim = same_target(first, self._reference.model, other.model)
-            second = other.explain(image, aim, self._settings)
+            with warnings.catch_warnings():  # of a variant that is not the result
+                warnings.simplefilter("ignore", XcamWarning)
+                second = other.explain(image, aim, self._settings)
             measures.append(measure(first, second, score_error(first, second, labels)))
             if require is not None and not _reaches(measures[-1], require, margin):
                 break

@@ -19,6 +19,7 @@ from xcam.comparison.images import Explainer
 from xcam.comparison.mending import search
 from xcam.comparison.mending.judge import Judge, Judgement
 from xcam.comparison.mending.result import MendedPart, MendedRange, Repair
+from xcam.comparison.own_error import Pair
 from xcam.contract import Array, InputSpec, Model, validation
 from xcam.contract.abilities import Mending, Mends, supports
 from xcam.contract.layouts import full_size
@@ -40,8 +41,8 @@ SAMPLES = 3
 RANGES = 8
 """The largest number of ranges that are mended: with more of them wrong, the calibration is."""
 RANGE_CODES = ("narrow-range", "wide-range", "wrong-scale", "wrong-zero-point")
-MARGIN = 0.5
-"""The share of the allowed loss that the second search uses, where the first does not hold on other images."""
+MARGINS = (0.5, 0.2)
+"""The shares of the allowed loss that further searches use, where the first does not hold on other images."""
 FAR = 2.0
 """A range is far too wide or too narrow by this factor. Where several are, the calibration saw other images."""
 RUNS = 15
@@ -228,11 +229,12 @@ class _Repairer:
         if result.reached:
             return result
         found = self._searched(before)
-        if self.proof and not self._is_proven(found):
-            self.margin = MARGIN
+        for margin in MARGINS:
+            if not self.proof or self._is_proven(found):
+                break
+            self.margin = margin
             stricter = self._searched(before)
             found = stricter if self._is_proven(stricter) else found
-            self.margin = MARGIN if found is stricter else 1.0
         state, measured, naive = found
         parts = [part.name for part in self.mending.parts]
         model, explainer = self._built(state, quick=False)
@@ -338,27 +340,24 @@ class _Repairer:
         """Mend the ranges that are wrong at single values, one after the other, as long as that helps; else all wrong ones."""
         judgement, model = before, self.models[1]
         for _ in range(RANGES):
-            examined, faults = self._faults(model)
-            if examined is None or examined.layer in state.ranges:
+            fault = self._fault(model)
+            if fault is None or fault.layer in state.ranges or not self.mending.has_range(fault.layer):
                 break
-            now, tried = self._with_ranges({**state.ranges, examined.layer: examined})
+            now, tried = self._with_ranges({**state.ranges, fault.layer: fault})
             if now is None or tried is None or now.key >= judgement.key:
                 break
             state.ranges, judgement, model = tried.ranges, now, self._built(tried, quick=False)[0]
             if judgement.reaches(self.require, self.margin):
                 return
-        _, faults = self._faults(self.models[1])
+        faults = self._far_ranges()
         if len(faults) < 2:
             return
-        for several in (
-            {INPUT: self._input_fault(faults[0].cause), **{f.layer: f for f in faults}},
-            {f.layer: f for f in faults},
-        ):
-            now, tried = self._with_ranges(several)
-            if now is not None and tried is not None:
-                if now.key < judgement.key:
-                    state.ranges = tried.ranges
-                return
+        several = {fault.layer: fault for fault in faults}
+        if self.mending.has_range(INPUT):
+            several[INPUT] = self._input_fault(faults[0].cause)
+        now, tried = self._with_ranges(several)
+        if now is not None and tried is not None and now.key < judgement.key:
+            state.ranges = tried.ranges
 
     def _with_ranges(self, ranges: dict[str, MendedRange]) -> tuple[Judgement | None, _State | None]:
         """Return the judgement with these ranges; None where one cannot be changed."""
@@ -368,8 +367,8 @@ class _Repairer:
         except ModelError:
             return None, None
 
-    def _faults(self, model: Model) -> tuple[MendedRange | None, list[MendedRange]]:
-        """Return the wrong range that stands out, with the right one; and all that are far too wide or too narrow."""
+    def _fault(self, model: Model) -> MendedRange | None:
+        """Return the wrong range that stands out, with the right one; None where none does."""
         compared = self.correspondence
         if model is not self.models[1]:
             with warnings.catch_warnings():
@@ -379,25 +378,32 @@ class _Repairer:
         matches = compared.matches[1]
         first, second = compared.models
         examined = precision.examine((first, second), (a, b), matches, [])
-        if examined is None:
-            return None, []
+        if examined is None or examined.index is None or examined.cause is None:
+            return None
+        if examined.cause.code not in RANGE_CODES:
+            return None
+        match = matches[examined.index]
+        return self._right(a[match.first].layer.name, b[match.second].layer.name, examined.cause)
 
-        def fault(index: int, cause: Diagnosis) -> MendedRange:
-            name = a[matches[index].first].layer.name
-            values = validation.activations(self.models[0], first.x, [name])[name]
-            low, high = float(values.min()), float(values.max())
-            return MendedRange(name, b[matches[index].second].layer.name, low, high, cause)
-
-        several = {}
-        for k, error in enumerate(examined.errors):
-            if error is not None and error.reach is not None and not 1 / FAR < error.reach < FAR:
+    def _far_ranges(self) -> list[MendedRange]:
+        """Return all ranges of the quantised model that are far too wide or too narrow, with the right ones."""
+        first, second = self.correspondence.models
+        pairs = [Pair(*names) for names in self.mending.pairs if self.mending.has_range(names[0])]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", XcamWarning)
+            errors = own_error.own_errors(first, second, pairs)
+        results = []
+        for pair, error in zip(pairs, errors, strict=True):
+            if error.reach is not None and not 1 / FAR < error.reach < FAR:
                 code = "wide-range" if error.reach < 1 else "narrow-range"
                 text = f"the values reach {error.reach:.2g} times as far as the range"
-                several[b[matches[k].second].layer.name] = fault(k, Diagnosis(code, text))
-        index, cause = examined.index, examined.cause
-        if index is None or cause is None or cause.code not in RANGE_CODES:
-            return None, list(several.values())
-        return fault(index, cause), list(several.values())
+                results.append(self._right(pair.reference, pair.reduced, Diagnosis(code, text)))
+        return results
+
+    def _right(self, name: str, other: str, cause: Diagnosis) -> MendedRange:
+        """Return the range of a value in the float model."""
+        values = validation.activations(self.models[0], self.correspondence.models[0].x, [name])[name]
+        return MendedRange(name, other, float(values.min()), float(values.max()), cause)
 
     def _input_fault(self, cause: Diagnosis) -> MendedRange:
         """Return the range of all images for the input."""

@@ -108,15 +108,13 @@ def measured(
         ranges: Ranges that are mended already.
     """
     names = [part.name for part in mending.parts]
-    ends = {part.name: mending.layer(part.name) for part in mending.parts}
-    known = sorted({name for name in ends.values() if name} | {layer})
-    outputs, clean = mending.run(names, ranges, xs[1], known)
+    outputs, clean = mending.run(names, ranges, xs[1], [layer, *names])
     judge = harm(reference, xs[0], layer, outputs, clean[layer])
     results = []
     for part in progress.steps(list(mending.parts), "parts"):
-        at = ends[part.name] or layer
-        changed, values = mending.run([n for n in names if n != part.name], ranges, xs[1], sorted({at, layer}))
-        results.append(Measured(part, judge(changed, values[layer]), _relative(clean[at], values[at])))
+        others = [name for name in names if name != part.name]
+        changed, values = mending.run(others, ranges, xs[1], [layer, part.name])
+        results.append(Measured(part, judge(changed, values[layer]), _relative(clean[part.name], values[part.name])))
     return results
 
 
