@@ -77,9 +77,9 @@ class Parts:
         self.inputs = dict(inputs)
         self.partners: dict[str, Partner] = {}
         """The common values: tensor of the float file → that of the quantised file."""
-        names = list(self._same_names())
-        agree = sum(self._same_operator(*pair) for pair in names)
-        self._pair([*names, *pairs] if agree >= TRUSTED * max(len(names), 1) else [*pairs, *names])
+        kept = list(self._same_names())
+        agree = sum(self._same_operator(*pair) for pair in kept)
+        self._pair([*kept, *pairs] if agree >= TRUSTED * max(len(kept), 1) else [*pairs, *kept])
         self._drop_cycles()
         self.groups = {name: self._group(name) for name in self.partners if name in self.reference.producer}
         self.replaced = {name: self._replaced(name) for name in self.groups}
