@@ -228,14 +228,14 @@ class _Repairer:
         )
         if result.reached:
             return result
-        found = self._searched(before)
+        search_result = self._searched(before)
         for margin in MARGINS:
-            if not self.proof or self._is_proven(found):
+            if not self.proof or self._is_proven(search_result):
                 break
             self.margin = margin
             stricter = self._searched(before)
-            found = stricter if self._is_proven(stricter) else found
-        state, measured, naive = found
+            search_result = stricter if self._is_proven(stricter) else search_result
+        state, measured, naive = search_result
         parts = [part.name for part in self.mending.parts]
         model, explainer = self._built(state, quick=False)
         mending = self.mending
@@ -291,9 +291,9 @@ class _Repairer:
             self.measured[key] = {m.part.name: m for m in results}
         return self.measured[key]
 
-    def _is_proven(self, found: _Found) -> bool:
+    def _is_proven(self, search_result: _Found) -> bool:
         assert self.proof is not None
-        return self.proof(self._built(found[0])[1], self.require).reaches(self.require)
+        return self.proof(self._built(search_result[0])[1], self.require).reaches(self.require)
 
     def _batches(self) -> tuple[Array, Array]:
         first, second = self.correspondence.models
