@@ -19,7 +19,10 @@ COVERED = {
         "comparison/causes/test_search",
     ),
     **dict.fromkeys(
-        (f"comparison/blame/{name}" for name in ("causes", "conclusions", "data", "examine", "result", "subject", "walks")),
+        (
+            f"comparison/blame/{name}"
+            for name in ("causes", "conclusions", "data", "examine", "result", "subject", "walks")
+        ),
         "comparison/blame/test_blame",
     ),
     "comparison/correspondence": "comparison/test_compare",

@@ -233,6 +233,7 @@ def described(
     differentiable: bool,
     depends_on_input: bool | None = None,
     folds_batch: bool = False,
+    bypassed: bool = True,
 ) -> Layer:
     """Return the contract's description of a layer.
 
@@ -247,6 +248,7 @@ def described(
         differentiable: …
         depends_on_input: …
         folds_batch: …
+        bypassed: …
     """
     layout = "tokens" if len(shape) == 2 and image else _implied_layout(call.layer) or layout
     return Layer(
@@ -261,6 +263,7 @@ def described(
         leads_to=leads_to,
         differentiable=differentiable,
         depends_on_input=depends_on_input,
+        bypassed=bypassed,
         dtype=str(getattr(call.layer, "compute_dtype", None) or "float32"),
     )
 

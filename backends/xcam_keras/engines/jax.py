@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import Var
 
 from xcam.contract.caches import BoundedCache
-from xcam.contract.messages import one_layer, out_of_memory
+from xcam.contract.messages import out_of_memory
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layout
@@ -23,6 +23,8 @@ from xcam_keras.engines.jax_graph import Cut, Graph, float32, shape_of
 
 BATCH = 2
 """The batch size of the pass that lists the layers."""
+BYPASSES = 4
+"""Tails whose bypass values are kept for one pass."""
 GRAPHS = 8
 """Number of batch sizes whose compiled functions are kept."""
 
@@ -64,6 +66,7 @@ class Recording:
             {name: var if isinstance(var, Var) else None for name, var in variables.items()},
             lambda var: graph.ancestors([var]),
         )
+        passed = graph.passed(next(iter(self.output_activations)))
         image = len(shape) == 3
         shapes = {name: shape_of(var) for name, var in graph.layers.items()}
         read = {
@@ -87,6 +90,7 @@ class Recording:
                 leads_to=calls.leads_to(name, reach, shares),
                 differentiable=graph.layers[name] in graph.with_gradient,
                 depends_on_input=graph.layers[name] in graph.from_x,
+                bypassed=graph.layers[name] not in passed,
                 folds_batch=len(shapes[name]) > 2 and shapes[name][0] != (batch or BATCH),
             )
             for name, call in graph.calls.items()
@@ -109,20 +113,14 @@ class Recording:
 
     def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
-        if len(layers) > 1:
-            raise one_layer("the model", layers)
-        (layer,) = layers
         graph = self.graph(len(x))
-        if differentiate and graph.layers[layer] not in graph.with_gradient:
-            raise NoGradient
-        cut = graph.cut(layer)
-        return ForwardPass(self, layer, cut, x, *cut.forward(differentiate, graph.tensor(x)))
+        return ForwardPass(self, graph.cut(layers), x, [graph.tensor(x)], differentiate)
 
-    def row_by_row(self, name: str, batch: int, other: int) -> bool:
+    def row_by_row(self, at: Sequence[str], given: Sequence[str], batch: int, other: int) -> bool:
         """Return whether bypass values have one row for each image, by comparing the graphs of two batch sizes."""
         if other == batch:
             other = BATCH if batch != BATCH else BATCH + 1
-        shapes = [[shape_of(v) for v in self.graph(n).cut(name).bypass] for n in (batch, other)]
+        shapes = [[shape_of(v) for v in self.graph(n).cut(at, given).bypass] for n in (batch, other)]
         return len(shapes[0]) == len(shapes[1]) and all(
             a[:1] == (batch,) and b[:1] == (other,) and a[1:] == b[1:] for a, b in zip(*shapes, strict=True)
         )
@@ -132,46 +130,43 @@ class ForwardPass:
     """See xcam.contract.recorded.ForwardPass."""
 
     def __init__(
-        self,
-        recording: Recording,
-        name: str,
-        cut: Cut,
-        x: Array,
-        outputs: list[jax.Array],
-        value: jax.Array,
-        bypass: list[jax.Array],
-        transpose: Any,
+        self, recording: Recording, cut: Cut, x: Array, values: Sequence[jax.Array], differentiate: bool
     ) -> None:
-        self._recording, self._name, self._cut, self._x = recording, name, cut, x
-        self._value, self._bypass, self._transpose = value, bypass, transpose
+        """Run a cut on the input, or on given and bypass values."""
+        if differentiate and cut.without_gradient is not None:
+            raise NoGradient(cut.without_gradient)
+        self._recording, self._cut, self._x = recording, cut, x
+        outputs, layers, self._transpose = cut.run(differentiate, values)
+        self._values = dict(zip(cut.at, layers, strict=True))
         self._dtypes = [output.dtype for output in outputs]
         self.outputs = cut.graph.named(outputs)
+        self._kept: BoundedCache[tuple[str, ...], list[jax.Array]] = BoundedCache(BYPASSES)
+        """The bypass values of tails, for all rows."""
 
     def value(self, layer: str) -> Array:
-        """Return the layer's value."""
-        return float32(self._value)
+        """See xcam.contract.recorded.ForwardPass."""
+        return float32(self._values[layer])
 
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
         for cotangent in cotangents:
             v = [jnp.asarray(cotangent[name], dtype) for name, dtype in zip(self.outputs, self._dtypes, strict=True)]
-            yield {self._name: float32(self._cut.backward(self._transpose, v))}
+            yield {name: float32(g) for name, g in self._cut.backward(self._transpose, v).items()}
 
     def resumed(
         self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
     ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
-        if list(at) != [self._name] or [*values] != [self._name]:
-            raise one_layer("the model", [*values, *at])
-        value = values[self._name]
-        graph = self._recording.graph(len(rows))
-        cut, x = graph.cut(self._name), self._x[rows]
-        if rows == list(range(len(self._x))):
-            bypass = self._bypass
-        elif self._recording.row_by_row(self._name, len(self._x), len(rows)):
-            bypass = [t[jnp.asarray(rows)] for t in self._bypass]
-        else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
-            bypass = cut.head(graph.tensor(x))
-        layer = jnp.asarray(value, self._value.dtype)
-        outputs, transpose = cut.resume(differentiate, layer, bypass)
-        return ForwardPass(self._recording, self._name, cut, x, outputs, layer, bypass, transpose)
+        recording, given, count = self._recording, list(values), len(self._x)
+        graph, x = recording.graph(len(rows)), self._x[rows]
+        cut = graph.cut(at, given)
+        bypass: list[jax.Array] = []
+        if cut.bypass:
+            whole = recording.graph(count)
+            if rows == list(range(count)) or recording.row_by_row(at, given, count, len(rows)):
+                kept = self._kept.get((*given, "", *at), lambda: whole.cut(at, given).head(whole.tensor(self._x)))
+                bypass = kept if rows == list(range(count)) else [t[jnp.asarray(rows)] for t in kept]
+            else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
+                bypass = cut.head(graph.tensor(x))
+        fed = {graph.layers[name]: graph.value(name, value) for name, value in values.items()}
+        return ForwardPass(recording, cut, x, [*fed.values(), *bypass], differentiate)

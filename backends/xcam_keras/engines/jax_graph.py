@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend.core import DropVar, Jaxpr, JaxprEqn, Var, get_opaque_trace_state
 
 from xcam.contract.caches import BoundedCache
-from xcam.contract.graphs import reachable
+from xcam.contract.graphs import cuts, reachable
 from xcam.contract.outputs import cut_activation
 from xcam.contract.types import Array
 from xcam_keras import calls
@@ -80,15 +80,24 @@ class Graph:
         self.from_x = self.following(self.x)
         self._cache: BoundedCache[Any, Any] = BoundedCache()
 
-    def cut(self, name: str) -> Cut:
-        """Return the cut at a layer's output."""
-        layer = self.layers[name]
-        cut: Cut = self._cache.get(("cut", layer), lambda: Cut(self, layer))
+    def cut(self, at: Sequence[str], given: Sequence[str] = ()) -> Cut:
+        """Return the cut at some layers, from the input on or from given values of other layers on."""
+        cut: Cut = self._cache.get(("cut", *given, "", *at), lambda: Cut(self, at, given))
         return cut
+
+    def passed(self, output: str) -> set[Var]:
+        """Return the variables through which every path from the input to an output leads."""
+        end = dict(zip(self.output_activations, self.outputs, strict=True))[output]
+        order = [self.x, *self.makers]
+        return cuts(order, lambda var: _inputs(self.makers[var]) if var in self.makers else (), self.x, end)
 
     def tensor(self, x: Array) -> jax.Array:
         """Return the input as the graph takes it."""
         return jnp.asarray(x, self.x.aval.dtype)
+
+    def value(self, layer: str, value: Array) -> jax.Array:
+        """Return a layer's value as the graph takes it."""
+        return jnp.asarray(value, _aval(self.layers[layer]).dtype)
 
     def named(self, outputs: Sequence[jax.Array]) -> dict[str, Array]:
         """Return outputs by name."""
@@ -173,8 +182,25 @@ class _Part:
         """Return the current values of the model's variables."""
         return [root.value if isinstance(root, keras.Variable) else root for root in self.roots.values()]
 
-    def __call__(self, weights: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-        return jax.core.eval_jaxpr(self._jaxpr, [], *weights, *values)
+    def __call__(
+        self, weights: Sequence[Any], values: Sequence[Any], shifts: Mapping[Var, Any] | None = None
+    ) -> list[Any]:
+        """Return the fetched values; `shifts` are added to the values of variables."""
+        if not shifts:
+            return jax.core.eval_jaxpr(self._jaxpr, [], *weights, *values)
+        known: dict[Any, Any] = {}
+
+        def keep(variables: Sequence[Any], results: Sequence[Any]) -> None:
+            for var, value in zip(variables, results, strict=True):
+                known[var] = value + shifts[var] if var in shifts else value
+
+        keep(self._jaxpr.invars, [*weights, *values])
+        for equation in self._jaxpr.eqns:
+            inputs = list(dict.fromkeys(_inputs(equation)))
+            wanted = [var for var in equation.outvars if not isinstance(var, DropVar)]
+            alone = self._jaxpr.replace(constvars=[], invars=inputs, outvars=wanted, eqns=[equation])
+            keep(wanted, jax.core.eval_jaxpr(alone, [], *(known[var] for var in inputs)))
+        return [known[v] if isinstance(v, Var) else v.val for v in self._jaxpr.outvars]
 
 
 def _without(equation: JaxprEqn, feeds: Sequence[Var]) -> JaxprEqn:
@@ -191,51 +217,69 @@ def _inputs(equation: JaxprEqn) -> list[Var]:
 
 
 class Cut:
-    """A graph, cut open at one layer.
+    """A graph, cut open at some layers: from the input on, or from given values of other layers on.
 
     Attributes:
-        layer: the layer's variable.
-        bypass: the variables that are computed from the input, but not from the layer, and that the tail reads.
-        backward: the compiled product of the tail's transpose and one cotangent for each output.
+        at: the layers' variables by name.
+        bypass: the variables that are not computed from the given ones, and that the tail reads.
+        without_gradient: the name of a layer from which no gradient leads to an output; None: there is none.
+        backward: the compiled product of the transpose and one cotangent for each output: the gradient of each of `at`.
     """
 
-    def __init__(self, graph: Graph, layer: Var) -> None:
-        behind = graph.following(layer)
-        ahead = graph.from_x - behind
+    def __init__(self, graph: Graph, at: Sequence[str], given: Sequence[str]) -> None:
+        self.graph, self._key = graph, (*given, "", *at)
+        self.at = {name: graph.layers[name] for name in at}
+        fed = list(dict.fromkeys(graph.layers[name] for name in given))
+        self._starts = list(dict.fromkeys(self.at.values()))
+        ends = [*graph.outputs, *self.at.values()]
+        self.bypass = self._bypass(fed, ends) if given else []
+        self._part = _Part(graph, [*fed, *self.bypass] if given else [graph.x], ends)
+        self._run = jax.jit(self._run_part, static_argnums=0)
+        self.backward = jax.jit(self._run_backward)
+        makers = {var: equation for var, equation in graph.makers.items() if var not in fed}
+        reached = _differentiable(makers, graph.outputs)
+        self.without_gradient = next((name for name, var in self.at.items() if var not in reached), None)
+
+    def _bypass(self, fed: Sequence[Var], ends: Sequence[Any]) -> list[Var]:
+        graph = self.graph
+        order = [graph.x, *(v for e in graph.jaxpr.eqns for v in e.outvars)]
+        behind = {var for start in fed for var in graph.following(start)}
+        for var in order:  # a layer that is not behind the given values is taken; what is computed from it is not
+            if var in self._starts and var not in behind:
+                behind |= graph.following(var) - {var}
+        ahead = graph.from_x - behind - set(fed)
         read = {v for e in graph.jaxpr.eqns if not behind.isdisjoint(e.outvars) for v in _inputs(e)}
-        read |= {var for var in graph.outputs if isinstance(var, Var)}  # an output that does not depend on the layer
-        bypass = ahead & read & graph.ancestors(graph.outputs, stop=[layer, *ahead])
-        self.layer = layer
-        self.bypass = [v for v in [graph.x, *(v for e in graph.jaxpr.eqns for v in e.outvars)] if v in bypass]
-        self.graph = graph
-        self._head = _Part(graph, [graph.x], [layer, *self.bypass])
-        self._tail = _Part(graph, [layer, *self.bypass], graph.outputs)
-        self._forward = jax.jit(self._run_forward, static_argnums=0)
-        self._resume = jax.jit(self._run_tail, static_argnums=0)
-        self.backward = jax.jit(lambda transpose, v: transpose(v)[0])
+        read |= {var for var in ends if isinstance(var, Var)}  # an output that does not depend on the layer
+        bypass = ahead & read & graph.ancestors(ends, stop=[*fed, *ahead])
+        return [v for v in order if v in bypass]
 
-    def forward(self, differentiate: bool, x: jax.Array) -> Any:
-        """Run from the input; return outputs, the layer's value, bypass values, and the tail's transpose or None."""
-        return self._forward(differentiate, self._head.weights(), self._tail.weights(), x)
+    def run(self, differentiate: bool, values: Sequence[jax.Array]) -> Any:
+        """Run from the input, or from the given and the bypass values; return outputs, the layers' values, the transpose.
 
-    def resume(self, differentiate: bool, value: jax.Array, bypass: Sequence[jax.Array]) -> Any:
-        """Run from the layer's value; return outputs, and the tail's transpose or None."""
-        return self._resume(differentiate, self._tail.weights(), value, list(bypass))
+        The transpose is None where gradients are not asked for.
+        """
+        return self._run(differentiate, self._part.weights(), list(values))
 
     def head(self, x: jax.Array) -> list[jax.Array]:
         """Return the bypass values for an input."""
-        return self.graph.run(("head", self.layer), [self.graph.x], self.bypass)(x)
+        return self.graph.run(("head", self._key), [self.graph.x], self.bypass)(x)
 
-    def _run_forward(self, differentiate: bool, head: list[Any], tail: list[Any], x: jax.Array) -> Any:
-        value, *bypass = self._head(head, [x])
-        outputs, transpose = self._run_tail(differentiate, tail, value, bypass)
-        return outputs, value, bypass, transpose
+    def _run_part(self, differentiate: bool, weights: list[Any], values: list[Any]) -> Any:
+        count = len(self.graph.outputs)
 
-    def _run_tail(self, differentiate: bool, weights: list[Any], value: jax.Array, bypass: list[Any]) -> Any:
-        def tail(a: jax.Array) -> list[jax.Array]:
-            return self._tail(weights, [a, *bypass])
+        def part(shifts: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+            results = self._part(weights, values, dict(zip(self._starts, shifts, strict=False)))
+            return results[:count], results[count:]
 
-        return jax.vjp(tail, value) if differentiate else (tail(value), None)
+        if not differentiate:
+            return *part([]), None
+        zeros = [jnp.zeros(shape_of(var), _aval(var).dtype) for var in self._starts]
+        outputs, transpose, layers = jax.vjp(part, zeros, has_aux=True)
+        return outputs, layers, transpose
+
+    def _run_backward(self, transpose: Any, v: list[jax.Array]) -> dict[str, jax.Array]:
+        (gradients,) = transpose(v)
+        return {name: gradients[self._starts.index(var)] for name, var in self.at.items()}
 
 
 def _makers(jaxpr: Jaxpr) -> dict[Var, JaxprEqn]:

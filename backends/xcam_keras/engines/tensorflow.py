@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from xcam.contract.caches import BoundedCache
-from xcam.contract.graphs import reachable
-from xcam.contract.messages import one_layer, out_of_memory
+from xcam.contract.graphs import cuts, reachable
+from xcam.contract.messages import out_of_memory
 from xcam.contract.outputs import cut_activation, main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layout
@@ -40,6 +40,9 @@ from xcam_keras.engines.tensorflow_graph import (
 tf.config.list_logical_devices()  # the first use of the runtime writes messages: here they are suppressed
 
 CONTROL_FLOW = ("While", "StatelessWhile", "If", "StatelessIf")
+
+BYPASSES = 4
+"""Cuts whose bypass values are kept for one pass."""
 
 Run = Callable[..., Sequence[tf.Tensor]]
 """A compiled function from tensors to tensors."""
@@ -106,10 +109,10 @@ class Recording:
         self.from_x = following(self.x.op, self.operations)
         self._cache: BoundedCache[Any, Any] = BoundedCache()
         self._differentiated: set[Any] = set()
-        """References to the tensors that have a cut with a backward pass."""
+        """The cuts that have a backward pass."""
 
     def _facts(self, image: bool) -> dict[str, dict[str, Any]]:
-        """Return `leads_to`, `differentiable` and `depends_on_input` of each layer: see xcam.contract.Layer."""
+        """Return `leads_to`, `differentiable`, … of each layer: see xcam.contract.Layer."""
         read = {output: read_by(tensor) for output, tensor in self.outputs.items()}
         reach = {
             output: {name for name, tensor in self.tensors.items() if tensor.op.name in operations}
@@ -119,11 +122,14 @@ class Recording:
         shares = calls.token_shares(reach, tokens, self._token_shares)
         with_gradient = differentiable(self.outputs.values())
         from_x = following(self.x.op, self.operations, values_read)
+        main = self.outputs[next(iter(self.output_activations))]
+        passed = cuts(self.operations, lambda op: [t.op for t in values_read(op)], self.x.op, main.op)
         return {
             name: {
                 "leads_to": calls.leads_to(name, reach, shares),
                 "differentiable": tensor.op.name in with_gradient,
                 "depends_on_input": tensor.op.name in from_x,
+                "bypassed": tensor.op not in passed,
             }
             for name, tensor in self.tensors.items()
         }
@@ -162,19 +168,19 @@ class Recording:
 
     def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
-        if len(layers) > 1:
-            raise one_layer("the model", layers)
-        (layer,) = layers
-        cut = self.cut(self.tensors[layer], differentiate)
-        outputs, value, inside, bypass = _split(cut.forward(self.tensor(x)), len(self.outputs), 1, len(cut.inside))
-        return ForwardPass(layer, cut, x, outputs, value[0], inside, bypass)
+        cut = self.cut(layers, [], differentiate)
+        outputs, values, inside, bypass = _split(
+            cut.forward()(self.tensor(x)), len(self.outputs), len(cut.at), len(cut.inside)
+        )
+        return ForwardPass(cut, x, outputs, values, inside, bypass)
 
-    def cut(self, tensor: tf.Tensor, differentiate: bool) -> Cut:
-        """Return the cut at a tensor; one with the backward pass also where none is needed, if it exists."""
-        differentiate = differentiate or tensor.ref() in self._differentiated
-        cut: Cut = self.once(("cut", tensor.ref(), differentiate), lambda: Cut(self, tensor, differentiate))
+    def cut(self, at: Sequence[str], given: Sequence[str], differentiate: bool) -> Cut:
+        """Return the cut at some layers; one with the backward pass also where none is needed, if it exists."""
+        key = (*given, "", *at)
+        differentiate = differentiate or key in self._differentiated
+        cut: Cut = self.once(("cut", key, differentiate), lambda: Cut(self, key, at, given, differentiate))
         if differentiate:
-            self._differentiated.add(tensor.ref())
+            self._differentiated.add(key)
         return cut
 
     def named(self, outputs: Sequence[tf.Tensor]) -> dict[str, Array]:
@@ -211,77 +217,100 @@ class Recording:
 
 
 class Cut:
-    """A recording, cut open at one layer.
+    """A recording, cut open at some layers: from the input on, or from given values of other layers on.
 
     Attributes:
-        layer: the layer's tensor.
-        inside: the tensors of the tail that the backward pass needs.
-        bypass: the tensors from before the cut, except the layer's, that the tail or the backward pass needs.
-        forward: from the input to the outputs, the layer, `inside` and `bypass`.
-        backward: from one cotangent for each output, `inside` and `bypass` to the gradient at the layer; None where no
+        at: the tensors of the layers, by name.
+        given: the tensors with given values, by name.
+        inside: the tensors behind the given ones that the backward pass needs; without given values, all.
+        bypass: the tensors that are not computed from the given ones, and that the tail or the backward pass needs.
+        backward: from one cotangent for each output, `inside` and `bypass` to the gradient at each layer; None where no
             gradient is needed.
     """
 
-    def __init__(self, recording: Recording, layer: tf.Tensor, differentiate: bool) -> None:
-        self.recording, self.layer, self._differentiate = recording, layer, differentiate
+    def __init__(
+        self, recording: Recording, key: Any, at: Sequence[str], given: Sequence[str], differentiate: bool
+    ) -> None:
+        self.recording, self._key = recording, (key, differentiate)
+        self.at = {name: recording.tensors[name] for name in at}
+        self.given = {name: recording.tensors[name] for name in given}
+        self._fed = {tensor.name for tensor in self.given.values()}
         outputs = list(recording.outputs.values())
-        tail = following(layer.op, recording.operations)
-        cotangents, gradient, needed = self._gradient(outputs) if differentiate else ([], None, [])
-        self.inside = [t for t in needed if t is layer or t.op.name in tail]
-        outside = [t for t in needed if t is not layer and t.op.name not in tail]
-        self.bypass = list({t.name: t for t in [*outside, *self._bypass(tail)]}.values())
+        tail = {
+            name for tensor in self.given.values() for name in following(tensor.op, recording.operations)
+        } or recording.from_x
+        cotangents, gradients, needed = self._gradients(outputs) if differentiate else ([], [], [])
+        self.inside = [t for t in needed if t.name in self._fed or t.op.name in tail]
+        outside = [t for t in (*needed, *self.at.values()) if t.name not in self._fed and t.op.name not in tail]
+        self.bypass = list({t.name: t for t in [*outside, *(self._bypass(tail) if given else ())]}.values())
         saved = [*self.inside, *self.bypass]
-        self.forward = self._run("forward", [recording.x], [*outputs, layer, *saved])
-        self.backward = self._run("backward", [*cotangents, *saved], [gradient]) if differentiate else None
+        self.backward = self._run("backward", [*cotangents, *saved], gradients) if differentiate else None
+
+    def forward(self) -> Run:
+        """The function from the input to the outputs, the layers, `inside` and `bypass`."""
+        fetches = [*self.recording.outputs.values(), *self.at.values(), *self.inside, *self.bypass]
+        return self._run("forward", [self.recording.x], fetches)
 
     def tail(self) -> Run:
-        """The function from the layer's value and `bypass` to the outputs and `inside`."""
-        return self._run("tail", [self.layer, *self.bypass], [*self.recording.outputs.values(), *self.inside])
+        """The function from the given values and `bypass` to the outputs, the layers and `inside`."""
+        fetches = [*self.recording.outputs.values(), *self.at.values(), *self.inside]
+        feeds = {t.name: t for t in [*self.given.values(), *self.bypass]}  # a layer and its last part are one tensor
+        return self._run("tail", list(feeds.values()), fetches)
 
     def head(self) -> Run:
         """The function from the input to `bypass`."""
         return self._run("head", [self.recording.x], self.bypass)
 
     def _run(self, part: str, feeds: Sequence[tf.Tensor], fetches: Sequence[tf.Tensor]) -> Run:
-        return self.recording.run((part, self.layer.ref(), self._differentiate), lambda: (feeds, fetches))
+        return self.recording.run((part, self._key), lambda: (feeds, fetches))
 
-    def _gradient(self, outputs: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor, list[tf.Tensor]]:
-        """Add the gradient at the layer to the graph; return cotangents, gradient, and the tensors that it reads."""
+    def _gradients(self, outputs: Sequence[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+        """Add the gradients at the layers to the graph; return cotangents, gradients, and the tensors that they read."""
         graph = self.recording.graph
         existing = {op.name for op in graph.get_operations()}
         with graph.as_default():
             cotangents = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
+            constants = list(self.given.values())
             try:
-                gradient = tf.gradients(outputs, [self.layer], grad_ys=cotangents)[0]
+                gradients = tf.gradients(
+                    outputs, list(self.at.values()), grad_ys=cotangents, stop_gradients=constants or None
+                )
             except LookupError as error:  # an operation without a gradient
                 raise NoGradient from error
-            if gradient is None:
-                raise NoGradient
-            gradient = tf.convert_to_tensor(gradient)  # a Gather's is sparse
-        return cotangents, gradient, self._needed(gradient, existing)
+            for name, gradient in zip(self.at, gradients, strict=True):
+                if gradient is None:
+                    raise NoGradient(name)
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]  # a Gather's is sparse
+        return cotangents, gradients, self._needed(gradients, existing)
 
     def _bypass(self, tail: set[str]) -> list[tf.Tensor]:
-        """Return the tensors that the tail reads and that are computed from the input, but not from the layer.
+        """Return the tensors that the tail reads and that are computed from the input, but not from the given values.
 
         Integers (shapes of the batch) are computed again from the tensors they come from, because the batch that
         `resume` runs has another size.
         """
 
         def reads(op: tf.Operation) -> list[tf.Tensor]:
-            return [t for t in op.inputs if t is not self.layer and t.op.name in self.recording.from_x]
+            return [t for t in op.inputs if t.name not in self._fed and t.op.name in self.recording.from_x]
 
         def is_inside(t: tf.Tensor) -> bool:
             return t.op.name in tail or not (t.dtype.is_floating or t is self.recording.x)
 
-        ends = [output.op for output in self.recording.outputs.values()]
-        operations = reachable(ends, lambda op: [t.op for t in reads(op) if is_inside(t)], stop=[self.layer.op])
-        operations.pop(self.layer.op, None)
-        return [t for op in operations for t in reads(op) if not is_inside(t)]
+        ends = [t.op for t in [*self.recording.outputs.values(), *self.at.values()]]
+        starts = [tensor.op for tensor in self.given.values()]
+        operations = reachable(ends, lambda op: [t.op for t in reads(op) if is_inside(t)], stop=starts)
+        for op in starts:
+            operations.pop(op, None)
+        result = [t for op in operations for t in reads(op) if not is_inside(t)]
+        outputs = [t for t in self.recording.outputs.values() if t.op.name not in tail]
+        return [*result, *outputs]
 
-    def _needed(self, gradient: tf.Tensor, existing: set[str]) -> list[tf.Tensor]:
+    def _needed(self, gradients: Sequence[tf.Tensor], existing: set[str]) -> list[tf.Tensor]:
         """Return the tensors of the forward pass that the backward operations read, without weights and constants."""
         known = existing & self.recording.from_x
-        backward = reachable([gradient.op], lambda op: [t.op for t in op.inputs if t.op.name not in existing])
+        backward = reachable(
+            [gradient.op for gradient in gradients], lambda op: [t.op for t in op.inputs if t.op.name not in existing]
+        )
         read = [t for op in backward for t in op.inputs if t.op.name in known]
         # All outputs of a loop or a branch are passed, as pruning reads all of them.
         whole = [other for t in read for other in (t.op.outputs if t.op.type in CONTROL_FLOW else [t])]
@@ -293,21 +322,21 @@ class ForwardPass:
 
     def __init__(
         self,
-        name: str,
         cut: Cut,
         x: Array,
         outputs: Sequence[tf.Tensor],
-        layer: tf.Tensor,
+        values: Sequence[tf.Tensor],
         inside: Sequence[tf.Tensor],
         bypass: Sequence[tf.Tensor],
     ) -> None:
-        self._cut, self._x, self._layer, self._inside, self._bypass = cut, x, layer, inside, bypass
-        self._name = name
+        self._cut, self._x, self._inside, self._bypass = cut, x, inside, bypass
+        self._values = dict(zip(cut.at, values, strict=True))
         self.outputs = cut.recording.named(outputs)
+        self._kept: BoundedCache[Cut, Sequence[tf.Tensor]] = BoundedCache(BYPASSES)
 
     def value(self, layer: str) -> Array:
-        """Return the layer's value."""
-        return _float32([self._layer])[0]
+        """See xcam.contract.recorded.ForwardPass."""
+        return _float32([self._values[layer]])[0]
 
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
@@ -315,25 +344,26 @@ class ForwardPass:
         for cotangent in cotangents:
             tensors = self._cut.recording.outputs.items()
             v = [tf.cast(tf.constant(cotangent[name]), tensor.dtype) for name, tensor in tensors]
-            yield {self._name: _float32(self._cut.backward(*v, *self._inside, *self._bypass))[0]}
+            gradients = self._cut.backward(*v, *self._inside, *self._bypass)
+            yield dict(zip(self._cut.at, _float32(gradients), strict=True))
 
     def resumed(
         self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
     ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
-        if list(at) != [self._name] or [*values] != [self._name]:
-            raise one_layer("the model", [*values, *at])
-        value = values[self._name]
         recording, x = self._cut.recording, self._x[rows]
-        cut = recording.cut(self._cut.layer, True) if differentiate else self._cut
-        layer = tf.cast(tf.constant(value), cut.layer.dtype)
-        row_by_row = all(map(partial(_row_by_row, rows=len(self._x)), self._bypass, cut.bypass))
-        if cut is self._cut and row_by_row:
-            bypass: Sequence[tf.Tensor] = [tf.gather(t, tf.constant(rows)) for t in self._bypass]
-        else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
-            bypass = cut.head()(recording.tensor(x))
-        outputs, inside = _split(cut.tail()(layer, *bypass), len(self.outputs))
-        return ForwardPass(self._name, cut, x, outputs, layer, inside, bypass)
+        cut = recording.cut(at, list(values), differentiate)
+        given = {cut.given[name].name: tf.cast(tf.constant(v), cut.given[name].dtype) for name, v in values.items()}
+        bypass: Sequence[tf.Tensor] = []
+        if cut.bypass:
+            everything = self._kept.get(cut, lambda: cut.head()(recording.tensor(self._x)))
+            if all(map(partial(_row_by_row, rows=len(self._x)), everything, cut.bypass)):
+                bypass = [tf.gather(t, tf.constant(rows)) for t in everything]
+            else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
+                bypass = cut.head()(recording.tensor(x))
+        results = cut.tail()(*given.values(), *bypass)
+        outputs, layers, inside = _split(results, len(self.outputs), len(cut.at))
+        return ForwardPass(cut, x, outputs, layers, inside, bypass)
 
 
 def _split(tensors: Sequence[tf.Tensor], *lengths: int) -> list[list[tf.Tensor]]:

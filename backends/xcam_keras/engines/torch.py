@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from xcam.contract.caches import BoundedCache
 from xcam.contract.graphs import reachable
-from xcam.contract.messages import one_layer, out_of_memory
+from xcam.contract.messages import out_of_memory
 from xcam.contract.outputs import main_first
 from xcam.contract.recorded import NoGradient
 from xcam.contract.types import Array, Layer, Layout
@@ -28,6 +29,7 @@ from xcam_keras.engines import standard_device
 from xcam_keras.engines.torch_graph import (
     EndActivation,
     Flow,
+    ancestors,
     differentiable,
     float32,
     in_graph,
@@ -38,6 +40,8 @@ from xcam_keras.engines.torch_graph import (
 )
 from xcam_keras.engines.torch_replay import Bypass, Replay, planned
 
+BYPASSES = 4
+"""Layers whose bypass values are kept for one pass."""
 BATCH = 2
 """The batch size of the pass that lists the layers."""
 
@@ -78,7 +82,7 @@ class Recording:
         self._replays: BoundedCache[str, Replay | None] = BoundedCache()
         self._watch_end = True
         with Flow() as flow:
-            outputs, logits, seen = self._observed()
+            outputs, logits, seen = self._observed(flow)
         self.output_activations = main_first(
             {name: kind for name, (_, kind) in logits.items()},
             {name: tensor.shape for name, (tensor, _) in logits.items()},
@@ -88,7 +92,10 @@ class Recording:
         self._watch_end = any(self.output_activations.values())
         named = calls.named(seen, is_float)
         self.keys: dict[str, Key] = {name: call.key for name, call in named.items()}
-        ends = {name: tensor for name, (tensor, _) in logits.items()}
+        numbers: dict[int, int] = {}
+        self.values_of = {name: numbers.setdefault(id(call.value), len(numbers)) for name, call in named.items()}
+        """A number that layers with one value have in common: a container and its last part."""
+        ends = {name: logits[name][0] for name in self.output_activations}
         self.layers = _described(named, {id(t) for t in outputs.values()}, ends, flow, layout, self.noise.shape)
 
     def tensor(self, x: Array) -> Tensor:
@@ -108,48 +115,56 @@ class Recording:
 
     def forward(self, x: Array, layers: Sequence[str], differentiate: bool) -> ForwardPass:
         """See xcam.contract.recorded.Recording."""
-        if len(layers) > 1:
-            raise one_layer("the model", layers)
-        (layer,) = layers
-        if differentiate and not self.layers[layer].differentiable:
-            raise NoGradient
+        for layer in layers if differentiate else ():
+            if not self.layers[layer].differentiable:
+                raise NoGradient(layer)
         source = self.tensor(x)
-        return ForwardPass(self, layer, source, *self.cut(source, layer, None, differentiate))
+        return ForwardPass(self, source, *self.cut(source, layers, {}, differentiate))
 
     def cut(
-        self, x: Tensor, name: str, replacement: Tensor | None, differentiate: bool, skip: calls.Skip | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Run a pass, cut open at a layer.
+        self,
+        x: Tensor,
+        names: Sequence[str],
+        given: Mapping[str, Tensor],
+        differentiate: bool,
+        skip: calls.Skip | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Run a pass, cut open at some layers.
 
         Args:
             x: the input.
-            name: the layer.
-            replacement: a value for the layer; None: its own.
-            differentiate: whether gradients lead from the outputs to the layer's value.
+            names: the layers.
+            given: values of layers, constants instead of their own.
+            differentiate: whether gradients lead from the outputs to the layers' values.
             skip: see xcam_keras.calls.watching.
 
         Returns:
-            The outputs by name, and the layer's value.
+            The outputs by name, and the layers' values by name.
 
         Raises:
-            NoGradient: gradients are asked for, and no output depends on the layer.
+            NoGradient: gradients are asked for, and no output depends on the layers.
         """
-        leaf: list[Tensor] = []
+        values: dict[str, Tensor] = {}
+        opened = {self.keys[name]: name for name in (*names, *given)}
 
         def note(call: calls.Call) -> Any:
-            if call.key != self.keys[name]:
+            name = opened.get(call.key)
+            if name is None:
                 return call.value
             value = calls.first(call.value, is_float)
-            leaf.append((value if replacement is None else replacement.to(value)).detach())
-            leaf[0].requires_grad_(differentiate)
-            torch.set_grad_enabled(differentiate)  # from here until no_grad ends
-            return replaced(call.value, value, leaf[0].clone())  # a copy: the tail may write into it
+            current = given[name].to(value).detach() if name in given else value
+            if name in names and differentiate:
+                if not current.requires_grad or not any(t.requires_grad for t in values.values()):
+                    current = current.detach().requires_grad_()
+                torch.set_grad_enabled(True)  # from here until no_grad ends
+            values[name] = current.clone() if current.requires_grad and not current.is_leaf else current
+            return replaced(call.value, value, values[name].clone())  # a copy: the tail may write into it
 
         with torch.no_grad():
             outputs = self._forward(x, note, skip)
         if differentiate and not any(t.requires_grad for t in outputs.values()):
-            raise NoGradient
-        return outputs, leaf[0]
+            raise NoGradient(names[0])
+        return outputs, {name: values[name] for name in names}
 
     def replay(self, name: str) -> Replay | None:
         """Return the replay for a layer; None where all calls are needed, or its results differ from the whole model's."""
@@ -174,7 +189,9 @@ class Recording:
             self._forward(x, note)
         return values
 
-    def _observed(self) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, str | None]], list[calls.Call]]:
+    def _observed(
+        self, flow: Flow | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, str | None]], list[calls.Call]]:
         """Run a pass over noise with torch's graph; return the outputs, their logits and activations, and every call."""
         seen: list[calls.Call] = []
 
@@ -183,7 +200,10 @@ class Recording:
             return seen[-1].value
 
         with torch.enable_grad(), calls.watching(note), EndActivation() as end:
-            outputs = self._outputs(self.tensor(self.noise))
+            noise = self.tensor(self.noise)
+            if flow is not None:
+                flow.source = noise
+            outputs = self._outputs(noise)
             return outputs, {name: end.logits(output) for name, output in outputs.items()}, seen
 
     def _tested_replay(self, name: str) -> Replay | None:
@@ -200,10 +220,10 @@ class Recording:
         """Return whether a replay gives the whole model's outputs, for a changed value and rows in another order."""
         x = self.tensor(self.noise)
         rows = [1, 0, 1]
-        _, value = self.cut(x[rows], name, None, False)
+        value = self.cut(x[rows], [name], {}, False)[1][name]
         changed = value * torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
-        expected, _ = self.cut(x[rows], name, changed, False)
-        outputs, _ = self.cut(x[rows], name, changed, False, replay.skip(self.bypass(x, replay), rows))
+        expected, _ = self.cut(x[rows], [], {name: changed}, False)
+        outputs, _ = self.cut(x[rows], [], {name: changed}, False, replay.skip(self.bypass(x, replay), rows))
         return all(
             torch.allclose(outputs[name], output, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
             for name, output in expected.items()
@@ -241,7 +261,7 @@ def _described(
     Args:
         named: its calls.
         returned: the ids of the tensors that the model returns.
-        ends: the logits by output.
+        ends: the logits by output, the first of them that of the output that is explained.
         flow: the record of the pass.
         layout: layout of layers that do not declare their own.
         shape: shape of the input.
@@ -256,6 +276,7 @@ def _described(
     shares = calls.token_shares(reach, [*tokens], lambda names: token_shares(ends, {n: tokens[n] for n in names}))
     with_gradient = differentiable([*ends.values()])
     last = returned | {id(tensor) for tensor in ends.values()}
+    passed = flow.passed(next(iter(ends.values())))
     return {
         name: calls.described(
             name,
@@ -267,6 +288,7 @@ def _described(
             leads_to=calls.leads_to(name, reach, shares),
             differentiable=node_of(call.value) in with_gradient,
             folds_batch=call.value.ndim > 2 and len(call.value) != shape[0],
+            bypassed=flow.item(call.value) not in passed,
         )
         for name, call in named.items()
     }
@@ -275,42 +297,49 @@ def _described(
 class ForwardPass:
     """See xcam.contract.recorded.ForwardPass."""
 
-    def __init__(self, recording: Recording, name: str, x: Tensor, outputs: dict[str, Tensor], leaf: Tensor) -> None:
-        self._recording, self._name, self._x, self._tensors, self._leaf = recording, name, x, outputs, leaf
-        self._bypass: Bypass | None = None
-        """Set by the first `resumed`."""
+    def __init__(
+        self, recording: Recording, x: Tensor, outputs: dict[str, Tensor], values: Mapping[str, Tensor]
+    ) -> None:
+        self._recording, self._x, self._tensors, self._values = recording, x, outputs, dict(values)
+        self._bypass: BoundedCache[str, Bypass] = BoundedCache(BYPASSES)
+        """The values of the calls before a layer that its tail reads, by the layer."""
         self.outputs = {name: float32(t) for name, t in outputs.items()}
 
     def value(self, layer: str) -> Array:
-        """Return the layer's value."""
-        return float32(self._leaf)
+        """See xcam.contract.recorded.ForwardPass."""
+        return float32(self._values[layer])
 
     def gradients(self, cotangents: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
         """See xcam.contract.recorded.ForwardPass."""
         outputs = {name: t for name, t in self._tensors.items() if t.requires_grad}
+        paths = ancestors([*outputs.values()])
+        for name, value in self._values.items():
+            if node_of(value) not in paths:
+                raise NoGradient(name)
         for cotangent in cotangents:
             v = [
                 torch.as_tensor(np.array(cotangent[name]), device=t.device).to(t.dtype) for name, t in outputs.items()
             ]
-            (gradient,) = torch.autograd.grad(
-                list(outputs.values()), [self._leaf], v, retain_graph=True, allow_unused=True
-            )
-            yield {self._name: float32(torch.zeros_like(self._leaf) if gradient is None else gradient)}
+            values = list(self._values.values())
+            gradients = torch.autograd.grad(list(outputs.values()), values, v, retain_graph=True, allow_unused=True)
+            yield {
+                name: float32(torch.zeros_like(value) if gradient is None else gradient)
+                for (name, value), gradient in zip(self._values.items(), gradients, strict=True)
+            }
 
     def resumed(
         self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
     ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
-        if list(at) != [self._name] or [*values] != [self._name]:
-            raise one_layer("the model", [*values, *at])
-        value = values[self._name]
-        replacement = torch.as_tensor(np.array(value), device=self._leaf.device).to(self._leaf.dtype)
-        replay = self._recording.replay(self._name)
-        skip = None
-        if replay is not None:
-            if self._bypass is None:
-                self._bypass = self._recording.bypass(self._x, replay)
-            skip = replay.skip(self._bypass, rows)
-        x = self._x[rows]
-        outputs, leaf = self._recording.cut(x, self._name, replacement, differentiate, skip)
-        return ForwardPass(self._recording, self._name, x, outputs, leaf)
+        recording, x = self._recording, self._x[rows]
+        given = {name: torch.as_tensor(np.array(v), device=recording.device) for name, v in values.items()}
+        by_value = {recording.values_of[name]: name for name in given}
+        same = {name: name if name in given else by_value.get(recording.values_of[name], name) for name in at}
+        opened = list(dict.fromkeys(same.values()))
+        earliest = min(given, key=list(recording.keys).index)
+        replay, skip = recording.replay(earliest), None
+        if replay is not None and not any(recording.keys[name] in replay.ahead for name in opened):
+            bypass = self._bypass.get(earliest, partial(recording.bypass, self._x, replay))
+            skip = replay.skip(bypass, rows)
+        outputs, tensors = recording.cut(x, opened, given, differentiate, skip)
+        return ForwardPass(recording, x, outputs, {name: tensors[key] for name, key in same.items()})

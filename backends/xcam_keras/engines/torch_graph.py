@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from xcam.contract.graphs import reachable
+from xcam.contract.graphs import cuts, reachable
 from xcam.contract.outputs import cut_activation
 from xcam.contract.types import Array
 
@@ -65,6 +65,8 @@ class Flow(TorchFunctionMode):
         self._tensors: dict[int, Tensor] = {}
         """By id, and alive, so that no other tensor gets the id."""
         self._sources: dict[int, set[int]] = {}
+        self.source: Tensor | None = None
+        """The model's input."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = function(*args, **(kwargs or {}))
@@ -99,6 +101,49 @@ class Flow(TorchFunctionMode):
 
         starts: list[Node | int] = [id(output)]
         return set(reachable(starts, sources))
+
+    def item(self, tensor: Tensor) -> Node | int:
+        """Return what a value is in the graph of `passed`: its node of torch's graph, or its id where it has none."""
+        return node_of(tensor) if tensor.requires_grad else id(tensor)
+
+    def passed(self, output: Tensor) -> set[Node | int]:
+        """Return the items through which every path from the input to an output leads; none where values were overwritten.
+
+        A write in place gives a tensor another node, so that the order of what read it before is not known any more.
+        """
+        if self.source is None:
+            return set()
+        sources: dict[Node | int, dict[Node | int, None]] = {}
+        for key, tensor in self._tensors.items():
+            reads = sources.setdefault(self.item(tensor), {})
+            reads.update((self.item(self._tensors[source]), None) for source in self._sources.get(key, ()))
+
+        def inputs(item: Node | int) -> list[Node | int]:
+            before = list(sources.get(item, ()))
+            before += _inputs(item) if isinstance(item, Node) else []
+            return [other for other in dict.fromkeys(before) if other != item]
+
+        order = _ordered(self.item(output), inputs)
+        return cuts(order, inputs, self.item(self.source), self.item(output)) if order else set()
+
+
+def _ordered(end: Node | int, inputs: Callable[[Node | int], list[Node | int]]) -> list[Node | int]:
+    """Return the items that `end` is computed from, each after those that it reads; [] where there is no such order."""
+    result: dict[Node | int, None] = {}
+    open_items: set[Node | int] = set()
+    stack: list[tuple[Node | int, bool]] = [(end, False)]
+    while stack:
+        item, done = stack.pop()
+        if done:
+            open_items.discard(item)
+            result[item] = None
+        elif item in open_items:
+            return []
+        elif item not in result:
+            open_items.add(item)
+            stack.append((item, True))
+            stack += [(other, False) for other in inputs(item) if other not in result]
+    return list(result)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ each step, under the name of the step; a `/` in a name means a model inside the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,15 @@ class Network:
         """Return whether a path leads from one step to another."""
         sources = next(step.inputs for step in self.steps if step.name == second)
         return first in sources or any(self.feeds(first, source) for source in sources if source != "x")
+
+    def avoids(self, layers: Collection[str], start: str = "x", outputs: Collection[str] | None = None) -> bool:
+        """Return whether a path leads from a step to one of the outputs (None: the first) around `layers`."""
+        ends = self.outputs[:1] if outputs is None else outputs
+        reached = {start} - set(layers)
+        for step in self.steps:
+            if step.name not in layers and reached.intersection(step.inputs):
+                reached.add(step.name)
+        return not reached.isdisjoint(ends)
 
     def bypass(self, layer: str) -> list[tuple[str, str]]:
         """Return the edges of the bypass values: a step that is not after the layer, and one after it that reads it."""

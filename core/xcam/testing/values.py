@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 
 import xcam
-from xcam.contract import Array, Layout, Model
+from xcam.contract import Array, Layout, Model, Trace
 from xcam.contract.probing import probed
 from xcam.testing import reference
-from xcam.testing.assertions import axes, close, lost_paths, other_cotangents, other_steps, same, wrong_rows
+from xcam.testing.assertions import (
+    Mistakes,
+    axes,
+    close,
+    lost_paths,
+    other_cotangents,
+    other_steps,
+    same,
+    wrong_rows,
+)
 from xcam.testing.networks import Network
 from xcam.testing.suite import (
     FixedCotangents,
@@ -236,6 +245,138 @@ class Values(Suite):
             outputs = model.resume(one, replacement[3:]).outputs
             last = reference.run(network, x[[1, 1]], {name: replacement[3:]})
             same(outputs, reference.logits(network, last), f"resume of variants of one image at {name}, without rows")
+
+    def test_several_layers_in_one_pass(self, model: Model, network: Network, x: Array) -> None:
+        """Each layer has the values and the gradients of a pass that is opened at it alone."""
+        values, fixed = reference.run(network, x), [random_cotangents(network, x, seed) for seed in (2, 6)]
+        for steps in (network.explained, network.explained[::-1]):
+            names = [self.layer(step) for step in steps]
+            cotangents = FixedCotangents(*fixed)
+            traces = model.trace(self.native_batch(model, x), [*names, names[0]], cotangents)
+            cotangents.check_use("trace")
+            assert isinstance(traces, list), (
+                f"trace() of a list of layers returned {type(traces).__name__}; return a list"
+            )
+            count = len(steps) + 1
+            assert len(traces) == count, (
+                f"trace() of {count} layers, one of them twice, returned {len(traces)} traces"
+            )
+            for step, trace in zip([*steps, steps[0]], traces, strict=True):
+                label = f"trace of {', '.join(steps)}: "
+                same(trace.outputs, truth(network, x), f"{label}outputs of the trace at {step}")
+                others = other_steps(network, step, values)
+                close(trace.activations, values[step], 1e-4, f"{label}activations at {step}", mistakes=others)
+                assert len(trace.gradients) == 2, (
+                    f"{label}{len(trace.gradients)} gradients at {step} for 2 cotangents; return one for each"
+                )
+                for m, result in enumerate(trace.gradients):
+                    behind = [other for other in steps if network.feeds(step, other)]
+                    stopped: Mistakes = {
+                        f"it stops at {' and '.join(others)}; let gradients pass through the other layers": partial(
+                            reference.gradient, network, x, step, fixed[m], given={o: values[o] for o in others}
+                        )
+                        for others in ([behind] if behind else []) + [[other] for other in behind]
+                    }
+                    slope = gradient(network, x, step, fixed[m])
+                    wrong: Mistakes = {**stopped, **lost_paths(network, step, slope)}
+                    close(result, slope(()), 1e-3, f"{label}gradient at {step}", mistakes=wrong)
+        for one in traces[:1] if "resume" in model.capabilities else ():
+            same(model.resume(one, one.activations).outputs, truth(network, x), "resume of one of several traces")
+
+    def test_resume_at_other_layers(self, model: Model, network: Network, x: Array) -> None:
+        """The trace is at the layer in the resumed run: its value, its gradient, and once more the tail behind it."""
+        if "resume" not in model.capabilities:
+            pytest.skip("the backend does not declare resume")
+        v, steps = {key: value[ROWS] for key, value in random_cotangents(network, x, 4).items()}, network.explained
+        rng, clean = np.random.default_rng(1), reference.run(network, x)
+        for name in steps:
+            trace = model.trace(self.native_batch(model, x), self.layer(name))
+            factors = rng.uniform(0, 2, size=(len(ROWS), *trace.activations.shape[1:]))
+            given = {name: (trace.activations[ROWS] * factors).astype(np.float32)}
+            values = reference.run(network, x[ROWS], given)
+            at = [step for step in steps if step == name or network.avoids([name], step, network.outputs)]
+            at += [step for step in steps if network.feeds(name, step) and step not in at]
+            resumed = model.resume(trace, given[name], ROWS, FixedCotangents(v), at=[self.layer(step) for step in at])
+            assert isinstance(resumed, list), (
+                f"resume() with a list as `at` returned {type(resumed).__name__}; return a list"
+            )
+            for step, one in zip(at, resumed, strict=True):
+                label = f"resume at {step}, from changed values of {name}"
+                wrong = wrong_rows(network, x, ROWS, name, given[name])
+                same(one.outputs, reference.logits(network, values), f"{label}: outputs", wrong)
+                self._check_resumed(network, x, one, step, values, clean, label)
+                slope = partial(reference.gradient, network, x[ROWS], step, v)
+                unchanged = {"it is the gradient of the clean run; differentiate the resumed one": slope}
+                close(
+                    one.gradients[0],
+                    slope(given=given, at=given.get(step)),
+                    1e-3,
+                    f"{label}: gradient",
+                    mistakes=unchanged,
+                )
+            for step, earlier in zip(at, resumed, strict=True):
+                if step == name or not network.feeds(name, step):
+                    continue
+                rows = [4, 0, 3]
+                more = {
+                    step: (
+                        earlier.activations[rows] * rng.uniform(0, 2, size=earlier.activations[rows].shape)
+                    ).astype(np.float32)
+                }
+                with resumed_before():
+                    again = model.resume(earlier, more[step], rows)
+                label = f"resume at {step}, of a trace that was resumed at {name}"
+                x_rows = x[[ROWS[k] for k in rows]]
+                fixed = {name: given[name][rows], **more}
+                expected = reference.logits(network, reference.run(network, x_rows, fixed))
+                stale = {
+                    "the values around the layer are those of the first, clean run; keep those of the resumed one": partial(
+                        lambda x_rows, more: reference.logits(network, reference.run(network, x_rows, more)),
+                        x_rows,
+                        more,
+                    )
+                }
+                same(again.outputs, expected, f"{label}: outputs", stale)
+                close(again.activations, more[step], 1e-6, f"{label}: activations")
+            *_, last = at
+            alone = model.resume(trace, given[name], ROWS, at=self.layer(last))
+            self._check_resumed(network, x, alone, last, values, clean, f"resume at {last} alone, from {name}")
+
+    @staticmethod
+    def _check_resumed(
+        network: Network,
+        x: Array,
+        trace: Trace,
+        step: str,
+        values: Mapping[str, Array],
+        clean: Mapping[str, Array],
+        label: str,
+    ) -> None:
+        """Compare the value at a layer with that of the resumed run."""
+        wrong = {
+            "it is the value of the clean run; return that of the resumed one": lambda: clean[step][ROWS],
+            **other_steps(network, step, values),
+        }
+        close(trace.activations, values[step], 1e-4, f"{label}: activations", mistakes=wrong)
+
+    def test_layers_that_a_path_avoids(self, model: Model, network: Network) -> None:
+        """`bypassed` is True where a path from the input to the first output avoids the layer."""
+        stated = {layer.name: layer.bypassed for layer in model.layers}
+        if all(stated.values()):
+            pytest.skip("the backend does not state which layers are cuts")
+        for step in network.steps:
+            if step.name in ends(network) or self.layer(step.name) not in stated:
+                continue
+            expected = network.avoids([step.name])
+            assert stated[self.layer(step.name)] == expected, (
+                f"{step.name}: Layer.bypassed is {not expected}, but "
+                + (
+                    "a path from the input to the first output avoids it"
+                    if expected
+                    else "every path leads through it"
+                )
+                + f"; set it to {expected}, or to True for all layers where the backend does not know the paths"
+            )
 
     def test_hessian_vector_product(self, model: Model, network: Network, x: Array) -> None:
         """Hessian-vector products equal differences of gradients, for smooth networks."""

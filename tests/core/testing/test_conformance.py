@@ -196,7 +196,7 @@ class RowsIgnored(Correct):
 
 class Unchanged(Correct):
     def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
-        layer, values, given = trace.state
+        layer, values, _ = trace.state
         resumed = super().resume(trace, activations, rows, None, at)
         rows = [0] * len(activations) if rows is None and len(values["x"]) == 1 else rows
         whole = super().resume(trace, values[layer] if rows is None else values[layer][rows], rows, cotangents, at)
@@ -661,7 +661,83 @@ class Columns(Correct):
         return {name: a[..., order] if a.shape[-1] == 13 else a for name, a in values}
 
 
+class CleanValues(Correct):
+    """A resumed trace at another layer has the value of the clean run."""
+
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        _, values, _ = trace.state
+        results = super().resume(trace, activations, rows, cotangents, at)
+        for name, result in zip(at, results, strict=True) if isinstance(at, list) else ():
+            if name != trace.state[0]:
+                result.activations = values[name][rows]
+        return results
+
+
+class StopsAtOthers(Correct):
+    """The backward pass of several layers stops at each of them."""
+
+    def _gradients(self, layers: Any, values: Any, given: Any, v: Any) -> Any:
+        return {layer: self.gradient(layer, values, given | (set(layers) - {layer}), v) for layer in layers}
+
+
+class OldBypass(Correct):
+    """A resumed trace is resumed again with the values of the clean run."""
+
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        _, values, _ = trace.state
+        results = super().resume(trace, activations, rows, cotangents, at)
+        for result in results if isinstance(at, list) else ():
+            name, _, given = result.state
+            result.state = name, {key: value[rows] for key, value in values.items()}, given
+        return results
+
+
+class ThroughTheGiven(Correct):
+    """Gradients pass through the changed layer, to what it was computed from."""
+
+    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+        return super().gradient(layer, values, frozenset(), v)
+
+
+class OneForTwoNames(Correct):
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+        return super()._finish(
+            layers if isinstance(layers, str) else list(dict.fromkeys(layers)), values, given, cotangents
+        )
+
+
+class ByName(Correct):
+    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+        traces = super()._finish(layers, values, given, cotangents)
+        return traces if isinstance(layers, str) else dict(zip(layers, traces, strict=True))
+
+
+class AllAreCuts(Relisted):
+    facts, of = {"bypassed": False}, "conv2"
+
+
+class NoneIsACut(Relisted):
+    facts, of = {"bypassed": True}, "conv1"
+
+
 WRONG = [
+    (
+        CleanValues,
+        "residual",
+        "resume at relu1, from changed values of conv1: activations: .*of the clean run; return",
+    ),
+    (StopsAtOthers, "residual", "trace of conv1, relu1, .*: gradient at conv1: .*it is zero"),
+    (StopsAtOthers, "dense", "gradient at conv1: .*it stops at conv2 and conv3; let gradients pass through"),
+    (OldBypass, "residual", "resume at conv2, of a trace .* at conv1: outputs: .*are those of the first, clean run"),
+    (ThroughTheGiven, "residual", "resume at conv1, from changed values of conv2: gradient: relative error"),
+    (OneForTwoNames, "chain", r"trace\(\) of 5 layers, one of them twice, returned 4 traces"),
+    (ByName, "chain", r"trace\(\) of a list of layers returned dict; return a list"),
+    (
+        AllAreCuts,
+        "residual",
+        "conv2: Layer.bypassed is False, but a path from the input to the first output avoids it",
+    ),
+    (NoneIsACut, "residual", "conv1: Layer.bypassed is True, but every path leads through it; set it to False"),
     (Reference, "chain", "conv1: its values do not depend on the image; set Layer.depends_on_input to False"),
     (Folded, "chain", "conv1: a change of one image appears in no single row: windows or frames are folded"),
     (BatchSecond, "chain", r"conv1: the axis of the batch is 1; return \[N, C, \*spatial\]"),
