@@ -52,10 +52,10 @@ def test_the_plugin_passes_its_tests(fresh: Fresh, tmp_path: Path) -> None:
     assert int(match[1]) > 50
 
 
-def test_the_plugin_has_less_than_250_lines() -> None:
+def test_the_plugin_has_less_than_300_lines() -> None:
     """Authors of plugins read it as an example. Blank lines and docstrings are not counted."""
     count = 0
     for path in (PLUGIN / "xcam_jax").glob("*.py"):
         text = re.sub(r'^\s*""".*?"""$', "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         count += sum(bool(line.strip()) for line in text.splitlines())
-    assert 150 < count < 250
+    assert 150 < count < 300

@@ -139,11 +139,13 @@ class Cut:
     Args:
         parts: The graph.
         at: The tensors of the layers.
-        given: The tensors with given values, and how each is quantised, where it is: the tail quantises the values.
+        constants: The tensors with given values, and how each is quantised, where it is: the tail quantises the values.
     """
 
-    def __init__(self, parts: Parts, at: Sequence[str], given: Mapping[str, Quantised | None] | None = None) -> None:
-        self.at, self.given = list(dict.fromkeys(at)), list(given or {})
+    def __init__(
+        self, parts: Parts, at: Sequence[str], constants: Mapping[str, Quantised | None] | None = None
+    ) -> None:
+        self.at, self.constants = list(dict.fromkeys(at)), list(constants or {})
         self._parts = parts
         self._lock = threading.Lock()
         self._runs: dict[bool, Run] = {}
@@ -151,13 +153,13 @@ class Cut:
         self.taken: list[str] = []
         """The tensors that a tail takes in addition to those given: bypass values, layers that it is not behind, and
         outputs that do not depend on it."""
-        if given:
-            self._tail = self._cut_off(given)
+        if constants:
+            self._tail = self._cut_off(constants)
 
-    def _cut_off(self, given: Mapping[str, Quantised | None]) -> ModelProto:
+    def _cut_off(self, constants: Mapping[str, Quantised | None]) -> ModelProto:
         graph, outputs = self._parts.graph, self._parts.outputs
-        free = earliest(graph, self.at, self.given)
-        sources = [*self.given, *free]
+        free = earliest(graph, self.at, self.constants)
+        sources = [*self.constants, *free]
         after = graph.after(sources)
         wanted = [name for name in dict.fromkeys((*outputs, *self.at)) if name in after and name not in sources]
         model, bypass = part(graph, sources, wanted)
@@ -167,10 +169,10 @@ class Cut:
                 if name in sources:  # a node that also computes a tensor that is needed
                     node.output[k] = f"xcam/unread/{name}"
         if not model.graph.node:  # the layer is the output: the runtime opens no empty graph
-            tensor = self.given[0]
+            tensor = self.constants[0]
             model.graph.node.append(helper.make_node("Identity", [tensor], [UNCHANGED], name=UNCHANGED))
             model.graph.output.append(declared(UNCHANGED, graph.dtype(tensor), graph.shape(tensor)))
-        for k, (tensor, entry) in enumerate(given.items()):
+        for k, (tensor, entry) in enumerate(constants.items()):
             if entry is not None:
                 _requantise(model, graph, tensor, entry, k)
         return model
@@ -183,14 +185,14 @@ class Cut:
             further: Tensors that a pass from the input returns too, where it runs the file's own operators.
         """
         parts = self._parts
-        is_exact = not self.given and parts.runnable is not parts.graph
+        is_exact = not self.constants and parts.runnable is not parts.graph
         with self._lock:
             if True in self._runs:
                 return self._runs[True]
             if differentiable not in self._runs:
                 self._runs.pop(False, None)
                 outputs = list(dict.fromkeys([*self.at, *parts.outputs, *(further if is_exact else ())]))
-                model = self._tail if self.given else part(parts.runnable, [parts.source], outputs)[0]
+                model = self._tail if self.constants else part(parts.runnable, [parts.source], outputs)[0]
                 self._runs[differentiable] = (
                     Run(parts.runtime.session(model), is_exact=True)
                     if is_exact
@@ -206,14 +208,16 @@ class Cut:
     def _create(self, model: ModelProto, differentiable: bool) -> Run:
         """Create sessions for a part of the graph."""
         parts = self._parts
-        finish = unsized if self.given else lambda model: model
+        finish = unsized if self.constants else lambda model: model
         session = parts.runtime.session if parts.runnable is parts.graph else parts.runtime.unfused_session
         refusal = None
         if differentiable:
-            names = {*self.given, *self.at, *(value.name for value in model.graph.output)}
+            names = {*self.constants, *self.at, *(value.name for value in model.graph.output)}
             outputs = [name for name in dict.fromkeys(parts.outputs) if name in names]
             try:
-                forward, backward = gradient(copied(model) if self.given else model, self.at, outputs, parts.ahead)
+                forward, backward = gradient(
+                    copied(model) if self.constants else model, self.at, outputs, parts.ahead
+                )
             except ModelError as error:
                 refusal = error
             else:
@@ -227,15 +231,15 @@ class Cut:
         return Run(session(finish(model)), refusal=refusal)
 
 
-def earliest(graph: Graph, tensors: Sequence[str], given: Sequence[str] = ()) -> list[str]:
+def earliest(graph: Graph, tensors: Sequence[str], constants: Sequence[str] = ()) -> list[str]:
     """Return those of some tensors that are computed from none of the others, and from none of `given`."""
     order = {name: graph.producer.get(name, -1) for name in dict.fromkeys(tensors)}
     result: list[str] = []
-    after = graph.after(given)
+    after = graph.after(constants)
     for name in sorted(order, key=order.__getitem__):
         if name not in after:
             result.append(name)
-            after = graph.after([*given, *result])
+            after = graph.after([*constants, *result])
     return result
 
 

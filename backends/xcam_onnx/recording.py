@@ -212,10 +212,10 @@ class Recording:
         """Return the tail in standard form, behind the earliest layers of a pass, that gives its gradients."""
         return self.tail(earliest(self.graph, cut.at), cut.at)
 
-    def tail(self, given: Sequence[str], at: Sequence[str]) -> Cut:
+    def tail(self, constants: Sequence[str], at: Sequence[str]) -> Cut:
         """Return the tail behind some tensors, opened at others."""
         return self._tails.get(
-            (*given, "", *at), lambda: Cut(self._parts, at, {tensor: self._entry(tensor) for tensor in given})
+            (*constants, "", *at), lambda: Cut(self._parts, at, {tensor: self._entry(tensor) for tensor in constants})
         )
 
     def _session(self, tensors: Sequence[str], once: bool = False) -> Session:
@@ -344,16 +344,23 @@ class ForwardPass:
     ) -> ForwardPass:
         """Run the tail behind some layers again; values[k] belongs to row rows[k] of this pass."""
         recording = self._recording
-        given = {recording.tensor(layer): value for layer, value in values.items()}
+        constants = {recording.tensor(layer): value for layer, value in values.items()}
         tensors = {layer: recording.tensor(layer) for layer in at}
-        return self._resumed(recording.tail(list(given), list(tensors.values())), given, tensors, rows, differentiate)
+        return self._resumed(
+            recording.tail(list(constants), list(tensors.values())), constants, tensors, rows, differentiate
+        )
 
     def _resumed(
-        self, cut: Cut, given: Mapping[str, Array], tensors: Mapping[str, str], rows: list[int], differentiate: bool
+        self,
+        cut: Cut,
+        constants: Mapping[str, Array],
+        tensors: Mapping[str, str],
+        rows: list[int],
+        differentiate: bool,
     ) -> ForwardPass:
         recording, x = self._recording, self._x[rows]
         values = self._taken_rows(cut, rows)
-        values |= {tensor: value.astype(recording.dtype(tensor)) for tensor, value in given.items()}
+        values |= {tensor: value.astype(recording.dtype(tensor)) for tensor, value in constants.items()}
         run = cut.run(differentiate)
         batches = []
         for part_rows in recording.slices(len(x)):
@@ -367,8 +374,8 @@ class ForwardPass:
         """The tail of this pass, run once more in standard form."""
         cut = self._recording.standard(self._cut)
         layers = {tensor: layer for layer, tensor in self._tensors.items()}
-        given = {tensor: self.value(layers[tensor]) for tensor in cut.given}
-        return self._resumed(cut, given, self._tensors, list(range(len(self._x))), True)
+        constants = {tensor: self.value(layers[tensor]) for tensor in cut.constants}
+        return self._resumed(cut, constants, self._tensors, list(range(len(self._x))), True)
 
     def _taken(self, cut: Cut) -> dict[str, Array]:
         """Return the values of all rows that a tail takes in addition to the given ones."""

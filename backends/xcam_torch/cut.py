@@ -79,8 +79,8 @@ class Forward:
             assert tensor is not None
             current, name = dequantized(tensor), call.layer.name
             if name in replacements:
-                given = replacements[name]
-                current = (given(current.detach()) if callable(given) else given).to(current).detach()
+                constants = replacements[name]
+                current = (constants(current.detach()) if callable(constants) else constants).to(current).detach()
             if name in opened and not current.is_inference():
                 if not values or not current.requires_grad:  # else it is computed from an earlier one of the layers
                     current = current.detach().requires_grad_()

@@ -74,11 +74,11 @@ def _filled(
     """Return the gradients by layer, zeros where a value has none. Raises NoGradient where no value of a layer has one."""
     rest, result = iter(gradients), {}
     for name, parts in values.items():
-        own = [next(rest) for _ in parts]
-        if all(g is None for g in own):
+        at_layer = [next(rest) for _ in parts]
+        if all(g is None for g in at_layer):
             raise NoGradient(name)
         result[name] = [
             g if g is not None else part.new_zeros((batch, *part.shape) if batch else part.shape)
-            for g, part in zip(own, parts, strict=True)
+            for g, part in zip(at_layer, parts, strict=True)
         ]
     return result

@@ -83,10 +83,12 @@ class Recording:
         """See xcam.contract.recorded.Recording."""
         return self.cut(self.tensor(x), layers, {}, differentiate)
 
-    def cut(self, x: Tensor, layers: Sequence[str], given: Mapping[str, Tensor], differentiate: bool) -> ForwardPass:
+    def cut(
+        self, x: Tensor, layers: Sequence[str], constants: Mapping[str, Tensor], differentiate: bool
+    ) -> ForwardPass:
         """Run the whole module, opened at some layers, with given values of layers."""
         batches = self._batches(x)
-        parts = {name: self._batches(value) for name, value in given.items()}
+        parts = {name: self._batches(value) for name, value in constants.items()}
         opened = [self.calls[name] for name in layers]
         cuts = [
             self._forward.cut(batch, opened, {name: part[k] for name, part in parts.items()}, differentiate)
@@ -156,17 +158,17 @@ class ForwardPass:
     ) -> ForwardPass:
         """Run the captured tail where there is one, else the whole module."""
         recording, calls = self._recording, self._recording.calls
-        given = {name: recording.tensor(value) for name, value in values.items()}
-        by_value = {calls[name].value: name for name in given}
-        same = {name: name if name in given else by_value.get(calls[name].value, name) for name in at}
+        constants = {name: recording.tensor(value) for name, value in values.items()}
+        by_value = {calls[name].value: name for name in constants}
+        same = {name: name if name in constants else by_value.get(calls[name].value, name) for name in at}
         opened, pick = list(dict.fromkeys(same.values())), torch.as_tensor(rows, device=self._x.device)
         graph = recording.graph(self._x)
-        tail = graph.tail(list(given), opened, differentiate, self._x) if graph else None
+        tail = graph.tail(list(constants), opened, differentiate, self._x) if graph else None
         if tail is None:
-            result = recording.cut(self._x[pick], opened, given, differentiate)
+            result = recording.cut(self._x[pick], opened, constants, differentiate)
         else:
             inner = tail.rows(self._inner.get(tail, lambda: tail.inner(self._x)), self._x, pick)
-            outputs, results = tail([*given.values()], inner)
+            outputs, results = tail([*constants.values()], inner)
             result = ForwardPass(recording, self._x[pick], [Cut(results, outputs)])
         result._values = {name: result._values[key] for name, key in same.items()}
         return result

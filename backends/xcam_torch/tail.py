@@ -56,22 +56,22 @@ class Graph:
         """Whether the module still holds the parameters that were captured: neither moved nor replaced."""
         return self._pointers == _pointers(self.module)
 
-    def tail(self, given: Sequence[str], at: Sequence[str], differentiate: bool, x: Tensor) -> Tail | None:
+    def tail(self, constants: Sequence[str], at: Sequence[str], differentiate: bool, x: Tensor) -> Tail | None:
         """Return the tail behind some layers. None where it was not verified.
 
         Args:
-            given: the layers whose values are given.
+            constants: the layers whose values are given.
             at: the layers whose values are asked for.
             differentiate: whether their gradients are, too.
             x: an input, to verify with.
         """
         calls = self._forward.calls
-        if not all(self.check(calls[name], x)[0] for name in given) or not all(
+        if not all(self.check(calls[name], x)[0] for name in constants) or not all(
             self.check(calls[name], x)[1] for name in at
         ):
             return None
         starts = [name for name in at if differentiate and calls[name].layer.differentiable]
-        return self._tails.get((*given, "", *at, "", *starts), lambda: Tail(self, given, at, starts))
+        return self._tails.get((*constants, "", *at, "", *starts), lambda: Tail(self, constants, at, starts))
 
     def node(self, name: str) -> fx.Node:
         """Return the node that computes a layer's value: the last of the layer's call that has its shape."""
@@ -98,10 +98,10 @@ class Graph:
                 versions = [0 if t.is_inference() else t._version for t in _tensors(self.module)]
                 if self._expected is None or self._expected[0] != versions:
                     self._expected = versions, forward(two[pick])
-                own: list[Tensor] = []
+                clean: list[Tensor] = []
 
                 def noisy(value: Tensor) -> Tensor:
-                    own.append(value.clone())
+                    clean.append(value.clone())
                     generator = torch.Generator().manual_seed(0)
                     return (value * (2 * torch.rand(value.shape, generator=generator).to(value))).contiguous()
 
@@ -109,8 +109,8 @@ class Graph:
                 tail = Tail(self, [name], [])
                 outputs, _ = tail([expected.values[name]], tail.rows(tail.inner(two), two, pick))
                 value = extract(self.graph, [self.x], [self.node(name)])(two[pick])[0]
-                agrees = value.shape == own[0].shape and bool(
-                    (value - own[0]).abs().max() <= 1e-4 * own[0].abs().max()
+                agrees = value.shape == clean[0].shape and bool(
+                    (value - clean[0]).abs().max() <= 1e-4 * clean[0].abs().max()
                 )
                 return agrees and _same(outputs, expected.outputs, self._expected[1]), agrees
             except Exception:
@@ -120,16 +120,16 @@ class Graph:
 class Tail:
     """The part of a graph behind some layers with given values."""
 
-    def __init__(self, graph: Graph, given: Sequence[str], at: Sequence[str], starts: Sequence[str] = ()) -> None:
+    def __init__(self, graph: Graph, constants: Sequence[str], at: Sequence[str], starts: Sequence[str] = ()) -> None:
         """Split a graph.
 
         Args:
             graph: the graph.
-            given: the layers with given values.
+            constants: the layers with given values.
             at: the layers whose values are asked for. That of one which is computed from none of `given` is taken.
             starts: those of `at` from which torch records its graph.
         """
-        sources, x = [graph.node(name) for name in given], graph.x
+        sources, x = [graph.node(name) for name in constants], graph.x
         nodes = {name: graph.node(name) for name in at}
         stop = set(sources)
         behind = {node for source in sources for node in reachable([source], _users, stop - {source})}
@@ -162,19 +162,19 @@ class Tail:
         return [t[pick] for t in inner] if self._row_by_row else self.inner(x[pick])
 
     def __call__(
-        self, given: Sequence[Tensor], inner: Sequence[Tensor]
+        self, constants: Sequence[Tensor], inner: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Run the tail.
 
         Args:
-            given: the given values. They are not written to, and not copied.
+            constants: the given values. They are not written to, and not copied.
             inner: see `inner`.
 
         Returns:
             The outputs by name, as logits where an activation is cut off; and the values of the layers by name.
         """
         with torch.no_grad():  # until the first of `starts`
-            results, count = self._tail(*given, *inner), len(self._names)
+            results, count = self._tail(*constants, *inner), len(self._names)
         return dict(zip(self._names, results[:count], strict=True)), dict(zip(self._at, results[count:], strict=True))
 
 

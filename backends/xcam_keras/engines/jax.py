@@ -116,11 +116,11 @@ class Recording:
         graph = self.graph(len(x))
         return ForwardPass(self, graph.cut(layers), x, [graph.tensor(x)], differentiate)
 
-    def row_by_row(self, at: Sequence[str], given: Sequence[str], batch: int, other: int) -> bool:
+    def row_by_row(self, at: Sequence[str], constants: Sequence[str], batch: int, other: int) -> bool:
         """Return whether bypass values have one row for each image, by comparing the graphs of two batch sizes."""
         if other == batch:
             other = BATCH if batch != BATCH else BATCH + 1
-        shapes = [[shape_of(v) for v in self.graph(n).cut(at, given).bypass] for n in (batch, other)]
+        shapes = [[shape_of(v) for v in self.graph(n).cut(at, constants).bypass] for n in (batch, other)]
         return len(shapes[0]) == len(shapes[1]) and all(
             a[:1] == (batch,) and b[:1] == (other,) and a[1:] == b[1:] for a, b in zip(*shapes, strict=True)
         )
@@ -157,14 +157,16 @@ class ForwardPass:
         self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
     ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
-        recording, given, count = self._recording, list(values), len(self._x)
+        recording, constants, count = self._recording, list(values), len(self._x)
         graph, x = recording.graph(len(rows)), self._x[rows]
-        cut = graph.cut(at, given)
+        cut = graph.cut(at, constants)
         bypass: list[jax.Array] = []
         if cut.bypass:
             whole = recording.graph(count)
-            if rows == list(range(count)) or recording.row_by_row(at, given, count, len(rows)):
-                kept = self._kept.get((*given, "", *at), lambda: whole.cut(at, given).head(whole.tensor(self._x)))
+            if rows == list(range(count)) or recording.row_by_row(at, constants, count, len(rows)):
+                kept = self._kept.get(
+                    (*constants, "", *at), lambda: whole.cut(at, constants).head(whole.tensor(self._x))
+                )
                 bypass = kept if rows == list(range(count)) else [t[jnp.asarray(rows)] for t in kept]
             else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
                 bypass = cut.head(graph.tensor(x))

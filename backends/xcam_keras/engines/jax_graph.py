@@ -80,9 +80,9 @@ class Graph:
         self.from_x = self.following(self.x)
         self._cache: BoundedCache[Any, Any] = BoundedCache()
 
-    def cut(self, at: Sequence[str], given: Sequence[str] = ()) -> Cut:
+    def cut(self, at: Sequence[str], constants: Sequence[str] = ()) -> Cut:
         """Return the cut at some layers, from the input on or from given values of other layers on."""
-        cut: Cut = self._cache.get(("cut", *given, "", *at), lambda: Cut(self, at, given))
+        cut: Cut = self._cache.get(("cut", *constants, "", *at), lambda: Cut(self, at, constants))
         return cut
 
     def passed(self, output: str) -> set[Var]:
@@ -226,14 +226,14 @@ class Cut:
         backward: the compiled product of the transpose and one cotangent for each output: the gradient of each of `at`.
     """
 
-    def __init__(self, graph: Graph, at: Sequence[str], given: Sequence[str]) -> None:
-        self.graph, self._key = graph, (*given, "", *at)
+    def __init__(self, graph: Graph, at: Sequence[str], constants: Sequence[str]) -> None:
+        self.graph, self._key = graph, (*constants, "", *at)
         self.at = {name: graph.layers[name] for name in at}
-        fed = list(dict.fromkeys(graph.layers[name] for name in given))
+        fed = list(dict.fromkeys(graph.layers[name] for name in constants))
         self._starts = list(dict.fromkeys(self.at.values()))
         ends = [*graph.outputs, *self.at.values()]
-        self.bypass = self._bypass(fed, ends) if given else []
-        self._part = _Part(graph, [*fed, *self.bypass] if given else [graph.x], ends)
+        self.bypass = self._bypass(fed, ends) if constants else []
+        self._part = _Part(graph, [*fed, *self.bypass] if constants else [graph.x], ends)
         self._run = jax.jit(self._run_part, static_argnums=0)
         self.backward = jax.jit(self._run_backward)
         makers = {var: equation for var, equation in graph.makers.items() if var not in fed}

@@ -174,11 +174,11 @@ class Recording:
         )
         return ForwardPass(cut, x, outputs, values, inside, bypass)
 
-    def cut(self, at: Sequence[str], given: Sequence[str], differentiate: bool) -> Cut:
+    def cut(self, at: Sequence[str], constants: Sequence[str], differentiate: bool) -> Cut:
         """Return the cut at some layers; one with the backward pass also where none is needed, if it exists."""
-        key = (*given, "", *at)
+        key = (*constants, "", *at)
         differentiate = differentiate or key in self._differentiated
-        cut: Cut = self.once(("cut", key, differentiate), lambda: Cut(self, key, at, given, differentiate))
+        cut: Cut = self.once(("cut", key, differentiate), lambda: Cut(self, key, at, constants, differentiate))
         if differentiate:
             self._differentiated.add(key)
         return cut
@@ -221,7 +221,7 @@ class Cut:
 
     Attributes:
         at: the tensors of the layers, by name.
-        given: the tensors with given values, by name.
+        constants: the tensors with given values, by name.
         inside: the tensors behind the given ones that the backward pass needs; without given values, all.
         bypass: the tensors that are not computed from the given ones, and that the tail or the backward pass needs.
         backward: from one cotangent for each output, `inside` and `bypass` to the gradient at each layer; None where no
@@ -229,20 +229,20 @@ class Cut:
     """
 
     def __init__(
-        self, recording: Recording, key: Any, at: Sequence[str], given: Sequence[str], differentiate: bool
+        self, recording: Recording, key: Any, at: Sequence[str], constants: Sequence[str], differentiate: bool
     ) -> None:
         self.recording, self._key = recording, (key, differentiate)
         self.at = {name: recording.tensors[name] for name in at}
-        self.given = {name: recording.tensors[name] for name in given}
-        self._fed = {tensor.name for tensor in self.given.values()}
+        self.constants = {name: recording.tensors[name] for name in constants}
+        self._fed = {tensor.name for tensor in self.constants.values()}
         outputs = list(recording.outputs.values())
         tail = {
-            name for tensor in self.given.values() for name in following(tensor.op, recording.operations)
+            name for tensor in self.constants.values() for name in following(tensor.op, recording.operations)
         } or recording.from_x
         cotangents, gradients, needed = self._gradients(outputs) if differentiate else ([], [], [])
         self.inside = [t for t in needed if t.name in self._fed or t.op.name in tail]
         outside = [t for t in (*needed, *self.at.values()) if t.name not in self._fed and t.op.name not in tail]
-        self.bypass = list({t.name: t for t in [*outside, *(self._bypass(tail) if given else ())]}.values())
+        self.bypass = list({t.name: t for t in [*outside, *(self._bypass(tail) if constants else ())]}.values())
         saved = [*self.inside, *self.bypass]
         self.backward = self._run("backward", [*cotangents, *saved], gradients) if differentiate else None
 
@@ -254,7 +254,9 @@ class Cut:
     def tail(self) -> Run:
         """The function from the given values and `bypass` to the outputs, the layers and `inside`."""
         fetches = [*self.recording.outputs.values(), *self.at.values(), *self.inside]
-        feeds = {t.name: t for t in [*self.given.values(), *self.bypass]}  # a layer and its last part are one tensor
+        feeds = {
+            t.name: t for t in [*self.constants.values(), *self.bypass]
+        }  # a layer and its last part are one tensor
         return self._run("tail", list(feeds.values()), fetches)
 
     def head(self) -> Run:
@@ -270,7 +272,7 @@ class Cut:
         existing = {op.name for op in graph.get_operations()}
         with graph.as_default():
             cotangents = [tf.compat.v1.placeholder(output.dtype, output.shape) for output in outputs]
-            constants = list(self.given.values())
+            constants = list(self.constants.values())
             try:
                 gradients = tf.gradients(
                     outputs, list(self.at.values()), grad_ys=cotangents, stop_gradients=constants or None
@@ -297,7 +299,7 @@ class Cut:
             return t.op.name in tail or not (t.dtype.is_floating or t is self.recording.x)
 
         ends = [t.op for t in [*self.recording.outputs.values(), *self.at.values()]]
-        starts = [tensor.op for tensor in self.given.values()]
+        starts = [tensor.op for tensor in self.constants.values()]
         operations = reachable(ends, lambda op: [t.op for t in reads(op) if is_inside(t)], stop=starts)
         for op in starts:
             operations.pop(op, None)
@@ -353,7 +355,9 @@ class ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
         recording, x = self._cut.recording, self._x[rows]
         cut = recording.cut(at, list(values), differentiate)
-        given = {cut.given[name].name: tf.cast(tf.constant(v), cut.given[name].dtype) for name, v in values.items()}
+        constants = {
+            cut.constants[name].name: tf.cast(tf.constant(v), cut.constants[name].dtype) for name, v in values.items()
+        }
         bypass: Sequence[tf.Tensor] = []
         if cut.bypass:
             everything = self._kept.get(cut, lambda: cut.head()(recording.tensor(self._x)))
@@ -361,7 +365,7 @@ class ForwardPass:
                 bypass = [tf.gather(t, tf.constant(rows)) for t in everything]
             else:  # windows folded into the batch, or a value of the whole batch: computed again for these rows
                 bypass = cut.head()(recording.tensor(x))
-        results = cut.tail()(*given.values(), *bypass)
+        results = cut.tail()(*constants.values(), *bypass)
         outputs, layers, inside = _split(results, len(self.outputs), len(cut.at))
         return ForwardPass(cut, x, outputs, layers, inside, bypass)
 

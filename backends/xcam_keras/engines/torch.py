@@ -125,7 +125,7 @@ class Recording:
         self,
         x: Tensor,
         names: Sequence[str],
-        given: Mapping[str, Tensor],
+        constants: Mapping[str, Tensor],
         differentiate: bool,
         skip: calls.Skip | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -134,7 +134,7 @@ class Recording:
         Args:
             x: the input.
             names: the layers.
-            given: values of layers, constants instead of their own.
+            constants: values of layers, constants instead of their own.
             differentiate: whether gradients lead from the outputs to the layers' values.
             skip: see xcam_keras.calls.watching.
 
@@ -145,14 +145,14 @@ class Recording:
             NoGradient: gradients are asked for, and no output depends on the layers.
         """
         values: dict[str, Tensor] = {}
-        opened = {self.keys[name]: name for name in (*names, *given)}
+        opened = {self.keys[name]: name for name in (*names, *constants)}
 
         def note(call: calls.Call) -> Any:
             name = opened.get(call.key)
             if name is None:
                 return call.value
             value = calls.first(call.value, is_float)
-            current = given[name].to(value).detach() if name in given else value
+            current = constants[name].to(value).detach() if name in constants else value
             if name in names and differentiate:
                 if not current.requires_grad or not any(t.requires_grad for t in values.values()):
                     current = current.detach().requires_grad_()
@@ -332,14 +332,14 @@ class ForwardPass:
     ) -> ForwardPass:
         """See xcam.contract.recorded.ForwardPass."""
         recording, x = self._recording, self._x[rows]
-        given = {name: torch.as_tensor(np.array(v), device=recording.device) for name, v in values.items()}
-        by_value = {recording.values_of[name]: name for name in given}
-        same = {name: name if name in given else by_value.get(recording.values_of[name], name) for name in at}
+        constants = {name: torch.as_tensor(np.array(v), device=recording.device) for name, v in values.items()}
+        by_value = {recording.values_of[name]: name for name in constants}
+        same = {name: name if name in constants else by_value.get(recording.values_of[name], name) for name in at}
         opened = list(dict.fromkeys(same.values()))
-        earliest = min(given, key=list(recording.keys).index)
+        earliest = min(constants, key=list(recording.keys).index)
         replay, skip = recording.replay(earliest), None
         if replay is not None and not any(recording.keys[name] in replay.ahead for name in opened):
             bypass = self._bypass.get(earliest, partial(recording.bypass, self._x, replay))
             skip = replay.skip(bypass, rows)
-        outputs, tensors = recording.cut(x, opened, given, differentiate, skip)
+        outputs, tensors = recording.cut(x, opened, constants, differentiate, skip)
         return ForwardPass(recording, x, outputs, {name: tensors[key] for name, key in same.items()})

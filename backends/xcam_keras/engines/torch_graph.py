@@ -103,13 +103,13 @@ class Flow(TorchFunctionMode):
         return set(reachable(starts, sources))
 
     def item(self, tensor: Tensor) -> Node | int:
-        """Return what a value is in the graph of `passed`: its node of torch's graph, or its id where it has none."""
+        """Return the item of a value in the graph of `passed`: its node of torch's graph, or its id where it has none."""
         return node_of(tensor) if tensor.requires_grad else id(tensor)
 
     def passed(self, output: Tensor) -> set[Node | int]:
         """Return the items through which every path from the input to an output leads; none where values were overwritten.
 
-        A write in place gives a tensor another node, so that the order of what read it before is not known any more.
+        A write in place gives a tensor another node, so that the order of those that read it before is not known any more.
         """
         if self.source is None:
             return set()
@@ -128,7 +128,7 @@ class Flow(TorchFunctionMode):
 
 
 def _ordered(end: Node | int, inputs: Callable[[Node | int], list[Node | int]]) -> list[Node | int]:
-    """Return the items that `end` is computed from, each after those that it reads; [] where there is no such order."""
+    """Return the items that `end` is computed from, each after those that it reads; [] where such an order does not exist."""
     result: dict[Node | int, None] = {}
     open_items: set[Node | int] = set()
     stack: list[tuple[Node | int, bool]] = [(end, False)]

@@ -35,7 +35,7 @@ def cuts(order: Sequence[N], inputs: Callable[[N], Iterable[N]], source: N, outp
         order: the nodes of a graph, each after those that it reads.
         inputs: the nodes that a node reads.
         source: the node of the input.
-        output: the node of the output. Where no path leads to it, there is no cut.
+        output: the node of the output. Where no path leads to it, there are none.
     """
     ahead = reachable([output], inputs)
     paths: dict[N, int] = {}

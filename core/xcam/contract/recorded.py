@@ -76,7 +76,7 @@ class ForwardPass(Protocol):
         """
 
     def resumed(self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool) -> Self:
-        """Run what follows some layers again, from given values, opened at the layers `at`.
+        """Run the tail behind some layers again, from given values, opened at the layers `at`.
 
         Values that are computed from none of these layers are those of this pass. Called on results of
         `Recording.forward` alone, and not on those of this method.
@@ -145,7 +145,7 @@ class State:
     """The pass from the input, of which rows are run again."""
     rows: list[int]
     """The row of that pass for each row of the batch."""
-    given: Mapping[str, tuple[Layer, Array]]
+    constants: Mapping[str, tuple[Layer, Array]]
     """The given values that it was run with, by layer: [N, C, *spatial]."""
     names: Sequence[str]
     """Names of the outputs, in the order in which targets read them."""
@@ -177,7 +177,7 @@ class _Pass(Generic[R]):
     """The pass from the input."""
     rows: list[int]
     """See State, also for `given`."""
-    given: Mapping[str, tuple[Layer, Array]] = field(default_factory=dict)
+    constants: Mapping[str, tuple[Layer, Array]] = field(default_factory=dict)
 
 
 def _gradients(
@@ -399,14 +399,14 @@ class RecordedModel(ABC, Generic[R]):
         layers = [state.layer] if at is None else [self._layer(state.opened, name) for name in _names(at)]
         if not layers:
             return []
-        given = {name: (layer, value[picked]) for name, (layer, value) in state.given.items()}
-        given[state.layer.name] = state.layer, np.array(activations, np.float32)
-        values = {name: from_trace(value, layer) for name, (layer, value) in given.items()}
+        constants = {name: (layer, value[picked]) for name, (layer, value) in state.constants.items()}
+        constants[state.layer.name] = state.layer, np.array(activations, np.float32)
+        values = {name: from_trace(value, layer) for name, (layer, value) in constants.items()}
         root_rows = [state.rows[row] for row in picked]
         with self._running_at(layers):
             resumed = state.forward_pass.resumed(values, root_rows, _distinct(layers), cotangents is not None)
             outputs = {name: resumed.outputs[name] for name in state.names}
-        one = _Pass(layers, state.opened, resumed, outputs, state.forward_pass, root_rows, given)
+        one = _Pass(layers, state.opened, resumed, outputs, state.forward_pass, root_rows, constants)
         traces = self._finish(one, cotangents)
         return traces[0] if at is None or isinstance(at, str) else traces
 
@@ -479,10 +479,10 @@ class RecordedModel(ABC, Generic[R]):
                         gradients[name].append(np.ascontiguousarray(to_trace(each[name], layer)))
         traces = {}
         for name, layer in layers.items():
-            state = State(layer, one.opened, one.root, one.rows, one.given, list(one.outputs))
+            state = State(layer, one.opened, one.root, one.rows, one.constants, list(one.outputs))
             value = (
-                one.given[name][1]
-                if name in one.given
+                one.constants[name][1]
+                if name in one.constants
                 else np.ascontiguousarray(to_trace(one.forward_pass.value(name), layer))
             )
             traces[name] = Trace(one_or_mapping(one.outputs), value, gradients[name], state)

@@ -55,7 +55,7 @@ def gradient(
     cotangents: Mapping[str, Values],
     at: Values | None = None,
     without: Collection[tuple[str, str]] = (),
-    given: Mapping[str, Values] | None = None,
+    constants: Mapping[str, Values] | None = None,
 ) -> Values:
     """Return ∂⟨v, outputs⟩/∂(value of `layer`), by central differences in float64, with all entries in one batch.
 
@@ -66,10 +66,10 @@ def gradient(
         cotangents: v by output name.
         at: A replacement for the layer's value, where the gradient is taken.
         without: Edges that carry no change.
-        given: Values of other steps, constants instead of their own.
+        constants: Values of other steps, constants instead of their own.
     """
-    given = {name: value for name, value in (given or {}).items() if name != layer}
-    known = run(network, x, given if at is None else {**given, layer: at})
+    constants = {name: value for name, value in (constants or {}).items() if name != layer}
+    known = run(network, x, constants if at is None else {**constants, layer: at})
     value = known[layer]
     grads = np.empty_like(value)
     step = 1e-6
@@ -78,7 +78,7 @@ def gradient(
         nudges = step * np.eye(entries).reshape(entries, *value[n].shape)
         variants = np.concatenate([value[n] + nudges, value[n] - nudges])
         cut = {edge: known[edge[0]][n : n + 1].repeat(2 * entries, axis=0) for edge in without}
-        fixed = {name: given_value[n : n + 1].repeat(2 * entries, axis=0) for name, given_value in given.items()}
+        fixed = {name: given_value[n : n + 1].repeat(2 * entries, axis=0) for name, given_value in constants.items()}
         images = np.repeat(x[n : n + 1], 2 * entries, axis=0)
         outputs = logits(network, run(network, images, {**fixed, layer: variants}, cut))
         score = np.sum([(outputs[name] * v[n]).sum(axis=1) for name, v in cotangents.items()], axis=0)

@@ -273,7 +273,7 @@ class Values(Suite):
                     behind = [other for other in steps if network.feeds(step, other)]
                     stopped: Mistakes = {
                         f"it stops at {' and '.join(others)}; let gradients pass through the other layers": partial(
-                            reference.gradient, network, x, step, fixed[m], given={o: values[o] for o in others}
+                            reference.gradient, network, x, step, fixed[m], constants={o: values[o] for o in others}
                         )
                         for others in ([behind] if behind else []) + [[other] for other in behind]
                     }
@@ -292,24 +292,26 @@ class Values(Suite):
         for name in steps:
             trace = model.trace(self.native_batch(model, x), self.layer(name))
             factors = rng.uniform(0, 2, size=(len(ROWS), *trace.activations.shape[1:]))
-            given = {name: (trace.activations[ROWS] * factors).astype(np.float32)}
-            values = reference.run(network, x[ROWS], given)
+            constants = {name: (trace.activations[ROWS] * factors).astype(np.float32)}
+            values = reference.run(network, x[ROWS], constants)
             at = [step for step in steps if step == name or network.avoids([name], step, network.outputs)]
             at += [step for step in steps if network.feeds(name, step) and step not in at]
-            resumed = model.resume(trace, given[name], ROWS, FixedCotangents(v), at=[self.layer(step) for step in at])
+            resumed = model.resume(
+                trace, constants[name], ROWS, FixedCotangents(v), at=[self.layer(step) for step in at]
+            )
             assert isinstance(resumed, list), (
                 f"resume() with a list as `at` returned {type(resumed).__name__}; return a list"
             )
             for step, one in zip(at, resumed, strict=True):
                 label = f"resume at {step}, from changed values of {name}"
-                wrong = wrong_rows(network, x, ROWS, name, given[name])
+                wrong = wrong_rows(network, x, ROWS, name, constants[name])
                 same(one.outputs, reference.logits(network, values), f"{label}: outputs", wrong)
                 self._check_resumed(network, x, one, step, values, clean, label)
                 slope = partial(reference.gradient, network, x[ROWS], step, v)
                 unchanged = {"it is the gradient of the clean run; differentiate the resumed one": slope}
                 close(
                     one.gradients[0],
-                    slope(given=given, at=given.get(step)),
+                    slope(constants=constants, at=constants.get(step)),
                     1e-3,
                     f"{label}: gradient",
                     mistakes=unchanged,
@@ -327,7 +329,7 @@ class Values(Suite):
                     again = model.resume(earlier, more[step], rows)
                 label = f"resume at {step}, of a trace that was resumed at {name}"
                 x_rows = x[[ROWS[k] for k in rows]]
-                fixed = {name: given[name][rows], **more}
+                fixed = {name: constants[name][rows], **more}
                 expected = reference.logits(network, reference.run(network, x_rows, fixed))
                 stale = {
                     "the values around the layer are those of the first, clean run; keep those of the resumed one": partial(
@@ -339,7 +341,7 @@ class Values(Suite):
                 same(again.outputs, expected, f"{label}: outputs", stale)
                 close(again.activations, more[step], 1e-6, f"{label}: activations")
             *_, last = at
-            alone = model.resume(trace, given[name], ROWS, at=self.layer(last))
+            alone = model.resume(trace, constants[name], ROWS, at=self.layer(last))
             self._check_resumed(network, x, alone, last, values, clean, f"resume at {last} alone, from {name}")
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import DropVar, Jaxpr, JaxprEqn, Var
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from xcam.contract.graphs import call_names, cuts
@@ -54,11 +54,16 @@ class Graph:
     def cuts(self) -> set[Any]:
         """The variables through which every path from the input to the first output leads."""
         order = [*self.whole.jaxpr.invars, *(var for eqn in self.whole.eqns for var in eqn.outvars)]
-        read = {var: [v for v in eqn.invars if isinstance(v, Var)] for eqn in self.whole.eqns for var in eqn.outvars}
+        read = {var: _variables(eqn.invars) for eqn in self.whole.eqns for var in eqn.outvars}
         return cuts(order, lambda var: read.get(var, ()), self.whole.jaxpr.invars[-1], self.ends[0])
 
     def run(
-        self, wanted: Sequence[Any], params: Any, x: Any, given: Mapping[Any, Any] | None = None, shifts: Any = None
+        self,
+        wanted: Sequence[Any],
+        params: Any,
+        x: Any,
+        constants: Mapping[Any, Any] | None = None,
+        shifts: Any = None,
     ) -> list[Any]:
         """Return the values of variables.
 
@@ -66,29 +71,29 @@ class Graph:
             wanted: the variables.
             params: the parameters.
             x: the input.
-            given: values of variables, used instead of those that are computed.
+            constants: values of variables, used instead of those that are computed.
             shifts: numbers that are added to the values of variables.
         """
-        given, shifts = given or {}, shifts or {}
-        values = dict(zip(self.whole.jaxpr.constvars, self.whole.consts, strict=True))
-        values |= dict(zip(self.whole.jaxpr.invars, [*jax.tree.leaves(params), x], strict=True))
-        values |= {var: value + shifts[var] if var in shifts else value for var, value in given.items()}
+        values: dict[Any, Any] = {}
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, Literal) else values[atom]
-
-        for eqn in self.part(wanted, list(given)).eqns:
-            functions, settings = eqn.primitive.get_bind_params(eqn.params)
-            results = eqn.primitive.bind(*functions, *map(read, eqn.invars), **settings)
-            for var, value in zip(eqn.outvars, results if eqn.primitive.multiple_results else [results], strict=True):
+        def keep(variables: Sequence[Any], results: Sequence[Any]) -> None:
+            for var, value in zip(variables, results, strict=True):
                 values[var] = value + shifts[var] if var in shifts else value
-        return [read(atom) for atom in wanted]
 
-    def part(self, wanted: Sequence[Any], given: Sequence[Any] = ()) -> Jaxpr:
+        whole = self.whole.jaxpr
+        keep([*whole.constvars, *whole.invars], [*self.whole.consts, *jax.tree.leaves(params), x])
+        keep([*constants], [*constants.values()])
+        for eqn in self.part(wanted, [*constants]).eqns:
+            read, written = _variables(eqn.invars), [v for v in eqn.outvars if not isinstance(v, DropVar)]
+            alone = whole.replace(constvars=[], invars=read, outvars=written, eqns=[eqn])
+            keep(written, jax.core.eval_jaxpr(alone, [], *(values[var] for var in read)))
+        return [values[var] for var in wanted]
+
+    def part(self, wanted: Sequence[Any], constants: Sequence[Any] = ()) -> Jaxpr:
         """Return the equations that compute `wanted` from params and x, and from the variables `given`."""
         whole = self.whole.jaxpr
-        eqns = [eqn for eqn in whole.eqns if not any(var in given for var in eqn.outvars)]
-        inputs, info = [*whole.invars, *given], whole.debug_info.with_unknown_names()
+        eqns = [eqn for eqn in whole.eqns if not any(var in constants for var in eqn.outvars)]
+        inputs, info = [*whole.invars, *constants], whole.debug_info.with_unknown_names()
         part = Jaxpr(whole.constvars, inputs, [*wanted], eqns, debug_info=info)
         return dce_jaxpr(part, [True] * len(wanted), instantiate=True)[0]
 
@@ -121,3 +126,7 @@ class Graph:
             equations += [] if eqn.primitive.name in STORAGE_ONLY else [eqn]
             var = next(iter(eqn.invars), None)
         return equations
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    return [*dict.fromkeys(atom for atom in atoms if isinstance(atom, Var))]

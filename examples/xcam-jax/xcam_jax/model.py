@@ -68,24 +68,24 @@ class Recording:
         return [_float32(value) for value in self.values_of(tuple(layers), self.params, x)]
 
     def forward(
-        self, x: Array, layers: Sequence[str], differentiate: bool, given: Mapping[str, Any] | None = None
+        self, x: Array, layers: Sequence[str], differentiate: bool, constants: Mapping[str, Any] | None = None
     ) -> ForwardPass:
-        return ForwardPass(self, x, *self.opened(tuple(layers), differentiate, self.params, x, dict(given or {})))
+        return ForwardPass(self, x, *self.opened(tuple(layers), differentiate, self.params, x, dict(constants or {})))
 
     def named(self, outputs: Sequence[Any]) -> dict[str, Array]:
         return dict(zip(self.output_activations, map(_float32, outputs), strict=True))
 
     def _values_of(self, layers: tuple[str, ...], params: Any, x: Any) -> list[Any]:
         graph = self._graph(x.shape)
-        return graph.run([graph.layers[name][0] for name in layers] or graph.ends, params, x)
+        return graph.run([graph.layers[name][0] for name in layers] or graph.ends, params, x, {}, {})
 
     def _opened(
-        self, layers: tuple[str, ...], differentiate: bool, params: Any, x: Any, given: Mapping[str, Any]
+        self, layers: tuple[str, ...], differentiate: bool, params: Any, x: Any, constants: Mapping[str, Any]
     ) -> tuple[Any, Any, Any]:
         """Return the layers' values by name; the outputs; and, to differentiate, the vjp from the layers on."""
         graph = self._graph(x.shape)
-        variables = {name: graph.layers[name][0] for name in (*layers, *given)}
-        known = {variables[name]: value.astype(variables[name].aval.dtype) for name, value in given.items()}
+        variables = {name: graph.layers[name][0] for name in (*layers, *constants)}
+        known = {variables[name]: value.astype(variables[name].aval.dtype) for name, value in constants.items()}
 
         def run(shifts: Mapping[str, Any]) -> tuple[Any, Any]:
             wanted, by_variable = [variables[name] for name in layers], {variables[n]: s for n, s in shifts.items()}
@@ -137,8 +137,8 @@ class ForwardPass:
     def resumed(
         self, values: Mapping[str, Array], rows: list[int], at: Sequence[str], differentiate: bool
     ) -> ForwardPass:
-        given = {name: jnp.asarray(value) for name, value in values.items()}
-        return self.recording.forward(self.x[rows], at, differentiate, given)
+        constants = {name: jnp.asarray(value) for name, value in values.items()}
+        return self.recording.forward(self.x[rows], at, differentiate, constants)
 
     def _stacked(self, cotangents: Sequence[Mapping[str, Array]]) -> list[Any]:
         """Return for each output its M cotangents as one array."""

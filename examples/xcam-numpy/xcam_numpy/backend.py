@@ -67,40 +67,40 @@ class NumpyModel:
         cotangents: Cotangents | None = None,
         at: str | Names | None = None,
     ) -> Any:
-        layer, values, given = trace.state
-        rows, behind = rows_of(rows, len(values["x"]), len(activations)), self._behind([layer], given)
+        layer, values, constants = trace.state
+        rows, behind = rows_of(rows, len(values["x"]), len(activations)), self._behind([layer], constants)
         bypass = {name: value[rows] for name, value in values.items() if name not in behind}
         values = self.graph.run(bypass | {layer: activations})
-        return self._finish(layer if at is None else at, values, given | {layer}, cotangents)
+        return self._finish(layer if at is None else at, values, constants | {layer}, cotangents)
 
     def _finish(
-        self, layers: str | Names, values: Values, given: frozenset[str], cotangents: Cotangents | None
+        self, layers: str | Names, values: Values, constants: frozenset[str], cotangents: Cotangents | None
     ) -> Any:
         names, outputs = [layers] if isinstance(layers, str) else list(layers), self._outputs(values)
-        gradients = [self._gradients(names, values, given, v) for v in ask(cotangents, outputs, self.logits)]
+        gradients = [self._gradients(names, values, constants, v) for v in ask(cotangents, outputs, self.logits)]
         traces = []
         for name in names:
             value, slopes = values[name].astype(np.float32, copy=False), [each[name] for each in gradients]
-            traces.append(Trace(outputs, value, slopes, (name, values, given)))
+            traces.append(Trace(outputs, value, slopes, (name, values, constants)))
         return traces[0] if isinstance(layers, str) else traces
 
-    def _gradients(self, layers: Sequence[str], values: Values, given: frozenset[str], v: Values) -> Values:
-        behind = self._behind(layers, given)
+    def _gradients(self, layers: Sequence[str], values: Values, constants: frozenset[str], v: Values) -> Values:
+        behind = self._behind(layers, constants)
         gradients = {name: np.zeros_like(values[name]) for name in behind}
         for name, node_name in self.logits.items():
             gradients[node_name] = gradients.get(node_name, 0) + v[name]
         for node in reversed(self.graph.nodes):
-            if node.name in behind - given and behind & set(node.inputs):
+            if node.name in behind - constants and behind & set(node.inputs):
                 parts = node.backward(gradients[node.name], *(values[name] for name in node.inputs))
                 for name, part in zip(node.inputs, parts, strict=True):
                     if name in behind:  # the backward pass stops at the layers
                         gradients[name] = gradients[name] + part
         return {name: gradients[name].astype(np.float32) for name in layers}
 
-    def _behind(self, layers: Sequence[str], given: frozenset[str] = frozenset()) -> set[str]:
+    def _behind(self, layers: Sequence[str], constants: frozenset[str] = frozenset()) -> set[str]:
         behind = set(layers)
         for node in self.graph.nodes:
-            behind |= {node.name} if node.name not in given and behind & set(node.inputs) else set()
+            behind |= {node.name} if node.name not in constants and behind & set(node.inputs) else set()
         return behind
 
     def _outputs(self, values: Values) -> Outputs:

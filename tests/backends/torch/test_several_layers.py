@@ -165,8 +165,8 @@ def test_a_resumed_trace_is_at_the_layers_in_its_own_run(kind: str) -> None:
         changed = trace.activations[ROWS] * np.random.default_rng(i).uniform(0, 2, trace.activations[ROWS].shape)
         changed = changed.astype(np.float32)
         at = names[i:]
-        given = {name: torch.from_numpy(changed)}
-        expected = plain(module, x, at, given)
+        constants = {name: torch.from_numpy(changed)}
+        expected = plain(module, x, at, constants)
         resumed = model.resume(trace, changed, ROWS, cotangents, at=at)
         for other, one in zip(at, resumed, strict=True):
             reached = expected[2][0][other] is not None
@@ -176,7 +176,7 @@ def test_a_resumed_trace_is_at_the_layers_in_its_own_run(kind: str) -> None:
         if len(at) > 1:  # again, at the next layer: the rest has the values of this run
             one, rows = resumed[1], [2, 1]
             more = (1.3 * one.activations[rows]).astype(np.float32)
-            fixed = {name: given[name][rows], at[1]: torch.from_numpy(more)}
+            fixed = {name: constants[name][rows], at[1]: torch.from_numpy(more)}
             expected = plain(module, x[rows], at[1:], fixed)
             for other, last in zip(at[1:], model.resume(one, more, rows, cotangents, at=at[1:]), strict=True):
                 check(last, other, expected)

@@ -21,10 +21,10 @@ NEXT = Layer("next", "Add", (2, 3, 1), "channels_last")
 class Pass:
     """double = 2·x, next = double + skip·x, output = Σ next³, with `given` values as constants."""
 
-    def __init__(self, recorded, x, layers, given=()):
-        self.recorded, self.x, self.layers, self.given = recorded, x, layers, dict(given)
-        double = self.given.get("double", 2 * x)
-        self.values = {"double": double, "next": self.given.get("next", double + recorded.skip * x)}
+    def __init__(self, recorded, x, layers, constants=()):
+        self.recorded, self.x, self.layers, self.constants = recorded, x, layers, dict(constants)
+        double = self.constants.get("double", 2 * x)
+        self.values = {"double": double, "next": self.constants.get("next", double + recorded.skip * x)}
 
     def value(self, layer):
         return self.values[layer]
@@ -38,7 +38,7 @@ class Pass:
             v = sum(cotangent.values())
             if not v.any():
                 raise NoGradient
-            if "next" in self.given and "double" in self.layers:
+            if "next" in self.constants and "double" in self.layers:
                 raise NoGradient("double")
             yield dict.fromkeys(self.layers, (3 * self.values["next"] ** 2 * v[:, None, None, :]).astype(np.float32))
 
@@ -48,7 +48,7 @@ class Pass:
             yield (6 * self.values["next"] * v[:, None, None, :] * vector).astype(np.float32)
 
     def resumed(self, values, rows, at, differentiate):
-        assert not self.given, "a resumed pass is not resumed: the pass from the input is"
+        assert not self.constants, "a resumed pass is not resumed: the pass from the input is"
         return Pass(self.recorded, self.x[rows], at, values)
 
 
@@ -216,8 +216,8 @@ def test_a_resumed_trace_is_at_its_layer_and_is_resumed_with_the_values_of_its_r
     whole = model.resume(other, 0 * changed[:2], [1, 0], at="next")
     assert np.array_equal(whole.activations, changed[[1, 0]]), "its value is given: it follows nothing"
     assert model.resume(trace, changed, rows, at=[]) == []
-    own = model.resume(trace, changed, rows, at=["twice"])[0]
-    assert np.array_equal(own.activations, changed)
+    same = model.resume(trace, changed, rows, at=["twice"])[0]
+    assert np.array_equal(same.activations, changed)
 
 
 def test_the_error_names_the_layer_without_a_gradient():

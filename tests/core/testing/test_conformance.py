@@ -36,8 +36,8 @@ class Correct(NumpyModel):
         self.native = native
         super().__init__(native.graph)
 
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
-        traces = super()._finish(layers, values, given, cotangents)
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
+        traces = super()._finish(layers, values, constants, cotangents)
         if isinstance(layers, str):
             return self.spoiled(traces, layers, values)
         return [self.spoiled(trace, layer, values) for trace, layer in zip(traces, layers, strict=True)]
@@ -46,12 +46,12 @@ class Correct(NumpyModel):
         """Return the trace at a layer: for a wrong backend to change."""
         return trace
 
-    def _gradients(self, layers: Any, values: Any, given: Any, v: Any) -> Any:
-        return {layer: self.gradient(layer, values, given, v) for layer in layers}
+    def _gradients(self, layers: Any, values: Any, constants: Any, v: Any) -> Any:
+        return {layer: self.gradient(layer, values, constants, v) for layer in layers}
 
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
         """Return the gradient at a layer: for a wrong backend to change."""
-        return super()._gradients([layer], values, given, v)[layer]
+        return super()._gradients([layer], values, constants, v)[layer]
 
 
 def suite(backend: Callable[[Native], Any]) -> Conformance:
@@ -104,8 +104,8 @@ class Twice(Correct):
 
 
 class OverTheBatch(Correct):
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
-        return super().gradient(layer, values, given, v) / np.float32(len(values["x"]))
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
+        return super().gradient(layer, values, constants, v) / np.float32(len(values["x"]))
 
 
 class Negative(Correct):
@@ -144,15 +144,15 @@ class SizeTurned(Correct):
 class LastPathAlone(Correct):
     """A value that two nodes read gets the gradient of only one of them."""
 
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
         result = {node: np.asarray(v[name]) for name, node in self.logits.items()}
         for node in reversed(self.graph.nodes):
-            if node.name in result and node.name in self._behind([layer], given) - {layer}:
+            if node.name in result and node.name in self._behind([layer], constants) - {layer}:
                 gradients = node.backward(result[node.name], *(values[name] for name in node.inputs))
                 result |= {
                     name: g
                     for name, g in zip(node.inputs, gradients, strict=True)
-                    if name in self._behind([layer], given)
+                    if name in self._behind([layer], constants)
                 }
         return result[layer].astype(np.float32)
 
@@ -161,31 +161,31 @@ class SkipDropped(Correct):
     """`resume` keeps no bypass values."""
 
     def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
-        layer, values, given = trace.state
-        behind = self._behind([layer], given)
+        layer, values, constants = trace.state
+        behind = self._behind([layer], constants)
         kept = {
             name: np.zeros((len(activations), *value.shape[1:]), np.float32)
             for name, value in values.items()
             if name not in behind
         }
         run = self.graph.run(kept | {layer: activations})
-        return self._finish(layer if at is None else at, run, given | {layer}, cotangents)
+        return self._finish(layer if at is None else at, run, constants | {layer}, cotangents)
 
 
 class SkipStale(Correct):
     """`resume` changes the value for the next node, and for no other."""
 
     def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
-        layer, values, given = trace.state
+        layer, values, constants = trace.state
         rows = range(len(activations)) if rows is None else rows
         rows = [0] * len(activations) if len(values["x"]) == 1 else rows
-        kept = {name: value[rows] for name, value in values.items() if name not in self._behind([layer], given)}
+        kept = {name: value[rows] for name, value in values.items() if name not in self._behind([layer], constants)}
         kept |= {layer: activations}
         first = next((n for n in self.graph.nodes if layer in n.inputs), None)
         if first is not None:
             kept[first.name] = first.forward(*(kept[name] for name in first.inputs))
         run = self.graph.run(kept | {layer: values[layer][rows]})
-        return self._finish(layer if at is None else at, run | {layer: activations}, given | {layer}, cotangents)
+        return self._finish(layer if at is None else at, run | {layer: activations}, constants | {layer}, cotangents)
 
 
 class RowsIgnored(Correct):
@@ -204,9 +204,9 @@ class Unchanged(Correct):
 
 
 class ModeChanged(Correct):
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
         self.native.mode["training"] = False
-        return super()._finish(layers, values, given, cotangents)
+        return super()._finish(layers, values, constants, cotangents)
 
 
 class ModeChangedByPredict(Correct):
@@ -218,9 +218,9 @@ class ModeChangedByPredict(Correct):
 class HookLeft(Correct):
     """The hook is removed, except after an exception."""
 
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
         self.native.mode["hooks"] += 1
-        trace = super()._finish(layers, values, given, cotangents)
+        trace = super()._finish(layers, values, constants, cotangents)
         self.native.mode["hooks"] -= 1
         return trace
 
@@ -228,12 +228,12 @@ class HookLeft(Correct):
 class KeptOnTheModel(Correct):
     """One thread overwrites the values of another."""
 
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
         self.kept = values
-        return super()._finish(layers, values, given, cotangents)
+        return super()._finish(layers, values, constants, cotangents)
 
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
-        return super().gradient(layer, self.kept, given, v)
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
+        return super().gradient(layer, self.kept, constants, v)
 
 
 class SoftmaxOn(Correct):
@@ -290,17 +290,17 @@ class Tensors(Correct):
 
 
 class Swallowed(Correct):
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
         try:
-            return super()._finish(layers, values, given, cotangents)
+            return super()._finish(layers, values, constants, cotangents)
         except KeyError:
-            return super()._finish(layers, values, given, None)
+            return super()._finish(layers, values, constants, None)
 
 
 class Wrapped(Correct):
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
         try:
-            return super()._finish(layers, values, given, cotangents)
+            return super()._finish(layers, values, constants, cotangents)
         except KeyError as error:
             raise RuntimeError("the session failed") from error
 
@@ -585,17 +585,17 @@ class FirstForAll(Gradients):
 
 
 class WritesToCotangents(Correct):
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
-        gradient = super().gradient(layer, values, given, v)
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
+        gradient = super().gradient(layer, values, constants, v)
         for array in v.values():
             array *= 3
         return gradient
 
 
 class FirstOutputAlone(Correct):
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
         kept = {name: value * (name == next(iter(self.logits))) for name, value in v.items()}
-        return super().gradient(layer, values, given, kept)
+        return super().gradient(layer, values, constants, kept)
 
 
 class OutputsTurned(Correct):
@@ -606,9 +606,9 @@ class OutputsTurned(Correct):
 class ThroughTheSoftmax(Correct):
     """Logits are returned, but probabilities differentiated."""
 
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
         p, ((name, v),) = values["softmax"], v.items()
-        return super().gradient(layer, values, given, {name: p * (v - (v * p).sum(axis=1, keepdims=True))})
+        return super().gradient(layer, values, constants, {name: p * (v - (v * p).sum(axis=1, keepdims=True))})
 
 
 class InPlace(Correct):
@@ -676,8 +676,8 @@ class CleanValues(Correct):
 class StopsAtOthers(Correct):
     """The backward pass of several layers stops at each of them."""
 
-    def _gradients(self, layers: Any, values: Any, given: Any, v: Any) -> Any:
-        return {layer: self.gradient(layer, values, given | (set(layers) - {layer}), v) for layer in layers}
+    def _gradients(self, layers: Any, values: Any, constants: Any, v: Any) -> Any:
+        return {layer: self.gradient(layer, values, constants | (set(layers) - {layer}), v) for layer in layers}
 
 
 class OldBypass(Correct):
@@ -687,28 +687,28 @@ class OldBypass(Correct):
         _, values, _ = trace.state
         results = super().resume(trace, activations, rows, cotangents, at)
         for result in results if isinstance(at, list) else ():
-            name, _, given = result.state
-            result.state = name, {key: value[rows] for key, value in values.items()}, given
+            name, _, constants = result.state
+            result.state = name, {key: value[rows] for key, value in values.items()}, constants
         return results
 
 
 class ThroughTheGiven(Correct):
-    """Gradients pass through the changed layer, to what it was computed from."""
+    """Gradients pass through the changed layer, to the values that it was computed from."""
 
-    def gradient(self, layer: str, values: Any, given: Any, v: Any) -> Any:
+    def gradient(self, layer: str, values: Any, constants: Any, v: Any) -> Any:
         return super().gradient(layer, values, frozenset(), v)
 
 
 class OneForTwoNames(Correct):
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
         return super()._finish(
-            layers if isinstance(layers, str) else list(dict.fromkeys(layers)), values, given, cotangents
+            layers if isinstance(layers, str) else list(dict.fromkeys(layers)), values, constants, cotangents
         )
 
 
 class ByName(Correct):
-    def _finish(self, layers: Any, values: Any, given: Any, cotangents: Any) -> Any:
-        traces = super()._finish(layers, values, given, cotangents)
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
+        traces = super()._finish(layers, values, constants, cotangents)
         return traces if isinstance(layers, str) else dict(zip(layers, traces, strict=True))
 
 
