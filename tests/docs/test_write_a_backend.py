@@ -60,10 +60,10 @@ def test_its_code_is_the_example() -> None:
 
 
 def test_the_backend_is_short() -> None:
-    """About 80 lines of code, as the example's README states; docstrings and blank lines are not counted."""
+    """About 90 lines of code, as the example's README states; docstrings and blank lines are not counted."""
     text = (NUMPY / "xcam_numpy" / "backend.py").read_text(encoding="utf-8")
     code = re.sub(r'^\s*""".*?"""$', "", text, flags=re.MULTILINE | re.DOTALL)
-    assert 60 < sum(bool(line.strip()) for line in code.splitlines()) < 85
+    assert 60 < sum(bool(line.strip()) for line in code.splitlines()) < 100
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ class Graph:
         wanted: Sequence[Any],
         params: Any,
         x: Any,
-        constants: Mapping[Any, Any] | None = None,
-        shifts: Any = None,
+        constants: Mapping[Any, Any],
+        shifts: Mapping[Any, Any],
     ) -> list[Any]:
         """Return the values of variables.
 
@@ -90,7 +90,7 @@ class Graph:
         return [values[var] for var in wanted]
 
     def part(self, wanted: Sequence[Any], constants: Sequence[Any] = ()) -> Jaxpr:
-        """Return the equations that compute `wanted` from params and x, and from the variables `given`."""
+        """Return the equations that compute `wanted` from params and x, and from the variables `constants`."""
         whole = self.whole.jaxpr
         eqns = [eqn for eqn in whole.eqns if not any(var in constants for var in eqn.outvars)]
         inputs, info = [*whole.invars, *constants], whole.debug_info.with_unknown_names()
