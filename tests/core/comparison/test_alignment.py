@@ -186,6 +186,7 @@ def test_equal_branches_are_matched_by_their_order() -> None:
     ]  # fmt: skip
     second = layers("x1", "y1", "x2", "y2", "z", values=(a, b, a + 0.5 * d, b + 0.5 * d, c + d))
     assert pairs(first, second) == [("a1", "x1"), ("b1", "y1"), ("a2", "x2"), ("b2", "y2"), ("sum", "z")]
+    assert pairs(second, first) == [("x1", "a1"), ("y1", "b1"), ("x2", "a2"), ("y2", "b2"), ("z", "sum")]
     assert pairs(layers("a", "b", "c", values=(a, b, c)), layers("x1", "x2", "y1", "y2", "z", values=(a, a, b, b, c))) == [
         ("a", "x1 x2"), ("b", "y1 y2"), ("c", "z"),
     ]  # fmt: skip
@@ -198,6 +199,12 @@ def test_zero_maps_are_matched_in_order() -> None:
     assert pairs(first, layers("a", "relu1", "relu2", "b", values=(a, zero, zero, b))) == [
         ("a", "a"), ("relu1", "relu1"), ("relu2 drop", "relu2"), ("b", "b"),
     ]  # fmt: skip
+    apart = layers("a", "relu1", "b", "dead", values=(a, zero, b, zero))
+    assert pairs(apart, layers("a", "relu1", "b", values=(a, zero, b))) == [
+        ("a", "a"),
+        ("relu1", "relu1"),
+        ("b", "b"),
+    ]
     mistake = layers("a", "relu1", "relu2", "b", values=(a, zero, zero + 1, b + 1))
     (_, _, match, _) = align(first, mistake)
     assert (match.first, match.second, match.error) == (2, 2, 1.0), "the layer that is not zero is seen"
