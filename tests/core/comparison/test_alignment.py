@@ -251,14 +251,14 @@ def test_the_nearest_value() -> None:
 
 
 def test_many_layers_take_little_time() -> None:
-    """400 layers of one shape: 0.1 seconds; comparing all pairs one by one takes 20."""
+    """400 layers of one shape: 0.3 seconds; comparing all pairs one by one takes 20."""
     first, second = (
         layers(*(f"{n}{k}" for k in range(400)), values=values(400, 0) + s * values(400, 1))
         for n, s in (("a", 0), ("b", 0.5))
     )
-    start = time.perf_counter()
+    start = time.process_time()
     result = align(first, second)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
     assert [(m.first, m.second) for m in result] == [(k, k) for k in range(400)]
 
 
