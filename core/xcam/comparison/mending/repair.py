@@ -25,7 +25,7 @@ from xcam.contract.abilities import Mending, Mends, supports
 from xcam.contract.layouts import full_size
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.quantization import INPUT, Range
-from xcam.errors import InputError, ModelError, XcamWarning, keywords_checked
+from xcam.errors import InputError, ModelError, XcamWarning, keywords_checked, warn
 from xcam.explanation.requests import Aim
 from xcam.explanation.settings import Settings
 from xcam.explanation.settings import settings as checked_settings
@@ -41,10 +41,12 @@ SAMPLES = 3
 RANGES = 8
 """The largest number of ranges that are mended: with more of them wrong, the calibration is."""
 RANGE_CODES = ("narrow-range", "wide-range", "wrong-scale", "wrong-zero-point")
-MARGINS = (0.5, 0.2)
+MARGINS = (0.5, 0.2, 0.05)
 """The shares of the allowed loss that further searches use, where the first does not hold on other images."""
 FAR = 2.0
 """A range is far too wide or too narrow by this factor. Where several are, the calibration saw other images."""
+OTHER = 0.5
+"""Local errors of most parts above this are hardly those of the number of bits: 4-bit weights have 0.1 to 0.3."""
 RUNS = 15
 """Runs whose median is the time for one image."""
 
@@ -122,6 +124,11 @@ def _opened(reference: Any, quantised: Any, output: str | None) -> tuple[Model, 
         raise InputError(f"cannot repair with {first.name}: it is in {kinds[0]}; give the float model first")
     if kinds[1] is None:
         raise InputError(f"cannot repair {second.name}: it has no quantised layers; give the quantised model second")
+    if kinds[1] in ("float16", "bfloat16"):
+        raise InputError(
+            f"cannot repair {second.name}: it is in {kinds[1]}, and only integers can be put back into float; use the float "
+            "model, or convert it again with the layers that `xcam blame` names kept in float32"
+        )
     if not supports(first, Mends):
         raise InputError(
             f"cannot repair with {first.name} ({first.backend}): its weights are needed as ONNX nodes; give the float ONNX file "
@@ -269,6 +276,12 @@ class _Repairer:
         if not self._reaches(state, []):
             parts = [part.name for part in self.mending.parts]
             measured = self._measured(state)
+            typical = statistics.median(m.local_error for m in measured.values())
+            if typical > OTHER:
+                warn(
+                    f"most parts of {self.models[1].name} have errors as large as their values ({typical:.2g}): check that it was "
+                    f"made from {self.models[0].name}, and its calibration"
+                )
             order = sorted(parts, key=lambda name: -measured[name].harm)
             count = search.shortest(order, lambda names: self._reaches(state, names))
             if count is None:

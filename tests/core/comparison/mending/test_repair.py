@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime as ort
 import pytest
 from onnxruntime.quantization import QuantFormat
@@ -133,6 +134,8 @@ def test_models_that_cannot_be_repaired_are_refused_in_one_line() -> None:
         xcam.repair(first, xcam.load("demo", backend="torch"), IMAGES)
     with pytest.raises(InputError, match="float ONNX file"):
         xcam.repair(xcam.load("demo", backend="torch"), second, IMAGES)
+    with pytest.raises(InputError, match="it is in float16, and only integers"):
+        xcam.repair(first, loaded(onnx_quantized.half(network())), IMAGES)
     with pytest.raises(InputError, match="cannot require 'perfect'"):
         xcam.repair(first, second, IMAGES, require="perfect")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no image can be used"):
@@ -143,3 +146,17 @@ def test_images_that_fail_are_listed_and_the_others_count(tmp_path: Path) -> Non
     result = xcam.repair(loaded(network()), loaded(honest("qdq")), [*IMAGES[:2], tmp_path / "none.png"])
     assert [path for path, _ in result.failed] == [str(tmp_path / "none.png")]
     assert len(result.before.measures) == 1
+
+
+def test_a_float_model_of_other_weights_is_warned_of() -> None:
+    reduced = onnx_quantized.quantized(network(outlier=3), X, per_channel=False)
+    with pytest.warns(xcam.XcamWarning, match="check that it was made from"):
+        xcam.repair(loaded(network(seed=5)), loaded(reduced), IMAGES[:2], require="identical")
+
+
+def test_files_of_two_opsets() -> None:
+    newer = onnx.version_converter.convert_version(network(outlier=3), 21)
+    reduced = onnx_quantized.quantized(newer, X, per_channel=False)
+    result = xcam.repair(loaded(network(outlier=3)), loaded(reduced), IMAGES)
+    assert result.reached
+    assert result.parts[0].part.name == "conv3"
