@@ -71,7 +71,7 @@ def scaled(scene: Scene) -> Iterator[Suspicion]:
     if a.shape != b.shape:
         return
     scale, offset, _ = value_checks.affine(b, a)
-    shift = _shift(a, b)
+    shift, known = _shift(a, b)
     has_batchnorm = "batchnorm" in scene.kinds
     if has_batchnorm:
         text = (
@@ -87,7 +87,7 @@ def scaled(scene: Scene) -> Iterator[Suspicion]:
         )
         codes = "missing-bias" if missing else "channel-scale", "channel-scale"
     ones, zeros = np.ones_like(shift), np.zeros_like(shift)
-    yield Suspicion(codes[0], text[0], lambda case: _rescaled(case, ones, shift), a.shape[1])
+    yield Suspicion(codes[0], text[0], lambda case: _rescaled(case, ones, shift, known), a.shape[1])
     rows = a.shape[0] * a.shape[2]
     live = np.abs(b).max(axis=(0, 2)) > 1e-3 * np.abs(b).max()
     if rows >= 6 and not has_batchnorm and live.any():
@@ -110,15 +110,15 @@ def _factor(a: Array, b: Array) -> float:
     return factor if factor else 1e-30
 
 
-def _shift(a: Array, b: Array) -> Array:
-    """Return the offset of each channel that maps b to a, where neither is clipped: the median."""
+def _shift(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the offset of each channel that maps b to a, the median, and whether it is known: where neither is clipped."""
     live = value_checks.live(a, b)
     difference = np.where(live, a.astype(np.float64) - b, np.nan)
-    used = live.any(axis=(0, 2))
+    used = np.asarray(live.any(axis=(0, 2)))
     result = np.zeros(a.shape[1])
     if used.any():
         result[used] = np.nanmedian(np.moveaxis(difference, 1, 0)[used].reshape(int(used.sum()), -1), axis=1)
-    return result
+    return result, used
 
 
 def _missing_bias(scene: Scene, shift: Array) -> str | None:
@@ -138,13 +138,22 @@ def _missing_bias(scene: Scene, shift: Array) -> str | None:
     return "the bias is missing in the first model" if is_bias else None
 
 
-def _rescaled(case: Case, scale: Array, offset: Array) -> Undone:
-    """Undo a scale and an offset of each channel; positions where a value was clipped at zero do not count."""
+def _rescaled(case: Case, scale: Array, offset: Array, known: Array | None = None) -> Undone:
+    """Undo a scale and an offset of each channel; positions where a value was clipped at zero do not count.
+
+    Args:
+        case: The case.
+        scale: [C].
+        offset: [C].
+        known: [C], whether scale and offset are known; default: all are.
+    """
     a, b = case.a, case.b
     live = value_checks.live(_positions(a), _positions(b), both=False).reshape(a.shape)
+    if known is not None:
+        live = live & known.reshape((-1, *[1] * (a.ndim - 2)))
     value = _affine(b, scale, offset)
     if not live.all():
-        value = np.maximum(value, 0)
+        value = np.maximum(value, 0) if (a >= 0).all() else value
         if np.square(np.where(live, b - a, 0)).sum() < 0.3 * np.square(b - a).sum():
             return Undone(a[:0], b[:0], b[:0])
     return Undone(a[live], value[live], b[live])
