@@ -196,7 +196,12 @@ class Recording:
         cut = self._cuts.get(tuple(tensors.values()), lambda: Cut(self._parts, list(tensors.values())))
         further = self.standard(cut).taken if self.form.is_changed and differentiate else ()
         run = cut.run(differentiate, further)
-        batches = [run.session(self.feed(x[rows])) for rows in self.slices(len(x))]
+        batches = []
+        for rows in self.slices(len(x)):
+            feed = self.feed(x[rows])
+            batches.append(run.session(feed))
+            if run.is_exact and len(cut.at) > 1:  # the runtime fuses fewer operators where it returns many values
+                batches[-1] |= self._session(self._tensors)(feed, self._tensors)
         return ForwardPass(self, tensors, cut, run, x, batches)
 
     @cached_property

@@ -31,6 +31,7 @@ SUITES = [
     "test_backend.py",
     "test_inputs.py",
     "test_layers.py",
+    "test_several_layers.py",
     "test_scaling.py::test_explain_gives_the_model_the_input_that_keras_gives_it",
     "test_scaling.py::test_a_subclassed_model_is_seen_in_its_first_call",
     "test_demo.py::test_the_shipped_images_are_classified_correctly",
