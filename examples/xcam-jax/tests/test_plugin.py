@@ -55,7 +55,8 @@ def test_nothing_ahead_of_the_layer_is_differentiated() -> None:
 def convolutions(model: Any, layer: str, grad: bool, value: Any) -> int:
     """Count the convolutions in the program that XLA runs."""
     recording = model._recording(X)
-    program = recording.opened.lower(layer, grad, recording.params, X, value).compile().as_text()
+    constants = {} if value is None else {layer: value}
+    program = recording.opened.lower((layer,), grad, recording.params, X, constants).compile().as_text()
     return program.count(" convolution(") + program.count("__conv")
 
 

@@ -291,3 +291,60 @@ def test_a_layer_by_another_name_of_its_value() -> None:
         np.testing.assert_array_equal(one.activations, changed)
     again = model.resume(model.resume(last, changed, at="blocks"), 2 * changed, at="blocks.1")
     np.testing.assert_allclose(again.outputs, whole.outputs, rtol=1e-5)
+
+
+class TokensFirst(nn.Module):
+    """Values [T, N, C], as older transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 3)
+        self.a, self.b = (nn.TransformerEncoderLayer(8, 2, 16, dropout=0) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).permute(2, 0, 1)
+        return self.head(self.b(self.a(tokens)).mean(0))
+
+
+class ChannelsLast(nn.Module):
+    """Values [N, H, W, C] with skips around linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self.norm(self.patches(x).permute(0, 2, 3, 1))
+        value = value + self.one(value).tanh()
+        return self.head((value + self.two(value).tanh()).mean((1, 2)))
+
+
+class OneImage(ChannelsLast):
+    """A model that takes one image at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 1:
+            raise ValueError("one image, please")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("make", "inner"), [(TokensFirst, "a.linear1"), (ChannelsLast, "one"), (OneImage, "one")])
+def test_layouts_and_batches_of_one(make: Callable[[], nn.Module], inner: str) -> None:
+    """The rows of a resumed run are picked along the batch, wherever the framework has it."""
+    model = xcam.load(make(), size=(16, 24))
+    x = np.random.default_rng(0).normal(size=(2, 3, 16, 24)).astype(np.float32)
+    layers = [layer for layer in model.layers if layer.has_space and layer.differentiable and not layer.is_output]
+    assert {layer.name for layer in layers if layer.bypassed} >= {inner}
+    names, rows, few = [layer.name for layer in layers], [1, 0, 1, 1, 0], [4, 1, 2]
+    for k, trace in enumerate(model.trace(x, names, cotangents)):
+        alone = model.trace(x, names[k], cotangents)
+        np.testing.assert_allclose(trace.gradients[0], alone.gradients[0], rtol=1e-3, atol=1e-6)
+        scale = np.random.default_rng(k).uniform(0.5, 1.5, (len(rows), *trace.activations.shape[1:]))
+        changed = (trace.activations[rows] * scale).astype(np.float32)
+        for one in model.resume(trace, changed, rows, cotangents, at=names[k + 1 :]):
+            again = model.resume(one, one.activations[few], few, cotangents)
+            np.testing.assert_allclose(again.outputs, one.outputs[few], rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(again.gradients[0], one.gradients[0][few], rtol=1e-2, atol=1e-6)
