@@ -61,8 +61,8 @@ class Correspondence:
             alignment.names(self.samples[which], indices)
             for which, indices in ((0, match.firsts), (k, match.seconds))
         )
-        name = first[0] if first[0] in second else second[0]
-        return LayerPair(first[0], name, match.error, first, second)
+        shared = next((name for name in first if name in second), None)
+        return LayerPair(shared or first[0], shared or second[0], match.error, first, second)
 
     def fill_in(self, names: list[str | None]) -> list[str]:
         """Fill in the missing names of explained layers by the counterparts of those that are given.

@@ -91,13 +91,13 @@ class LayerPair:
     """A value that two models have, with all its names: a block and its last ReLU, for example, have one value."""
 
     first: str
-    """Name in the first model: the innermost layer that computes it."""
+    """Name in the first model: one that both models have, else that of the innermost layer that computes it."""
     second: str
-    """Name in the second model: the same name where it exists there."""
+    """Name in the second model: the same where both have one."""
     error: float
     """Largest difference of the two activations, relative to the largest magnitude."""
     first_names: tuple[str, ...] = ()
-    """All names in the first model, `first` before the others, which are in execution order."""
+    """All names in the first model, the innermost layer's before the others, which are in execution order."""
     second_names: tuple[str, ...] = ()
     """All names in the second model, the innermost layer's before the others."""
 

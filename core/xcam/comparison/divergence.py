@@ -15,7 +15,7 @@ import numpy as np
 from xcam.comparison import causes
 from xcam.comparison.alignment import LayerSample, Match, error
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.stretch import ComparedModel, LayerPair
+from xcam.comparison.stretch import ComparedModel, NamePair
 from xcam.errors import XcamError, first_line
 
 ROUNDING = 1e-4
@@ -63,7 +63,7 @@ def diagnose(
     models: tuple[ComparedModel, ComparedModel],
 ) -> tuple[Diagnosis | None, list[str]]:
     """Return the likely cause of the difference at a match, and a note for each check that failed."""
-    pairs = [LayerPair(first[m.first].layer.name, second[m.second].layer.name) for m in matches]
+    pairs = [NamePair(first[m.first].layer.name, second[m.second].layer.name) for m in matches]
     reordered = [m.order is not None for m in matches]
     errors = [m.error for m in matches]
     errors[index] = error(first[matches[index].first].values, second[matches[index].second].values)

@@ -32,8 +32,8 @@ class ComparedModel:
 
 
 @dataclass(frozen=True)
-class LayerPair:
-    """A pair of corresponding layers."""
+class NamePair:
+    """The names of two corresponding layers."""
 
     first: str
     """The name in the first model."""
@@ -157,7 +157,7 @@ def _resumes_at(model: Model) -> bool:
 class Stretch:
     """The layers of two models between a pair of corresponding layers and a later pair."""
 
-    def __init__(self, models: tuple[ComparedModel, ComparedModel], start: LayerPair | None, end: LayerPair) -> None:
+    def __init__(self, models: tuple[ComparedModel, ComparedModel], start: NamePair | None, end: NamePair) -> None:
         """Define a stretch.
 
         Args:

@@ -13,7 +13,7 @@ from torch import nn
 
 import xcam
 from xcam import Layer
-from xcam.comparison.stretch import BOTH, ComparedModel, LayerPair, Runs, Stretch
+from xcam.comparison.stretch import BOTH, ComparedModel, NamePair, Runs, Stretch
 from xcam.errors import ModelError
 
 X = np.random.default_rng(0).uniform(0, 1, (2, 3, 16, 16)).astype(np.float32)
@@ -52,16 +52,16 @@ def through(parts: slice, values: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     ("start", "end", "parts"),
     [
-        (None, LayerPair("3", "/3/Conv"), slice(0, 4)),
-        (None, LayerPair("6", "/6/Gemm"), slice(0, 7)),  # an output
-        (LayerPair("2", "/2/MaxPool"), LayerPair("3", "/3/Conv"), slice(3, 4)),
-        (LayerPair("2", "/2/MaxPool"), LayerPair("6", "/6/Gemm"), slice(3, 7)),
-        (LayerPair("2", "/2/MaxPool"), LayerPair("5", "/5/Flatten"), slice(3, 6)),  # to a vector
-        (LayerPair("5", "/5/Flatten"), LayerPair("6", "/6/Gemm"), slice(6, 7)),  # from a vector
+        (None, NamePair("3", "/3/Conv"), slice(0, 4)),
+        (None, NamePair("6", "/6/Gemm"), slice(0, 7)),  # an output
+        (NamePair("2", "/2/MaxPool"), NamePair("3", "/3/Conv"), slice(3, 4)),
+        (NamePair("2", "/2/MaxPool"), NamePair("6", "/6/Gemm"), slice(3, 7)),
+        (NamePair("2", "/2/MaxPool"), NamePair("5", "/5/Flatten"), slice(3, 6)),  # to a vector
+        (NamePair("5", "/5/Flatten"), NamePair("6", "/6/Gemm"), slice(6, 7)),  # from a vector
     ],
 )
 def test_the_second_model_is_run_from_given_values(
-    models: tuple[ComparedModel, ComparedModel], start: LayerPair | None, end: LayerPair, parts: slice
+    models: tuple[ComparedModel, ComparedModel], start: NamePair | None, end: NamePair, parts: slice
 ) -> None:
     stretch = Stretch(models, start, end)
     assert stretch.can_run(0)
@@ -75,7 +75,7 @@ def test_the_second_model_is_run_from_given_values(
 
 
 def test_on_other_images(models: tuple[ComparedModel, ComparedModel]) -> None:
-    stretch = Stretch(models, None, LayerPair("3", "/3/Conv")).on((X[:, :, ::-1], X[:, :, ::-1]))
+    stretch = Stretch(models, None, NamePair("3", "/3/Conv")).on((X[:, :, ::-1], X[:, :, ::-1]))
     np.testing.assert_allclose(stretch.end_value(1), through(slice(0, 4), X[:, :, ::-1]), atol=1e-5)
     np.testing.assert_array_equal(stretch.start_value(0), X[:, :, ::-1])
 

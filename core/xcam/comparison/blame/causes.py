@@ -9,7 +9,7 @@ from xcam.comparison import alignment, divergence
 from xcam.comparison.alignment import Match
 from xcam.comparison.blame.locations import Location
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.stretch import ComparedModel, LayerPair, Stretch
+from xcam.comparison.stretch import ComparedModel, NamePair, Stretch
 from xcam.contract import Layer
 from xcam.errors import first_line
 
@@ -56,8 +56,8 @@ class Causes:
 
     def _from(self, start: Location | None, end: tuple[Layer, Layer], error: float, is_last: bool) -> Cause | None:
         """Return the cause, seen from one start; None where other values than that of the start count too."""
-        ahead = None if start is None else LayerPair(start.first.name, start.second.name)
-        stretch = Stretch(self._models, ahead, LayerPair(end[0].name, end[1].name))
+        ahead = None if start is None else NamePair(start.first.name, start.second.name)
+        stretch = Stretch(self._models, ahead, NamePair(end[0].name, end[1].name))
         values = stretch.end_value(0), stretch.local()
         if values[0].shape != values[1].shape:
             return None, ()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.stretch import CannotStartError, LayerPair, Stretch, Which
+from xcam.comparison.stretch import CannotStartError, NamePair, Stretch, Which
 from xcam.contract import Array
 
 GONE = 0.02
@@ -89,7 +89,7 @@ class Case:
         return stretch.runs[1].run(start, self.z, name)
 
     @property
-    def end(self) -> LayerPair:
+    def end(self) -> NamePair:
         """The pair of layers at the end."""
         return self.stretch.end
 

@@ -11,7 +11,7 @@ from xcam.comparison import value_checks
 from xcam.comparison.causes.case import Case, Suspicion, Undone
 from xcam.comparison.causes.scene import Scene
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.stretch import BOTH, LayerPair, Which
+from xcam.comparison.stretch import BOTH, NamePair, Which
 from xcam.contract import Array, one_output, validation
 
 AFTER_ADD = ("none", "ReLU", "ReLU6", "SiLU", "exact GELU")
@@ -41,7 +41,7 @@ def missing_skip(scene: Scene) -> Iterator[Suspicion]:
                     continue
 
                 def undo(
-                    case: Case, which: Which = which, pair: LayerPair = pair, activation: str = activation
+                    case: Case, which: Which = which, pair: NamePair = pair, activation: str = activation
                 ) -> Undone:
                     wanted, value = (case.a, case.b) if which else (case.b, case.a)
                     ahead = value if activation == "none" else case.z
@@ -75,7 +75,7 @@ def exchanged_layers(scene: Scene) -> Iterator[Suspicion]:
 class _OtherStretch:
     """A later stretch that may do the work of the first, and the other way round."""
 
-    def __init__(self, start: LayerPair, end: LayerPair) -> None:
+    def __init__(self, start: NamePair, end: NamePair) -> None:
         self.start, self.end = start, end
 
     def fits(self, case: Case) -> bool:

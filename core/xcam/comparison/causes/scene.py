@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xcam.comparison.causes.case import Case
-from xcam.comparison.stretch import LayerPair, Stretch
+from xcam.comparison.stretch import NamePair, Stretch
 from xcam.contract import Array
 
 
@@ -26,9 +26,9 @@ class Scene:
     """Whether the values ahead of the stretch are those of the input: images with its channels."""
     inner: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """The layers of each model within the stretch, without those at its ends."""
-    earlier: tuple[LayerPair, ...] = ()
+    earlier: tuple[NamePair, ...] = ()
     """Pairs ahead of the end that agree, the nearest first."""
-    later: tuple[tuple[LayerPair, LayerPair], ...] = ()
+    later: tuple[tuple[NamePair, NamePair], ...] = ()
     """Later stretches, each with its start and its end."""
 
     @property

@@ -13,7 +13,7 @@ from xcam.comparison.causes import functions, inputs, kernels, paths, values
 from xcam.comparison.causes.case import Case, Suspicion, judge, other_images, ranked
 from xcam.comparison.causes.scene import Scene, cases
 from xcam.comparison.diagnosis import Diagnosis
-from xcam.comparison.stretch import BOTH, ComparedModel, LayerPair, Stretch
+from xcam.comparison.stretch import BOTH, ComparedModel, NamePair, Stretch
 from xcam.contract import Array, Layer, validation
 from xcam.errors import XcamWarning, first_line
 
@@ -50,7 +50,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 def scene_at(
     models: tuple[ComparedModel, ComparedModel],
-    pairs: Sequence[LayerPair],
+    pairs: Sequence[NamePair],
     index: int,
     errors: Sequence[float],
     reordered: Sequence[bool] | None = None,
@@ -94,7 +94,7 @@ def scene_at(
     )
 
 
-def _behind_norm(layers: Sequence[Sequence[Layer]], pairs: Sequence[LayerPair], index: int) -> LayerPair:
+def _behind_norm(layers: Sequence[Sequence[Layer]], pairs: Sequence[NamePair], index: int) -> NamePair:
     """Return a pair whose layer has the value behind the batch normalisation that the other model has folded into it.
 
     Where a mistake changes the values much, such layers are paired by their names: the convolution ahead of the
@@ -112,7 +112,7 @@ def _behind_norm(layers: Sequence[Sequence[Layer]], pairs: Sequence[LayerPair], 
         there = kinds.get(names[1 - which])
         if (partner is None or not _is_norm(partner)) and there is not None and not _is_norm(there):
             names[which] = norm.name
-    return LayerPair(*names)
+    return NamePair(*names)
 
 
 def _following(layers: Sequence[Layer], name: str) -> Layer | None:
@@ -126,9 +126,7 @@ def _is_norm(layer: Layer) -> bool:
     return "batchnorm" in layer.kind.lower()
 
 
-def _start(
-    models: tuple[ComparedModel, ComparedModel], ahead: Sequence[LayerPair], end: LayerPair
-) -> LayerPair | None:
+def _start(models: tuple[ComparedModel, ComparedModel], ahead: Sequence[NamePair], end: NamePair) -> NamePair | None:
     """Return the nearest pair from which the second model's value at the end follows; None: the input."""
     for pair in ahead:
         stretch = Stretch(models, pair, end)
