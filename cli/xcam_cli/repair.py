@@ -64,7 +64,7 @@ def repair(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Put the fewest layers of INT8.onnx back into float, so that it looks at the same parts as FLOAT.onnx.
+    """Put the fewest layers of INT8.onnx back into float, so that it looks at the same regions as FLOAT.onnx.
 
     \b
     xcam repair float.onnx int8.onnx images/ -o mixed.onnx
