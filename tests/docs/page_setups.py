@@ -92,6 +92,8 @@ def readme() -> dict[str, Any]:
     network.save("model.keras")
     network.save("vgg.keras")
     onnx.save(onnx_demo(), "vgg.onnx")
+    quantised_file()
+    Path("shapes-int8.onnx").replace("vgg-int8.onnx")
     larger = onnx_demo()
     for node in larger.graph.node:  # the layer's name and the input size of README.md
         node.input[:] = ["layer4" if name == "conv5" else name for name in node.input]
