@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from xcam_cli.compare import ORDER
 from xcam_cli.images import expand_images
 from xcam_cli.model_spec import ModelSpec
 from xcam_cli.options import (
@@ -29,7 +30,7 @@ from xcam_cli.progress_bar import ProgressBar
 @click.option("-f", "--force", is_flag=True, help="Overwrite the file if it exists.")
 @click.option(
     "--require",
-    type=click.Choice(["identical", "equivalent"]),
+    type=click.Choice(ORDER[:2]),
     default="equivalent",
     show_default=True,
     help="The verdict of `compare` to reach.",

@@ -51,11 +51,6 @@ class LayerSample:
     shape: tuple[int, ...]
     """The layer's shape (C, *space)."""
 
-    @property
-    def is_spatial(self) -> bool:
-        """Whether the layer has more than one position."""
-        return len(self.shape) > 1 and int(np.prod(self.shape[1:])) > 1
-
 
 @dataclass(frozen=True)
 class Match:

@@ -15,6 +15,7 @@ import numpy as np
 
 from xcam.comparison import alignment, precision_checks
 from xcam.comparison.diagnosis import Diagnosis
+from xcam.comparison.similarity import rms
 from xcam.comparison.stretch import ComparedModel
 from xcam.contract import Array, validation
 from xcam.contract.abilities import RunsStretches, supports
@@ -158,7 +159,7 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
         kind: The precision of most of the model: that of weights, where the layer itself is stored in full.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond float16 are infinite
-        added = _rms(stretch.value - reference)
+        added = rms(stretch.value - reference)
     variance = 0.0 if stretch.noise is None else stretch.noise
     quantization = stretch.quantization
     if quantization is not None:
@@ -169,7 +170,7 @@ def measured(reference: Array, stretch: Stretch, dtype: str = "float32", kind: s
     epsilon = EPSILON.get(dtype if dtype in EPSILON and dtype != "float32" else kind, EPSILON["float32"])
     if integers:
         epsilon = EPSILON["float32"]
-    variance += ROUNDED * (epsilon * _rms(reference)) ** 2
+    variance += ROUNDED * (epsilon * rms(reference)) ** 2
     return OwnError(
         added,
         float(np.sqrt(variance)),
@@ -193,7 +194,7 @@ def honest_step(reference: Array, quantization: Quantization) -> float:
     """Return the step of a range that just contains zero and the values (root of the mean square, for several ranges)."""
     low, high = precision_checks.extremes(reference, quantization)
     lowest, highest = levels(quantization.dtype)
-    return _rms((high - low) / (highest - lowest))
+    return rms((high - low) / (highest - lowest))
 
 
 def _per_tensor(scale: Array, largest: Array, dtype: str) -> float:
@@ -204,10 +205,6 @@ def _per_tensor(scale: Array, largest: Array, dtype: str) -> float:
     actual = np.broadcast_to(np.ravel(scale), largest.shape)[live]
     honest = largest[live] / levels(dtype.replace("uint", "int"))[1]
     return float(np.exp(np.mean(np.log(np.maximum(actual / honest, 1e-9)))))
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if np.size(values) else 0.0
 
 
 def suspicious(error: OwnError) -> bool:

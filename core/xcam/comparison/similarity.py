@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,11 @@ def correlation(a: Array, b: Array) -> float:
     return float(np.clip((x * y).sum() / norm, -1, 1)) if norm > 0 else float(np.allclose(a, b))
 
 
+def rms(values: Array) -> float:
+    """Return the root of the mean square; 0 for no values."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if np.size(values) else 0.0
+
+
 def score_error(first: Explanation, second: Explanation, labels: tuple[Any, Any]) -> float:
     """Return the largest difference of the class scores, relative to their largest magnitude.
 
@@ -99,10 +105,13 @@ def score_error(first: Explanation, second: Explanation, labels: tuple[Any, Any]
 
 def _map(e: Explanation) -> Array:
     """Return the heatmap at the size of the comparison."""
-    height, width = e.image.shape[:2]
-    factor = SIDE / max(height, width)
-    size = max(2, round(height * factor)), max(2, round(width * factor))
-    return maps.resize(maps.normalize(e.positive[None], e.normalize)[0], size)
+    return maps.resize(maps.normalize(e.positive[None], e.normalize)[0], compared_size(e.image.shape))
+
+
+def compared_size(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the height and width at which heatmaps of an image [H, W, …] are compared."""
+    factor = SIDE / max(shape[:2])
+    return max(2, round(shape[0] * factor)), max(2, round(shape[1] * factor))
 
 
 def _have_labels(first: Explanation, second: Explanation) -> bool:

@@ -13,8 +13,6 @@ from xcam.targets import sigmoid
 SCALED = (
     "each channel has another scale and offset: the statistics or the epsilon of a batch normalisation, or a bias"
 )
-FIT = 3e-3
-"""The error that a cause may leave, as a share of the values' largest magnitude."""
 LEFT = 0.2
 """The share of the difference that has no structure, at least, where it is rounding."""
 ROUNDED = {"float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -69,12 +69,12 @@ def _causes(causes: Causes, span: Stretch, parts: Sequence[Part]) -> list[Cause]
     return results
 
 
-Found = tuple[tuple[Location | None, Location | None, Sequence[float]], Cause]
+Outlier = tuple[tuple[Location | None, Location | None, Sequence[float]], Cause]
 
 
 def _standing_out(
     correspondence: Correspondence, spans: Sequence[Stretch], explained: tuple[str, str], findings: list[str]
-) -> list[list[Found]] | None:
+) -> list[list[Outlier]] | None:
     """Return for each stretch the layers whose own error their precision does not explain, with causes.
 
     None where neither model has a reduced precision, or it does not explain most of the errors.
@@ -86,7 +86,7 @@ def _standing_out(
     if examined is None or not examined.explains:
         return None
     known = locations.pairs(samples, matches, explained)
-    results: list[list[Found]] = [[] for _ in spans]
+    results: list[list[Outlier]] = [[] for _ in spans]
     measured = {k: error for k, error in enumerate(examined.errors) if error is not None}
     outliers = naming.outliers(list(measured.values()))
     for index in sorted(list(measured)[n] for n in outliers):

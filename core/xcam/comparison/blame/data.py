@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xcam.comparison.data import Verdict
+from xcam.comparison.data import Verdict, worst
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.contract import Array
 
@@ -154,8 +154,7 @@ class BlameData:
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of all images."""
-        order: Sequence[Verdict] = ("identical", "equivalent", "different")
-        return max((image.verdict for image in self.images), key=order.index)
+        return worst(image.verdict for image in self.images)
 
     @property
     def named(self) -> list[Contribution]:

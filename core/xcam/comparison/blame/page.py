@@ -9,12 +9,11 @@ from typing import Any
 from xcam.comparison.blame import sentences
 from xcam.comparison.blame.data import BlameData, Contribution, usable
 from xcam.comparison.blame.sentences import mean, share, spread
+from xcam.comparison.sentences import SIGNS
 from xcam.explanation.page import image_names
 from xcam.report import rendering, thumbnails
 from xcam.report.bars import bars
 from xcam.report.formatting import NONE, count, number
-
-SIGNS = {"identical": "=", "equivalent": "≈", "different": "≠"}
 
 
 def write(blame: BlameData, path: Path) -> None:

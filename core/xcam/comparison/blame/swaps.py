@@ -12,7 +12,7 @@ from xcam.comparison import inputs
 from xcam.comparison.alignment import error
 from xcam.comparison.blame.locations import Location
 from xcam.comparison.blame.measure import ScoreDifference
-from xcam.comparison.similarity import SIDE, correlation
+from xcam.comparison.similarity import compared_size, correlation
 from xcam.contract import Array, Cotangents, InputSpec, Layer, Model, Outputs, Trace, like, one_output, validation
 from xcam.explanation.checks import check_finite
 from xcam.explanation.context import MethodContext, cotangent, pick, stack
@@ -60,7 +60,7 @@ class Run:
         """
         self.side, self.settings, self.target = side, settings, target
         self.x = inputs.batch(side.spec, [image])
-        self._size = _small(image.shape)
+        self._size = compared_size(image.shape)
         opened = {layer.name: layer for layer in (*layers, side.layer)}
         cotangents = None if direction is None else self._cotangents_of_scores(direction)
         traces = validation.trace(side.model, self.x, list(opened.values()), cotangents)
@@ -265,9 +265,3 @@ def lost_correlation(a: Array, b: Array) -> float:
 def _columns(states: Sequence[tuple[float, float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     scores, heatmap = zip(*states, strict=True)
     return tuple(scores), tuple(heatmap)
-
-
-def _small(shape: Sequence[int]) -> tuple[int, int]:
-    """Return the size at which heatmaps of an image are compared."""
-    factor = SIDE / max(shape[:2])
-    return max(2, round(shape[0] * factor)), max(2, round(shape[1] * factor))

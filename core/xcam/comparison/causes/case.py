@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xcam.comparison.diagnosis import Diagnosis
+from xcam.comparison.similarity import rms
 from xcam.comparison.stretch import CannotStartError, NamePair, Stretch, Which
 from xcam.contract import Array
 
@@ -39,13 +40,9 @@ class Undone(NamedTuple):
         if not wanted.size:
             return np.inf
         rounding = ROUNDING * float(np.abs(wanted).max())
-        now = _rms(before - wanted)
-        after = _rms(value - wanted)
+        now = rms(before - wanted)
+        after = rms(value - wanted)
         return max(0.0, after - rounding) / now if np.isfinite(after) and now > 2 * rounding else np.inf
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 @dataclass(frozen=True)

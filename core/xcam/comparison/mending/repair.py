@@ -171,7 +171,7 @@ class _State:
         return {name: (r.low, r.high) for name, r in self.ranges.items()}
 
 
-_Found = tuple[_State, dict[str, search.Measured], int | None]
+_SearchResult = tuple[_State, dict[str, search.Measured], int | None]
 """Mended parts and ranges, all parts as they were measured, and the number by the largest local errors."""
 
 
@@ -267,7 +267,7 @@ class _Repairer:
             mending,
         )
 
-    def _searched(self, before: Judgement) -> _Found:
+    def _searched(self, before: Judgement) -> _SearchResult:
         """Search for the fewest parts: see xcam.comparison.mending.search."""
         state = _State()
         self._mend_ranges(state, before)
@@ -304,7 +304,7 @@ class _Repairer:
             self.measured[key] = {m.part.name: m for m in results}
         return self.measured[key]
 
-    def _is_proven(self, search_result: _Found) -> bool:
+    def _is_proven(self, search_result: _SearchResult) -> bool:
         assert self.proof is not None
         return self.proof(self._built(search_result[0])[1], self.require).reaches(self.require)
 

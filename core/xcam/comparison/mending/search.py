@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xcam import progress
-from xcam.comparison.similarity import CORRELATED, correlation
+from xcam.comparison.similarity import CORRELATED, correlation, rms
 from xcam.contract import Array, Model, Outputs, one_output, validation
 from xcam.contract.abilities import Mending
 from xcam.contract.quantization import Part, Range
@@ -109,18 +109,19 @@ def measured(
     """
     names = [part.name for part in mending.parts]
     outputs, clean = mending.run(names, ranges, xs[1], [layer, *names])
-    judge = harm(reference, xs[0], layer, outputs, clean[layer])
+    harm_of = harm(reference, xs[0], layer, outputs, clean[layer])
     results = []
     for part in progress.steps(list(mending.parts), "parts"):
         others = [name for name in names if name != part.name]
         changed, values = mending.run(others, ranges, xs[1], [layer, part.name])
-        results.append(Measured(part, judge(changed, values[layer]), _relative(clean[part.name], values[part.name])))
+        results.append(
+            Measured(part, harm_of(changed, values[layer]), _relative(clean[part.name], values[part.name]))
+        )
     return results
 
 
 def _relative(first: Array, second: Array) -> float:
-    size = float(np.sqrt(np.mean(np.square(first, dtype=np.float64))))
-    error = float(np.sqrt(np.mean(np.square(first - second, dtype=np.float64))))
+    size, error = rms(first), rms(first - second)
     return error / size if size > 0 else float(error > 0)
 
 
