@@ -157,7 +157,7 @@ class OnnxModel(RecordedModel[Recording]):
         """See xcam.contract.abilities.Mends."""
         if not isinstance(reference, OnnxModel):
             raise InputError(
-                f"cannot mend {self.name} with {reference.name} ({reference.backend}): its nodes are not those of an ONNX "
+                f"cannot repair {self.name} with {reference.name} ({reference.backend}): its nodes are not those of an ONNX "
                 "file; give the float ONNX file that it was made from"
             )
         sides = reference._side(), self._side()

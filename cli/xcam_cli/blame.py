@@ -1,4 +1,4 @@
-"""`xcam blame`: which parts of a converted model cause its difference, and how much each of them costs."""
+"""`xcam blame`: which layers of a converted model cause its difference, and how much each of them costs."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ def blame(models: tuple[str, ...], images: tuple[str, ...], **options: Any) -> N
     xcam blame -m torch:net.pt2 -m net.onnx image.jpg
     xcam blame -m float.onnx -m int8.onnx --report blame.html images/
 
-    The first model's values are put into the second, one location after another. The part of the difference
-    in class scores and heatmaps that this removes is the contribution of the layers ahead of the location.
+    The first model's values are put into the second, one location after another: a location is a pair of
+    corresponding layers through which everything passes. The share of the difference in class scores and heatmaps that
+    this removes, from one location to the next, is the contribution of the stretch between them.
     Exit status: 0; 1 when the verdict is worse than --require; 2 when an image failed, or for bad usage.
     """
     import xcam

@@ -1,4 +1,4 @@
-"""`xcam repair`: a quantised model with the fewest layers put back into float."""
+"""`xcam repair`: a quantised model with the fewest parts put back into float."""
 
 from __future__ import annotations
 
@@ -65,15 +65,16 @@ def repair(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Put the fewest layers of INT8.onnx back into float, so that it looks at the same regions as FLOAT.onnx.
+    """Put the fewest parts of INT8.onnx back into float, so that it looks at the same regions as FLOAT.onnx.
 
     \b
     xcam repair float.onnx int8.onnx images/ -o mixed.onnx
     xcam repair float.onnx int8.onnx a.jpg b.jpg --check others/ -o mixed.onnx
 
-    Where a range is wrong at single values, the range is mended instead. The layers are printed as nodes_to_exclude, for ONNX
-    Runtime's quantiser. Exit status: 0; 1 when the verdict is not reached, and nothing is written without --best; 2 when an
-    image failed, or for bad usage.
+    A part is the nodes between two values that both files have. Where the range of a single value is wrong, the range
+    is mended instead. The nodes in float are printed as nodes_to_exclude, for ONNX Runtime's quantiser.
+    Exit status: 0; 1 when the verdict is not reached, and nothing is written without --best; 2 when an image failed, or for
+    bad usage.
     """
     import xcam
     from xcam import progress

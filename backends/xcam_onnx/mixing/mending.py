@@ -80,7 +80,7 @@ class OnnxMending:
         self._names = {entry.name: target for target, entry in self._parts.parts.items()}
         if not self._names:
             raise ModelError(
-                f"cannot mend {sides[1].name}: none of its quantised values corresponds to a value of {sides[0].name}; give "
+                f"cannot repair {sides[1].name}: none of its quantised values corresponds to a value of {sides[0].name}; give "
                 "the float model that it was made from"
             )
 
@@ -205,6 +205,6 @@ def _in_opset(reference: ModelProto, reduced: ModelProto) -> ModelProto:
         return inferred(version_converter.convert_version(reference, versions[1]))
     except Exception as error:
         raise ModelError(
-            f"cannot mend: the float model uses opset {versions[0]} and the quantised one {versions[1]}, and the float model "
+            f"cannot repair: the float model uses opset {versions[0]} and the quantised one {versions[1]}, and the float model "
             f"cannot be converted; quantise it again from a float model of opset {versions[1]}"
         ) from error

@@ -207,7 +207,7 @@ class Parts:
                         stack.append(source)
         if unknown:
             raise ModelError(
-                f"cannot mend: the float model computes {target!r} from its input {sorted(unknown)[0]!r}, to which no input "
+                f"cannot repair: the float model computes {target!r} from its input {sorted(unknown)[0]!r}, to which no input "
                 "of the quantised model corresponds; give the float model that it was made from"
             )
         return Group(target, tuple(sources), tuple(sorted(nodes)))

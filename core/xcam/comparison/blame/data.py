@@ -54,7 +54,7 @@ class Contribution:
     """The same in the other direction, where the second model's values are put into the first; only where it matters."""
     reverse_heatmap: Interval = NONE
     interacts: bool = False
-    """Whether both directions disagree: what it costs depends on other stretches."""
+    """Whether both directions disagree: its contribution depends on other stretches."""
     is_estimate: bool = False
     """Whether the contribution is estimated from a gradient, instead of swapping values."""
     named: bool = False

@@ -44,7 +44,7 @@ def sentences(blame: BlameData) -> list[str]:
     both = [next(c.culprits, c).second for c in blame.ranked if c.interacts]
     if both:
         results.append(
-            f"The faults interact at {', '.join(both)}: what is gained there depends on which other locations are mended (both "
+            f"The faults interact at {', '.join(both)}: the gain there depends on which other locations are mended (both "
             "directions disagree)."
         )
     if blame.is_fast:

@@ -113,6 +113,6 @@ def check_able(models: Sequence[Model], settings: Settings) -> None:
         require(model, settings.method)
         if "resume" not in model.capabilities:
             raise BackendError(
-                f"cannot cut {model.name}: backend {model.backend!r} does not run a model from given values (resume); give an "
-                "ONNX file of it (backend onnx)"
+                f"cannot blame layers of {model.name}: backend {model.backend!r} does not run a model from given values (resume); "
+                "give an ONNX file of it (backend onnx)"
             )

@@ -71,7 +71,8 @@ def repair(
 ) -> Repair:
     """Put the fewest parts of a quantised model back into float, so that it explains images as the float model does.
 
-    Where the fault is a wrong range at single values, the ranges are mended, and nothing is put back into float for them.
+    A part is the nodes between two values that both files have. Where the range of a single value is wrong, the range is mended
+    instead, and nothing is put back into float for it.
 
     Args:
         reference: The float model: an ONNX file, or the result of `load`.
@@ -112,8 +113,8 @@ def _opened(reference: Any, quantised: Any, output: str | None) -> tuple[Model, 
     first, second = models
     if not supports(second, Mends):
         raise InputError(
-            f"cannot repair {second.name} ({second.backend}): only ONNX files can be mended; export it to ONNX, and quantise it "
-            "there"
+            f"cannot repair {second.name} ({second.backend}): only ONNX files can be repaired; export it to ONNX, and quantise "
+            "that file"
         )
     kinds = [own_error.precision(model) for model in models]
     if kinds[0] is not None and kinds[1] is None:
@@ -126,7 +127,7 @@ def _opened(reference: Any, quantised: Any, output: str | None) -> tuple[Model, 
         raise InputError(f"cannot repair {second.name}: it has no quantised layers; give the quantised model second")
     if kinds[1] in ("float16", "bfloat16"):
         raise InputError(
-            f"cannot repair {second.name}: it is in {kinds[1]}, and only integers can be put back into float; use the float "
+            f"cannot repair {second.name}: it is in {kinds[1]}, and only quantised layers can be put back into float; use the float "
             "model, or convert it again with the layers that `xcam blame` names kept in float32"
         )
     if not supports(first, Mends):

@@ -145,7 +145,8 @@ def test_a_model_that_cannot_be_cut() -> None:
     second = blocks.network("second")
     second.capabilities = frozenset({"gradients"})
     with pytest.raises(
-        xcam.BackendError, match=r"cannot cut second: backend 'numpy' does not run a model from given values"
+        xcam.BackendError,
+        match=r"cannot blame layers of second: backend 'numpy' does not run a model from given values",
     ):
         xcam.blame([blocks.network(), second], blocks.images())
 

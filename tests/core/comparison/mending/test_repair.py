@@ -130,11 +130,11 @@ def test_models_that_cannot_be_repaired_are_refused_in_one_line() -> None:
         xcam.repair(first, first, IMAGES)
     with pytest.raises(InputError, match="give the float model first"):
         xcam.repair(second, second, IMAGES)
-    with pytest.raises(InputError, match="only ONNX files can be mended"):
+    with pytest.raises(InputError, match="only ONNX files can be repaired"):
         xcam.repair(first, xcam.load("demo", backend="torch"), IMAGES)
     with pytest.raises(InputError, match="float ONNX file"):
         xcam.repair(xcam.load("demo", backend="torch"), second, IMAGES)
-    with pytest.raises(InputError, match="it is in float16, and only integers"):
+    with pytest.raises(InputError, match="it is in float16, and only quantised layers"):
         xcam.repair(first, loaded(onnx_quantized.half(network())), IMAGES)
     with pytest.raises(InputError, match="cannot require 'perfect'"):
         xcam.repair(first, second, IMAGES, require="perfect")  # type: ignore[arg-type]
