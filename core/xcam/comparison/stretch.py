@@ -6,7 +6,6 @@ input too.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 
 from xcam.contract import Array, InputSpec, Layer, Model, one_output, validation
-from xcam.contract.abilities import RunsStretches, supports
 from xcam.errors import ModelError
 
 Which = Literal[0, 1]
@@ -86,8 +84,7 @@ class Runs:
 
     def can_start_at(self, start: str | None) -> bool:
         """Return whether the model can be run from other values of a layer, or of the input (None)."""
-        model = self.compared.model
-        return start is None or _resumes_at(model) or supports(model, RunsStretches)
+        return start is None or "resume" in self.compared.model.capabilities
 
     def run(self, start: str | None, values: Array, end: str) -> Array:
         """Return the value of the layer `end` that follows from `values` at the layer `start`.
@@ -111,16 +108,12 @@ class Runs:
             return validation.activations(model, x, [end])[end]
         if start == end:
             return values
-        if supports(model, RunsStretches) and not last.is_output:
-            return model.stretches(self.compared.x, {start: values}, [end])[end].value
-        if _resumes_at(model) or (last.is_output and "resume" in model.capabilities):
-            try:
-                return self._resumed(start, values, last)
-            except ModelError as error:
-                raise CannotStartError(str(error)) from error
-        raise CannotStartError(
-            f"cannot run {model.name} from its layer {start!r}: its backend has no `resume` to a layer"
-        )
+        if not self.can_start_at(start):
+            raise CannotStartError(f"cannot run {model.name} from its layer {start!r}: its backend has no `resume`")
+        try:
+            return self._resumed(start, values, last)
+        except ModelError as error:
+            raise CannotStartError(str(error)) from error
 
     def _resumed(self, start: str, values: Array, end: Layer) -> Array:
         model, first = self.compared.model, self.layer(start)
@@ -147,11 +140,6 @@ class Runs:
             values = np.clip(np.rint(values), np.iinfo(dtype).min, np.iinfo(dtype).max)
         value = np.moveaxis(values, 1, -1) if self.compared.spec.layout == "channels_last" else values
         return np.ascontiguousarray(value, dtype)
-
-
-def _resumes_at(model: Model) -> bool:
-    """Return whether a model's `resume` can return a later layer."""
-    return "resume" in model.capabilities and "at" in inspect.signature(model.resume).parameters
 
 
 class Stretch:
