@@ -60,9 +60,13 @@ def shifted(scene: Scene) -> Iterator[Suspicion]:
 
 
 def _moved(case: Case, direction: tuple[int, ...], axes: tuple[int, ...]) -> Undone:
-    result = case.rerun(np.roll(case.z, direction, axes))
+    return _without_border(case, case.a, case.rerun(np.roll(case.z, direction, axes)), case.b)
+
+
+def _without_border(case: Case, wanted: Array, value: Array, before: Array) -> Undone:
+    """Return the values without those at the border, which the padding changes."""
     margin = _margin(case.a)
-    return Undone(_inside(case.a, margin), _inside(result, margin), _inside(case.b, margin))
+    return Undone(*(_inside(each, margin) for each in (wanted, value, before)))
 
 
 def border(scene: Scene) -> Iterator[Suspicion]:
@@ -127,9 +131,7 @@ def flipped(scene: Scene) -> Iterator[Suspicion]:
 
 def _turned(case: Case, axes: tuple[int, ...], moves: tuple[int, ...]) -> Undone:
     values = np.roll(np.flip(case.z, axes), moves, axes)
-    result = np.flip(case.rerun(values), axes)
-    margin = _margin(case.a)
-    return Undone(_inside(case.a, margin), _inside(result, margin), _inside(case.b, margin))
+    return _without_border(case, case.a, np.flip(case.rerun(values), axes), case.b)
 
 
 def _transposed(case: Case, scale: int) -> Undone:
@@ -139,9 +141,8 @@ def _transposed(case: Case, scale: int) -> Undone:
     values = np.zeros_like(case.z)
     values[..., :side, :side] = np.swapaxes(case.z[..., :side, :side], -2, -1)
     result = case.rerun(values)
-    margin = _margin(case.a)
-    parts = (each[..., :end, :end] for each in (case.a, np.swapaxes(result[..., :end, :end], -2, -1), case.b))
-    return Undone(*(_inside(part, margin) for part in parts))
+    turned = np.swapaxes(result[..., :end, :end], -2, -1)
+    return _without_border(case, case.a[..., :end, :end], turned, case.b[..., :end, :end])
 
 
 def flattened(scene: Scene) -> Iterator[Suspicion]:

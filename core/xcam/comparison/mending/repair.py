@@ -153,7 +153,7 @@ def _images(image: Any, check: Any, failed: list[tuple[str, str]]) -> tuple[list
         others = read(check)
         if not others:
             raise InputError(
-                f"no image to check with can be used: {failed[-1][1] if failed else 'the list is empty'}"
+                f"no image to check with can be used: {failed[-1][1] if failed else 'the list is empty; give one or more'}"
             )
         return chosen, others
     at = {k for k in range(len(chosen)) if k % 3 == 2} or ({1} if len(chosen) > 1 else set())
