@@ -11,7 +11,8 @@ from xcam.contract import Array
 from xcam.targets import sigmoid
 
 SCALED = (
-    "each channel has another scale and offset: the statistics or the epsilon of a batch normalisation, or a bias"
+    "each channel has another scale and offset: the statistics or the epsilon of a batch normalisation, the scale of the "
+    "weights, or a bias"
 )
 LEFT = 0.2
 """The share of the difference that has no structure, at least, where it is rounding."""
