@@ -69,7 +69,8 @@ def exchanged_layers(scene: Scene) -> Iterator[Suspicion]:
             continue
         text = f"this layer and {end.second} are exchanged"
         yield Suspicion("exchanged-layers", text, other.undo, 0)
-        yield Suspicion("exchanged-layers", f"{text}, ahead of their normalisation", other.rescaled(scene), 1)
+        fitted = 4 * case.a.shape[1]  # a scale and an offset of each channel, of both layers
+        yield Suspicion("exchanged-layers", f"{text}, ahead of their normalisation", other.rescaled(scene), fitted)
 
 
 class _OtherStretch:
