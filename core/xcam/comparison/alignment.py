@@ -225,6 +225,8 @@ def _last(layer: Layer) -> str:
     return layer.name.replace("/", ".").rpartition(".")[2]
 
 
+UNLIKE = 0.5
+"""Above this unexplained share of the variance, a sum does not correspond to a normalisation that was folded away."""
 LABELS: tuple[tuple[float, Callable[[Layer], str]], ...] = ((0.5, _name), (0.1, _last), (0.1, _kind))
 """The labels that layers can have in common, with their weights."""
 
@@ -237,6 +239,8 @@ class _Value:
     indices: tuple[int, ...]
     fingerprint: Array
     moments: Array
+    labelled: tuple[int, ...]
+    """The layers by whose labels it is matched."""
 
     @property
     def sample(self) -> LayerSample:
@@ -250,8 +254,32 @@ class _Value:
     def is_same(self, other: _Value) -> bool:
         return np.array_equal(self.fingerprint, other.fingerprint) and _is_same(self.sample, other.sample)
 
+    def is_folded(self) -> bool:
+        """Return whether it is matched by the labels of another layer."""
+        return len(self.labelled) > len(self.indices)
+
+    def is_sum(self) -> bool:
+        return self.labels(_kind) == {"add"}
+
     def labels(self, label: Callable[[Layer], str]) -> set[str]:
-        return {label(self.samples[i].layer) for i in self.indices}
+        return {label(self.samples[i].layer) for i in self.labelled}
+
+
+def _with_folded(values: Sequence[_Value], others: Sequence[_Value]) -> list[_Value]:
+    """Return values among which a batch normalisation has the labels of the convolution ahead of it, which has none.
+
+    Only where the other model has no batch normalisation, and no product that may be a part of one: there it is folded
+    into the convolution.
+    """
+    results = list(values)
+    if any(other.labels(_kind) & {"batchnorm", "mul"} for other in others):
+        return results
+    for k, (before, value) in enumerate(itertools.pairwise(values), 1):
+        is_norm = "batchnorm" in value.labels(_kind) and before.labels(_kind) & {"conv", "dense"}
+        if is_norm and before.key == value.key:
+            results[k] = replace(value, labelled=(*before.indices, *value.indices))
+            results[k - 1] = replace(before, labelled=())
+    return results
 
 
 def _values(samples: Sequence[LayerSample]) -> list[_Value]:
@@ -264,7 +292,7 @@ def _values(samples: Sequence[LayerSample]) -> list[_Value]:
             groups.append([k])
     values = [samples[group[0]].values for group in groups]
     return [
-        _Value(samples, tuple(group), matching.fingerprint(value), matching.moments(value))
+        _Value(samples, tuple(group), matching.fingerprint(value), matching.moments(value), tuple(group))
         for group, value in zip(groups, values, strict=True)
     ]
 
@@ -297,7 +325,8 @@ class _Alignment:
         self, first: Sequence[LayerSample], second: Sequence[LayerSample], reduced: Literal[0, 1] | None
     ) -> None:
         self.samples = first, second
-        self.values = _values(first), _values(second)
+        values = _values(first), _values(second)
+        self.values = _with_folded(*values), _with_folded(*values[::-1])
         self.alike = _by(_bytes, self.values[0]), _by(_bytes, self.values[1])
         self.reduced = reduced
         n, m = map(len, self.values)
@@ -322,6 +351,11 @@ class _Alignment:
         # Values that are alike leave less to names: these may be those of the layer before one that was folded away.
         gain = 3 * (1 - unexplained) - 0.5 * np.log10(np.clip(near, matching.TINY, 1))
         gain += 0.05 + likeness * (0.2 + 0.8 * unexplained)
+        folded, sums = (
+            [np.array([test(v) for v in values]) for values in (a, b)] for test in (_Value.is_folded, _Value.is_sum)
+        )
+        unlike = (folded[0][:, None] & sums[1]) | (sums[0][:, None] & folded[1])
+        gain[unlike & (unexplained > UNLIKE) & (near > CLEAR)] = 0
         if self.reduced is not None:
             below = [np.array([_below_zero(v.sample.values) for v in values]) for values in (a, b)]
             reference, quantized = (below[0][:, None], below[1]) if self.reduced else (below[1], below[0][:, None])

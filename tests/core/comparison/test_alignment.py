@@ -150,6 +150,22 @@ def test_a_batch_normalisation_that_was_folded(scale: float) -> None:
     assert pairs(second, first) == [("conv", "norm"), ("relu", "relu")]
 
 
+def test_a_folded_convolution_whose_value_is_wrong_corresponds_to_the_normalisation() -> None:
+    """Its value is that of neither layer: the sum behind it must not take the normalisation's place."""
+    conv, norm, skip, wrong = (value.reshape(2, 6, 49) for value in values(4))
+    first = [
+        rounded("c", conv, "Conv2d"),
+        rounded("b", norm, "BatchNorm2d"),
+        exact("r", np.maximum(norm + skip, 0), "ReLU"),
+    ]
+    second = [
+        rounded("c/Conv", wrong, "Conv"),
+        rounded("Add", wrong + 0.5 * norm, "Add"),
+        exact("r/Relu", np.maximum(wrong + skip, 0), "Relu"),
+    ]
+    assert [(m.first, m.second) for m in align(first, second)] == [(1, 0), (2, 2)]
+
+
 def test_names_of_one_value_share_their_partner() -> None:
     """Parts that return the value of the part before: right behind it, and behind a branch."""
     a, b, c = values(3)

@@ -142,9 +142,10 @@ def depends_on_batch(scene: Scene) -> Diagnosis | None:
         else:
             batches = [model.activations(np.concatenate([x[:1], each[:1]]), [end])[end] for each in (x, other)]
         if np.abs(batches[0][0] - batches[1][0]).max() > 1e-3 * np.abs(batches[0][0]).max():
+            start = next((layer.name for layer in validation.layers(model) if layer.folds_batch), None)
             text = (
                 f"a batch normalisation in training mode in the {name} model: its values for an image depend on the other "
-                "images of the batch"
+                f"images of the batch{f', from layer {start!r} on' if start else ''}"
             )
             return Diagnosis("batchnorm-training", text, "rerun")
     return None
