@@ -151,7 +151,7 @@ def test_a_batch_normalisation_that_was_folded(scale: float) -> None:
 
 
 def test_a_folded_convolution_whose_value_is_wrong_corresponds_to_the_normalisation() -> None:
-    """Its value is that of neither layer: the sum behind it must not take the normalisation's place."""
+    """Its value is that of neither layer: the sum behind it must not be paired with the normalisation."""
     conv, norm, skip, wrong = (value.reshape(2, 6, 49) for value in values(4))
     first = [
         rounded("c", conv, "Conv2d"),
