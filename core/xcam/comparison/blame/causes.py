@@ -8,6 +8,7 @@ from dataclasses import replace
 from xcam.comparison import alignment, divergence
 from xcam.comparison.alignment import Match
 from xcam.comparison.blame.locations import Location
+from xcam.comparison.blame.measure import median
 from xcam.comparison.diagnosis import Diagnosis
 from xcam.comparison.stretch import ComparedModel, NamePair, Stretch
 from xcam.contract import Layer
@@ -40,7 +41,7 @@ class Causes:
         Args:
             starts: Locations ahead of the end, the nearest first. The last is one through which everything passes.
             end: The location at the end; None: the output.
-            error: The local error at the end.
+            error: The local error at the end, the median over the images.
         """
         layers = self._outputs if end is None else (end.first, end.second)
         if layers[0] is None or layers[1] is None:
@@ -62,7 +63,8 @@ class Causes:
         if values[0].shape != values[1].shape:
             return None, ()
         now = alignment.error(*values)
-        if not is_last and abs(now - error) > NEAR * error:
+        usual = median([alignment.error(a, b) for a, b in zip(*values, strict=True)]).mean  # as `error` is
+        if not is_last and abs(usual - error) > NEAR * error:
             return None
         samples = [[alignment.sample(layer, value)] for layer, value in zip(end, values, strict=True)]
         matches = [Match(0, 0, now, firsts=(0,), seconds=(0,))]
