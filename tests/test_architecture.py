@@ -19,10 +19,7 @@ COVERED = {
         "comparison/causes/test_search",
     ),
     **dict.fromkeys(
-        (
-            f"comparison/blame/{name}"
-            for name in ("causes", "conclusions", "data", "examine", "result", "subject", "walks")
-        ),
+        (f"comparison/blame/{name}" for name in ("causes", "conclusions", "data", "examine", "result", "subject")),
         "comparison/blame/test_blame",
     ),
     "comparison/correspondence": "comparison/test_compare",

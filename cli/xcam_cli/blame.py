@@ -11,11 +11,17 @@ import click
 from xcam_cli.compare import ORDER
 from xcam_cli.images import expand_images
 from xcam_cli.model_spec import ModelSpec
-from xcam_cli.options import Size, collected_warnings, print_warnings, score_option, stdout_to_stderr
+from xcam_cli.options import (
+    SHARED_OPTIONS,
+    collected_warnings,
+    print_warnings,
+    score_option,
+    shared_options,
+    stdout_to_stderr,
+)
 from xcam_cli.output import as_json, print_json, print_table
 from xcam_cli.progress_bar import ProgressBar
 
-SHARED_OPTIONS = ("size", "channels", "labels", "device", "output")
 SHOWN = 12
 """Stretches that are printed."""
 
@@ -49,18 +55,7 @@ SHOWN = 12
 @click.option("--require", type=click.Choice(ORDER[:2]), help="Exit with status 1 when the verdict is worse.")
 @click.option("--report", metavar="OUT.html", help="Write an HTML page.")
 @click.option("--node-data", metavar="OUT.json", help="Write the contributions for Google's Model Explorer.")
-@click.option(
-    "--preprocess",
-    metavar="NAME",
-    help="caffe, tf, torch, unit, raw, or MEAN/STD, for models that do not define their preprocessing.",
-)
-@click.option("--size", type=Size(), help="The size of the input, for models that take any.")
-@click.option(
-    "--channels", type=click.IntRange(0), metavar="N", help="Channels of the input; 1: grey images; 0: no such axis."
-)
-@click.option("--labels", metavar="FILE", help="Class labels, for models that have none.")
-@click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several.")
-@click.option("--device", metavar="D", help="cpu, cuda, …")
+@shared_options
 @as_json
 @click.argument("images", nargs=-1, metavar="IMAGE…")
 def blame(models: tuple[str, ...], images: tuple[str, ...], **options: Any) -> None:

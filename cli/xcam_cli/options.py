@@ -70,6 +70,26 @@ _MODEL = (
     ),
 )
 
+_SHARED = (
+    click.option(
+        "--preprocess",
+        metavar="NAME",
+        help="caffe, tf, torch, unit, raw, or MEAN/STD, for models that do not define their preprocessing.",
+    ),
+    click.option("--size", type=Size(), help="The size of the input, for models that take any."),
+    click.option(
+        "--channels",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Channels of the input; 1: grey images; 0: no such axis.",
+    ),
+    click.option("--labels", metavar="FILE", help="Class labels, for models that have none."),
+    click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several."),
+    click.option("--device", metavar="D", help="cpu, cuda, …"),
+)
+SHARED_OPTIONS = ("size", "channels", "labels", "device", "output")
+"""Names of those with which each of several models is opened."""
+
 
 score_option = click.option(
     "--score",
@@ -91,6 +111,13 @@ def models_options(command: F) -> F:
     """Add the same options, with `--model` for one or more models (`models`)."""
     several = click.option("-m", "--model", "models", multiple=True, metavar="MODEL", help="Twice: side by side.")
     for option in (*reversed(_MODEL[2:]), several, _MODEL[0]):
+        command = option(command)
+    return command
+
+
+def shared_options(command: F) -> F:
+    """Add the options that several models share."""
+    for option in reversed(_SHARED):
         command = option(command)
     return command
 

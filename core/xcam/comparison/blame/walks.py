@@ -137,7 +137,7 @@ def _verdict(pair: Pair) -> Verdict:
     error = float(np.abs(a.scores - b.scores).max()) / size
     is_top = bool(b.scores.max() - b.scores[a.scores.argmax()] <= LOGITS * np.abs(b.scores).max())
     if not a.heatmap.any() and not b.heatmap.any():  # no region that could agree
-        return "identical" if error <= LOGITS else "equivalent" if is_top and error <= SCORES else "different"
+        return "equivalent" if is_top and error <= SCORES else "different"
     largest = float(np.abs(a.heatmap - b.heatmap).max())
     return verdict(largest, 1 - pair.lost, error, is_top)
 

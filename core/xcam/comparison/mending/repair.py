@@ -195,7 +195,10 @@ class _Repairer:
         self.correspondence = Correspondence(models, specs, self.sample)
         missing = self.correspondence.fill_in(names)
         if missing:
-            raise InputError(f"cannot repair {models[1].name}: {missing[0].partition(';')[0]}; explain another layer")
+            raise InputError(
+                f"cannot repair {models[1].name}: {missing[0].partition(';')[0]}; "
+                "give the float file that it was made from, or explain another layer"
+            )
         self.layer, self.second = str(names[0]), str(names[1])
         explainer = Explainer(models[0], specs[0], self.layer)
         self.judge = Judge(explainer, chosen, target, settings)
