@@ -87,7 +87,7 @@ def batch(
     backend, model = default_model(backend, model)
     load_options = {
         key: options.pop(key)
-        for key in ("weights", "preprocess", "size", "channels", "labels", "output", "device", "layout")
+        for key in ("weights", "preprocess", "size", "fit", "channels", "labels", "output", "device", "layout")
     }
     load_options["threads"] = options.pop("threads")
     if targets == ("@class",):

@@ -183,7 +183,7 @@ def run(model: Any, images: list[Path], plan: Plan, paths: list[list[Path]], kee
 def _shrunk(row: list[Any], whole: bool) -> list[Any]:
     """Return the explanations of one image with one copy of it, at the size at which the page shows it."""
     image = row[0].image if whole else row[0].shrunk().image
-    return [replace(e, image=image) for e in row]
+    return [e.with_image(image) if e.values is None else replace(e, image=image) for e in row]
 
 
 def _explain_all(model: Any, images: list[Path], plan: Plan, methods: list[str]) -> list[list[Any]]:

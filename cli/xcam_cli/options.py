@@ -49,6 +49,9 @@ _MODEL = (
         "--size", type=Size(), help="The size of the input, for a model that takes any; 48x, x320: one side."
     ),
     click.option(
+        "--fit", metavar="MODE", help="stretch, crop, letterbox or pad; crop:0.875, crop:256, pad:fill=128."
+    ),
+    click.option(
         "--channels",
         type=click.IntRange(0),
         metavar="N",
@@ -78,6 +81,9 @@ _SHARED = (
     ),
     click.option("--size", type=Size(), help="The size of the input, for models that take any."),
     click.option(
+        "--fit", metavar="MODE", help="stretch, crop, letterbox or pad; crop:0.875, crop:256, pad:fill=128."
+    ),
+    click.option(
         "--channels",
         type=click.IntRange(0),
         metavar="N",
@@ -87,7 +93,7 @@ _SHARED = (
     click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several."),
     click.option("--device", metavar="D", help="cpu, cuda, …"),
 )
-SHARED_OPTIONS = ("size", "channels", "labels", "device", "output")
+SHARED_OPTIONS = ("size", "fit", "channels", "labels", "device", "output")
 """Names of those with which each of several models is opened."""
 
 

@@ -14,6 +14,7 @@ from xcam.comparison.mending.repair import repair
 from xcam.comparison.mending.result import Repair
 from xcam.comparison.result import Comparison
 from xcam.contract import Backend, InputSpec, Layer, Model, Trace
+from xcam.contract.fit import Fit
 from xcam.contract.plugins import BackendSpec, hookimpl, list_backends
 from xcam.contract.preprocessing import Preprocessing
 from xcam.dataset.batch import batch
@@ -34,6 +35,7 @@ from xcam.explanation.explain import explain
 from xcam.explanation.fusion import fuse
 from xcam.explanation.grid import grid
 from xcam.explanation.result import Explanation
+from xcam.images.framing import Frame
 from xcam.methods.registry import list_methods, method
 from xcam.models.export import export
 from xcam.models.load import load
@@ -55,6 +57,8 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Finer",
+    "Fit",
+    "Frame",
     "InputError",
     "InputSpec",
     "Layer",

@@ -62,5 +62,5 @@ def same_target(first: Explanation, model: Model, other: Model) -> Aim:
 def with_small_image(comparison: ImageComparison) -> ImageComparison:
     """Return a copy whose explanations share one small image."""
     small = comparison.explanations[0].shrunk()
-    others = [dataclasses.replace(e, image=small.image) for e in comparison.explanations[1:]]
+    others = [e.with_image(small.image) for e in comparison.explanations[1:]]
     return dataclasses.replace(comparison, explanations=(small, *others))

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, get_args
 import numpy as np
 
 from xcam.contract.abilities import ExplainsMissingLayers, has_member, members, supports
+from xcam.contract.fit import Fit
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.types import Activation, Capability, InputSpec, Layer, Layout, Model
 from xcam.contract.violations import are_strings, get_member, guarded, kind, violation
@@ -137,9 +138,10 @@ def _check_input(spec: Any, backend: str) -> None:
         and spec.layout in get_args(Layout)
         and isinstance(spec.preprocessing, Preprocessing | None)
         and isinstance(spec.needs, Preprocessing | None)
+        and isinstance(spec.fit, Fit | None)
     ):
         raise violation(
             backend,
             f"its model's input is {spec}",
-            f"size (H, W) or None, channels, a layout: {get_args(Layout)}, a NumPy dtype, a Preprocessing or None",
+            f"size (H, W) or None, channels, a layout: {get_args(Layout)}, a NumPy dtype, a Preprocessing or None, a Fit or None",
         )

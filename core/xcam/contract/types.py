@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy.typing as npt
 
+from xcam.contract.fit import Fit
 from xcam.contract.preprocessing import Preprocessing
 
 Array = npt.NDArray[Any]
@@ -101,6 +102,9 @@ class InputSpec:
     """The preprocessing that the model's own scaling needs, where it scales its input: any other scales images twice."""
     axes: int | None = None
     """The number of spatial axes where `size` is None: 1 for signals, 2 for images, 3 for volumes; None: not known."""
+
+    fit: Fit | None = None
+    """How images fit the size; None: the model does not state it, and they are stretched."""
 
     @property
     def rank(self) -> int | None:

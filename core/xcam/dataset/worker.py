@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePath
 from typing import Any
@@ -302,7 +302,7 @@ class Worker:
         stem = PurePath(prepared.row["path"]).stem.encode()[:80].decode(errors="ignore")
         suffix = "" if m is None else f".{m}"
         name = f"{prepared.row['number']:08d}-{RESERVED.sub('_', stem)}{suffix}.cam.jpg"
-        overlay = replace(e, image=prepared.drawn).overlay(**dict(self.job.overlays or {}))
+        overlay = e.with_image(prepared.drawn).overlay(**dict(self.job.overlays or {}))
         self.output.write_overlay(name, writing.encoded(overlay, ".jpg"))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from xcam.errors import InputError, keywords_checked
 from xcam.explanation.result import Explanation
@@ -57,7 +56,7 @@ def _small(e: Explanation) -> Explanation:
     factor = SIDE[1] / max(height, width)
     if factor >= 1 or e.values is not None:
         return e
-    return replace(e, image=resizing.resize(e.image, (max(1, round(height * factor)), max(1, round(width * factor)))))
+    return e.with_image(resizing.resize(e.image, (max(1, round(height * factor)), max(1, round(width * factor)))))
 
 
 def distinct(explanations: Sequence[Explanation]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from xcam.contract import DEFAULT_SIZE, Array, InputSpec
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import InputError, ModelError, warn
+from xcam.images import framing
 from xcam.models.load import LARGEST, by
 
 AUGMENTATIONS = [
@@ -18,7 +19,7 @@ AUGMENTATIONS = [
 
 
 def input_size(spec: InputSpec, image: Sequence[int]) -> tuple[int, int]:
-    """Return the size to which an image is resized: an open side follows from the other and from the image's ratio.
+    """Return the size of the input for an image: an open side follows from the other and from the image's ratio.
 
     Args:
         spec: The model's input.
@@ -30,7 +31,7 @@ def input_size(spec: InputSpec, image: Sequence[int]) -> tuple[int, int]:
     check_images(spec)
     height, width = spec.size or (None, None)
     if height is None and width is None:
-        return DEFAULT_SIZE
+        return (spec.fit and framing.fitted_size(image, spec.fit)) or DEFAULT_SIZE
     if height is None:
         return _side((width or 0) * image[0] / image[1]), width or 0
     return height, _side(height * image[1] / image[0]) if width is None else width

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from xcam.contract import files
 from xcam.errors import keywords_checked
 from xcam.images import opencv, reading, resizing, views, writing
+from xcam.images.framing import Frame
 from xcam.images.montage import with_notes
 from xcam.images.overlay import Blend, Style, check_drawing, drawn
 from xcam.methods import maps
@@ -68,6 +69,8 @@ class Explanation:
     """Name of the explained output; None where the model has only one."""
     values: npt.NDArray[Any] | None = field(default=None, repr=False)
     """The input [C, *space] where it was given as an array; None for an image."""
+    frame: Frame | None = field(default=None, repr=False)
+    """The location of the image on the model's input; None for an array. None for an image: it fills the input."""
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -81,9 +84,11 @@ class Explanation:
 
     @cached_property
     def heatmap(self) -> npt.NDArray[np.float32]:
-        """float32, the size of the input ([H, W] for an image), in 0…1 (unbounded above with normalize="none")."""
-        small = maps.normalize(self.positive[None], self.normalize)[0]
-        return maps.resize(small, self.size)
+        """float32, the size of the input ([H, W] for an image), in 0…1 (unbounded above with normalize="none").
+
+        It is 0 where the model did not see the image: outside the crop.
+        """
+        return self._on_image(maps.normalize(self.positive[None], self.normalize)[0])
 
     @property
     def unit_heatmap(self) -> npt.NDArray[np.float32]:
@@ -94,7 +99,11 @@ class Explanation:
     def signed(self) -> npt.NDArray[np.float32]:
         """float32, the size of the input, in −1…1: the raw map with its sign, divided by its largest magnitude."""
         largest = float(np.abs(self.cam).max())
-        return maps.resize(self.cam / largest if largest > 0 else self.cam, self.size)
+        return self._on_image(self.cam / largest if largest > 0 else self.cam)
+
+    def _on_image(self, cam: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return a map of the input at the size of the image."""
+        return maps.resize(cam, self.size) if self.frame is None else self.frame.map_to_image(cam)
 
     @property
     def drawn_heatmap(self) -> npt.NDArray[np.float32]:
@@ -114,7 +123,11 @@ class Explanation:
         Args:
             side: The largest length of the image's longer side, in pixels.
         """
-        return self if self.values is not None else replace(self, image=resizing.shrunk(self.image, side))
+        return self if self.values is not None else self.with_image(resizing.shrunk(self.image, side))
+
+    def with_image(self, image: reading.Image) -> Explanation:
+        """Return a copy with the same image at another size, uint8 [H, W, 3]."""
+        return replace(self, image=image, frame=self.frame and self.frame.resized(image.shape))
 
     @keywords_checked()
     def overlay(
@@ -142,7 +155,10 @@ class Explanation:
         check_drawing(style, alpha, colormap, blend)
         heatmap = self.signed if style == "signed" else self.unit_heatmap
         if self.values is None:
-            return drawn(self.image, heatmap, style, alpha, colormap, blend)
+            seen = (slice(None), slice(None)) if self.frame is None else self.frame.seen
+            result = self.image.copy()  # unchanged where the model did not see it
+            result[seen] = drawn(self.image[seen], heatmap[seen], style, alpha, colormap, blend)
+            return result
         view = views.view(self.values, np.abs(heatmap))
         result = drawn(view.image, view.spread(heatmap), style, alpha, colormap, blend)
         return np.where(view.mask[..., None], result, view.image)

@@ -20,7 +20,7 @@ from xcam.explanation.inputs import AUGMENTATIONS, augmented, input_preprocessin
 from xcam.explanation.result import Explanation, class_label
 from xcam.explanation.samples import Sample
 from xcam.explanation.settings import Settings
-from xcam.images import batches, reading, views
+from xcam.images import batches, framing, reading, views
 from xcam.models.labels import pair
 from xcam.report import formatting
 from xcam.targets import Classes, ClassScore, Detection, Target, probabilities, scores
@@ -76,7 +76,7 @@ def explain_batch(
             model, spec, x, same, [paths[n] for n in rows], layer, [targets[n] for n in rows], settings
         )
         for n, result in zip(rows, explained, strict=True):
-            results[n] = result
+            results[n] = [replace(e, frame=framing.frame(images[n].shape, size, spec.fit)) for e in result]
     return results
 
 

@@ -11,8 +11,7 @@ import numpy.typing as npt
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.types import InputSpec
 from xcam.errors import InputError
-from xcam.images import opencv
-from xcam.images.resizing import resize
+from xcam.images import framing, opencv
 
 
 def batch(
@@ -23,7 +22,7 @@ def batch(
     Args:
         images: N images, RGB uint8 [height, width, 3] of any size.
         spec: The model's input. Images are converted to grey for a model with one channel, or without a channel axis.
-        size: (H, W) in pixels, to which the images are resized.
+        size: (H, W) of the input in pixels, which the images fit as `spec.fit` states.
         preprocessing: Scaling, means and channel order.
 
     Returns:
@@ -33,7 +32,8 @@ def batch(
         InputError: The model does not take one or three channels, or the preprocessing has another number of channels.
     """
     cv2 = opencv.load()
-    resized: list[npt.NDArray[Any]] = [resize(image, size) for image in images]
+    mean = mean_colour(preprocessing)
+    resized: list[npt.NDArray[Any]] = [framing.fitted(image, size, spec.fit, mean) for image in images]
     if spec.channels in (0, 1):
         if len(preprocessing.mean) > 1 or len(preprocessing.std) > 1:
             raise InputError(
@@ -49,3 +49,10 @@ def batch(
     if spec.layout == "channels_first":  # moving bytes takes an eighth of the time of moving floats
         return preprocessing(np.ascontiguousarray(np.moveaxis(x, -1, 1)), axis=1).astype(spec.dtype, copy=False)
     return preprocessing(x).astype(spec.dtype, copy=False)
+
+
+def mean_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Return the RGB colour, 0…255, that the preprocessing makes 0."""
+    mean = np.clip(np.rint(np.asarray(preprocessing.mean) / preprocessing.scale), 0, 255).astype(int).tolist()
+    mean = mean[::-1] if preprocessing.order == "BGR" else mean
+    return tuple(mean * 3 if len(mean) == 1 else mean)

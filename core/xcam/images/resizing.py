@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,14 +73,119 @@ def linear(array: npt.NDArray[Any], size: Sequence[int]) -> npt.NDArray[np.float
     Returns:
         float32 of shape `size`.
     """
+    counts = np.shape(array)
+    positions = [
+        None if count == length else (np.arange(length) + 0.5) * count / length - 0.5
+        for count, length in zip(counts, size, strict=True)
+    ]
+    return sampled(array, positions)
+
+
+def sampled(array: npt.NDArray[Any], positions: Sequence[npt.NDArray[np.float64] | None]) -> npt.NDArray[np.float32]:
+    """Return an array's values at the positions of a grid, by linear interpolation.
+
+    Args:
+        array: [*space].
+        positions: For each axis the positions, counted in values; None: the axis remains as it is. The outermost values
+            are repeated beyond the border.
+
+    Returns:
+        float32 with one value for each position of each axis.
+    """
     result = np.asarray(array, np.float32)
-    for axis, length in enumerate(size):
-        count = result.shape[axis]
-        if count == length:
+    for axis, at in enumerate(positions):
+        if at is None:
             continue
-        position = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
+        count = result.shape[axis]
+        position = np.clip(at, 0, count - 1)
         below = np.minimum(position.astype(np.intp), max(count - 2, 0))
         share = (position - below).astype(np.float32).reshape(-1, *[1] * (result.ndim - axis - 1))
         lower, upper = (np.take(result, np.minimum(below + step, count - 1), axis) for step in (0, 1))
         result = lower + (upper - lower) * share
     return result
+
+
+FILTERS = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
+"""The reach of each filter in pixels, on each side."""
+STRIP = 64
+"""The number of rows that are filtered at once, which bounds the memory for temporaries."""
+
+
+def filtered(image: Image, size: tuple[int, int], interpolation: str, antialias: bool = True) -> Image:
+    """Return an image at another size, by a filter along each axis: to one grey level the result of PIL's `resize`.
+
+    Args:
+        image: uint8 [height, width, 3].
+        size: (H, W) in pixels.
+        interpolation: `nearest`, or a name of FILTERS.
+        antialias: Whether the filter widens where the image shrinks. Without it the result is that of OpenCV's linear
+            and cubic interpolation.
+
+    Returns:
+        uint8 [H, W, 3]; the image itself where it has that size.
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    if interpolation == "nearest":
+        rows, columns = (
+            np.minimum(((np.arange(n) + 0.5 * antialias) * length / n).astype(np.intp), length - 1)
+            for n, length in zip(size, image.shape[:2], strict=True)
+        )
+        return image[rows[:, None], columns]
+    height, width = size
+    wide = np.empty((image.shape[0], width, 3), np.uint8)
+    weights = _weights(image.shape[1], width, interpolation, antialias)
+    for top in range(0, image.shape[0], STRIP):
+        rows_ = image[top : top + STRIP].astype(np.float32)
+        wide[top : top + STRIP] = _levels(_along(rows_, weights, 1))
+    weights = _weights(image.shape[0], height, interpolation, antialias)
+    return _levels(_along(wide, weights, 0))
+
+
+def _levels(values: npt.NDArray[Any]) -> Image:
+    return np.clip(np.floor(values + np.float32(0.5)), 0, 255).astype(np.uint8)
+
+
+def _along(
+    values: npt.NDArray[Any], weights: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]], axis: int
+) -> npt.NDArray[np.float32]:
+    """Return the weighted sums along an axis."""
+    indices, shares = weights
+    shape = [-1 if k == axis else 1 for k in range(values.ndim)]
+    total = np.take(values, indices[0], axis) * shares[0].reshape(shape)
+    for index, share in zip(indices[1:], shares[1:], strict=True):
+        total += np.take(values, index, axis) * share.reshape(shape)
+    return np.asarray(total, np.float32)
+
+
+def _weights(
+    count: int, length: int, interpolation: str, antialias: bool
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Return the positions and weights [taps, length] that an axis of `count` pixels is filtered with."""
+    step = count / length
+    spread = max(step, 1.0) if antialias else 1.0
+    reach = FILTERS[interpolation] * spread
+    centres = (np.arange(length) + 0.5) * step
+    first = np.floor(centres - reach + 0.5).astype(np.intp)
+    indices = first + np.arange(math.ceil(2 * reach) + 1)[:, None]
+    offsets = (indices + 0.5 - centres) / spread
+    shares = _kernel(offsets, interpolation, -0.5 if antialias else -0.75)
+    if antialias:  # pixels beyond the border are left out
+        shares[(indices < 0) | (indices >= count)] = 0
+    shares /= shares.sum(axis=0)
+    return np.clip(indices, 0, count - 1), shares.astype(np.float32)
+
+
+def _kernel(x: npt.NDArray[np.float64], interpolation: str, a: float) -> npt.NDArray[np.float64]:
+    """Return the values of a filter; `a` is the slope of the cubic one."""
+    d = np.abs(x)
+    if interpolation == "box":
+        return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
+    if interpolation == "bilinear":
+        return np.maximum(1 - d, 0)
+    if interpolation == "hamming":
+        return np.where(d < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0.0)
+    if interpolation == "bicubic":
+        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, (((d - 5) * d + 8) * d - 4) * a
+        return np.where(d < 1, near, np.where(d < 2, far, 0.0))
+    return np.where(d < 3, np.sinc(x) * np.sinc(x / 3), 0.0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from xcam.contract import InputSpec, Layout, Model, files, preprocessing, validation
 from xcam.contract.abilities import ChoosesOutput, supports
+from xcam.contract.fit import Fit, parse
 from xcam.contract.layouts import filled
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
@@ -33,6 +34,7 @@ def load(
     *,
     preprocess: str | Preprocessing | None = None,
     size: tuple[int | None, ...] | None = None,
+    fit: str | Fit | None = None,
     channels: int | None = None,
     labels: str | Path | Sequence[str] | np.ndarray[Any, Any] | None = None,
     device: str | None = None,
@@ -53,6 +55,8 @@ def load(
         size: (height, width) of the input in pixels, for a model that takes any size. One of them may be None: it then
             follows from the other and from the ratio of each image. (length,) for signals, (depth, height, width) for
             volumes. Default: the model's own; a model that states one side keeps the ratio.
+        fit: How images fit the size: `stretch`, `crop`, `letterbox` or `pad`, with values after a colon (`crop:0.875`), or
+            a Fit. Default: the model's own; a model that states none stretches them.
         channels: The number of channels of the input, where the model does not state it: 3; 1 for grey images; 0 for grey
             images [N, H, W] without a channel axis. Default: a guess, which is corrected where the model does not run on
             it.
@@ -87,6 +91,7 @@ def load(
     backends = registry()
     name = backends.choose(source, backend)
     preset = preprocessing.preprocessing(preprocess)
+    chosen_fit = parse(fit)
     class_labels = labels_module.load(labels)
     reader: Any = backends.load(name)
     taken = inspect.signature(reader.load).parameters
@@ -118,6 +123,8 @@ def load(
     warn_of_two(opened.name, preset or spec.preprocessing, spec.needs)
     if preset is not None:
         spec = dataclasses.replace(spec, preprocessing=preset)
+    if chosen_fit is not None:
+        spec = dataclasses.replace(spec, fit=chosen_fit)
     try:
         opened.input = spec
         own_labels = None if opened.labels is None else labels_module.pair(opened.labels)
