@@ -11,6 +11,7 @@ import click
 
 from xcam_cli.explain import drawing_options, run
 from xcam_cli.options import open_model, stdout_to_stderr
+from xcam_cli.output import print_json
 from xcam_cli.plan import make_plan, output_paths
 
 
@@ -35,7 +36,10 @@ def demo(backend: str | None, targets: tuple[str, ...], output: str, **options: 
     image = image_paths()[0]
     paths = output_paths((str(image),), plan, output)
     first = next(models)
-    run(first, [image], plan, paths)
+    documents: list[dict[str, Any]] = []
+    run(first, [image], plan, paths, documents)
+    if plan.as_json:
+        print_json(documents[0] if len(documents) == 1 else documents)
     if backend is None and not plan.as_json:
         others = list(models)
         if others:

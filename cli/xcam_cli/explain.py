@@ -20,6 +20,8 @@ from xcam_cli.options import (
 from xcam_cli.output import as_json, print_json
 from xcam_cli.plan import Plan, make_plan, output_paths, split_output
 from xcam_cli.progress_bar import ProgressBar
+from xcam_cli.video import clip_paths, split_clips, split_options, video_options
+from xcam_cli.video import run as run_clips
 
 if TYPE_CHECKING:
     from xcam import Explanation
@@ -73,13 +75,15 @@ def drawing_options(command: Any) -> Any:
     help="Index, label, or its beginning; top3; tiger-zebra: why this and not that; finer:tiger. Default: the top class.",
 )
 @drawing_options
+@video_options
 @click.option(
     "-o",
     "--output",
     "outs",
     multiple=True,
     metavar="OUT",
-    help="A .jpg, .png, .npz or .npy file, or a folder. Default: IMAGE.cam.jpg. Or an output, as --model-output.",
+    help="A .jpg, .png, .npz or .npy file, a video (.mp4, .gif, …), or a folder. Default: IMAGE.cam.jpg, VIDEO.cam.mp4. "
+    "Or an output, as --model-output.",
 )
 @click.option("--report", metavar="OUT.html", help="Write an HTML page, with classes, methods and layers as tabs.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
@@ -94,22 +98,31 @@ def explain(
     images: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Draw where the model looked, on each IMAGE: an image file, or an array that the model takes (.npy, .npz).
+    """Draw where the model looked, on each IMAGE: an image file, a video, or an array that the model takes (.npy, .npz).
 
     \b
     xcam --backend keras image.jpg
     xcam -m model.keras -l conv5 -t tiger -o tiger.png image.jpg
+    xcam -m model.onnx clip.mp4 -o clip.cam.mp4 --smooth 0.5
     xcam -m model.onnx -t top3 --method gradcam --method layercam image.jpg
     """
+    video_settings = split_options(options)
     plan, load_options = make_plan(layers, targets, fuse, options)
     file, name = split_output(outs, load_options["output"])
-    images = tuple(without_overlays(list(images)))
-    paths = output_paths(images, plan, file)
+    stills, clips = split_clips(tuple(without_overlays(list(images))), video_settings, report)
+    videos = clip_paths(clips, stills, plan, file)
+    paths = output_paths(tuple(stills), plan, file) if stills else []
     page = _page_path(report, images)
     opened = open_model(backend, model, **load_options)
     if name is not None:
         opened = _with_output(opened, name)
-    explanations = run(opened, [Path(image) for image in images], plan, paths, keep=page is not None)
+    documents: list[dict[str, Any]] = []
+    try:
+        explanations = run(opened, [Path(image) for image in stills], plan, paths, documents, keep=page is not None)
+        run_clips(opened, clips, plan, videos, video_settings, documents)
+    finally:
+        if plan.as_json and documents:  # the files that were written are reported, though the rest may have failed
+            print_json(documents[0] if len(documents) == 1 else documents)
     if page is not None:
         from xcam.explanation import page as report_page
 
@@ -145,38 +158,36 @@ def _page_path(report: str | None, images: tuple[str, ...]) -> Path | None:
     return check_path(report)
 
 
-def run(model: Any, images: list[Path], plan: Plan, paths: list[list[Path]], keep: bool = False) -> list[Any]:
-    """Explain, save and print.
+def run(
+    model: Any,
+    images: list[Path],
+    plan: Plan,
+    paths: list[list[Path]],
+    documents: list[dict[str, Any]],
+    keep: bool = False,
+) -> list[Any]:
+    """Explain, save and print; the summaries for `--json` are added to `documents`.
 
     Returns:
         The explanations where `keep` is true, on shrunk images if there are several; else an empty list.
     """
-    import xcam
     from xcam import progress
     from xcam.explanation.settings import BATCH
 
-    methods = _supported_methods(model, plan.methods)
-    documents: list[dict[str, Any]] = []
+    methods = _supported_methods(model, plan.methods) if images else []
     kept: list[Any] = []
     printed: list[str] = []
     with ProgressBar() as bar, progress.listening(bar.update):
         for start in progress.steps(range(0, len(images), BATCH), "images"):  # thousands are never in memory at once
             part = slice(start, start + BATCH)
-            try:
-                with collected_warnings(printed) as texts, stdout_to_stderr():
-                    rows = _explain_all(model, images[part], plan, methods)
-            except xcam.XcamError:
-                if plan.as_json and documents:  # report the files that were written, though the rest failed
-                    _print_documents(documents)
-                raise
+            with collected_warnings(printed) as texts, stdout_to_stderr():
+                rows = _explain_all(model, images[part], plan, methods)
             bar.hide()
             print_warnings(texts)
             printed += texts
             for row, row_paths in zip(rows, paths[part], strict=True):
                 _write(row, row_paths, plan, model, documents)
                 kept += _shrunk(row, whole=len(images) == 1) if keep else []
-    if plan.as_json:
-        _print_documents(documents)
     return kept
 
 
@@ -243,10 +254,6 @@ def _write(row: list[Any], paths: list[Path], plan: Plan, model: Any, documents:
     else:
         for explanation, path in zip(row, paths, strict=True):
             _print(explanation, path, model)
-
-
-def _print_documents(documents: list[dict[str, Any]]) -> None:
-    print_json(documents[0] if len(documents) == 1 else documents)
 
 
 def _top_classes(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:

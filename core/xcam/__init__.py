@@ -35,6 +35,7 @@ from xcam.explanation.explain import explain
 from xcam.explanation.fusion import fuse
 from xcam.explanation.grid import grid
 from xcam.explanation.result import Explanation
+from xcam.explanation.video import VideoExplanation, explain_video
 from xcam.images.framing import Frame
 from xcam.methods.registry import list_methods, method
 from xcam.models.export import export
@@ -71,6 +72,7 @@ __all__ = [
     "Similarity",
     "Target",
     "Trace",
+    "VideoExplanation",
     "XcamError",
     "XcamWarning",
     "ZeroHeatmapWarning",
@@ -79,6 +81,7 @@ __all__ = [
     "compare",
     "evaluate",
     "explain",
+    "explain_video",
     "export",
     "fuse",
     "grid",

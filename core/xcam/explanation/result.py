@@ -71,6 +71,8 @@ class Explanation:
     """The input [C, *space] where it was given as an array; None for an image."""
     frame: Frame | None = field(default=None, repr=False)
     """The location of the image on the model's input; None for an array. None for an image: it fills the input."""
+    extent: tuple[float, float] | None = None
+    """The smallest and the largest raw value of all maps that share one colour scale; None: this map has its own."""
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -88,6 +90,8 @@ class Explanation:
 
         It is 0 where the model did not see the image: outside the crop.
         """
+        if self.extent is not None:
+            return self._on_image(maps.scaled(self.positive, self.extent, self.normalize))
         return self._on_image(maps.normalize(self.positive[None], self.normalize)[0])
 
     @property
@@ -97,9 +101,9 @@ class Explanation:
 
     @property
     def signed(self) -> npt.NDArray[np.float32]:
-        """float32, the size of the input, in −1…1: the raw map with its sign, divided by its largest magnitude."""
-        largest = float(np.abs(self.cam).max())
-        return self._on_image(self.cam / largest if largest > 0 else self.cam)
+        """float32, the size of the input, in −1…1: the raw map with its sign, divided by the largest magnitude."""
+        largest = float(np.abs(self.cam if self.extent is None else self.extent).max())
+        return self._on_image(np.clip(self.cam / largest, -1, 1) if largest > 0 else self.cam)
 
     def _on_image(self, cam: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return a map of the input at the size of the image."""

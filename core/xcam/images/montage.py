@@ -72,6 +72,23 @@ def with_notes(image: Image, notes: Sequence[str]) -> Image:
     return np.vstack([image, strip])
 
 
+def labelled(image: Image, text: str) -> Image:
+    """Return the image with a line of text in white on dark in its upper left corner, as large as fits."""
+    cv2 = opencv.load()
+    out, text = image.copy(), drawable(text)
+    (length, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
+    line = max(12, round(min(image.shape[:2]) / 14))
+    scale = min(0.5 * line / max(height, 1), 0.95 * image.shape[1] / max(length, 1))
+    margin = max(2, round(0.25 * line))
+    bottom = round(height * scale) + 2 * margin
+    out[:bottom, : round(length * scale) + 2 * margin] = 32
+    origin = (margin, bottom - margin)
+    cv2.putText(
+        out, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), max(1, round(scale * 1.4)), cv2.LINE_AA
+    )
+    return out
+
+
 def drawable(text: str) -> str:
     """Return the text in the ASCII characters of OpenCV's fonts: accents are removed, other characters become `?`."""
     plain = unicodedata.normalize("NFKD", text.translate(ASCII))

@@ -131,6 +131,24 @@ def normalize(cam: Array, mode: Normalize = "max") -> Array:
     return np.divide(cam, top, out=np.zeros_like(cam), where=top > 0)
 
 
+def scaled(cam: Array, extent: tuple[float, float], mode: Normalize = "max") -> Array:
+    """Scale a map to 0…1 by the values of several maps, for one colour scale.
+
+    Args:
+        cam: [*space], ≥ 0.
+        extent: The smallest and the largest raw value of all maps; negative values count as 0.
+        mode: `max` divides by the largest value; `minmax` also subtracts the smallest; `none` returns `cam` itself.
+
+    Returns:
+        [*space], zeros where all maps are constant.
+    """
+    if mode == "none":
+        return cam
+    low, high = (max(value, 0.0) for value in extent)
+    low = low if mode == "minmax" else 0.0
+    return np.clip((cam - low) / (high - low), 0, 1) if high > low else np.zeros_like(cam)
+
+
 def resize(cam: Array, size: Sequence[int]) -> npt.NDArray[np.float32]:
     """Resize a map by linear interpolation with half-pixel centres (for two axes `cv2.INTER_LINEAR`).
 
