@@ -47,8 +47,8 @@ def video_options(command: F) -> F:
 
 def split_options(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of clips from `options`, and return those that are given."""
-    given = {name: options.pop(name) for name in _OPTIONS}
-    return {name: value for name, value in given.items() if value is not None}
+    values = {name: options.pop(name) for name in _OPTIONS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def split_clips(
@@ -57,7 +57,7 @@ def split_clips(
     """Return the still images, and the clips.
 
     Raises:
-        InputError: an option of clips is given without one, or a page is requested for one.
+        InputError: an option of clips is values without one, or a page is requested for one.
     """
     from xcam.errors import InputError
     from xcam.images.video import is_clip
@@ -98,9 +98,9 @@ def clip_paths(clips: list[str], images: list[str], plan: Plan, output: str | No
             )
         return [_checked(Path(output), clips[0])]
     paths = []
-    for clip in map(Path, clips):
-        suffix = clip.suffix.lower() if clip.suffix.lower() in video.WRITABLE else ".mp4"
-        paths.append(_checked((folder or clip.parent) / f"{clip.stem}.cam{suffix}", str(clip)))
+    for source in map(Path, clips):
+        suffix = source.suffix.lower() if source.suffix.lower() in video.WRITABLE else ".mp4"
+        paths.append(_checked((folder or source.parent) / f"{source.stem}.cam{suffix}", str(source)))
     if len(set(paths)) < len(paths):
         raise InputError(
             "two videos would be written to the same file; explain them separately, each with its own -o"
@@ -133,6 +133,7 @@ def run(
     import xcam
     from xcam import progress
 
+    options: dict[str, Any] = {**plan.options, "fuse": plan.fuse, **video_settings}
     for clip, path in zip(clips, paths, strict=True):
         with ProgressBar() as bar, progress.listening(bar.update):
             with collected_warnings() as texts, stdout_to_stderr():
@@ -142,9 +143,7 @@ def run(
                     layer=plan.layer_groups[0],
                     target=plan.targets[0] if plan.targets else None,
                     method=plan.methods[0],
-                    fuse=plan.fuse,
-                    **plan.options,
-                    **video_settings,
+                    **options,
                 )
                 result.save(path, **plan.drawing)
             bar.hide()

@@ -373,5 +373,12 @@ def _notes(clip: video.Reader, count: int, every: int, start: float, end: float 
 
 def _light(e: Explanation, path: Path) -> Explanation:
     """Return an explanation without its image, and without outputs that are large."""
-    changes = {name: np.zeros(0, np.float32) for name in ("outputs", "scores") if getattr(e, name).size > KEPT}
-    return replace(e, image=BLANK, path=path, cam=np.array(e.cam, np.float32), **changes)
+    empty = np.zeros(0, np.float32)
+    return replace(
+        e,
+        image=BLANK,
+        path=path,
+        cam=np.array(e.cam, np.float32),
+        outputs=empty if e.outputs.size > KEPT else e.outputs,
+        scores=empty if e.scores.size > KEPT else e.scores,
+    )

@@ -102,7 +102,7 @@ class Reader:
         cv2 = opencv.load()
         time = 0.0
         for frame, duration in zip(*_animation(cv2, self.path), strict=True):
-            yield time, _on_white(frame)
+            yield time, np.ascontiguousarray(frame[..., 2::-1])  # OpenCV has blended transparent pixels
             time += duration / 1000
 
 
@@ -183,15 +183,6 @@ def _animation(cv2: Any, path: Path) -> tuple[list[Any], Any]:
     if not success:
         raise _unreadable(path)
     return list(animation.frames), animation.durations
-
-
-def _on_white(frame: Any) -> Image:
-    """Return a frame, BGR or BGR with alpha, as RGB; transparent pixels are white."""
-    colours = frame[..., 2::-1]
-    if frame.shape[2] == 3:
-        return np.ascontiguousarray(colours)
-    alpha = frame[..., 3:].astype(np.float32) / 255
-    return np.rint(colours * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
 Write = Callable[[Image, float], None]

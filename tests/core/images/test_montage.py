@@ -55,3 +55,13 @@ def test_notes_are_in_a_strip_below_the_image() -> None:
     assert (strip > 200).any()
     longer = montage.with_notes(image, ("random weights",) * 20)[200:]
     assert len(longer) < len(strip), "letters that fit the width"
+
+
+def test_a_label_is_in_the_upper_left_corner_and_within_the_image() -> None:
+    for height, width in ((200, 300), (30, 40)):
+        labelled = montage.labelled(constant(120, height, width), "a long label 93%")
+        rows, columns = np.nonzero((labelled != 120).any(axis=2))
+        assert (rows.min(), columns.min()) == (0, 0)
+        assert rows.max() < max(20, height / 8)
+        assert (labelled > 200).any(), "white text"
+        assert labelled.shape == (height, width, 3)

@@ -71,3 +71,19 @@ def test_resize_is_bilinear_with_half_pixel_centres() -> None:
     np.testing.assert_allclose(maps.resize(cam, (1, 4)), [[0.0, 0.25, 0.75, 1.0]])
     assert maps.resize(cam, (5, 7)).shape == (5, 7)
     np.testing.assert_array_equal(maps.resize(cam, (2, 3)), cv2.resize(cam, (3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("extent", "mode", "expected"),
+    [
+        ((-3.0, 4.0), "max", [0, 0.5, 1]),
+        ((1.0, 3.0), "minmax", [0, 0.5, 1]),
+        ((-3.0, 8.0), "minmax", [0, 0.25, 0.75]),
+        ((-3.0, -1.0), "max", [0, 0, 0]),
+        ((2.0, 2.0), "minmax", [0, 0, 0]),
+        ((-3.0, 4.0), "none", [0, 2, 6]),
+    ],
+)
+def test_several_maps_share_a_scale(extent: tuple[float, float], mode: maps.Normalize, expected: list[float]) -> None:
+    cam = np.float32([0, 2, 6] if mode != "minmax" or extent[0] < 0 else [1, 2, 3])
+    np.testing.assert_allclose(maps.scaled(cam, extent, mode), expected)
