@@ -41,9 +41,7 @@ SHOWN = 12
 @click.option("-t", "--target", metavar="CLASS", help="Default: the first model's top class.")
 @click.option("--method", default="gradcam", show_default=True, metavar="NAME", help="See `xcam methods`.")
 @score_option
-@click.option(
-    "--fast", is_flag=True, help="Only estimate, from one forward pass of each model and one backward pass."
-)
+@click.option("--fast", is_flag=True, help="Only estimate, from forward and backward passes of the whole models.")
 @click.option("--causes/--no-causes", default=True, help="Seek the causes of named locations, which takes longest.")
 @click.option(
     "--level",

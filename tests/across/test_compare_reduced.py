@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+from scipy import stats
 
 import onnx_quantized
 import xcam
@@ -222,3 +223,20 @@ def test_models_of_other_frameworks_against_int8(twin: Any) -> None:
     name = onnx_quantized.producers(model)[number].input[0]
     assert wrong.index is not None
     assert name in (wrong.layer, wrong.steps[wrong.index].first, f"conv{name[4:]}")
+
+
+@pytest.mark.parametrize("quant_format", FORMATS, ids=["QDQ", "QOperator"])
+def test_blame_attributes_a_range_to_its_own_layer(quant_format: Any) -> None:
+    """The quantised model would round the float values that it is given, and the next layer would bear it."""
+    model = reduced(quant_format)
+    number = len(onnx_quantized.producers(model)) // 2
+    planted = onnx_quantized.planted(model, number, factor=0.5)
+    models = [original(), xcam.load(planted, preprocess="tf")]
+    exact, fast = (xcam.blame(models, list(IMAGES), fast=is_fast) for is_fast in (False, True))
+    (named,) = exact.named
+    assert named.cause is not None
+    assert named.cause.code == "narrow-range"
+    assert exact.in_first
+    assert next(exact.ranked[0].culprits) == named
+    assert exact.sums[0] == pytest.approx(exact.scores.mean, rel=1e-6)
+    assert stats.spearmanr(*([abs(c.scores.mean) for c in each.stretches] for each in (exact, fast))).statistic > 0.8

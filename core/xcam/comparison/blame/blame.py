@@ -56,8 +56,9 @@ def blame(
     """Find out where the difference of two models comes from: what each stretch of the second contributes to it.
 
     At each location through which everything passes, the second model is given the first model's value. The part of
-    the difference at the end that this removes, in class scores and in the heatmap, is the contribution of the layers ahead. Memory does
-    not depend on the number of images.
+    the difference at the end that this removes, in class scores and in the heatmap, is the contribution of the layers ahead. Where the
+    second model alone has a reduced precision, its values are put into the first instead: it would round what it is given. Memory
+    does not depend on the number of images.
 
     Args:
         models: Two, each the result of `load` or anything that `load` takes. The first is the reference.
@@ -74,7 +75,7 @@ def blame(
             states one, else `unit`.
         output: The name of the output that is explained, for models with several: one for both models, or one for each;
             default: as for `load`.
-        fast: Only estimate the contributions to the class scores, from one forward pass of each model and one backward pass.
+        fast: Only estimate the contributions to the class scores, from forward and backward passes of the whole models.
         causes: Seek the causes of named locations, which costs many more passes than the contributions.
         level: The confidence level of the intervals.
 
@@ -141,6 +142,7 @@ def blame(
         heatmap=interval([image.heatmap for image in walks.images], level),
         heatmap_behind=walks.behind(level),
         is_fast=fast,
+        in_first=subject.in_first,
         has_causes=causes and not fast,
         level=level,
         findings=tuple(findings),

@@ -57,7 +57,7 @@ def drawn(blame: B, walks: Walks, closer: Closer, correspondence: Correspondence
         if parts:
             stretches[k] = _with_parts(stretches[k], parts, known, walks, blame.level)
     named = replace(blame, stretches=tuple(stretches), findings=(*blame.findings, *findings))
-    return _with_reverse(named, spans, closer)
+    return _with_opposite(named, spans, closer, walks.subject.in_first)
 
 
 def _causes(causes: Causes, span: Stretch, parts: Sequence[Part]) -> list[Cause]:
@@ -133,7 +133,7 @@ def _with_parts(
     return replace(contribution, named=True, inner=tuple(inner))
 
 
-def _with_reverse(blame: B, spans: Sequence[Stretch], closer: Closer) -> B:
+def _with_opposite(blame: B, spans: Sequence[Stretch], closer: Closer, in_first: bool) -> B:
     """Return a blame whose most important stretches have contributions in the other direction too."""
     shares = {k: blame.share(c) for k, c in enumerate(blame.stretches)}
     order = sorted(shares, key=lambda k: (blame.stretches[k].named, shares[k]), reverse=True)
@@ -141,14 +141,14 @@ def _with_reverse(blame: B, spans: Sequence[Stretch], closer: Closer) -> B:
     if not chosen or not any(usable(whole, whole) for whole in (blame.scores, blame.heatmap)):
         return blame
     stretches = list(blame.stretches)
-    for k, (scores, heatmap) in zip(chosen, closer.reverse([spans[k] for k in chosen]), strict=True):
+    for k, (scores, heatmap) in zip(chosen, closer.opposite([spans[k] for k in chosen]), strict=True):
         c = stretches[k]
         reverse = interval(scores, blame.level)
         stretches[k] = replace(
             c,
             reverse_scores=reverse,
             reverse_heatmap=interval(heatmap, blame.level),
-            # By class scores only: a correlation is not additive even where faults are independent.
-            interacts=disagrees(c.scores.mean, reverse.mean, blame.scores.mean),
+            # By class scores only: a correlation is not additive even where faults are independent. Rounding always interacts.
+            interacts=not in_first and disagrees(c.scores.mean, reverse.mean, blame.scores.mean),
         )
     return replace(blame, stretches=tuple(stretches))

@@ -51,7 +51,7 @@ class Contribution:
     """The part of the lost correlation of the heatmaps. No value where it is not known: in a fast look, and for one of several
     stretches behind the explained layer."""
     reverse_scores: Interval = NONE
-    """The same in the other direction, where the second model's values are put into the first; only where it matters."""
+    """The same in the other direction, where the other model's values are put in; only where it matters."""
     reverse_heatmap: Interval = NONE
     interacts: bool = False
     """Whether both directions disagree: its contribution depends on other stretches."""
@@ -140,6 +140,8 @@ class BlameData:
     of them."""
     is_fast: bool = False
     """Whether all contributions are estimates."""
+    in_first: bool = False
+    """Whether contributions are those of the second model's values in the first: where the second alone rounds its values."""
     has_causes: bool = True
     """Whether causes were sought."""
     level: float = 0.95
@@ -202,6 +204,7 @@ class BlameData:
             "models": [{"name": n, "layer": layer} for n, layer in zip(self.names, self.layers, strict=True)],
             "method": self.method,
             "fast": self.is_fast,
+            "values_of": self.names[self.in_first],
             "level": self.level,
             "difference": {
                 "scores": self.scores.to_dict(),

@@ -1,7 +1,7 @@
 """A fast first look: contributions estimated from gradients, without swapping values.
 
 Attribution patching (Nanda 2023): to first order, the value at a location changes the scores at the end by ⟨gradient, change of the
-value⟩. From one forward pass of each model and one backward pass.
+value⟩. From one forward pass of each model, and one backward pass of the second, or of both.
 """
 
 from __future__ import annotations

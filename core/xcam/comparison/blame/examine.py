@@ -158,13 +158,13 @@ class Closer:
         """
         if not parts:
             return []
-        inner = [end for _, end, _ in parts if end is not None and end is not stretch.end]
+        inner = [end for _, end, _ in parts if end is not None and not _is_same(end, stretch.end)]
         chain = [*inner, *([stretch.end] if stretch.end is not None else [])]
         last = () if stretch.end is not None else (0.0,)
         scores, heatmap = [], []
         for pair in self._pairs:
             with _opened(pair, stretch, inner):
-                walk = pair.chain(stretch.start, chain, None)
+                walk = pair.chain(stretch.start, chain, None, pair.in_first)
             scores.append(contributions((*walk.scores, *last)))
             heatmap.append(contributions((*walk.heatmap, *last)))
         return [
@@ -172,19 +172,22 @@ class Closer:
             for k, (start, end, errors) in enumerate(parts)
         ]
 
-    def reverse(self, stretches: Sequence[Stretch]) -> list[tuple[list[float], list[float]]]:
-        """Return the contributions of stretches where the second model's values are put into the first, on each image."""
+    def opposite(self, stretches: Sequence[Stretch]) -> list[tuple[list[float], list[float]]]:
+        """Return the contributions of stretches in the other direction, on each image."""
         ends = {id(p): p for s in stretches for p in s.ends}
         results: list[tuple[list[float], list[float]]] = [([], []) for _ in stretches]
         for pair in self._pairs:
-            states = {key: pair.reverse(location) for key, location in ends.items()}
-            whole = pair.measure(pair.second.scores), pair.lost
+            states = {key: pair.opposite(location, pair.in_first) for key, location in ends.items()}
             for stretch, (scores, heatmap) in zip(stretches, results, strict=True):
-                before = (0.0, 0.0) if stretch.start is None else states[id(stretch.start)]
-                after = whole if stretch.end is None else states[id(stretch.end)]
-                scores.append(after[0] - before[0])
-                heatmap.append(after[1] - before[1])
+                before = pair.whole if stretch.start is None else states[id(stretch.start)]
+                after = (0.0, 0.0) if stretch.end is None else states[id(stretch.end)]
+                scores.append(before[0] - after[0])
+                heatmap.append(before[1] - after[1])
         return results
+
+
+def _is_same(end: Location, other: Location | None) -> bool:
+    return other is not None and end.second.name == other.second.name
 
 
 def _local(pair: Pair, stretch: Stretch, layers: Sequence[Layer]) -> dict[str, Array]:
@@ -201,9 +204,9 @@ def _local(pair: Pair, stretch: Stretch, layers: Sequence[Layer]) -> dict[str, A
 def _opened(pair: Pair, stretch: Stretch, inner: Sequence[Location]) -> Iterator[None]:
     """Open both models at layers within a stretch for a while."""
     start = stretch.start
-    pair.first.open(start.first if start else None, [location.first for location in inner])
-    if start is None:
-        pair.second.open(None, [location.second for location in inner])
+    opened = [pair.first.open(start.first if start else None, [location.first for location in inner]), []]
+    if start is None or pair.in_first:
+        opened[1] = pair.second.open(start.second if start else None, [location.second for location in inner])
     yield
-    pair.first.close([location.first for location in inner])
-    pair.second.close([location.second for location in inner])
+    for run, layers in zip((pair.first, pair.second), opened, strict=True):
+        run.close(layers)

@@ -59,6 +59,7 @@ def section(blame: BlameData, letters: tuple[str, str] = ("A", "B")) -> dict[str
         "letters": letters,
         "sentences": sentences.sentences(blame),
         "scores": number(blame.scores.mean),
+        "in_first": blame.in_first,
         "heatmap": number(blame.heatmap.mean),
         "behind": share(blame.heatmap_behind, blame.heatmap),
         "is_fast": blame.is_fast,

@@ -47,6 +47,10 @@ def sentences(blame: BlameData) -> list[str]:
             f"The faults interact at {', '.join(both)}: the gain there depends on which other locations are mended (both "
             "directions disagree)."
         )
+    if blame.in_first and not blame.is_fast:
+        results.append(
+            f"{blame.names[1]} rounds its values: they are put into {blame.names[0]}, as it would round those that it is given."
+        )
     if blame.is_fast:
         results.append(
             "All contributions are estimates from gradients, for the class scores only; no value was swapped, and no cause sought."

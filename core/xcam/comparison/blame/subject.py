@@ -9,6 +9,7 @@ import numpy as np
 
 from xcam.comparison.blame.measure import ScoreDifference
 from xcam.comparison.blame.swaps import Pair, Run, Side
+from xcam.comparison.own_error import precision
 from xcam.contract import Array, Layer, Model, validation
 from xcam.errors import BackendError, InputError
 from xcam.explanation.context import require
@@ -42,7 +43,8 @@ class Subject:
             image: RGB uint8 [H, W, 3].
             first: The layers at which the first model is opened.
             second: The layers at which the second model is opened.
-            gradients: Whether the second model's traces have the gradient of the difference of class scores.
+            gradients: Whether the second model's traces have the gradient of the difference of class scores; with `in_first`,
+                those of both.
 
         Raises:
             InputError: The models have different numbers of classes.
@@ -59,7 +61,19 @@ class Subject:
 
         other = Run(b, image, self._parsed(aim, b.model), self.settings, second, direction if gradients else None)
         _check_shapes(one.scores, other.scores)
-        return Pair(one, other, self.explained)
+        if gradients and self.in_first:  # their mean estimates better where values are rounded and clipped
+            one = Run(a, image, one.target, self.settings, first, lambda scores: direction(other.scores))
+        return Pair(one, other, self.explained, self.in_first)
+
+    @property
+    def in_first(self) -> bool:
+        """Whether values are put into the first model: where the second one alone rounds its values.
+
+        In a model that rounds, each change of a value redraws the rounding behind it, and a value that is put in is rounded again:
+        the first stretch would contribute all rounding, and each other one that of the layer ahead.
+        """
+        first, second = (precision(side.model) for side in self.sides)
+        return second is not None and first is None
 
     def _parsed(self, aim: Aim, model: Model) -> Target:
         return parsed_target(aim, self.settings.score, model.output_activation, model.labels)

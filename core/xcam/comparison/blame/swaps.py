@@ -78,17 +78,18 @@ class Run:
         """Return the value of a layer [1, C, *spatial]."""
         return self.traces[name].activations
 
-    def open(self, start: Layer | None, layers: Sequence[Layer]) -> None:
-        """Open this run at more layers, which are behind `start`; None: the input."""
+    def open(self, start: Layer | None, layers: Sequence[Layer]) -> list[Layer]:
+        """Open this run at more layers, which are behind `start`; None: the input. Return those at which it was not open."""
         missing = [layer for layer in layers if layer.name not in self.traces]
         if not missing:
-            return
+            return []
         if start is None:
             traces = validation.trace(self.side.model, self.x, missing)
         else:
             trace = self.traces[start.name]
             traces = validation.resume(self.side.model, trace, trace.activations, at=missing)
         self.traces |= {layer.name: trace for layer, trace in zip(missing, traces, strict=True)}
+        return missing
 
     def close(self, layers: Sequence[Layer]) -> None:
         """Forget the values at layers."""
@@ -180,6 +181,8 @@ class Pair:
     second: Run
     explained: int
     """The position of the explained layer among the layers of the second model; locations behind it change no heatmap."""
+    in_first: bool = False
+    """Whether contributions are those of the second model's values in the first model, instead of the other way round."""
 
     @cached_property
     def measure(self) -> ScoreDifference:
@@ -195,9 +198,17 @@ class Pair:
         """Return whether the heatmap follows from the value at a location."""
         return location.positions[1] <= self.explained
 
+    @property
+    def whole(self) -> tuple[float, float]:
+        """The whole difference of the class scores and of the heatmaps."""
+        return self.measure(self.second.scores), self.lost
+
     def walk(self, locations: Sequence[Location]) -> Walk:
-        """Put the first model's value into the second at each of the locations, through which everything passes."""
-        states = [(self.measure(self.second.scores), self.lost)]
+        """Put the first model's value into the second at each of the locations, through which everything passes.
+
+        With `in_first`, the differences that are left are those of the opposite direction; the errors are the same.
+        """
+        states = [self.whole]
         errors = []
         local = self.second.value(locations[0].second.name) if locations else self.second.scores
         for k, location in enumerate(locations):
@@ -207,54 +218,70 @@ class Pair:
             swap = self.second.swapped(
                 self.second.traces[location.second.name], value, at, self.has_heatmap(location)
             )
-            states.append(self._state(swap))
+            states.append(self.opposite(location, False) if self.in_first else self._state(swap))
             local = swap.traces[at[0].name].activations if at else swap.scores
         errors.append(error(self.first.scores, local))
         states.append((0.0, 0.0))
         return Walk(tuple(errors), *_columns(states))
 
-    def chain(self, start: Location | None, inner: Sequence[Location], end: Location | None) -> Walk:
-        """Put the first model's values into the second one after another: each on top of those before it.
+    def chain(
+        self, start: Location | None, inner: Sequence[Location], end: Location | None, in_first: bool = False
+    ) -> Walk:
+        """Put one model's values into the other one after another: each on top of those before it.
 
-        Therefore each value is computed from the first model's values at all layers ahead of it, whichever way they reach it.
+        Therefore each value is computed from the other model's values at all layers ahead of it, whichever way they reach it.
 
         Args:
             start: The location at the start of the stretch; None: the input.
             inner: The locations within the stretch, in the order of the second model.
             end: The location at its end; None: the output.
+            in_first: Whether the second model's values are put into the first, instead of the other way round.
 
         Returns:
             The walk from the start to the last of `inner`; the errors include that of the end.
         """
-        opened = [location.second for location in (*inner, *([end] if end else []))]
-        scores, traces = self.second.scores, self.second.traces
-        states = [(self.measure(scores), self.lost)]
+        source, changed = (self.second, self.first) if in_first else (self.first, self.second)
+        opened = [_sides(location, in_first) for location in (*inner, *([end] if end else []))]
+        scores, traces = changed.scores, changed.traces
+        states = [self.whole]
         errors = []
         steps = [*([start] if start else []), *inner]
         for k, location in enumerate(steps, 0 if start is None else -1):
-            value = self.first.value(location.first.name)
-            trace = traces[location.second.name]
+            layer, other = _sides(location, in_first)
+            value, trace = source.value(other.name), traces[layer.name]
             if k >= 0:
                 errors.append(error(value, trace.activations))
-            swap = self.second.swapped(trace, value, opened[k + 1 : k + 2], self.has_heatmap(location))
-            states.append(self._state(swap))
+            at = [layer for layer, _ in opened[k + 1 : k + 2]]
+            swap = changed.swapped(trace, value, at, self.has_heatmap(location))
+            states.append(self._left(swap) if in_first else self._state(swap))
             scores, traces = swap.scores, swap.traces
         states = states[1:] if start else states
-        last = (self.first.scores, scores)
+        last = (source.scores, scores)
         if end is not None:
-            last = self.first.value(end.first.name), traces[end.second.name].activations
+            layer, other = _sides(end, in_first)
+            last = source.value(other.name), traces[layer.name].activations
         return Walk((*errors, error(*last)), *_columns(states))
 
-    def reverse(self, location: Location) -> tuple[float, float]:
-        """Put the second model's value into the first; return the differences in class scores and in the heatmap."""
-        name = location.first.name
-        value = self.second.value(location.second.name)
-        swap = self.first.swapped(self.first.traces[name], value, [], self.has_heatmap(location))
-        return self._state(swap)
+    def opposite(self, location: Location, in_first: bool) -> tuple[float, float]:
+        """Return the differences that are left in the direction opposite to `in_first`, in class scores and in the heatmap."""
+        source, changed = (self.first, self.second) if in_first else (self.second, self.first)
+        layer, other = _sides(location, not in_first)
+        swap = changed.swapped(changed.traces[layer.name], source.value(other.name), [], self.has_heatmap(location))
+        return self._state(swap) if in_first else self._left(swap)
 
     def _state(self, swap: Swap) -> tuple[float, float]:
         lost = float("nan") if swap.heatmap is None else lost_correlation(self.first.heatmap, swap.heatmap)
         return self.measure(swap.scores), lost
+
+    def _left(self, swap: Swap) -> tuple[float, float]:
+        """Return the whole difference without that of a first model with values of the second."""
+        scores, heatmap = self._state(swap)
+        return self.whole[0] - scores, self.whole[1] - heatmap
+
+
+def _sides(location: Location, in_first: bool) -> tuple[Layer, Layer]:
+    """Return the layer of the model that is changed, and that of the other."""
+    return (location.first, location.second) if in_first else (location.second, location.first)
 
 
 def lost_correlation(a: Array, b: Array) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -97,7 +98,26 @@ def test_the_other_direction_puts_the_second_models_value_into_the_first(
     b = second.graph.run({"x": opened.first.x})
     a = first.graph.run({"x": opened.first.x})
     expected = mixed(first, {"relu1": b["relu1"]}, opened.first.x)["fc"]
-    scores, heatmap = opened.reverse(location(second, "relu1"))
-    assert scores == pytest.approx(opened.measure(expected), abs=1e-7)
-    assert 0 < heatmap < 0.5
+    scores, heatmap = opened.opposite(location(second, "relu1"), False)
+    assert opened.whole[0] - scores == pytest.approx(opened.measure(expected), abs=1e-7)
+    assert 0 < opened.lost - heatmap < 0.5
     assert opened.measure(a["fc"]) == pytest.approx(0, abs=1e-7)
+
+
+def test_contributions_of_the_second_models_values_in_the_first(both: tuple[blocks.Blocks, blocks.Blocks]) -> None:
+    first, second = both
+    opened = replace(pair(first, second, [*CUTS, "a2", "b2"]), in_first=True)
+    cuts = [location(second, name) for name in CUTS]
+    walk = opened.walk(cuts)
+    forward = replace(opened, in_first=False)
+    assert walk.errors == forward.walk(cuts).errors
+    for k, each in enumerate(cuts):
+        assert walk.scores[k + 1] == forward.opposite(each, False)[0]
+        assert opened.opposite(each, True)[0] == forward.walk(cuts).scores[k + 1]
+    b = second.graph.run({"x": opened.first.x})
+    parts = opened.chain(location(second, "relu1"), [location(second, name) for name in ("a2", "b2")], None, True)
+    known = {"relu1": b["relu1"]}
+    for k, name in enumerate(["relu1", "a2", "b2"]):
+        known[name] = b[name]
+        expected = opened.whole[0] - opened.measure(mixed(first, known, opened.first.x)["fc"])
+        assert parts.scores[k] == pytest.approx(expected, abs=1e-7)
