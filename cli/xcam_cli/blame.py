@@ -154,7 +154,5 @@ def _share(part: Any, whole: Any) -> str:
     """Return a part in percent of the whole, with its interval."""
     if math.isnan(part.mean) or math.isnan(whole.mean) or not whole.mean > 1e-9:
         return "–"
-    text = f"{part.mean / whole.mean:.0%}"
-    if math.isnan(part.low):
-        return text
-    return f"{text} ({part.low / whole.mean:.0%} … {part.high / whole.mean:.0%})"
+    mean, low, high = (f"{value / whole.mean:z.0%}" for value in (part.mean, part.low, part.high))
+    return mean if math.isnan(part.low) else f"{mean} ({low} … {high})"

@@ -58,7 +58,7 @@ def percent(value: float) -> str:
         return "<\u00a00.1%"
     if 0.9995 <= value < 1:
         return ">\u00a099.9%"
-    return f"{value:.1%}".replace("-", "−")
+    return f"{value:z.1%}".replace("-", "−")
 
 
 def count(n: int, singular: str, plural: str = "") -> str:

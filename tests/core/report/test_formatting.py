@@ -36,8 +36,9 @@ def test_nothing_is_rounded_to_perfect() -> None:
         "0.9877",
         "−0.5000",
     ]
-    assert [formatting.percent(v) for v in (0.0, 1e-5, 0.123, 0.9999, 1.0)] == [
+    assert [formatting.percent(v) for v in (0.0, -1e-5, 1e-5, 0.123, 0.9999, 1.0)] == [
         "0%",
+        "0.0%",
         "<\u00a00.1%",
         "12.3%",
         ">\u00a099.9%",
