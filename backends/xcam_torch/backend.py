@@ -14,7 +14,7 @@ from xcam.contract import InputSpec, Layout
 from xcam.contract.messages import own_weights, unknown_device
 from xcam.errors import InputError
 from xcam.models import demo as core_demo
-from xcam_torch import demo, files, scaling, statements, zoo
+from xcam_torch import demo, detectors, files, scaling, statements, zoo
 from xcam_torch.model import TorchModel
 from xcam_torch.scripted import Scripted, opened
 from xcam_torch.weights import fill
@@ -57,9 +57,10 @@ class TorchBackend:
             module, facts = live(source, target, weights)
         if target is not None:
             module = module.to(target)
+        module = detectors.raw(module)
         channels = facts.get("channels")
         spec = InputSpec(
-            facts.get("size") or size or stated_size(module),
+            facts.get("size") or size or detectors.size(module) or stated_size(module),
             channels=input_channels(module) if channels is None else channels,
             fixed=facts.get("fixed", False),
             channels_known=channels is not None,
@@ -84,12 +85,23 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
     while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(source, "_orig_mod"):
         source = source.module if hasattr(source, "module") else source._orig_mod
         name = type(source).__name__
+    source = detectors.network(source)
     moves = device is not None and any(p.device != device for p in source.parameters())
-    if weights not in (None, "none") or moves or any(p.is_inference() for p in source.parameters()):
-        with torch.inference_mode(False):  # weights created in inference mode cannot be differentiated through
+    if weights not in (None, "none") or moves or has_inference_tensors(source):
+        with torch.inference_mode(False):  # tensors created in inference mode cannot be differentiated through
             source = copy.deepcopy(source)
     notes = [] if weights in (None, "none") else fill(source, Path(str(weights)))
     return source, {"name": name, "notes": notes, **statements.known(source)}
+
+
+def has_inference_tensors(module: nn.Module) -> bool:
+    """Return whether parameters, buffers or cached values of a module were created in inference mode."""
+    return any(
+        tensor.is_inference()
+        for part in module.modules()
+        for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def input_channels(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ from xcam.contract import Layer, Layout
 from xcam.contract.layouts import shape_to_channels_first
 from xcam_torch.dependence import INPUT, Dependence, Reads
 from xcam_torch.guard import hooked, undisturbed
-from xcam_torch.outputs import EndActivation, first_float, main_output_first, replaced, tensors
+from xcam_torch.outputs import EndActivation, check_rows, first_float, main_output_first, replaced, tensors
 
 CHANNELS_FIRST = (
     "Conv",
@@ -57,6 +57,8 @@ class _Seen:
     value: Tensor
     version: int
     """Increased by each write in place."""
+    number: int
+    """Index of this call among those under its name."""
     bit: int
     """The bit of this call in a Dependence; 0 where none was recorded."""
     depends_on_input: bool | None
@@ -71,6 +73,28 @@ def module_names(model: nn.Module) -> dict[nn.Module, str]:
         for name, module in model.named_modules()
         if name and not hasattr(module, "_orig_mod")
     }
+
+
+class _Names:
+    """Paths of modules, for the calls of a forward pass.
+
+    A module that several parts share has a path in each: a call has the one inside the part that is running.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.first = module_names(model)
+        self._paths: dict[nn.Module, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            if module in self.first:
+                clean = ".".join(part for part in path.split(".") if part != "_orig_mod")
+                self._paths.setdefault(module, []).append(clean)
+
+    def inside(self, around: str, module: nn.Module) -> str:
+        """Return the path of a module that is called by the part at the path `around`, "" for the model itself."""
+        paths = self._paths[module]
+        if not around or len(paths) == 1:
+            return self.first[module]
+        return next((path for path in paths if path.startswith(f"{around}.")), self.first[module])
 
 
 def record(
@@ -92,22 +116,25 @@ def record(
 def _record(
     model: nn.Module, x: Tensor, override: Layout | None, dependence: Dependence | None
 ) -> tuple[dict[str, Call], dict[str, str | None]]:
-    names = module_names(model)
+    names = _Names(model)
     starts = itertools.count()
-    open_calls: list[tuple[int, Reads]] = []
+    open_calls: list[tuple[int, Reads, str]] = []
     seen: list[_Seen] = []
     count: dict[nn.Module, int] = {}
+    named: dict[str, int] = {}
     end = EndActivation()
 
     def before(module: nn.Module, arguments: Any) -> None:
-        open_calls.append((next(starts), dependence.reads(arguments) if dependence else Reads()))
+        path = names.inside(open_calls[-1][2] if open_calls else "", module)
+        open_calls.append((next(starts), dependence.reads(arguments) if dependence else Reads(), path))
 
     def after(module: nn.Module, value: Any) -> Any:
-        start, arguments = open_calls.pop()
+        start, arguments, path = open_calls.pop()
         tensor = first_float(value)
         index = count[module] = count.get(module, -1) + 1
         if tensor is None:
             return None
+        number = named[path] = named.get(path, -1) + 1
         new = tensor
         bit, depends_on_input, alias_of = 0, None, None
         if dependence:
@@ -125,13 +152,15 @@ def _record(
             bit = INPUT << len(seen) + 1
             dependence.pass_through(new, bit, arguments)
         version = 0 if new.is_inference() else new._version  # inference tensors have no counter
-        seen.append(_Seen(start, names[module], module, index, new, version, bit, depends_on_input, alias_of))
+        seen.append(_Seen(start, path, module, index, new, version, number, bit, depends_on_input, alias_of))
         return None if new is tensor else replaced(value, tensor, new)
 
-    with undisturbed(model), torch.enable_grad(), hooked(names, after, before):
+    with undisturbed(model), torch.enable_grad(), hooked(names.first, after, before):
         source = x.detach().requires_grad_().clone()
         with end, dependence.recording(source) if dependence else contextlib.nullcontext():
-            outputs = tensors(model(source))
+            value = model(source)
+            check_rows(value, len(x), type(model).__name__)
+            outputs = tensors(value)
     logits = {name: end.logits(output) for name, output in outputs.items()}
     ordered = _ordered(seen)
     layouts = _layouts(ordered, x, override)
@@ -147,8 +176,7 @@ def _record(
     numbers: dict[tuple[int, int], int] = {}
     calls = {}
     for call, layout in zip(ordered, layouts, strict=True):
-        last = call.index == count[call.module]
-        name = call.name if last else f"{call.name}#{call.index}"
+        name = call.name if call.number == named[call.name] else f"{call.name}#{call.number}"
         leads_to, differentiable = reach[id(call)]
         layer = Layer(
             name=name,

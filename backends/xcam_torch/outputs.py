@@ -24,14 +24,18 @@ SHAPES = ("squeeze", "unsqueeze", "flatten", "view", "reshape", "ravel")
 def parts(value: Any) -> dict[str, Any]:
     """Return the parts of a returned value by name: keys, fields or positions; `output` for a single value.
 
-    Where all of them have parts themselves, these are returned: `0.1` is the second of the first.
+    Where all of them have parts themselves, these are returned: `0.1` is the second of the first. Dictionaries behind a
+    result of another kind are left out: they hold the raw predictions for a loss.
     """
     if isinstance(value, Mapping):
         named = {str(key): part for key, part in value.items()}
     elif hasattr(value, "_asdict"):
         named = dict(value._asdict())
     elif isinstance(value, tuple | list):
-        named = {str(position): part for position, part in enumerate(value)}
+        is_first = not value or isinstance(value[0], Mapping)
+        named = {str(i): part for i, part in enumerate(value) if is_first or not isinstance(part, Mapping)}
+        if len(value) > len(named) == 1 and isinstance(value[0], tuple | list):
+            return parts(value[0])
     else:
         return {"output": value}
     if not all(isinstance(part, Mapping | tuple | list) for part in named.values()):
@@ -68,6 +72,21 @@ def tensors(value: Any, name: str = "the model") -> dict[str, Tensor]:
             "needs a float tensor; wrap it in a module that returns its class scores"
         )
     return floats
+
+
+def check_rows(value: Any, rows: int, name: str) -> None:
+    """Check that a returned value has an entry for each of `rows` images in every tensor.
+
+    Raises:
+        ModelError: it is a list with one dictionary for each image, as detectors return, and not raw scores.
+    """
+    if not (isinstance(value, list) and len(value) == rows and all(isinstance(part, Mapping) for part in value)):
+        return
+    if rows == 1 or any(isinstance(t, Tensor) and len(t) != rows for part in value for t in part.values()):
+        raise ModelError(
+            f"cannot explain {name}: it returns a list with the detections of each image, whose number depends on the "
+            "image; wrap it in a module that returns the boxes [N, B, 4] and the scores [N, B, classes] of its raw head"
+        )
 
 
 def first_float(value: Any) -> Tensor | None:

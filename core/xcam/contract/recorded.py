@@ -551,7 +551,7 @@ class RecordedModel(ABC, Generic[R]):
         raise first
 
     def _record_any(self, shape: tuple[int, ...]) -> _Opened[R]:
-        """Record with two images, and with one where the model fails. The error is that of the first attempt."""
+        """Record with two images, and with one where the model fails. A failure is that of the first attempt."""
 
         def record(batch: int) -> R:
             with first_run(self.name, shape), self._running():
@@ -562,8 +562,8 @@ class RecordedModel(ABC, Generic[R]):
         except ModelError as error:
             try:
                 recording, batch = record(1), 1
-            except XcamError:
-                raise error from error.__cause__
+            except XcamError as second:  # the model's own failure, or a reason why its result cannot be explained
+                raise error if second.__cause__ else second from error.__cause__
         return _Opened(recording, shape, recording.batch or batch)
 
     def _probed(self, opened: _Opened[R]) -> Mapping[str, Layer]:
