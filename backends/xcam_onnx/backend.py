@@ -74,7 +74,8 @@ class OnnxBackend:
             name = source.graph.name or "model"
             opened = files.store(source)
         graph = opened.graph
-        options = {"size": size} | statements.stated(graph) | files.description(graph.model) | options
+        stated = statements.of_folder(source, graph) if isinstance(source, Path) else {}
+        options = {"size": size} | stated | statements.stated(graph) | files.description(graph.model) | options
         runtime = Runtime(opened.weights, execution_providers, threads)
         check(graph, source.name if isinstance(source, Path) else name, runtime)
         return OnnxModel(graph, runtime, name=name, layout=layout, channels=channels, notes=opened.notes, **options)

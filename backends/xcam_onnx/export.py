@@ -85,10 +85,12 @@ def export(
 
 
 def _metadata(model: Model) -> dict[str, str]:
-    """Return preprocessing and labels as metadata, which xcam_onnx.files.description reads."""
+    """Return preprocessing, fit and labels as metadata, which xcam_onnx.files.description reads."""
     texts = {}
     if model.input.preprocessing is not None:
         texts["xcam.preprocessing"] = json.dumps(asdict(model.input.preprocessing))
+    if model.input.fit is not None:
+        texts["xcam.fit"] = str(model.input.fit)
     if model.labels is not None:
         texts["xcam.labels"] = json.dumps(list(model.labels), ensure_ascii=False)
     return texts

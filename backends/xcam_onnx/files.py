@@ -14,8 +14,9 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 
+from xcam.contract.fit import parse
 from xcam.contract.preprocessing import Preprocessing
-from xcam.errors import ModelError
+from xcam.errors import InputError, ModelError
 from xcam_onnx import classifiers
 from xcam_onnx.graph import Graph, metadata, nodes, sort
 from xcam_onnx.opsets import OLDEST, TARGET, convert
@@ -205,7 +206,7 @@ def _size(path: Path, location: str) -> int:
 
 
 def description(model: ModelProto) -> dict[str, Any]:
-    """Return the options of OnnxModel that `xcam export` wrote into a file: preprocessing, labels, default layer."""
+    """Return the options of OnnxModel that `xcam export` wrote into a file: preprocessing, fit, labels, default layer."""
     texts, options = metadata(model), dict[str, Any]()
     with contextlib.suppress(ValueError, TypeError, KeyError):
         if "xcam.preprocessing" in texts:
@@ -213,6 +214,9 @@ def description(model: ModelProto) -> dict[str, Any]:
             mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
             order = "BGR" if values["order"] == "BGR" else "RGB"
             options["preprocessing"] = Preprocessing(str(values["name"]), float(values["scale"]), mean, std, order)
+    with contextlib.suppress(InputError):
+        if "xcam.fit" in texts:
+            options["fit"] = parse(texts["xcam.fit"])
     with contextlib.suppress(ValueError, TypeError):
         if "xcam.labels" in texts:
             options["labels"] = tuple(str(label) for label in json.loads(texts["xcam.labels"]))

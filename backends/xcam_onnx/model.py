@@ -10,6 +10,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from xcam.contract import Array, Capability, Layer, Layout, Model
+from xcam.contract.fit import Fit
 from xcam.contract.layouts import without_channel_axis
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.quantization import Stretch
@@ -68,6 +69,7 @@ class OnnxModel(RecordedModel[Recording]):
         size: tuple[int | None, ...] | None = None,
         labels: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
+        fit: Fit | None = None,
         default_layer: str | None = None,
         notes: Sequence[str] = (),
         channels: int | None = None,
@@ -82,7 +84,7 @@ class OnnxModel(RecordedModel[Recording]):
             signature, notes = dataclasses.replace(signature, batch=1), [*notes, DYNAMIC]
         spec = signature.spec(preprocessing, size)
         needed = scaling.computed(form.ends, signature, spec, runtime)
-        spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed)
+        spec = dataclasses.replace(spec, preprocessing=preprocessing or needed, needs=needed, fit=fit)
         quantised = any(part in node.op_type.lower() for node in form.ends.nodes for part in QUANTISING)
         super().__init__(name, spec, labels, tuple(dict.fromkeys([*notes, *([QUANTISED] if quantised else [])])))
         self.default_layer = default_layer
@@ -195,6 +197,7 @@ class OnnxModel(RecordedModel[Recording]):
             size=self.input.size,
             labels=self.labels,
             preprocessing=self.input.preprocessing,
+            fit=self.input.fit,
             default_layer=default_layer,
             notes=self.notes,
         )

@@ -1,7 +1,8 @@
 """The metadata that other tools write into an ONNX file: labels, size and scaling of the images.
 
 Sources: ONNX' image metadata (onnx.ai/onnx/repo-docs/MetadataProps.html), which Custom Vision and coremltools write;
-the exporters of ultralytics (`names`, `imgsz`, `task`, `stride`); and mean and std under their usual names.
+the exporters of ultralytics (`names`, `imgsz`, `task`, `stride`); mean and std under their usual names; and the
+`preprocessor_config.json` that exports of Hugging Face's models have next to them.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ import contextlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from xcam.contract.fit import Fit, of_ultralytics
 from xcam.contract.preprocessing import PRESETS, Preprocessing, preset
+from xcam.contract.processors import facts
 from xcam.contract.scaling import BGR
+from xcam.errors import InputError
 from xcam_onnx.graph import FLOATS, Graph, metadata
 
+PROCESSOR = "preprocessor_config.json"
+"""The file in which Hugging Face states how images are prepared."""
 FORMATS = {"rgb8": "RGB", "rgba8": "RGB", "bgr8": "BGR", "bgra8": "BGR", "gray8": "RGB"}
 RANGES = {"nominalrange_0_255": "raw", "normalized_0_1": "unit", "normalized_1_1": "tf"}
 LABELS = ("names", "labels", "classes", "class_names", "class_labels", "categories", "id2label")
@@ -24,7 +31,7 @@ MEANS = (("mean", "std"), ("image_mean", "image_std"), ("standardization_mean", 
 
 
 def stated(graph: Graph) -> dict[str, Any]:
-    """Return the preprocessing, the labels and the size that a file's metadata state, each where it does."""
+    """Return the preprocessing, the labels, the size and the fit that a file's metadata state, each where it does."""
     texts = {key.lower(): text for key, text in metadata(graph.model).items()}
     labels = next(filter(None, (_labels(texts.get(key)) for key in LABELS)), None)
     counts = _class_counts(graph.typed) if labels or "names" in texts else []
@@ -37,7 +44,29 @@ def stated(graph: Graph) -> dict[str, Any]:
     size = (size, size) if isinstance(size, int) else size
     if isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
         options["size"] = tuple(size)
+    if fit := _fit(texts, bool(counts)):
+        options["fit"] = fit
     return options
+
+
+def of_folder(path: Path, graph: Graph) -> dict[str, Any]:
+    """Return the facts of a `preprocessor_config.json` next to the file, or above its folder `onnx`; {} without one."""
+    folders = [path.parent, *([path.parent.parent] if path.parent.name == "onnx" else [])]
+    file = next(filter(Path.is_file, (folder / PROCESSOR for folder in folders)), None)
+    if file is None or not all(graph.dtype(value.name) in FLOATS for value in graph.inputs[:1]):
+        return {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, InputError, KeyError):
+        return {key: value for key, value in facts(json.loads(file.read_text(encoding="utf-8"))).items() if value}
+    return {}
+
+
+def _fit(texts: Mapping[str, str], has_classes: bool) -> Fit | None:
+    """Return the fit of an export of ultralytics; that of YOLOv5, which has no `task`, too."""
+    if "stride" not in texts or "names" not in texts:
+        return None
+    if "task" not in texts and has_classes:  # YOLOv5 crops a square first, and resizes it with OpenCV
+        return Fit("crop", antialias=False, like="keras")
+    return of_ultralytics(texts.get("task", "detect"), texts.get("head", ""))
 
 
 def _class_counts(graph: Graph) -> list[int | str | None]:

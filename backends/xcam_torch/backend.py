@@ -59,11 +59,14 @@ class TorchBackend:
             module = module.to(target)
         module = detectors.raw(module)
         channels = facts.get("channels")
+        fit = facts.get("fit")
+        follows = fit is not None and fit.mode == "pad" and fit.resize is not None  # the size follows from the image
         spec = InputSpec(
-            facts.get("size") or size or detectors.size(module) or stated_size(module),
+            facts.get("size") or size or detectors.size(module) or (None if follows else stated_size(module)),
             channels=input_channels(module) if channels is None else channels,
             fixed=facts.get("fixed", False),
             channels_known=channels is not None,
+            fit=fit,
             **input_axes(module),
         )
         needed = scaling.computed(module, spec, facts.get("batch"))

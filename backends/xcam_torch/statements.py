@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from xcam.contract.preprocessing import PRESETS, Preprocessing, preset
+from xcam.contract.fit import Fit, of_ultralytics
+from xcam.contract.preprocessing import PRESETS
+from xcam.contract.processors import facts as of_processor
+from xcam.contract.processors import normalisation
 from xcam.models import labels
 
 
@@ -18,7 +20,8 @@ def known(module: nn.Module) -> dict[str, Any]:
     config = getattr(module, "config", None)
     if config is not None and hasattr(config, "id2label"):
         inner = getattr(module, "timm_model", None)  # transformers' wrapper of timm
-        facts = of_timm(inner) if isinstance(inner, nn.Module) and hasattr(inner, "pretrained_cfg") else {}
+        is_timm = isinstance(inner, nn.Module) and hasattr(inner, "pretrained_cfg")
+        facts = of_timm(inner, getattr(config, "pretrained_cfg", None)) if is_timm else {}
         return facts | {k: v for k, v in of_config(config).items() if v} | of_processor(_cached_processor(config))
     if getattr(module, "pretrained_cfg", None):
         return of_timm(module)
@@ -28,17 +31,20 @@ def known(module: nn.Module) -> dict[str, Any]:
     return {}
 
 
-def normalisation(mean: Sequence[float], std: Sequence[float], scale: float = 1 / 255) -> Preprocessing:
-    """Return (pixel · scale − mean) / std, as a preset where it is one."""
-    return preset(Preprocessing("own", scale=scale, mean=tuple(map(float, mean)), std=tuple(map(float, std))))
+CROPS: dict[str, Literal["crop", "stretch", "pad"]] = {"center": "crop", "squash": "stretch", "border": "pad"}
+"""The modes of timm's `crop_mode`."""
 
 
-def of_timm(module: nn.Module) -> dict[str, Any]:
+def of_timm(module: Any, stated: Any = None) -> dict[str, Any]:
     """Return the facts of a model of timm: those of its `pretrained_cfg`, with the size for tests where it has one.
 
     A module that was built for another size (its patch embedding knows it) or for grey images takes these.
+
+    Args:
+        module: The module.
+        stated: The configuration that replaces the module's own.
     """
-    declared = module.pretrained_cfg
+    declared = stated or module.pretrained_cfg
     config: Mapping[str, Any] = declared if isinstance(declared, Mapping) else vars(declared)
     facts: dict[str, Any] = {}
     mean, std = config.get("mean"), config.get("std")
@@ -53,6 +59,14 @@ def of_timm(module: nn.Module) -> dict[str, Any]:
         facts["size"] = tuple(built)
     elif size:
         facts["size"] = tuple(size)[1:]
+    crop_pct = (config.get("test_input_size") and config.get("test_crop_pct")) or config.get("crop_pct") or 0.875
+    facts["fit"] = Fit(
+        CROPS.get(config.get("crop_mode") or "center", "crop"),
+        crop_pct=crop_pct,
+        interpolation=config.get("interpolation") or "bicubic",
+        fill="mean",
+        like="timm",
+    )
     if getattr(module, "num_classes", 0) == config.get("num_classes", 1000) == 1000:
         facts["labels"] = labels.imagenet()
     return facts
@@ -64,31 +78,6 @@ def of_config(config: Any) -> dict[str, Any]:
     side = getattr(config, "image_size", None)
     size = (side, side) if isinstance(side, int) else tuple(side) if isinstance(side, list | tuple) else None
     return {"labels": names, "size": size, "channels": getattr(config, "num_channels", None)}
-
-
-def of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the size and the scaling that a Hugging Face image processor applies; nothing for an empty one."""
-    if not processor:
-        return {}
-    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
-    size = processor.get("size") if size is None else size
-    if isinstance(size, dict):
-        side = size.get("shortest_edge")
-        size = (size.get("height", side), size.get("width", side))
-    elif isinstance(size, int):
-        size = (size, size)
-    scale = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
-    mean, std, is_flipped = [0.0], [1.0], bool(processor.get("do_flip_channel_order"))
-    if processor.get("do_normalize", not is_flipped) and "image_mean" in processor:
-        mean, std = processor["image_mean"], processor["image_std"]
-    if processor.get("include_top") and "image_std" in processor:  # EfficientNet's divides by std again
-        std = [s * t for s, t in zip(std * 3 if len(std) == 1 else std, processor["image_std"], strict=True)]
-    if processor.get("rescale_offset"):
-        mean = [m + 1 for m in mean]
-    scaling = normalisation(mean, std, scale)
-    if is_flipped:
-        scaling = replace(scaling, name=f"{scaling.name}, BGR", order="BGR")
-    return {"preprocessing": scaling} | ({"size": tuple(size)} if size and None not in size else {})
 
 
 def _cached_processor(config: Any) -> Mapping[str, Any]:
@@ -108,13 +97,30 @@ def _cached_processor(config: Any) -> Mapping[str, Any]:
 def of_torchvision(weights: Any) -> dict[str, Any]:
     """Return the facts of torchvision's weights, of their transforms above all."""
     transforms = weights.transforms()
-    size = getattr(transforms, "crop_size", None) or getattr(transforms, "resize_size", None) or ()
+    size, resized = (getattr(transforms, name, None) or () for name in ("crop_size", "resize_size"))
     scaled = normalisation(transforms.mean, transforms.std) if hasattr(transforms, "mean") else PRESETS["unit"]
     return {
         "preprocessing": scaled,
         "labels": weights.meta.get("categories"),
         "size": (size[0], size[-1]) if size else None,
+        "fit": _of_resizing(resized, bool(size), getattr(transforms, "interpolation", None)),
     }
+
+
+def _of_resizing(resized: Sequence[int], is_cropped: bool, interpolation: Any) -> Fit | None:
+    """Return the fit of torchvision's transforms; None where they do not resize.
+
+    Args:
+        resized: The shorter side, or (height, width).
+        is_cropped: Whether the centre is cropped afterwards; else the size of the input follows from the image.
+        interpolation: torchvision's InterpolationMode.
+    """
+    if not resized:
+        return None
+    name: Any = getattr(interpolation, "value", "bilinear")
+    if len(resized) == 1:
+        return Fit("crop" if is_cropped else "pad", resize=resized[0], interpolation=name, like="torchvision")
+    return Fit("stretch", resize=(resized[0], resized[1]), interpolation=name)
 
 
 def _of_ultralytics(module: nn.Module, names: Mapping[int, str]) -> dict[str, Any]:
@@ -124,4 +130,6 @@ def _of_ultralytics(module: nn.Module, names: Mapping[int, str]) -> dict[str, An
         facts["labels"] = [names[k] for k in sorted(names)]
     options = getattr(module, "args", None)
     side = options.get("imgsz") if isinstance(options, Mapping) else getattr(options, "imgsz", None)
+    kind = type(module).__name__
+    facts["fit"] = of_ultralytics("classify" if kind.startswith("Classification") else "detect", kind)
     return facts | ({"size": (side, side)} if isinstance(side, int) else {})

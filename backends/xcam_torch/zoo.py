@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from xcam.contract.messages import RANDOM_WEIGHTS, one_line
+from xcam.contract.processors import facts as of_processor
 from xcam.errors import BackendError, InputError, ModelError, nearest
-from xcam_torch.statements import of_config, of_processor, of_timm, of_torchvision
+from xcam_torch.statements import known, of_timm, of_torchvision
 from xcam_torch.weights import fill
 
 
@@ -88,7 +89,7 @@ def _hugging_face(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]
         processor, _ = hub.ImageProcessingMixin.get_image_processor_dict(name)
     except Exception:  # no preprocessor_config.json: the core reports that the preprocessing is unknown
         processor = {}
-    return module, of_config(module.config) | of_processor(processor)
+    return module, known(module) | of_processor(processor)
 
 
 def _built(package: str, name: str, build: Callable[[], Any]) -> Any:

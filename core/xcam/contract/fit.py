@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from xcam.errors import InputError, nearest
@@ -79,6 +80,8 @@ class Fit:
             raise InputError(f"cannot use resize={self.resize}; give the shorter side, or (height, width)")
         if self.mode == "stretch" and isinstance(self.resize, int):
             raise InputError("resize of fit 'stretch' is HEIGHTxWIDTH; choose fit 'crop' to keep the ratio")
+        if not self.antialias and self.interpolation in ("area", "box", "hamming"):
+            raise InputError(f"interpolation {self.interpolation!r} needs antialias; choose bilinear or bicubic")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise InputError(f"cannot use crop_pct={self.crop_pct}; give a number above 0, at most 1, as in 0.875")
         if self.crop_pct is not None and self.resize is not None:
@@ -127,6 +130,39 @@ def parse(value: str | Fit | None) -> Fit | None:
             raise InputError(f"fit {value!r} states {name} twice; give it once")
         values[name] = _parsed(name, text)
     return Fit(mode, **values)  # type: ignore[arg-type]  # checked
+
+
+def of_ultralytics(task: str, head: str = "") -> Fit:
+    """Return the fit of ultralytics' predictors.
+
+    Args:
+        task: `detect`, `segment`, `classify`, … as ultralytics names it.
+        head: The class of the model's head or of the model: RT-DETR takes stretched images.
+    """
+    if task == "classify":
+        return Fit("crop")
+    if task == "depth" or head.startswith("RTDETR"):
+        return Fit("stretch", interpolation="bilinear", antialias=False, like="ultralytics")
+    return Fit("letterbox")
+
+
+def for_size(fit: Fit, stated: Sequence[int | None] | None, size: Sequence[int | None]) -> Fit:
+    """Return the fit of a model whose size the caller changes: the share of the image that is cut off remains.
+
+    Args:
+        fit: The fit that the model states.
+        stated: The size that it states.
+        size: The size that the caller gives.
+    """
+    if fit.resize is None or fit.mode in ("pad", "letterbox"):
+        return replace(fit, resize=None, longest=None)
+    old, new = [n for n in stated or () if n], [n for n in size if n]
+    if not old or not new:
+        return fit
+    factor = min(new) / min(old)
+    sides = fit.resize if isinstance(fit.resize, tuple) else (fit.resize,)
+    scaled = tuple(max(round(side * factor), 1) for side in sides)
+    return replace(fit, resize=(scaled[0], scaled[1]) if len(scaled) > 1 else scaled[0])
 
 
 def _check_choice(kind: str, value: object, choices: Any) -> None:

@@ -16,6 +16,13 @@ from xcam.images.reading import Image, Mask
 
 Array = npt.NDArray[Any]
 Pair = tuple[float, float]
+OPENCV = {
+    "nearest": "INTER_NEAREST",
+    "bilinear": "INTER_LINEAR",
+    "bicubic": "INTER_CUBIC",
+    "lanczos": "INTER_LANCZOS4",
+}
+"""OpenCV's interpolations without antialiasing."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,7 @@ def _steps(image: tuple[int, int], size: tuple[int, int], fit: Fit) -> _Steps:
         box = fit.resize
     elif fit.crop_pct is not None:
         box = math.floor(size[0] / fit.crop_pct), math.floor(size[1] / fit.crop_pct)
-    resized = box if fit.mode == "stretch" else _kept_ratio(image, box, fit)
+    resized = box if fit.mode == "stretch" else _kept_ratio(image, box, fit, size)
     top, left = (
         0 if not fit.centred and n <= length else _start(n, length, fit)
         for n, length in zip(resized, size, strict=True)
@@ -201,8 +208,13 @@ def _steps(image: tuple[int, int], size: tuple[int, int], fit: Fit) -> _Steps:
     return _Steps(whole, resized, (top, left, *size))
 
 
-def _kept_ratio(image: tuple[int, int], box: tuple[int, int], fit: Fit) -> tuple[int, int]:
-    """Return the size of a resized image: its shorter side, or the size that covers a box, or fits into it."""
+def _kept_ratio(
+    image: tuple[int, int], box: tuple[int, int], fit: Fit, limit: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Return the size of a resized image: its shorter side, or the size that covers a box, or fits into it.
+
+    With a border, `resize` never exceeds the limit.
+    """
     short, long = min(image), max(image)
     square = box[0] == box[1] and fit.mode == "crop"
     if isinstance(fit.resize, int) or (square and fit.like != "keras"):  # the rule of torchvision's Resize
@@ -211,9 +223,16 @@ def _kept_ratio(image: tuple[int, int], box: tuple[int, int], fit: Fit) -> tuple
             side = min(side, short)
         other = int(side * long / short)
         if fit.longest is not None and other > fit.longest:
-            side, other = int(fit.longest * side / other), fit.longest
+            if fit.like == "transformers":
+                exact = fit.longest * short / long
+                side, other = round(exact), int(exact * long / short)
+            else:
+                side, other = int(fit.longest * side / other), fit.longest
         side, other = max(side, 1), max(other, 1)
-        return (side, other) if image[0] <= image[1] else (other, side)
+        result = (side, other) if image[0] <= image[1] else (other, side)
+        if fit.mode == "crop" or limit is None or (result[0] <= limit[0] and result[1] <= limit[1]):
+            return result
+        box = limit  # a border is never negative
     ratios = box[0] / image[0], box[1] / image[1]
     ratio = max(ratios) if fit.mode == "crop" else min(ratios)
     if not fit.enlarge:
@@ -238,6 +257,8 @@ def _window_of_ratio(image: tuple[int, int], size: tuple[int, int], fit: Fit) ->
         height, width = min(image[0], height), min(image[1], width)
     else:
         height, width = max(image[0], height), max(image[1], width)
+        if fit.centred:  # both borders are equal
+            height, width = height - (height - image[0]) % 2, width - (width - image[1]) % 2
     height, width = max(height, 1), max(width, 1)
     top, left = (
         int((n - length) / 2) if fit.centred else 0 for n, length in zip(image, (height, width), strict=True)
@@ -263,4 +284,9 @@ def _resampled(image: Image, size: tuple[int, int], fit: Fit) -> Image:
     """Return an image at another size, by the interpolation of the fit."""
     if fit.interpolation == "area":
         return resizing.resize(image, size)
-    return resizing.filtered(image, size, str(fit.interpolation), bool(fit.antialias))
+    if image.shape[:2] == size:
+        return image
+    if not fit.antialias:
+        cv2 = opencv.load()
+        return np.asarray(cv2.resize(image, size[::-1], interpolation=getattr(cv2, OPENCV[str(fit.interpolation)])))
+    return resizing.filtered(image, size, str(fit.interpolation), False if fit.like == "transformers" else None)

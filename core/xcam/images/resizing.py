@@ -107,77 +107,77 @@ def sampled(array: npt.NDArray[Any], positions: Sequence[npt.NDArray[np.float64]
 
 FILTERS = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 """The reach of each filter in pixels, on each side."""
+BITS = 22
+"""The binary places of PIL's weights."""
 STRIP = 64
 """The number of rows that are filtered at once, which bounds the memory for temporaries."""
 
 
-def filtered(image: Image, size: tuple[int, int], interpolation: str, antialias: bool = True) -> Image:
-    """Return an image at another size, by a filter along each axis: to one grey level the result of PIL's `resize`.
+def filtered(image: Image, size: tuple[int, int], interpolation: str, rows_first: bool | None = False) -> Image:
+    """Return an image at another size, by a filter that widens where the image shrinks, as PIL's `resize` does.
+
+    The image is filtered along one axis, rounded to grey levels, and filtered along the other.
 
     Args:
         image: uint8 [height, width, 3].
         size: (H, W) in pixels.
         interpolation: `nearest`, or a name of FILTERS.
-        antialias: Whether the filter widens where the image shrinks. Without it the result is that of OpenCV's linear
-            and cubic interpolation.
+        rows_first: Whether the height is changed before the width; None: as PIL 13 chooses.
 
     Returns:
         uint8 [H, W, 3]; the image itself where it has that size.
     """
-    if image.shape[:2] == tuple(size):
-        return image
+    height, width = image.shape[:2]
     if interpolation == "nearest":
         rows, columns = (
-            np.minimum(((np.arange(n) + 0.5 * antialias) * length / n).astype(np.intp), length - 1)
-            for n, length in zip(size, image.shape[:2], strict=True)
+            np.cumsum([0.5 * count / n, *[count / n] * (n - 1)]).astype(np.intp)  # PIL's rounding
+            for n, count in zip(size, (height, width), strict=True)
         )
         return image[rows[:, None], columns]
-    height, width = size
-    wide = np.empty((image.shape[0], width, 3), np.uint8)
-    weights = _weights(image.shape[1], width, interpolation, antialias)
-    for top in range(0, image.shape[0], STRIP):
-        rows_ = image[top : top + STRIP].astype(np.float32)
-        wide[top : top + STRIP] = _levels(_along(rows_, weights, 1))
-    weights = _weights(image.shape[0], height, interpolation, antialias)
-    return _levels(_along(wide, weights, 0))
+    if rows_first is None:
+        rows_first = size[0] < height and height - size[0] > 2 * (width - size[1])
+    for axis in (0, 1) if rows_first else (1, 0):
+        if image.shape[axis] != size[axis]:
+            image = _filtered_axis(image, axis, *_weights(image.shape[axis], size[axis], interpolation))
+    return image
 
 
-def _levels(values: npt.NDArray[Any]) -> Image:
-    return np.clip(np.floor(values + np.float32(0.5)), 0, 255).astype(np.uint8)
+def _filtered_axis(image: Image, axis: int, indices: npt.NDArray[np.intp], weights: npt.NDArray[np.int32]) -> Image:
+    """Return an image filtered along an axis.
+
+    Args:
+        image: uint8 [height, width, 3].
+        axis: 0 or 1.
+        indices: [taps, length], the positions that each result is computed from.
+        weights: [taps, length].
+    """
+    result = np.empty((*image.shape[:axis], indices.shape[1], *image.shape[axis + 1 :]), np.uint8)
+    shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    for start in range(0, image.shape[1 - axis], STRIP):
+        strip = (slice(None),) * (1 - axis) + (slice(start, start + STRIP),)
+        values = image[strip].astype(np.int32)
+        total = np.int32(1 << (BITS - 1))
+        for index, weight in zip(indices, weights, strict=True):
+            total = total + np.take(values, index, axis) * weight.reshape(shape)
+        result[strip] = np.clip(total >> BITS, 0, 255)
+    return result
 
 
-def _along(
-    values: npt.NDArray[Any], weights: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]], axis: int
-) -> npt.NDArray[np.float32]:
-    """Return the weighted sums along an axis."""
-    indices, shares = weights
-    shape = [-1 if k == axis else 1 for k in range(values.ndim)]
-    total = np.take(values, indices[0], axis) * shares[0].reshape(shape)
-    for index, share in zip(indices[1:], shares[1:], strict=True):
-        total += np.take(values, index, axis) * share.reshape(shape)
-    return np.asarray(total, np.float32)
-
-
-def _weights(
-    count: int, length: int, interpolation: str, antialias: bool
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Return the positions and weights [taps, length] that an axis of `count` pixels is filtered with."""
+def _weights(count: int, length: int, interpolation: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+    """Return the positions and the weights [taps, length] of a filter from `count` pixels to `length`."""
     step = count / length
-    spread = max(step, 1.0) if antialias else 1.0
+    spread = max(step, 1.0)
     reach = FILTERS[interpolation] * spread
     centres = (np.arange(length) + 0.5) * step
-    first = np.floor(centres - reach + 0.5).astype(np.intp)
-    indices = first + np.arange(math.ceil(2 * reach) + 1)[:, None]
-    offsets = (indices + 0.5 - centres) / spread
-    shares = _kernel(offsets, interpolation, -0.5 if antialias else -0.75)
-    if antialias:  # pixels beyond the border are left out
-        shares[(indices < 0) | (indices >= count)] = 0
-    shares /= shares.sum(axis=0)
-    return np.clip(indices, 0, count - 1), shares.astype(np.float32)
+    indices = np.floor(centres - reach + 0.5).astype(np.intp) + np.arange(math.ceil(2 * reach) + 1)[:, None]
+    shares = _kernel((indices + 0.5 - centres) / spread, interpolation)
+    shares[(indices < 0) | (indices >= count)] = 0
+    shares *= (1 << BITS) / shares.sum(axis=0)
+    return np.clip(indices, 0, count - 1), np.trunc(shares + np.copysign(0.5, shares)).astype(np.int32)
 
 
-def _kernel(x: npt.NDArray[np.float64], interpolation: str, a: float) -> npt.NDArray[np.float64]:
-    """Return the values of a filter; `a` is the slope of the cubic one."""
+def _kernel(x: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.float64]:
+    """Return the values of a filter at distances from its centre."""
     d = np.abs(x)
     if interpolation == "box":
         return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
@@ -186,6 +186,5 @@ def _kernel(x: npt.NDArray[np.float64], interpolation: str, a: float) -> npt.NDA
     if interpolation == "hamming":
         return np.where(d < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0.0)
     if interpolation == "bicubic":
-        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, (((d - 5) * d + 8) * d - 4) * a
-        return np.where(d < 1, near, np.where(d < 2, far, 0.0))
+        return np.where(d < 1, (1.5 * d - 2.5) * d * d + 1, np.where(d < 2, ((2.5 - 0.5 * d) * d - 4) * d + 2, 0.0))
     return np.where(d < 3, np.sinc(x) * np.sinc(x / 3), 0.0)

@@ -70,7 +70,7 @@ def export(
         outputs = opened.output_activation
         output = next(iter(outputs)) if isinstance(outputs, Mapping) else None  # the files' order may be another
         converted = load(file, "onnx", labels=opened.labels, output=output)
-        converted.input = replace(converted.input, preprocessing=opened.input.preprocessing)
+        converted.input = replace(converted.input, preprocessing=opened.input.preprocessing, fit=opened.input.fit)
         converted.name = opened.name
         return export(converted, target, layer=name, heatmap=heatmap)
 

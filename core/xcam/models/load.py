@@ -14,7 +14,7 @@ import numpy as np
 
 from xcam.contract import InputSpec, Layout, Model, files, preprocessing, validation
 from xcam.contract.abilities import ChoosesOutput, supports
-from xcam.contract.fit import Fit, parse
+from xcam.contract.fit import Fit, for_size, parse
 from xcam.contract.layouts import filled
 from xcam.contract.plugins import described, registry
 from xcam.contract.preprocessing import Preprocessing
@@ -112,7 +112,8 @@ def load(
     validation.model(opened, name)
     spec = opened.input
     if size is not None:
-        spec = dataclasses.replace(spec, size=_resized(spec, size, opened.name))
+        fitting = spec.fit and for_size(spec.fit, spec.size, size)
+        spec = dataclasses.replace(spec, size=_resized(spec, size, opened.name), fit=fitting)
     if channels is not None:
         if spec.channels_known and channels != spec.channels:
             raise InputError(

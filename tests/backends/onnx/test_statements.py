@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,3 +133,47 @@ def test_a_file_that_states_a_scaling_and_computes_it_is_warned_of() -> None:
     spec = xcam.load(file(image_metadata("Bgr8", "NominalRange_0_255"), scale=1 / 255)).input
     assert spec.preprocessing is not None
     assert (spec.preprocessing.order, spec.preprocessing.scale) == ("BGR", 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "has_classes", "fit"),
+    [
+        ({"task": "detect", "head": "Detect"}, False, "letterbox"),
+        ({"task": "segment"}, False, "letterbox"),
+        ({"task": "classify", "head": "Classify"}, True, "crop"),
+        ({"task": "detect", "head": "RTDETRDecoder"}, False, "stretch:interpolation=bilinear,antialias=no,like=ultralytics"),
+        ({}, False, "letterbox"),
+        ({}, True, "crop:antialias=no,like=keras"),
+    ],
+)  # fmt: skip
+def test_the_fit_of_an_export_of_ultralytics(texts: dict[str, str], has_classes: bool, fit: str) -> None:
+    model = file({"names": NAMES, "stride": "32", "imgsz": "[64, 96]"} | texts, has_classes=has_classes)
+    spec = xcam.load(model).input
+    assert str(spec.fit) == fit
+    assert spec.size == (64, 96)
+    assert str(xcam.load(model, fit="pad").input.fit) == "pad"
+    assert xcam.load(file({"names": NAMES})).input.fit is None
+
+
+def test_the_processor_of_hugging_face_next_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    onnx.save(file({}), tmp_path / "onnx" / "model.onnx")
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 80},
+        "crop_size": {"height": 64, "width": 72},
+        "do_center_crop": True,
+        "resample": 3,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    assert xcam.load(tmp_path / "onnx" / "model.onnx").input.fit is None
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    assert xcam.load(tmp_path / "onnx" / "model.onnx").input.fit is None
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    spec = xcam.load(tmp_path / "onnx" / "model.onnx").input
+    assert spec.fit == xcam.Fit("crop", resize=80, interpolation="bicubic", like="transformers")
+    assert spec.size == (64, 72)
+    assert spec.preprocessing == PRESETS["tf"]
+    onnx.save(file(IMAGENET), tmp_path / "onnx" / "stated.onnx")  # the file's own statement has priority
+    assert xcam.load(tmp_path / "onnx" / "stated.onnx").input.preprocessing == PRESETS["torch"]

@@ -11,8 +11,9 @@ from torch import nn
 
 import xcam
 from xcam.contract.preprocessing import PRESETS
+from xcam.contract.processors import facts as of_processor
 from xcam.models import labels
-from xcam_torch.statements import known, of_processor, of_torchvision
+from xcam_torch.statements import known, of_torchvision
 
 PIXEL = np.array([10, 100, 200])
 TIMM = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "input_size": (3, 288, 288), "num_classes": 1000}
@@ -88,7 +89,19 @@ def test_the_wrapper_of_timm_in_hugging_face() -> None:
     inner = module(pretrained_cfg=TIMM | {"input_size": (3, 96, 96)}, num_classes=2)
     config = SimpleNamespace(id2label={0: "cat", 1: "dog"})
     facts = known(module(config=config, timm_model=inner))
-    assert facts == {"preprocessing": PRESETS["torch"], "size": (96, 96), "labels": ["cat", "dog"]}
+    fit = xcam.Fit("crop", crop_pct=0.875, interpolation="bicubic", fill="mean", like="timm")
+    assert facts == {"preprocessing": PRESETS["torch"], "size": (96, 96), "fit": fit, "labels": ["cat", "dog"]}
+    stated = {
+        "input_size": (3, 64, 64),
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "crop_mode": "squash",
+        "crop_pct": 1.0,
+    }
+    config = SimpleNamespace(id2label={0: "cat", 1: "dog"}, pretrained_cfg=stated)  # that of the folder
+    facts = known(module(config=config, timm_model=inner))
+    assert facts["size"] == (64, 64)
+    assert facts["fit"].mode == "stretch"
 
 
 def test_the_transforms_of_torchvision() -> None:
@@ -98,14 +111,23 @@ def test_the_transforms_of_torchvision() -> None:
     classes = of_torchvision(
         weights(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_size=[240], resize_size=[255])
     )
-    assert classes == {"preprocessing": PRESETS["torch"], "size": (240, 240), "labels": ["a", "b"]}
-    assert of_torchvision(weights(mean=(0.5,) * 3, std=(0.5,) * 3, resize_size=[520]))["size"] == (520, 520)
-    assert of_torchvision(weights()) == {"preprocessing": PRESETS["unit"], "size": None, "labels": ["a", "b"]}
+    fit = xcam.Fit("crop", resize=255)
+    assert classes == {"preprocessing": PRESETS["torch"], "size": (240, 240), "labels": ["a", "b"], "fit": fit}
+    segmentation = of_torchvision(weights(mean=(0.5,) * 3, std=(0.5,) * 3, resize_size=[520]))
+    assert segmentation["size"] is None  # it follows from the image
+    assert segmentation["fit"] == xcam.Fit("pad", resize=520, like="torchvision")
+    assert of_torchvision(weights()) == {
+        "preprocessing": PRESETS["unit"],
+        "size": None,
+        "labels": ["a", "b"],
+        "fit": None,
+    }
 
 
 def test_a_network_of_ultralytics_takes_0_to_1() -> None:
     facts = known(module(names={1: "dog", 0: "cat"}, stride=32, yaml={}, args={"imgsz": 64}))
-    assert facts == {"preprocessing": PRESETS["unit"], "labels": ["cat", "dog"], "size": (64, 64)}
+    fit = xcam.Fit("letterbox")
+    assert facts == {"preprocessing": PRESETS["unit"], "labels": ["cat", "dog"], "size": (64, 64), "fit": fit}
     numbers = known(module(names={0: "0", 1: "1"}, stride=32, yaml={}, args=SimpleNamespace(imgsz=[64, 32])))
-    assert numbers == {"preprocessing": PRESETS["unit"]}
+    assert numbers == {"preprocessing": PRESETS["unit"], "fit": fit}
     assert known(module(names={0: "cat"})) == {}
