@@ -8,11 +8,13 @@ from typing import Any
 from onnx import ModelProto
 
 from xcam.contract import Layout
+from xcam.contract.fixed import FixedInputs, note
 from xcam.contract.messages import own_weights
 from xcam.errors import InputError
 from xcam.models import demo as demo_network
 from xcam_onnx import demo, files, statements
 from xcam_onnx.checks import check
+from xcam_onnx.inputs import with_fixed
 from xcam_onnx.model import OnnxModel
 from xcam_onnx.sessions import Runtime, providers
 
@@ -32,6 +34,7 @@ class OnnxBackend:
         weights: str | None = None,
         threads: int | None = None,
         channels: int | None = None,
+        inputs: FixedInputs | None = None,
     ) -> OnnxModel:
         """Load a model.
 
@@ -43,6 +46,7 @@ class OnnxBackend:
             weights: Not used: an ONNX file contains its weights.
             threads: ONNX Runtime's intra_op_num_threads; None: the number of cores.
             channels: The number of channels of the input, where the file does not state it; 0: it has no channel axis.
+            inputs: The values of the other inputs.
 
         Raises:
             InputError: An option does not apply.
@@ -78,4 +82,16 @@ class OnnxBackend:
         options = {"size": size} | stated | statements.stated(graph) | files.description(graph.model) | options
         runtime = Runtime(opened.weights, execution_providers, threads)
         check(graph, source.name if isinstance(source, Path) else name, runtime)
-        return OnnxModel(graph, runtime, name=name, layout=layout, channels=channels, notes=opened.notes, **options)
+        inputs = inputs or FixedInputs()
+        graph = with_fixed(graph, name, inputs, runtime, options["size"])
+        notes = (*opened.notes, *note(inputs.values))
+        return OnnxModel(
+            graph,
+            runtime,
+            name=name,
+            layout=layout,
+            channels=channels,
+            notes=notes,
+            fixed=[*inputs.values],
+            **options,
+        )

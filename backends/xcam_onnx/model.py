@@ -51,6 +51,7 @@ class OnnxModel(RecordedModel[Recording]):
         default_layer: The layer that the file names.
         notes: Changes that were made when the file was opened.
         channels: The number of channels, where the caller gives one; 0: the input has no channel axis.
+        fixed: The names of the file's other inputs, which are constants here.
 
     Raises:
         ModelError: The model does not take an image, or does not return scores.
@@ -73,8 +74,9 @@ class OnnxModel(RecordedModel[Recording]):
         default_layer: str | None = None,
         notes: Sequence[str] = (),
         channels: int | None = None,
+        fixed: Sequence[str] = (),
     ) -> None:
-        self._graph = graph
+        self._graph, self._fixed = graph, tuple(fixed)
         form = StandardForm(graph, runtime.weights)
         signature = read_signature(form, name, layout, channels)
         if not signature.is_batched:
@@ -162,6 +164,11 @@ class OnnxModel(RecordedModel[Recording]):
                 f"cannot repair {self.name} with {reference.name} ({reference.backend}): its nodes are not those of an ONNX "
                 "file; give the float ONNX file that it was made from"
             )
+        if self._fixed:
+            raise InputError(
+                f"cannot repair {self.name}: the mended file would contain the values of its other inputs "
+                f"({', '.join(self._fixed)}), and no longer take them; repair a file that takes the image alone"
+            )
         sides = reference._side(), self._side()
         values = []
         for name, other in pairs:
@@ -200,6 +207,7 @@ class OnnxModel(RecordedModel[Recording]):
             fit=self.input.fit,
             default_layer=default_layer,
             notes=self.notes,
+            fixed=self._fixed,
         )
 
     @property

@@ -227,8 +227,7 @@ def _input(form: StandardForm, name: str) -> str:
     graph = form.ends
     required = [value.name for value in graph.inputs]
     if len(required) != 1:
-        listed = ", ".join(f"{n} {list(graph.shape(n) or ())}" for n in required) or "none"
-        raise one_input(name, len(required), f"export a model that fixes the others; inputs: {listed}")
+        raise one_input(name, len(required), "export a model that takes an image")
     (source,) = required
     dtype, shape = graph.dtype(source), graph.shape(source)
     axes = _convolved_axes(form, source)

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from xcam.contract import InputSpec, Layout
+from xcam.contract.fixed import FixedInputs, note
 from xcam.contract.messages import own_weights, unknown_device
 from xcam.errors import InputError
 from xcam.models import demo as core_demo
 from xcam_torch import demo, detectors, files, scaling, statements, zoo
+from xcam_torch import inputs as fixed
 from xcam_torch.model import TorchModel
 from xcam_torch.scripted import Scripted, opened
 from xcam_torch.weights import fill
@@ -31,6 +33,7 @@ class TorchBackend:
         device: str | None = None,
         layout: Layout | None = None,
         weights: str | None = None,
+        inputs: FixedInputs | None = None,
     ) -> TorchModel:
         """Load a `.pt2` file, `torchvision:…`, `timm:…`, `hf:…`, `demo`, or a live torch.nn.Module."""
         target = find_device(device)
@@ -58,6 +61,11 @@ class TorchBackend:
         if target is not None:
             module = module.to(target)
         module = detectors.raw(module)
+        inputs = inputs or FixedInputs()
+        known, side = facts.get("signature"), facts.get("size") or size or stated_size(module)
+        module, image = fixed.with_fixed(module, facts["name"], inputs, known, facts.get("tokenize"), side)
+        if image is not None and image.shape is not None:
+            facts |= files.input_facts(image.shape)
         channels = facts.get("channels")
         fit = facts.get("fit")
         follows = fit is not None and fit.mode == "pad" and fit.resize is not None  # the size follows from the image
@@ -72,6 +80,7 @@ class TorchBackend:
         needed = scaling.computed(module, spec, facts.get("batch"))
         spec = replace(spec, preprocessing=facts.get("preprocessing") or needed, needs=needed)
         others = {key: facts[key] for key in ("labels", "notes", "batch") if key in facts}
+        others["notes"] = [*others.get("notes", ()), *note(inputs.values)]
         return TorchModel(module, facts["name"], spec, layout=layout, **others)
 
 

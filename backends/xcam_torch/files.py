@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from xcam.contract.layouts import filled
-from xcam.contract.messages import one_input, one_line, own_weights
+from xcam.contract.messages import one_line, own_weights
 from xcam.errors import InputError, ModelError
 from xcam_torch import weights as weights_in
+from xcam_torch.inputs import of_program
 from xcam_torch.scripted import opened
 
 
@@ -54,18 +55,31 @@ def read(path: Path, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:
 
 def unflattened(program: torch.export.ExportedProgram, name: str) -> tuple[nn.Module, dict[str, Any]]:
     """Return an exported program with its module tree restored, so that its layers have their names."""
-    inputs = program.graph_signature.user_inputs
-    if len(inputs) != 1:
-        raise one_input(name, len(inputs), "wrap the module in one that fixes the others, and export that")
-    node = next(node for node in program.graph.nodes if node.name == inputs[0])
-    shape = tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
+    known = of_program(program)
+    facts: dict[str, Any] = {"name": name, "signature": known}
+    if len(known.taken) == 1 and known.taken[0].shape is not None:
+        convolves = any("conv2d" in str(node.target) for node in program.graph.nodes)
+        facts |= input_facts(known.taken[0].shape, convolves)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's own code
+            return torch.export.unflatten(program), facts
+    except KeyError as error:  # an argument of forward has the name of a part
+        raise ModelError(
+            f"cannot open {name}: torch.export.unflatten fails: {one_line(error)}; give the argument of forward another name "
+            "than that of the part, and export it again"
+        ) from error
+
+
+def input_facts(shape: tuple[int | None, ...], convolves: bool = False) -> dict[str, Any]:
+    """Return size, channels and batch of an input of a shape; `convolves`: one of three axes may be grey images."""
     size = filled(shape[2:], None) if len(shape) == 4 else None
-    facts = {"name": name, "size": size, "fixed": any(size or ()), "batch": shape[0]}
+    facts: dict[str, Any] = {"size": size, "fixed": any(size or ()), "batch": shape[0]}
     if len(shape) == 4:
         facts["channels"] = shape[1]
-    elif len(shape) == 3 and any("conv2d" in str(node.target) for node in program.graph.nodes):
+    elif len(shape) == 3 and convolves:
         facts |= {"channels": 0, "size": filled(shape[1:], None), "fixed": any(shape[1:])}
-    return torch.export.unflatten(program), facts
+    return facts
 
 
 def scripted(path: Path) -> nn.Module:

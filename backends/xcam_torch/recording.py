@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from xcam.contract import Array, Layer, Layout
 from xcam.contract.caches import BoundedCache
 from xcam.contract.rows import batch_slices
+from xcam.errors import ModelError
+from xcam_torch import inputs
 from xcam_torch.calls import record
 from xcam_torch.cut import Cut, Forward, not_called
 from xcam_torch.gradients import hvp, vjp
@@ -40,8 +42,10 @@ class Recording:
         """
         self._module, self._name, self.batch = module, name, batch
         self._structure = self._modules()
-        noise = np.random.default_rng(0).normal(size=(batch or 2, *shape)).astype(np.float32)
-        self.calls, self.output_activations = record(module, self.tensor(noise), layout)
+        noise = np.random.default_rng(0).normal(size=(max(batch or 2, 2), *shape)).astype(np.float32)
+        if not inputs.decide(module, self.tensor(noise[:2]), batch) and batch is None:
+            raise ModelError(f"{name} takes one image at a time with its other inputs; give one")
+        self.calls, self.output_activations = record(module, self.tensor(noise[: batch or 2]), layout)
         self.layers: Mapping[str, Layer] = {name: call.layer for name, call in self.calls.items()}
         self._forward = Forward(module, name, self.output_activations, self.calls)
         self._graphs: BoundedCache[int, Graph | None] = BoundedCache()

@@ -71,6 +71,12 @@ class Scripted(nn.Module):
         results = _run(block, dict(zip(block.inputs, (self, *arguments, *defaults), strict=True)))
         return results[0] if len(results) == 1 else tuple(results)
 
+    @property
+    def arguments(self) -> list[tuple[str, bool, Any]]:
+        """The arguments of forward: name, whether it has a default, and the default."""
+        listed = self._plan.script._c._get_method("forward").schema.arguments[1:]
+        return [(a.name, a.has_default_value(), a.default_value if a.has_default_value() else None) for a in listed]
+
     def attribute(self, name: str) -> Any:
         """Return a weight, a part, the mode, or one of the script's settings."""
         is_part = name == "training" or any(

@@ -90,6 +90,7 @@ def batch(
         for key in ("weights", "preprocess", "size", "fit", "channels", "labels", "output", "device", "layout")
     }
     load_options["threads"] = options.pop("threads")
+    load_options |= {"inputs": options.pop("other_inputs"), "image_input": options.pop("image_input")}
     if targets == ("@class",):
         options["target"] = "@class"
     elif targets:

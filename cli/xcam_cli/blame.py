@@ -10,7 +10,7 @@ import click
 
 from xcam_cli.compare import ORDER
 from xcam_cli.images import expand_images
-from xcam_cli.model_spec import ModelSpec
+from xcam_cli.model_spec import ModelSpec, open_all
 from xcam_cli.options import (
     SHARED_OPTIONS,
     collected_warnings,
@@ -82,7 +82,7 @@ def blame(models: tuple[str, ...], images: tuple[str, ...], **options: Any) -> N
     paths = expand_images(list(images))
     load_options = {key: options.pop(key) for key in SHARED_OPTIONS}
     with ProgressBar() as bar, progress.listening(bar.update), collected_warnings() as texts:
-        opened = [spec.open(**load_options) for spec in specs]
+        opened = open_all(specs, **load_options)
         with stdout_to_stderr():
             result = xcam.blame(opened, paths, layer=[spec.layer or layer for spec in specs], **options)
     print_warnings(texts)

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from xcam_cli.images import expand_images
-from xcam_cli.model_spec import ModelSpec
+from xcam_cli.model_spec import ModelSpec, open_all
 from xcam_cli.options import (
     SHARED_OPTIONS,
     collected_warnings,
@@ -73,7 +73,7 @@ def compare(models: tuple[str, ...], config: str | None, images: tuple[str, ...]
     page = check_path(report) if report else None
     load_options = {key: options.pop(key) for key in SHARED_OPTIONS}
     with ProgressBar() as bar, progress.listening(bar.update), collected_warnings() as texts:
-        opened = [spec.open(**load_options) for spec in specs]
+        opened = open_all(specs, **load_options)
         layers = [spec.layer or layer for spec in specs]
         with stdout_to_stderr():
             comparison = xcam.compare(opened, paths, layer=layers, **options)
@@ -122,7 +122,7 @@ def _read_config(path: str) -> dict[str, Any]:
         config = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; give a TOML file") from error
-    known = {*OWN_OPTIONS, *SHARED_OPTIONS}
+    known = {*OWN_OPTIONS, *SHARED_OPTIONS, "inputs"} - {"other_inputs"}
     parts = {part.name for part in fields(ModelSpec)}
     for key in config:
         if key not in known:
@@ -130,12 +130,16 @@ def _read_config(path: str) -> dict[str, Any]:
     for key in ("models", "images"):
         if not isinstance(config.get(key, []), list):
             raise InputError(f"{key} in {path} is {config[key]!r}; give a list")
+    if not isinstance(config.get("inputs", {}), dict):
+        raise InputError(f"inputs in {path} is {config['inputs']!r}; give a table from names to values")
     context = click.get_current_context()
     for option in context.command.params:
         value = config.get(str(option.name))
         if value is not None and option.name not in ("models", "images"):
             text = "x".join(map(str, value)) if isinstance(value, list) else value
             config[str(option.name)] = option.type.convert(text, option, context)  # as on the command line
+    if "inputs" in config:
+        config["other_inputs"] = config.pop("inputs")
     for model in config.get("models", []):
         if not isinstance(model, dict) or "model" not in model or not set(model) <= parts:
             others = ", ".join(sorted(parts - {"model"}))

@@ -35,6 +35,42 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in new ve
         return tuple(sides)
 
 
+class NamedValue(click.ParamType):  # type: ignore[type-arg]  # as above
+    """NAME=VALUE, for the values of several names."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Convert `meta=meta.npy` to ("meta", "meta.npy")."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, content = str(value).partition("=")
+        if not (name and equals and content):
+            self.fail(f"{value!r} is not an input; give NAME=VALUE, as in meta=meta.npy, domain=2", param, ctx)
+        return name, content
+
+
+def _as_mapping(
+    ctx: click.Context, param: click.Parameter, values: tuple[tuple[str, str], ...]
+) -> dict[str, str] | None:
+    """Return the values by name; None where there are none. Raises BadParameter where a name is given twice."""
+    if len({name for name, _ in values}) < len(values):
+        raise click.BadParameter("a name is given twice; give each once", ctx, param)
+    return dict(values) or None
+
+
+_INPUTS = (
+    click.option(
+        "--input",
+        "other_inputs",
+        type=NamedValue(),
+        multiple=True,
+        callback=_as_mapping,
+        help="The value of another input: a number, .npy, .npz, .json, .txt, or an image. Repeatable.",
+    ),
+    click.option("--image-input", metavar="NAME", help="The input that takes the image, where several could."),
+)
+
 _MODEL = (
     click.option("-b", "--backend", metavar="NAME", help="keras, torch, onnx, …; see `xcam backends`."),
     click.option(
@@ -71,6 +107,7 @@ _MODEL = (
         type=click.Choice(["channels_first", "channels_last", "tokens"]),
         help="The layout of the model's activations, where it cannot be detected.",
     ),
+    *_INPUTS,
 )
 
 _SHARED = (
@@ -92,8 +129,9 @@ _SHARED = (
     click.option("--labels", metavar="FILE", help="Class labels, for models that have none."),
     click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several."),
     click.option("--device", metavar="D", help="cpu, cuda, …"),
+    *_INPUTS,
 )
-SHARED_OPTIONS = ("size", "fit", "channels", "labels", "device", "output")
+SHARED_OPTIONS = ("size", "fit", "channels", "labels", "device", "output", "other_inputs", "image_input")
 """Names of those with which each of several models is opened."""
 
 
@@ -157,8 +195,10 @@ def print_warnings(texts: Iterable[str]) -> None:
 
 
 def open_model(backend: str | None, model: str | None, **options: Any) -> Any:
-    """Load a model; without a name, the backend's default model."""
+    """Load a model; without a name, the backend's default model. `other_inputs` are the `inputs` of `xcam.load`."""
     import xcam
+
+    options["inputs"] = options.pop("other_inputs", None)
 
     backend, model = default_model(backend, model)
     with collected_warnings() as texts, stdout_to_stderr():

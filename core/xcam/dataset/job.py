@@ -49,6 +49,9 @@ class ModelSource:
         for key in ("weights", "labels"):
             if sha256 := _content(facts.get(key)):
                 facts[f"{key}_sha256"] = sha256
+        for key, value in (facts.get("inputs") or {}).items():
+            if sha256 := _content(value):
+                facts[f"inputs_{key}_sha256"] = sha256
         backend, name = (self.backend, self.name) if self.backend else split_backend(self.name)
         # The second form: a scheme precedes the path, as in hf:./folder.
         if sha256 := _content(name) or _content(name.partition(":")[2]):

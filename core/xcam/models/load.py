@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.scaling import warn_of_two
 from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, keywords_checked, nearest
 from xcam.models import labels as labels_module
+from xcam.models.inputs import fixed_inputs, has_images, with_images
 from xcam.report import formatting
 
 LARGEST = 16384
@@ -42,6 +43,8 @@ def load(
     weights: str | None = None,
     threads: int | None = None,
     output: str | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    image_input: str | None = None,
 ) -> Model:
     """Open a model.
 
@@ -69,6 +72,11 @@ def load(
             Runtime).
         output: The name of the output that is explained, for models with several. Default: the one called `logits`, or
             the vector of class scores that is computed last.
+        inputs: Fixed values of the model's other inputs, by their names: numbers, arrays, or files (.npy, .npz, .json,
+            .txt; an image for an input that takes images, which is prepared as the model's own images are; a text for a
+            model with a tokenizer). A value without the axis of the batch, or with one row, is used for each image.
+        image_input: The name of the input that takes the image, where several could. In a torch module whose forward takes
+            a dictionary, its key.
 
     Returns:
         The opened model: a new object, `model` itself is not changed.
@@ -100,16 +108,52 @@ def load(
         raise InputError(f"backend {name!r} has no threads for each model; leave threads out")
     if channels is not None and "channels" in taken:
         options["channels"] = channels
+    fixed = fixed_inputs(inputs, image_input)
+    if fixed:
+        if "inputs" not in taken:
+            raise InputError(f"backend {name!r} takes models with one input; leave inputs and image_input out")
+        options["inputs"] = fixed
+
+    def read() -> Model:
+        try:
+            opened: Model = reader.load(source, size=size, device=device, layout=layout, weights=weights, **options)
+        except (XcamError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            text = repr(str(source)) if isinstance(source, str | Path) else f"this {type(source).__qualname__}"
+            raise ModelError(
+                f"backend {name!r} cannot open {text}: {first_line(error)}; check that it is a model for {name}"
+            ) from error
+        validation.model(opened, name)
+        return opened
+
+    opened = read()
+    if has_images(fixed):  # they are prepared as the first one states, which has zeros for them
+        spec = _spec(opened, size, channels, preset, chosen_fit)
+        options["inputs"] = with_images(fixed, spec)
+        opened = read()
+    spec = _spec(opened, size, channels, preset, chosen_fit)
+    warn_of_two(opened.name, spec.preprocessing, spec.needs)
     try:
-        opened = reader.load(source, size=size, device=device, layout=layout, weights=weights, **options)
-    except (XcamError, MemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        text = repr(str(source)) if isinstance(source, str | Path) else f"this {type(source).__qualname__}"
-        raise ModelError(
-            f"backend {name!r} cannot open {text}: {first_line(error)}; check that it is a model for {name}"
+        opened.input = spec
+        own_labels = None if opened.labels is None else labels_module.pair(opened.labels)
+        opened.labels = own_labels if class_labels is None else class_labels
+    except AttributeError as error:
+        raise ContractError(
+            f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "
+            "plain attributes: report this to the plugin's authors"
         ) from error
-    validation.model(opened, name)
+    return opened if output is None else with_output(opened, output)
+
+
+def _spec(
+    opened: Model,
+    size: tuple[int | None, ...] | None,
+    channels: int | None,
+    preset: Preprocessing | None,
+    fit: Fit | None,
+) -> InputSpec:
+    """Return the description of a model's input, with the values that the caller states. Raises InputError."""
     spec = opened.input
     if size is not None:
         fitting = spec.fit and for_size(spec.fit, spec.size, size)
@@ -121,21 +165,8 @@ def load(
                 "channels out"
             )
         spec = dataclasses.replace(spec, channels=channels, channels_known=True)
-    warn_of_two(opened.name, preset or spec.preprocessing, spec.needs)
-    if preset is not None:
-        spec = dataclasses.replace(spec, preprocessing=preset)
-    if chosen_fit is not None:
-        spec = dataclasses.replace(spec, fit=chosen_fit)
-    try:
-        opened.input = spec
-        own_labels = None if opened.labels is None else labels_module.pair(opened.labels)
-        opened.labels = own_labels if class_labels is None else class_labels
-    except AttributeError as error:
-        raise ContractError(
-            f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "
-            "plain attributes: report this to the plugin's authors"
-        ) from error
-    return opened if output is None else with_output(opened, output)
+    spec = spec if preset is None else dataclasses.replace(spec, preprocessing=preset)
+    return spec if fit is None else dataclasses.replace(spec, fit=fit)
 
 
 def with_output(model: Model, name: str) -> Model:
