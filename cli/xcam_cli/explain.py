@@ -248,6 +248,7 @@ def _write(row: list[Any], paths: list[Path], plan: Plan, model: Any, documents:
         for e in row:
             score = f"{e.score:7.4g}" if e.index is None else f"{float(e.scores[e.index]):7.2%}"
             click.echo(f"  {score}  {e.label}: {e.method} of {e.model} ({e.backend}) at {e.layer}")
+        _print_fit(row[0], model)
         for note in row[0].notes:
             click.echo(f"  note: {note}")
         click.echo(f"  wrote {paths[0]}")
@@ -274,10 +275,32 @@ def _print(explanation: Explanation, path: Path, model: Any) -> None:
     elif explanation.index not in explanation.top(3):
         score = float(explanation.scores[explanation.index])
         click.echo(f"  → {score:7.2%}  {explanation.label} ({explanation.index})")
+    _print_fit(explanation, model)
     for note in explanation.notes:
         click.echo(f"  note: {note}")
     click.echo(f"  {explanation.method} of {explanation.model} ({explanation.backend}) at {explanation.layer}")
     click.echo(f"  wrote {path}")
+
+
+def _print_fit(explanation: Explanation, model: Any) -> None:
+    """Print how the image fits the input, where it is not just stretched, and the part that the model saw."""
+    frame = explanation.frame
+    if frame is None or frame.is_whole:
+        return
+    x0, y0, x1, y1 = _seen(explanation)
+    height, width = frame.image
+    part = (
+        "" if (x0, y0, x1, y1) == (0, 0, width, height) else f"; seen: x {x0}–{x1}, y {y0}–{y1} of {width}×{height}"
+    )
+    click.echo(f"  fit: {model.input.fit}{part}")
+
+
+def _seen(explanation: Explanation) -> list[int]:
+    """Return the part of the image that the model saw: x0, y0, x1, y1."""
+    if explanation.frame is None:
+        return [0, 0, explanation.image.shape[1], explanation.image.shape[0]]
+    rows, columns = explanation.frame.seen
+    return [columns.start, rows.start, columns.stop, rows.stop]
 
 
 def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any]:
@@ -295,6 +318,8 @@ def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any
         "method": explanation.method,
         "model": explanation.model,
         "backend": explanation.backend,
+        "fit": None if model.input.fit is None or explanation.values is not None else str(model.input.fit),
+        "seen": None if explanation.values is not None else _seen(explanation),
         "heatmap_shape": list(explanation.size),
         "cam_shape": list(explanation.cam.shape),
         "heatmap_max": float(replace(explanation).heatmap.max()),  # of a copy: `heatmap` caches its array

@@ -101,6 +101,8 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
     if not any(row[3] for row in rows):  # all are float32
         headings, rows = [*headings[:3], ""], [[*row[:3], row[4]] for row in rows]
     print_table(headings, rows)
+    if model.input.fit is not None:
+        click.echo(f"fit: {model.input.fit}")
 
 
 def _corresponding(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:

@@ -44,6 +44,28 @@ def test_options_reach_the_map_and_the_drawing(run: Callable[..., Result], image
         np.testing.assert_allclose(arrays["cam"], e.cam, atol=1e-6)
 
 
+def test_the_fit_is_printed_with_the_part_that_was_seen(run: Callable[..., Result], tmp_path: Path) -> None:
+    writing.write(tmp_path / "wide.png", np.full((100, 300, 3), 90, np.uint8))
+    arguments = ["-b", "onnx", "-m", "demo", "wide.png", "--preprocess", "tf"]
+    cropped = run(*arguments, "--fit", "crop:0.8")
+    assert (cropped.status, cropped.out.count("fit: crop:crop_pct=0.8; seen: x 110–190, y 10–90 of 300×100")) == (
+        0,
+        1,
+    )
+    assert "fit: letterbox\n" in run(*arguments, "--fit", "letterbox").out
+    document = json.loads(run(*arguments, "--fit", "crop:0.8", "--json").out)
+    assert (document["fit"], document["seen"]) == ("crop:crop_pct=0.8", [110, 10, 190, 90])
+    stretched = run(*arguments)
+    assert "fit" not in stretched.out
+    document = json.loads(run(*arguments, "--json").out)
+    assert (document["fit"], document["seen"]) == (None, [0, 0, 300, 100])
+    for text in ("crob", "crop:0", "letterbox:fill=red", "pad:resize=x"):
+        result = run(*arguments, "--fit", text)
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith("xcam: ")
+        assert result.err.count("\n") == 1
+
+
 def test_several_classes_and_images(run: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     result = run("-m", "demo", "-b", "keras", "-t", "disc", "-t", "1", "-o", "out", "--json", *demo.image_paths()[:3])

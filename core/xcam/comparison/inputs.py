@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from xcam.contract import DEFAULT_SIZE, Array, InputSpec, Model, preprocessing, validation
+from xcam.contract.fit import STRETCH, Fit, for_size
 from xcam.contract.layouts import filled
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.errors import XcamError, warn
@@ -24,10 +25,11 @@ from xcam.models.load import by
 
 
 def common_inputs(models: Sequence[Model], preprocess: str | Preprocessing | None) -> list[InputSpec]:
-    """Return for each model its input, with the missing preprocessing and size filled in.
+    """Return for each model its input, with the missing preprocessing, fit and size filled in.
 
     Models that do not state a preprocessing get `preprocess`, or that of the first model that states one, else `unit`
-    with a warning. Open sides are those of a model with a fixed size, else those that are stated first.
+    with a warning. Models that do not state a fit get that of the first model that states one, so that all see the same
+    pixels. Open sides are those of a model with a fixed size, else those that are stated first.
     """
     for model in models:
         validation.layers(model)  # the first run may correct the input
@@ -36,14 +38,23 @@ def common_inputs(models: Sequence[Model], preprocess: str | Preprocessing | Non
         warn("no model states how images are scaled: 'unit' (0…1) is used; choose with preprocess= (--preprocess)")
         preset = PRESETS["unit"]
     stated = sorted((model.input for model in models), key=lambda spec: not spec.fixed)
+    fitting = [model.input for model in models if model.input.fit is not None][:1]
     return [
         dataclasses.replace(
             model.input,
             preprocessing=model.input.preprocessing or preset,
             size=functools.reduce(filled, (spec.size for spec in stated), model.input.size),
+            fit=model.input.fit or (_fit_of(fitting[0], model.input) if fitting else None),
         )
         for model in models
     ]
+
+
+def _fit_of(stated: InputSpec, other: InputSpec) -> Fit | None:
+    """Return the fit that a model states, for the size of another model."""
+    if stated.fit is None or other.size in (None, stated.size):
+        return stated.fit
+    return for_size(stated.fit, stated.size, other.size)
 
 
 def common_preprocessing(models: Sequence[Model], preprocess: str | Preprocessing | None) -> Preprocessing | None:
@@ -65,6 +76,12 @@ def differences(
                 f"{model.name} ({model.backend}) states that it takes images scaled as {stated.name!r}, the others are "
                 f"given {common.name!r}"
             )
+    fits = {str(spec.fit or STRETCH): model for spec, model in zip(specs, models, strict=True)}
+    if len({by(spec.size) for spec in specs}) == 1 and len(fits) > 1:
+        listed = ", ".join(f"{model.name} ({model.backend}): {fit}" for fit, model in fits.items())
+        texts.append(
+            f"the models see different parts of an image, or other pixels of it, as each states its fit: {listed}"
+        )
     sizes = {by(spec.size or DEFAULT_SIZE) for spec in specs}
     if len(sizes) > 1:
         texts.append(f"the models take images of different sizes: {', '.join(sorted(sizes))}")

@@ -13,6 +13,7 @@ from xcam.comparison.data import Measures, Verdict
 from xcam.contract import Array
 from xcam.errors import BackendError
 from xcam.explanation.result import Explanation
+from xcam.images.framing import frame
 from xcam.methods import maps
 
 LOGITS, HEATMAPS = 1e-4, 1e-3
@@ -38,7 +39,7 @@ def measure(first: Explanation, second: Explanation, logits: float) -> Measures:
         second: Another one.
         logits: The result of `score_error` for both.
     """
-    a, b = _map(first), _map(second)
+    a, b = _maps(first, second)
     largest = float(np.abs(a - b).max())
     pearson = correlation(a, b)
     same_target = first.label == second.label if _have_labels(first, second) else first.index == second.index
@@ -103,9 +104,19 @@ def score_error(first: Explanation, second: Explanation, labels: tuple[Any, Any]
     return float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12))
 
 
-def _map(e: Explanation) -> Array:
-    """Return the heatmap at the size of the comparison."""
-    return maps.resize(maps.normalize(e.positive[None], e.normalize)[0], compared_size(e.image.shape))
+def _maps(*explanations: Explanation) -> list[Array]:
+    """Return the heatmaps at the size of the comparison, of the part of the image that all models saw."""
+    frames = [e.frame or frame(e.image.shape, (1, 1), None) for e in explanations]
+    frames = [f.resized(compared_size(e.image.shape)) for f, e in zip(frames, explanations, strict=True)]
+    seen = np.logical_and.reduce([f.mask for f in frames])
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    if not len(rows):
+        return [np.zeros((2, 2), np.float32) for _ in explanations]
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return [
+        f.map_to_image(maps.normalize(e.positive[None], e.normalize)[0])[part]
+        for f, e in zip(frames, explanations, strict=True)
+    ]
 
 
 def compared_size(shape: Sequence[int]) -> tuple[int, int]:

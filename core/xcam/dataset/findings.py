@@ -58,6 +58,8 @@ class Finding:
     correlation: float = 0.0
     cam: Floats | None = None
     """[h, w], after ReLU, with a maximum of 1; None where the table has no maps."""
+    box: tuple[float, ...] | None = None
+    """The rectangle (x0, y0, x1, y1) that the map covers, in pixels of the image; None: the whole image."""
 
 
 @dataclass
@@ -308,4 +310,5 @@ def _finding(block: Any, row: int, severity: float, details: tuple[str, float, f
         rival=values.get("rival"),
         correlation=values.get("rival_correlation") or 0.0,
         cam=cam,
+        box=tuple(values["map_box"]) if len(values.get("map_box") or ()) == 4 else None,
     )

@@ -49,7 +49,11 @@ def schema(measures: Sequence[str], maps: bool, rivals: bool) -> Any:
     ]
     fields += [("rival", text), ("rival_correlation", real)] if rivals else []
     fields += [(name, real) for name in measures]
-    fields += [("map_height", integer), ("map_width", integer), ("map", pa.list_(real))] if maps else []
+    fields += (
+        [("map_height", integer), ("map_width", integer), ("map", pa.list_(real)), ("map_box", pa.list_(real))]
+        if maps
+        else []
+    )
     return pa.schema([*fields, ("error", text)])
 
 

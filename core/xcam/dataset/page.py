@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from xcam.dataset import findings, storage
+from xcam.dataset.energy import Floats
 from xcam.dataset.findings import KINDS, Average, Finding, Findings, Kind
 from xcam.dataset.inputs import listing
 from xcam.dataset.output import RUN, Output
 from xcam.dataset.worker import decoded
 from xcam.errors import XcamError
-from xcam.images.reading import Image
+from xcam.images.framing import Frame
 from xcam.methods import maps
 from xcam.report import formatting, thumbnails
 from xcam.report.rendering import render
@@ -218,6 +219,8 @@ class Thumbnail:
     shown: Embedded
     error: str = ""
     """The reason if the image could not be read."""
+    size: tuple[int, int] | None = None
+    """The height and width of the original."""
 
 
 def _thumbnails(paths: Sequence[str]) -> list[Thumbnail]:
@@ -227,8 +230,8 @@ def _thumbnails(paths: Sequence[str]) -> list[Thumbnail]:
 
 def _thumbnail(path: str, location: tuple[str, int | None, int | None]) -> Thumbnail:
     try:
-        image: Image = decoded(storage.read(*location), path, SIDE)[0]
-        return Thumbnail(thumbnails.embed(image, SIDE))
+        image, size = decoded(storage.read(*location), path, SIDE)
+        return Thumbnail(thumbnails.embed(image, SIDE), size=size)
     except (XcamError, MemoryError) as error:
         reason = str(error).removeprefix(path).lstrip(": ") or type(error).__name__
         return Thumbnail(Embedded("", SIDE, SIDE), reason)
@@ -275,9 +278,7 @@ def _card(f: Finding, kind: Kind, collected: Findings, name: str, image_id: str,
         "image": image_id,
         "shown": thumb.shown,
         "error": thumb.error,
-        "uri": ""
-        if f.cam is None or not f.cam.any()
-        else thumbnails.heat(maps.resize(f.cam, (HEAT, HEAT)), side=HEAT),
+        "uri": "" if f.cam is None or not f.cam.any() else thumbnails.heat(_on_image(f, thumb), side=HEAT),
         "alt": f"{name}{f', map for {f.target}' if f.cam is not None else ''}: {reason}",
         "prediction": f.prediction or "no class",
         "probability": probability,
@@ -285,6 +286,18 @@ def _card(f: Finding, kind: Kind, collected: Findings, name: str, image_id: str,
         "target": f.target if f.target and f.target != f.prediction else "",
         "reason": reason,
     }
+
+
+def _on_image(f: Finding, thumb: Thumbnail) -> Floats:
+    """Return the map at its location in the image, as a square that the page stretches over the image."""
+    assert f.cam is not None
+    if f.box is None or thumb.size is None:
+        return maps.resize(f.cam, (HEAT, HEAT))
+    (height, width), (x0, y0, x1, y1) = thumb.size, f.box
+    rows, columns = f.cam.shape
+    scale = rows / (y1 - y0), columns / (x1 - x0)
+    frame = Frame((height, width), (rows, columns), scale, (-y0 * scale[0], -x0 * scale[1]))
+    return frame.resized((HEAT, HEAT)).map_to_image(f.cam)
 
 
 def _reason(f: Finding, kind: Kind) -> str:

@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePath
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from xcam import progress
 from xcam.comparison.similarity import correlation
-from xcam.contract import Array, Layer, Model
+from xcam.contract import Array, InputSpec, Layer, Model
 from xcam.dataset import storage
 from xcam.dataset.inputs import CLASS, MASK
 from xcam.dataset.job import Job
@@ -29,10 +29,12 @@ from xcam.evaluation.registry import Measure
 from xcam.evaluation.registry import get as get_measure
 from xcam.evaluation.truth import Rectangle, located, rectangles
 from xcam.explanation.context import require
-from xcam.explanation.explain import explain
+from xcam.explanation.explain import explain_at
 from xcam.explanation.inputs import input_size
 from xcam.explanation.result import Explanation
-from xcam.images import opencv, reading, resizing, writing
+from xcam.explanation.settings import settings
+from xcam.images import batches, framing, opencv, reading, resizing, writing
+from xcam.images.framing import Frame
 from xcam.images.reading import Image
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
@@ -59,6 +61,8 @@ class Prepared:
     drawn: Image | None = None
     size: tuple[int, int] = (0, 0)
     """The height and width of the original, even if it was decoded at a fraction."""
+    frame: Frame | None = None
+    """The location of the original on the model's input."""
     mask_bits: Array | None = None
     """The object's mask at that size, eight pixels in a byte: many images are decoded ahead."""
     error: str = ""
@@ -101,6 +105,9 @@ class Worker:
         self.measures = [get_measure(name) for name in job.measures]
         self.needs_masks = any("masks" in measure.inputs for measure in self.measures)
         self._least = max(input_size(model.input, (1, 1)))
+        stated = model.input.preprocessing
+        self._mean = batches.mean_colour(stated) if stated else None
+        self._settings = settings(job.method, self.options, job.score, batch=job.batch)
         self._threads = threads
         self._proved, self._failures = proved, 0
         self._classes: dict[str, int | InputError] = {}
@@ -151,11 +158,16 @@ class Worker:
                 return Prepared(row, error=str(index))
             data = storage.read(row["file"], row["offset"], row["length"])
             has_overlay = self.job.overlays is not None
-            image, size = decoded(data, row["path"], 1 if has_overlay else self._least)
+            image, size = decoded(data, row["path"], 1 if has_overlay or self.model.input.fit else self._least)
             boxes = rectangles(row["boxes"], size, row["path"])
             mask_bits = _packed(row, boxes, size) if self.needs_masks else None
             drawn = resizing.shrunk(image, OVERLAY_SIDE) if has_overlay else None
-            return Prepared(row, resizing.resize(image, input_size(self.model.input, size)), drawn, size, mask_bits)
+            frame, fit = (
+                framing.frame(size, input_size(self.model.input, size), self.model.input.fit),
+                self.model.input.fit,
+            )
+            fitted = framing.fitted(image, frame.input, fit, self._mean)
+            return Prepared(row, fitted, drawn, size, frame, mask_bits)
         except BackendError:  # a missing package: every other image would fail, too
             raise
         except XcamError as error:
@@ -223,17 +235,22 @@ class Worker:
             targets = [[self._class(prepared.row[CLASS])] for prepared in batch]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ZeroHeatmapWarning)  # the column `zero` holds it
-            explanations = explain(
+            explanations = explain_at(
                 self.model,
+                self._spec(batch),
                 [prepared.image for prepared in batch if prepared.image is not None],
                 layer=self.layer.name,
                 target=targets,
-                method=self.job.method,
-                method_options=self.options,
-                score=self.job.score,
-                batch=self.job.batch,
+                settings=self._settings,
             )
-        return [list(e) if isinstance(e, list) else [e] for e in explanations]
+        return [
+            [replace(e, frame=prepared.frame) for e in (row if isinstance(row, list) else [row])]
+            for prepared, row in zip(batch, explanations, strict=True)
+        ]
+
+    def _spec(self, batch: Sequence[Prepared]) -> InputSpec:
+        """Return the input for images that were fitted when they were read."""
+        return replace(self.model.input, fit=None, size=batch[0].input_shape[:2])
 
     def _class(self, label: str | None) -> int | InputError:
         """Return the index of a class in the table, or the error for one that cannot be used."""
@@ -267,8 +284,8 @@ class Worker:
         def raw_maps(x: Array, rows: Sequence[int]) -> Array:
             return cams(self.model, self.layer, x, [targets[r] for r in rows], self.method, self.options)
 
-        sizes = [prepared.size for prepared in batch]
-        inputs = ExplainedBatch(self.model, self.layer, explanations, LazySequence(_unpacked, batch), raw_maps, sizes)
+        masks = LazySequence(_unpacked, batch)
+        inputs = ExplainedBatch(self.model, self.layer, explanations, masks, raw_maps, self._spec(batch))
         return {m.name: np.asarray(_value(m, inputs), np.float64) for m in self.measures}
 
     def _row(
@@ -295,6 +312,9 @@ class Worker:
             row["rival_correlation"] = None if rival is None else correlation(e.positive, rival.positive)
         if self.job.maps:
             row |= {"map_height": e.cam.shape[0], "map_width": e.cam.shape[1], "map": e.cam.ravel()}
+            if e.frame is not None:
+                height, width = e.frame.input
+                row["map_box"] = e.frame.boxes_to_image([0, 0, width, height], clip=False)
         return row
 
     def _write_overlay(self, prepared: Prepared, e: Explanation, m: int | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam.contract import Array, Layer, Model, Outputs, Trace
+from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace
 from xcam.contract.preprocessing import PRESETS
 from xcam.evaluation.inputs import Masks
 from xcam.explanation import tokens
@@ -18,6 +18,7 @@ from xcam.explanation.inputs import input_size
 from xcam.explanation.result import Explanation
 from xcam.explanation.tokens import Grid
 from xcam.images import batches, reading
+from xcam.images.framing import Frame, frame
 from xcam.methods import maps
 from xcam.methods.registry import Method
 from xcam.targets import ClassScore, Target
@@ -47,7 +48,7 @@ class ExplainedBatch:
         explanations: One for each image.
         masks: The object's mask for each image, or None.
         raw_maps: x in the model's own layout, rows → raw maps [K, h, w], before ReLU.
-        sizes: Heights and widths of the original images, where those in `explanations` are smaller.
+        spec: The input for the images in `explanations`; default: the model's own.
     """
 
     def __init__(
@@ -57,15 +58,15 @@ class ExplainedBatch:
         explanations: Sequence[Explanation],
         masks: Masks,
         raw_maps: Callable[[Array, Sequence[int]], Array],
-        sizes: Sequence[tuple[int, int]] | None = None,
+        spec: InputSpec | None = None,
     ) -> None:
-        self.masks = masks
+        self._masks = masks
         self._explanations, self._raw_maps = explanations, raw_maps
         empty = Trace(np.empty(0), np.empty(0))
-        x = batch([e.image for e in explanations], model)
+        spec = spec or model.input
+        x = batch([e.image for e in explanations], spec)
         self._context = MethodContext(model, layer, Grid(), x, empty, [_measured(e) for e in explanations], 0)
-        self._input_size = input_size(model.input, explanations[0].image.shape)
-        self._sizes = sizes or [(e.image.shape[0], e.image.shape[1]) for e in explanations]
+        self._input_size = input_size(spec, explanations[0].image.shape)
 
     @cached_property
     def heatmap(self) -> Array:
@@ -76,9 +77,18 @@ class ExplainedBatch:
     def heatmaps(self) -> Sequence[Array]:
         """The heatmaps at the size of each image, N arrays [h, w]."""
         return LazySequence(
-            lambda item: maps.resize(maps.normalize(item[0].positive[None])[0], item[1]),
-            list(zip(self._explanations, self._sizes, strict=True)),
+            lambda e: _frame(e).map_to_image(maps.normalize(e.positive[None])[0]),
+            self._explanations,
         )
+
+    @property
+    def masks(self) -> Masks:
+        """The object's mask for each image; None where it is unknown, or the model did not see any of the object."""
+        return LazySequence(self._mask, range(len(self._explanations)))
+
+    def _mask(self, k: int) -> Array | None:
+        mask: Array | None = self._masks[k]
+        return None if mask is None or not mask[_frame(self._explanations[k]).seen].any() else mask
 
     @property
     def x(self) -> Array:
@@ -119,6 +129,10 @@ class ExplainedBatch:
         return maps.normalize(large)  # after resizing, which lowers a peak between two cells
 
 
+def _frame(e: Explanation) -> Frame:
+    return e.frame or frame(e.image.shape, (1, 1), None)
+
+
 def _measured(e: Explanation) -> Target:
     """Return the target to measure: the probability of a class, or the target itself."""
     if isinstance(e.target, ClassScore):
@@ -156,7 +170,7 @@ def cams(
     )
 
 
-def batch(images: Sequence[reading.Image], model: Model) -> Array:
+def batch(images: Sequence[reading.Image], spec: InputSpec) -> Array:
     """Return images as the model takes them. Where the model states no preprocessing, `explain` has warned of the default."""
-    preprocessing = model.input.preprocessing or PRESETS["unit" if model.input.dtype.startswith("float") else "raw"]
-    return batches.batch(images, model.input, input_size(model.input, images[0].shape), preprocessing)
+    preprocessing = spec.preprocessing or PRESETS["unit" if spec.dtype.startswith("float") else "raw"]
+    return batches.batch(images, spec, input_size(spec, images[0].shape), preprocessing)

@@ -236,7 +236,7 @@ class Run:
             stage: dict[str, list[Array]] = {name: [] for name in self.methods}
             for part in self.parts:
                 images = [reading.read(s) if isinstance(s, str | os.PathLike) else s for s in self.sources[part]]
-                x, targets = batch(images, model), self.targets[part]
+                x, targets = batch(images, model.input), self.targets[part]
                 for name in self.methods:
                     stage[name].append(self.maps(name, model, x, range(len(targets)), targets, part.start))
             for name, raw in stage.items():

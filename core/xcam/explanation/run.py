@@ -21,6 +21,7 @@ from xcam.explanation.result import Explanation, class_label
 from xcam.explanation.samples import Sample
 from xcam.explanation.settings import Settings
 from xcam.images import batches, framing, reading, views
+from xcam.images.framing import Frame
 from xcam.models.labels import pair
 from xcam.report import formatting
 from xcam.targets import Classes, ClassScore, Detection, Target, probabilities, scores
@@ -76,8 +77,26 @@ def explain_batch(
             model, spec, x, same, [paths[n] for n in rows], layer, [targets[n] for n in rows], settings
         )
         for n, result in zip(rows, explained, strict=True):
-            results[n] = [replace(e, frame=framing.frame(images[n].shape, size, spec.fit)) for e in result]
+            frame = framing.frame(images[n].shape, size, spec.fit)
+            results[n] = [replace(e, frame=frame) for e in result]
+            for e in results[n]:
+                _warn_of_border(e, frame)
     return results
+
+
+def _warn_of_border(e: Explanation, frame: Frame) -> None:
+    """Warn where a map has its maximum in the border around the image."""
+    if frame.is_whole or not e.cam.max() > 0:
+        return
+    cell = np.unravel_index(int(e.cam.argmax()), e.cam.shape)
+    centre = [(k + 0.5) * m / n for k, m, n in zip(cell, frame.input, e.cam.shape, strict=True)]
+    (x, y), (height, width) = frame.to_image(centre[::-1]), frame.image
+    margin = [m / n / s for m, n, s in zip(frame.input, e.cam.shape, frame.scale, strict=True)]
+    if not (-margin[1] <= x <= width + margin[1] and -margin[0] <= y <= height + margin[0]):
+        warn(
+            f"{e.path or 'the image'}: the map of {e.label!r} at {e.layer} has its maximum in the border around the image, which "
+            "is not drawn; look at another layer, or choose fit='stretch' or 'crop' (--fit)"
+        )
 
 
 def _explain(

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import tarfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from batch_tables import CORNER, SPOT, collected, failed, row, table, written
 from ground_truth import scenes_with_two
 from xcam.dataset import findings
 from xcam.dataset.batch import batch
-from xcam.dataset.page import SIDE, content, page
+from xcam.dataset.page import HEAT, SIDE, Thumbnail, _on_image, content, page
 from xcam.images import writing
+from xcam.report.thumbnails import Embedded
 
 
 class Page(HTMLParser):
@@ -235,3 +237,14 @@ def test_the_report_on_a_batch_of_scenes(tmp_path: Path) -> None:
     assert "1 image failed." in result.text
     assert result.count("figure") >= 6
     assert "could not be read again" not in result.text
+
+
+def test_a_map_is_drawn_at_its_location_in_the_image() -> None:
+    cam, thumb = np.ones((4, 4), np.float32), Thumbnail(Embedded("", 192, 64), size=(100, 300))
+    item = findings.Finding("a.jpg", None, None, None, None, 1.0, cam=cam, box=(100.0, 0.0, 200.0, 100.0))
+    drawn = _on_image(item, thumb)
+    assert drawn.shape == (HEAT, HEAT)
+    assert not drawn[:, : HEAT // 3 - 1].any()
+    assert drawn[HEAT // 2, HEAT // 2] == 1
+    assert not drawn[:, 2 * HEAT // 3 + 1 :].any()
+    assert _on_image(replace(item, box=None), thumb).all()

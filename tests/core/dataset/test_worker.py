@@ -79,7 +79,7 @@ def test_parts_with_only_errors_do_not_prove_the_model(
     def fail(*_: object, **__: object) -> None:
         raise xcam.ModelError("the model is worn out; repair it")
 
-    monkeypatch.setattr(worker, "explain", fail)
+    monkeypatch.setattr(worker, "explain_at", fail)
     for _ in range(2):
         with pytest.raises(xcam.ModelError, match="worn out"):
             xcam.batch(**DEMO, inputs=str(mixed_folder), out=tmp_path / "out", part=4, batch=4)

@@ -20,6 +20,7 @@ from xcam.explanation.fitting import fitted_grid
 from xcam.explanation.run import resolved
 from xcam.explanation.settings import Settings
 from xcam.images import reading
+from xcam.images.framing import frame
 from xcam.methods import maps
 from xcam.targets import Target
 
@@ -60,7 +61,9 @@ class Run:
         """
         self.side, self.settings, self.target = side, settings, target
         self.x = inputs.batch(side.spec, [image])
-        self._size = compared_size(image.shape)
+        axis = 1 if side.spec.layout == "channels_last" else 2
+        size = self.x.shape[axis], self.x.shape[axis + 1]
+        self._frame = frame(image.shape, size, side.spec.fit).resized(compared_size(image.shape))
         opened = {layer.name: layer for layer in (*layers, side.layer)}
         cotangents = None if direction is None else self._cotangents_of_scores(direction)
         traces = validation.trace(side.model, self.x, list(opened.values()), cotangents)
@@ -131,7 +134,7 @@ class Run:
         return stack([cotangent(self.target, pick(outputs, [0]))])
 
     def _resized(self, cam: Array) -> Array:
-        return maps.resize(maps.normalize(maps.relu(cam)[None], self.settings.normalize)[0], self._size)
+        return self._frame.map_to_image(maps.normalize(maps.relu(cam)[None], self.settings.normalize)[0])
 
     def _scores(self, outputs: Outputs) -> Array:
         """Return the compared class scores, float64 [K]."""
