@@ -108,7 +108,7 @@ def sampled(array: npt.NDArray[Any], positions: Sequence[npt.NDArray[np.float64]
 FILTERS = {"box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
 """The reach of each filter in pixels, on each side."""
 BITS = 22
-"""The binary places of PIL's weights."""
+"""The fractional bits of PIL's weights."""
 STRIP = 64
 """The number of rows that are filtered at once, which bounds the memory for temporaries."""
 
