@@ -13,8 +13,8 @@ from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.recorded import RecordedModel, Recording
 from xcam.contract.scaling import warn_of_two
 from xcam.contract.types import Capability, Layout
-from xcam.errors import BackendError
-from xcam_keras import shuffling
+from xcam.errors import BackendError, ModelError
+from xcam_keras import several, shuffling
 from xcam_keras.engine import engine
 from xcam_keras.inputs import data_format, input_spec
 from xcam_keras.scaling import computed
@@ -73,8 +73,10 @@ class KerasModel(RecordedModel[Recording]):
 
     def with_shuffled_weights(self, parts: Sequence[str], seed: int = 0) -> KerasModel:
         """See xcam.contract.abilities.Randomizable."""
+        whole = self.model.model if isinstance(self.model, several.OneInput) else self.model
+        shuffled = shuffling.with_shuffled_weights(whole, parts, seed)
         return KerasModel(
-            shuffling.with_shuffled_weights(self.model, parts, seed),
+            shuffled if whole is self.model else replace(self.model, model=shuffled),
             name=f"{self.name}, shuffled",
             preprocessing=self.input.preprocessing,
             labels=self.labels,
@@ -94,6 +96,8 @@ class KerasModel(RecordedModel[Recording]):
             # StatelessScope, in any other model.
             self.model(keras.ops.zeros((1, *shape), self.input.dtype), training=False)
             self._find_scaling(shape)
+        if not several.decide(self.model, shape, self.input.dtype) and batch != 1:
+            raise ModelError(f"{self.name} takes one image at a time with its other inputs; give one")
         recording: Recording = engine().Recording(
             self.model, shape, self.input.dtype, self.layout, 1 if batch == 1 else None
         )

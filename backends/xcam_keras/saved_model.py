@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from xcam.contract import scaling
+from xcam.contract.fixed import FixedInputs, TakenInput, chosen, fitted
 from xcam.contract.layouts import filled, shape_to_channels_first
-from xcam.contract.messages import one_input
 from xcam.contract.recorded import RecordedModel
 from xcam.contract.types import Array, Capability, InputSpec, Layer, Layout
 from xcam.errors import ModelError
@@ -50,13 +50,16 @@ class Graph:
     spec: tf.TensorSpec
     outputs: Mapping[str, str]
     """Names of the outputs' tensors by the outputs' names."""
+    fixed: Mapping[str, Array] = field(default_factory=dict)
+    """Values of the other inputs, by the names of their tensors."""
 
 
-def read(folder: Path) -> Graph:
+def read(folder: Path, fixed: FixedInputs) -> Graph:
     """Return the graph of a SavedModel's signature.
 
     Args:
         folder: written by Keras 2, by `model.export` of Keras 3, or by tf.saved_model.save.
+        fixed: the values of its other inputs.
 
     Raises:
         ModelError: it cannot be read, or has no signature with one input.
@@ -80,15 +83,17 @@ def read(folder: Path) -> Graph:
         )
     function = signatures[name]
     function._loaded = loaded  # the variables live as long as the object that was loaded
-    return frozen(function, str(folder))
+    return frozen(function, folder.name, fixed)
 
 
-def frozen(function: Any, name: str) -> Graph:
-    """Return the graph of a concrete function with one input. Raises ModelError."""
-    arguments = [*function.structured_input_signature[0], *function.structured_input_signature[1].values()]
-    specs = [spec for spec in tf.nest.flatten(arguments) if isinstance(spec, tf.TensorSpec)]
-    if len(specs) != 1:
-        raise one_input(name, len(specs), "save it with a signature that takes the image alone")
+def frozen(function: Any, name: str, fixed: FixedInputs) -> Graph:
+    """Return the graph of a concrete function, of which all inputs but the image are fixed. Raises InputError, ModelError."""
+    positional, named = function.structured_input_signature
+    specs = {spec.name: spec for spec in tf.nest.flatten(positional) if isinstance(spec, tf.TensorSpec)}
+    specs |= {key: spec for key, spec in named.items() if isinstance(spec, tf.TensorSpec)}
+    taken = {key: TakenInput(str(key), _shape(spec), spec.dtype.name) for key, spec in specs.items()}
+    image = chosen(name, list(taken.values()), fixed) if len(specs) > 1 or fixed else next(iter(taken.values()))
+    values = {key: fitted(value, taken[key], name, key in fixed.plain) for key, value in fixed.values.items()}
     graph = convert_variables_to_constants_v2(function, lower_control_flow=False, aggressive_inlining=True)
     outputs = function.structured_outputs
     names = sorted(outputs) if isinstance(outputs, dict) else [f"output_{i}" for i in range(len(graph.outputs))]
@@ -101,7 +106,25 @@ def frozen(function: Any, name: str) -> Graph:
     for node in definition.node:
         node.attr.pop("_output_shapes", None)
     tensors = [tensor.name for tensor in graph.outputs]
-    return Graph(definition, graph.inputs[0].name, specs[0], dict(zip(names, tensors, strict=True)))
+    tensor_of = dict(zip(_order(function, specs), (tensor.name for tensor in graph.inputs), strict=True))
+    return Graph(
+        definition,
+        tensor_of[image.name],
+        specs[image.name],
+        dict(zip(names, tensors, strict=True)),
+        {tensor_of[key]: value for key, value in values.items()},
+    )
+
+
+def _order(function: Any, specs: Mapping[str, Any]) -> list[str]:
+    """Return the names of a function's inputs in the order of its tensors."""
+    names = [tensor.name.partition(":")[0] for tensor in function.inputs]
+    by_name = [name for name in names if name in specs]
+    return by_name if len(by_name) == len(specs) else list(specs)
+
+
+def _shape(spec: tf.TensorSpec) -> tuple[int | None, ...] | None:
+    return None if spec.shape.rank is None else tuple(spec.shape)
 
 
 class GraphModel(RecordedModel["GraphRecording"]):
@@ -118,6 +141,7 @@ class GraphModel(RecordedModel["GraphRecording"]):
         device: str | None = None,
         layout: Layout | None = None,
         size: tuple[int, int] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Wrap a graph.
 
@@ -127,6 +151,7 @@ class GraphModel(RecordedModel["GraphRecording"]):
             device: TensorFlow's name of a device; None: TensorFlow chooses.
             layout: layout of the input and of the layers; default: channels last, unless only axis 1 can be channels.
             size: (H, W) to use where the graph leaves it open.
+            notes: see xcam.contract.Model.
         """
         self.graph, self.device = graph, device
         if graph.spec.shape.rank == 1 or not (graph.spec.dtype.is_floating or graph.spec.dtype.is_integer):
@@ -146,7 +171,7 @@ class GraphModel(RecordedModel["GraphRecording"]):
             fixed=any(space),
             channels_known=channels is not None,
         )
-        super().__init__(name, spec)
+        super().__init__(name, spec, notes=notes)
         self.input = dataclasses.replace(spec, **self._scaling())
 
     def _scaling(self) -> dict[str, Any]:
@@ -180,8 +205,9 @@ class GraphRecording(tensorflow_engine.Recording):
             ends = list(graph.outputs.values())
 
             def imported(x: tf.Tensor) -> Any:
+                others = {key: _repeated(value, x) for key, value in graph.fixed.items()}
                 return tf.graph_util.import_graph_def(
-                    graph.definition, input_map={graph.input: x}, return_elements=ends, name=""
+                    graph.definition, input_map={graph.input: x, **others}, return_elements=ends, name=""
                 )
 
             # A fixed batch is opened: operations that contain its size fail on another one.
@@ -225,6 +251,13 @@ class GraphRecording(tensorflow_engine.Recording):
                     ends = [self.x], [value]
                     return np.asarray(self.run("first", lambda: ends)(self.tensor(x))[0].numpy(), np.float32)  # noqa: B023
         return None
+
+
+def _repeated(value: Array, x: tf.Tensor) -> tf.Tensor:
+    """Return a fixed value, with a row for each image where it has a batch axis."""
+    if not value.ndim or len(value) != 1:
+        return tf.constant(value)
+    return tf.broadcast_to(tf.constant(value), tf.concat([tf.shape(x)[:1], value.shape[1:]], 0))
 
 
 def _is_value(op: tf.Operation, start: tf.Operation) -> bool:
@@ -297,17 +330,27 @@ def _without_numbers(scopes: set[tuple[str, ...]]) -> dict[tuple[str, ...], tupl
     return shorter if len(set(shorter.values())) == len(scopes) else {scope: scope for scope in scopes}
 
 
-def live(model: Any) -> Graph:
-    """Return the graph of a live model of Keras 2.
+def live(model: Any, fixed: FixedInputs) -> Graph:
+    """Return the graph of a live model of Keras 2, of which all inputs but the image are fixed.
 
     Raises:
-        ModelError: it has several inputs.
+        InputError: a value does not fit.
+        ModelError: an input has no value.
     """
     specs = tf.nest.flatten(getattr(model, "inputs", None) or getattr(model, "_saved_model_inputs_spec", None))
     if not specs or specs[0] is None:  # a subclassed model that was never called
         specs = [tf.TensorSpec((None, None, None, 3), keras.config.floatx())]
-    if len(specs) != 1:
-        raise one_input(model.name, len(specs), "wrap it in a model that fixes the others")
-    shape, dtype = (None, *specs[0].shape[1:]), specs[0].dtype
-    function = tf.function(lambda x: model(x, training=False), autograph=False)
-    return frozen(function.get_concrete_function(tf.TensorSpec(shape, dtype)), model.name)
+    names = list(getattr(model, "input_names", None) or [f"input_{k}" for k in range(len(specs))])
+    structure = getattr(model, "input", None)
+    keys = list(structure) if isinstance(structure, Mapping) else None
+
+    def call(*tensors: tf.Tensor) -> Any:
+        arguments = list(tensors) if keys is None else dict(zip(keys, tensors, strict=True))
+        return model(tensors[0] if len(tensors) == 1 and keys is None else arguments, training=False)
+
+    function = tf.function(call, autograph=False)
+    opened = [
+        tf.TensorSpec((None, *spec.shape[1:]), spec.dtype, name)
+        for spec, name in zip(specs, keys or names, strict=True)
+    ]
+    return frozen(function.get_concrete_function(*opened), model.name, fixed)

@@ -166,7 +166,7 @@ def test_folders_that_cannot_be_explained_say_why(tmp_path: Path) -> None:
     module = Module()
     messages = {
         "none": (None, "it has no signature serving_default; save it with tf.saved_model.save"),
-        "two": (module.of_two, "it has 2 inputs, and an image is one input; save it with a signature"),
+        "two": (module.of_two, "it takes 2 inputs, and the image is x; give the others values"),
         "text": (
             module.of_files,
             r"its input has the type string and the shape \(None,\); save it with a signature that takes pixels",
