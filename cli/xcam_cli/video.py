@@ -155,6 +155,7 @@ def run(
 
 def _print(result: VideoExplanation, path: Path) -> None:
     """Print the summary of one clip."""
+    from xcam.explanation.video import caption
     from xcam.report import formatting
 
     first = result.frames[0]
@@ -168,10 +169,8 @@ def _print(result: VideoExplanation, path: Path) -> None:
         best = max(frames, key=lambda k: result.frames[k].score)
         click.echo(
             f"  → {name} on {formatting.count(count, 'frame')}; most at {result.times[best]:.2f} s: "
-            f"{result.frames[best].caption}"
+            f"{caption(result.frames[best])}"
         )
-    if result.empty:
-        click.echo(f"  no evidence for the class on {formatting.count(result.empty, 'frame')}")
     for note in (*result.notes, *first.notes):
         click.echo(f"  note: {note}")
     click.echo(f"  {first.method} of {first.model} ({first.backend}) at {first.layer}")

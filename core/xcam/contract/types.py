@@ -127,6 +127,8 @@ class Trace:
     activations: Array
     gradients: list[Array] = field(default_factory=list)
     state: Any = None
+    by_channel: bool = False
+    """Whether the gradients are means over each channel, repeated at all its positions, and the true ones differ there."""
 
 
 @runtime_checkable

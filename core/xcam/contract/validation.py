@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from xcam.contract import differences
 from xcam.contract.abilities import SupportsHvp, supports
 from xcam.contract.model_validation import activation, explain_missing_layer, is_model, layers, model
 from xcam.contract.types import Activation, Array, Capability, Cotangents, Layer, Model, Outputs, Trace
@@ -28,6 +29,7 @@ __all__ = [
     "model",
     "predict",
     "resume",
+    "tail",
     "trace",
 ]
 
@@ -70,7 +72,14 @@ def trace(model: Model, x: Array, layer: Sequence[Layer], cotangents: Cotangents
 def trace(
     model: Model, x: Array, layer: Layer | Sequence[Layer], cotangents: Cotangents | None = None
 ) -> Trace | list[Trace]:
-    """See Model.trace; layers as `layers` lists them. Raises ContractError, InputError."""
+    """See Model.trace; layers as `layers` lists them. Raises ContractError, InputError.
+
+    Without the capability "gradients", they are computed by differences: see `differences`.
+    """
+    if cotangents is not None and "gradients" not in model.capabilities:
+        opened = trace(model, x, [layer] if isinstance(layer, Layer) else layer)
+        traces = _by_differences(model, opened, layer, cotangents)
+        return traces[0] if isinstance(layer, Layer) else traces
     checked = _Cotangents(model, cotangents, activation(model))
     names: Any = _names(layer)
     result = _declared(model, "gradients", checked, lambda: model.trace(x, names, checked.cotangents))
@@ -110,7 +119,14 @@ def resume(
     cotangents: Cotangents | None = None,
     at: Layer | Sequence[Layer] | None = None,
 ) -> Trace | list[Trace]:
-    """See Model.resume; layers as `layers` lists them. Raises ContractError."""
+    """See Model.resume; layers as `layers` lists them. Raises ContractError.
+
+    Without the capability "gradients", they are computed by differences where `at` states the layers: see `differences`.
+    """
+    if cotangents is not None and at is not None and "gradients" not in model.capabilities:
+        opened = resume(model, trace, activations, rows, at=[at] if isinstance(at, Layer) else at)
+        traces = _by_differences(model, opened, at, cotangents)
+        return traces[0] if isinstance(at, Layer) else traces
     checked, count = _Cotangents(model, cotangents), len(activations)
     names: Any = None if at is None else _names(at)
     call = {} if at is None else {"at": names}
@@ -126,6 +142,27 @@ def resume(
         _check_layer(model, _check_trace(model, one, count, checked, None, "resume()"), each)
         for one, each in zip(traces, at, strict=True)
     ]
+
+
+def _by_differences(
+    model: Model, traces: Sequence[Trace], layer: Layer | Sequence[Layer], cotangents: Cotangents
+) -> list[Trace]:
+    """Return traces at layers with gradients by differences."""
+    checked = _Cotangents(model, cotangents, activation(model))
+    fixed = checked(traces[0].outputs)
+    opened, known = [layer] if isinstance(layer, Layer) else layer, layers(model)
+    return [
+        differences.gradients(each, one, fixed, tail(model), known) for each, one in zip(opened, traces, strict=True)
+    ]
+
+
+def tail(model: Model) -> differences.Resume:
+    """Return `resume` of a model, as `differences` calls it."""
+
+    def run(trace: Trace, values: Array, rows: Sequence[int], at: Sequence[Layer] | None) -> list[Trace]:
+        return [resume(model, trace, values, rows)] if at is None else resume(model, trace, values, rows, at=at)
+
+    return run
 
 
 def hvp(model: Model, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace
+from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace, validation
 from xcam.contract.preprocessing import PRESETS
 from xcam.evaluation.inputs import Masks
 from xcam.explanation import tokens
@@ -158,7 +158,7 @@ def cams(
         return [stack([cotangent(target, pick(outputs, [n])) for n, target in enumerate(targets)])]
 
     try:
-        trace = model.trace(x, layer.name, cotangents if "gradients" in method.inputs else None)
+        trace = validation.trace(model, x, layer, cotangents if "gradients" in method.inputs else None)
         grid = tokens.grid(layer, trace.activations.shape[-1], model.input, x.shape)
         return MethodContext(model, layer, grid, x, trace, targets, 0)(method, options)
     except MemoryError:

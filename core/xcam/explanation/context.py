@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from xcam.contract import Array, Layer, Model, Outputs, Trace, one_output, validation
+from xcam.contract import Array, Layer, Model, Outputs, Trace, differences, one_output, validation
 from xcam.errors import BackendError, InputError, ModelError, XcamError, first_line
 from xcam.explanation.inputs import as_input
 from xcam.explanation.tokens import Grid
@@ -36,7 +36,12 @@ class MethodContext:
 
     def __call__(self, method: Method, options: Mapping[str, Any]) -> Array:
         """Return the method's map [N, *spatial]."""
-        cam = np.asarray(method.function(*(getattr(self, name) for name in method.inputs), **options))
+        self._check_by_channel(method)
+        inputs = (
+            self._products if name == "gradients" and self._needs_products(method) else getattr(self, name)
+            for name in method.inputs
+        )
+        cam = np.asarray(method.function(*inputs, **options))
         if not np.isfinite(cam).all():
             raise ModelError(
                 f"{method.name} of {self._model.name} gives NaN or infinity at layer {self._layer.name!r}; check the "
@@ -53,6 +58,27 @@ class MethodContext:
     def gradients(self) -> Array:
         """The gradient of the target's value, of the shape of `activations`."""
         return self._grid.view(self._trace.gradients[self._m])
+
+    def _needs_products(self, method: Method) -> bool:
+        return self._trace.by_channel and method.reads == "products"
+
+    @property
+    def _products(self) -> Array:
+        """Gradients by differences, equal at all positions of a channel, with the true sums S(G·A)."""
+        (v,) = self._cotangents(range(len(self._batch)))(self._trace.outputs)
+        known = validation.layers(self._model)
+        trace = differences.gradients(self._layer, self._trace, [v], validation.tail(self._model), known, "products")
+        return self._grid.view(trace.gradients[0])
+
+    def _check_by_channel(self, method: Method) -> None:
+        """Raise BackendError where the gradients are means of each channel, and the method reads each position."""
+        if self._trace.by_channel and "gradients" in method.inputs and method.reads == "positions":
+            able = [m.name for m in list_methods().values() if not lacking(self._model, m) and not reads_positions(m)]
+            raise BackendError(
+                f"cannot compute {method.name!r} at layer {self._layer.name!r}: backend {self._model.backend!r} has no gradients, and "
+                "differences give the mean gradient of each channel, not that of each position; choose another layer, or one of "
+                f"{', '.join(able)}"
+            )
 
     @property
     def x(self) -> Array:
@@ -212,9 +238,25 @@ def each(function: Callable[..., Array], *outputs: Outputs) -> Outputs:
 
 
 def lacking(model: Model, method: Method) -> list[str]:
-    """Return the capabilities that the method needs and the model lacks."""
-    needed = {capability for name in method.inputs for capability in CAPABILITIES.get(name, ())}
-    return sorted(needed - set(model.capabilities))
+    """Return the capabilities that the method needs and the model lacks; gradients are computed by differences with `resume`."""
+    known = set(model.capabilities)
+    needed = {
+        capability
+        for name in method.inputs
+        if name != "gradients" or "resume" not in known
+        for capability in CAPABILITIES.get(name, ())
+    }
+    return sorted(needed - known)
+
+
+def by_differences(model: Model, method: Method) -> bool:
+    """Return whether the gradients of a method are computed by differences."""
+    return "gradients" in method.inputs and "gradients" not in model.capabilities
+
+
+def reads_positions(method: Method) -> bool:
+    """Return whether a method reads the gradient of each position."""
+    return bool(GRADIENTS & set(method.inputs)) and method.reads == "positions"
 
 
 def require(model: Model, method: Method) -> None:

@@ -13,7 +13,7 @@ from xcam.contract import Array, InputSpec, Layer, Model, Outputs, Trace, one_ou
 from xcam.errors import InputError, ModelError, XcamError, ZeroHeatmapWarning, first_line, warn
 from xcam.explanation import outputs as output_checks
 from xcam.explanation.checks import check_finite, zero_message
-from xcam.explanation.context import MethodContext, cotangent, pick, stack
+from xcam.explanation.context import MethodContext, by_differences, cotangent, pick, stack
 from xcam.explanation.context import values as target_values
 from xcam.explanation.fitting import fitted_grid
 from xcam.explanation.inputs import AUGMENTATIONS, augmented, input_preprocessing, input_size
@@ -252,7 +252,7 @@ def _explanation(
         model=model.name,
         normalize=settings.normalize,
         path=path,
-        notes=tuple(model.notes),
+        notes=(*model.notes, *(["gradients: by differences"] if by_differences(model, settings.method) else [])),
         labels=model.labels,
         output=(getattr(target, "output", None) or next(iter(outputs))) if isinstance(outputs, Mapping) else None,
         values=values,

@@ -14,7 +14,7 @@ from xcam.methods.registry import method
 from xcam.progress import steps
 
 
-@method("gradcam", source="Selvaraju et al. 2017, Eq. 1–2")
+@method("gradcam", source="Selvaraju et al. 2017, Eq. 1–2", reads="means")
 def gradcam(activations: Array, gradients: Array, *, eigen_smooth: bool = False) -> Array:
     """Σc mean(G)·A: channels weighted by their mean gradients."""
     return weigh(pool(gradients), activations, eigen_smooth)
@@ -32,7 +32,7 @@ def gradcam_plus_plus(activations: Array, gradients: Array, *, eigen_smooth: boo
     return weigh((alpha * positive).sum(axis=_space(activations)), activations, eigen_smooth)
 
 
-@method("xgradcam", source="Fu et al. 2020, Eq. 7")
+@method("xgradcam", source="Fu et al. 2020, Eq. 7", reads="products")
 def xgradcam(activations: Array, gradients: Array, *, eigen_smooth: bool = False) -> Array:
     """Σc (S(G·A)/S(A))·A: channels weighted by activation-weighted mean gradients; 0 where S(A) is 0."""
     divisor = activations.sum(axis=_space(activations))

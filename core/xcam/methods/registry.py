@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -71,6 +71,10 @@ class Registered:
         return options
 
 
+Reads = Literal["means", "products", "positions"]
+"""The sums over the positions of a channel that a method reads of the gradients G: S(G), S(G·A), or none."""
+
+
 @dataclass(frozen=True)
 class Method(Registered):
     """A class activation map: a function from its inputs to a raw map [N, *space], before ReLU."""
@@ -79,18 +83,21 @@ class Method(Registered):
     """The paper, with the equation."""
     passes: str = "1 forward, 1 backward"
     """The cost of one explanation, in passes through the model."""
+    reads: Reads = "positions"
+    """The sums of the gradients on which its map depends; with `means` and `products` it works by differences at every layer."""
 
 
 _methods: dict[str, Method] = {}
 
 
-def method(name: str, *, source: str, passes: str = Method.passes) -> Callable[[F], F]:
+def method(name: str, *, source: str, passes: str = Method.passes, reads: Reads = Method.reads) -> Callable[[F], F]:
     """Return a decorator that registers a function as a method.
 
     Args:
         name: The method's name, as `explain(…, method=name)` takes it.
         source: The paper, with the equation.
         passes: The cost of one explanation, in passes through the model.
+        reads: `means` or `products` where the map depends on these sums of the gradients only: see `Method.reads`.
 
     Raises:
         ValueError: The decorator, where the name is registered already.
@@ -99,7 +106,7 @@ def method(name: str, *, source: str, passes: str = Method.passes) -> Callable[[
     def register(function: F) -> F:
         if name in _methods:
             raise ValueError(f"method {name!r} is registered already; choose another name")
-        _methods[name] = Method(name, function, source, passes)
+        _methods[name] = Method(name, function, source, passes, reads)
         return function
 
     return register

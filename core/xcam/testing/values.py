@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import xcam
-from xcam.contract import Array, Layout, Model, Trace
+from xcam.contract import Array, Layout, Model, Trace, differences, validation
 from xcam.contract.probing import probed
 from xcam.testing import reference
 from xcam.testing.assertions import (
@@ -245,6 +245,25 @@ class Values(Suite):
             outputs = model.resume(one, replacement[3:]).outputs
             last = reference.run(network, x[[1, 1]], {name: replacement[3:]})
             same(outputs, reference.logits(network, last), f"resume of variants of one image at {name}, without rows")
+
+    def test_gradients_by_differences(self, model: Model, network: Network, x: Array) -> None:
+        """The mean gradient of each channel is the difference quotient of two resumed runs, apart from kinks between them."""
+        if "resume" not in model.capabilities:
+            pytest.skip("the backend does not declare resume")
+        listed = {layer.name: layer for layer in model.layers}
+        for step in network.explained:
+            layer = listed[self.layer(step)]
+            trace, v = model.trace(self.native_batch(model, x), layer.name), random_cotangents(network, x, 3)
+            cotangents = FixedCotangents(v)(trace.outputs)
+            result = differences.gradients(layer, trace, cotangents, validation.tail(model), model.layers)
+            expected = gradient(network, x, step, v)(())
+            space = tuple(range(2, expected.ndim))
+            close(
+                result.gradients[0].mean(axis=space),
+                expected.mean(axis=space),
+                0.1,
+                f"mean gradient by differences at {step}",
+            )
 
     def test_several_layers_in_one_pass(self, model: Model, network: Network, x: Array) -> None:
         """Each layer has the values and the gradients of a pass that is opened at it alone."""

@@ -11,6 +11,5 @@ from xcam_onnx.autodiff.rules import (  # noqa: F401
     quantization,
     reduction,
     resize,
-    sampling,
     shape,
 )

@@ -125,7 +125,11 @@ class Run:
             "gradients" in method.inputs
         ):  # the short tail behind it only: a gradient at earlier layers would cost more
             trace = validation.resume(
-                self.side.model, trace, trace.activations, cotangents=lambda outputs: [self._cotangent(outputs)]
+                self.side.model,
+                trace,
+                trace.activations,
+                cotangents=lambda outputs: [self._cotangent(outputs)],
+                at=self.side.layer,
             )
         context = MethodContext(self.side.model, self.side.layer, self._grid, self.x, trace, [self.target], 0)
         return context(method, self.settings.method_options)[0]

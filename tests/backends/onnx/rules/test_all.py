@@ -94,8 +94,6 @@ PROMISED = [
     "Einsum",
     "TopK",
     "CumSum",
-    "GridSample",
-    "RoiAlign",
     "Attention",
     "DequantizeLinear",
     "QuantizeLinear",
