@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xcam.images import reading, writing
+from xcam.images import reading, video, writing
 from xcam.models import demo
 from xcam.models.demo.scenes import CLASSES, scene
 
@@ -27,6 +27,16 @@ def images() -> None:
     Path("images").mkdir(exist_ok=True)
     for path in demo.image_paths()[:3]:
         shutil.copy(path, Path("images", path.name))
+
+
+def clip() -> None:
+    """clip.mp4: a window that moves over a scene, from a star to a ring, in three seconds."""
+    wide = scene(np.random.default_rng(52), [3, 5], 384).image
+    steps = np.linspace(0, 1, 30)
+    with video.writing("clip.mp4", 10, len(steps)) as write:
+        for k, step in enumerate(steps):
+            top, left = round(128 * (1 - step)), round(128 * step)
+            write(wide[top : top + 256, left : left + 256], (k + 1) / 10)
 
 
 def labels() -> None:
@@ -143,7 +153,7 @@ class Shapes(nn.Sequential):
 def main() -> None:
     """Write the files, and print their names."""
     before = set(Path().iterdir())
-    for make in (images, labels, keras_file, onnx_file, quantised_file, faulty_file, asinh_file, torch_module):
+    for make in (images, clip, labels, keras_file, onnx_file, quantised_file, faulty_file, asinh_file, torch_module):
         try:
             make()
         except ImportError as error:

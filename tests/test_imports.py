@@ -58,9 +58,10 @@ def test_a_circle_is_reported_also_through_a_third_module() -> None:
     assert cycle({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a"}}) == []
 
 
-def test_the_core_has_at_most_thirteen_entries() -> None:
+def test_the_core_has_at_most_fourteen_entries() -> None:
+    """Among them `callbacks`, whose path users write: from xcam.callbacks import Heatmaps."""
     entries = {path.stem for path in (ROOT / "core" / "xcam").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert len(entries - {"__init__", "__pycache__"}) <= 13
+    assert len(entries - {"__init__", "__pycache__"}) <= 14
 
 
 @pytest.mark.parametrize("name", [name for package in ("xcam", "xcam_cli") for name in modules(package)])

@@ -14,7 +14,7 @@ from xcam.contract.recorded import RecordedModel, Recording
 from xcam.contract.scaling import warn_of_two
 from xcam.contract.types import Capability, Layout
 from xcam.errors import BackendError, ModelError
-from xcam_keras import several, shuffling
+from xcam_keras import seeds, several, shuffling
 from xcam_keras.engine import engine
 from xcam_keras.inputs import data_format, input_spec
 from xcam_keras.scaling import computed
@@ -85,6 +85,14 @@ class KerasModel(RecordedModel[Recording]):
             layout=self.layout,
             size=self.input.size,
         )
+
+    def is_live(self, source: object) -> bool:
+        """See xcam.contract.abilities.ExplainsInTraining."""
+        return source is self.model
+
+    def random_state(self) -> AbstractContextManager[None]:
+        """See xcam.contract.abilities.ExplainsInTraining."""
+        return seeds.kept(self.model)
 
     def _running(self) -> AbstractContextManager[None]:
         context: AbstractContextManager[None] = engine().running(self.device)

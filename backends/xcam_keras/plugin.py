@@ -18,4 +18,5 @@ def xcam_backend() -> BackendSpec:
         model_types=("keras.src.models.model.Model", "tf_keras.src.engine.training.Model"),
         zoo=True,
         default_model="vgg16",
+        callbacks=("xcam_keras.callbacks:KerasHeatmaps",),
     )

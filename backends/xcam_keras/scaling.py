@@ -11,6 +11,7 @@ import keras
 from xcam.contract import scaling
 from xcam.contract.preprocessing import PRESETS, Preprocessing
 from xcam.contract.types import Array, InputSpec
+from xcam_keras import seeds
 from xcam_keras.calls import modes_restored, torch_modules, watching
 
 STATISTICS = ("Normalization", "BatchNormalization", "LayerNormalization", "GroupNormalization")
@@ -50,7 +51,7 @@ def _reaching(model: keras.Model, x: Array) -> Array | None:
             raise _Reached
 
     try:
-        with modes_restored(torch_modules(model)), watching(lambda call: call.value, enter=enter):
+        with seeds.kept(model), modes_restored(torch_modules(model)), watching(lambda call: call.value, enter=enter):
             model(keras.ops.convert_to_tensor(x), training=False)
     except _Reached:
         value: Array = keras.ops.convert_to_numpy(keras.ops.cast(received[0], "float32"))

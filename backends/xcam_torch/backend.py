@@ -17,6 +17,7 @@ from xcam.errors import InputError
 from xcam.models import demo as core_demo
 from xcam_torch import demo, detectors, files, scaling, statements, zoo
 from xcam_torch import inputs as fixed
+from xcam_torch.guard import unwrapped
 from xcam_torch.model import TorchModel
 from xcam_torch.scripted import Scripted, opened
 from xcam_torch.weights import fill
@@ -93,10 +94,7 @@ def live(source: Any, device: torch.device | None, weights: str | None) -> tuple
         return files.unflattened(source, "the exported program")
     if isinstance(source, torch.jit.ScriptModule):
         source = opened(source)
-    name = getattr(source, "original_name", type(source).__name__)
-    while isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(source, "_orig_mod"):
-        source = source.module if hasattr(source, "module") else source._orig_mod
-        name = type(source).__name__
+    source, name = unwrapped(source)
     source = detectors.network(source)
     moves = device is not None and any(p.device != device for p in source.parameters())
     if weights not in (None, "none") or moves or has_inference_tensors(source):

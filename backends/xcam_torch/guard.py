@@ -53,12 +53,29 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return queue
 
 
+def unwrapped(module: Any) -> tuple[Any, str]:
+    """Return a module without the wrappers for several devices and for compilation, and the name of its class."""
+    name = getattr(module, "original_name", type(module).__name__)
+    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
+        module = module.module if hasattr(module, "module") else module._orig_mod
+        name = type(module).__name__
+    return module, name
+
+
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return the device and the type of a module's first float parameter or buffer."""
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.float32
+
+
+def random_state(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return a context that restores torch's random states, of the CPU and of the module's devices, when it ends."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    devices = {tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"}
+    context: contextlib.AbstractContextManager[None] = torch.random.fork_rng(sorted(devices))
+    return context
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from xcam.contract import DEFAULT_SIZE, Array, Capability, Cotangents, InputSpec
 from xcam.contract.recorded import RecordedModel
 from xcam.errors import nearest
 from xcam_torch import export, shuffling
-from xcam_torch.guard import running
+from xcam_torch.guard import random_state, running, unwrapped
 from xcam_torch.recording import Recording
 
 
@@ -92,6 +92,17 @@ class TorchModel(RecordedModel[Recording]):
             layout=self.layout,
             batch=self.batch,
         )
+
+    def is_live(self, source: object) -> bool:
+        """See xcam.contract.abilities.ExplainsInTraining."""
+        if not isinstance(source := unwrapped(source)[0], nn.Module):
+            return False
+        known = {id(tensor) for tensor in (*source.parameters(), *source.buffers())}
+        return {id(tensor) for tensor in (*self.module.parameters(), *self.module.buffers())} <= known
+
+    def random_state(self) -> AbstractContextManager[None]:
+        """See xcam.contract.abilities.ExplainsInTraining."""
+        return random_state(self.module)
 
     def _record(self, shape: tuple[int, ...], batch: int) -> Recording:
         return Recording(self.module, self.name, shape, self.layout, self.batch or (1 if batch == 1 else None))

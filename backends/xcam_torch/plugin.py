@@ -14,4 +14,5 @@ def xcam_backend() -> BackendSpec:
         suffixes=(".pt2", ".pt", ".pth", ".th", ".ckpt", ".safetensors"),
         model_types=("torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"),
         schemes=("torchvision", "timm", "hf"),
+        callbacks=("xcam_torch.callbacks:LightningHeatmaps",),
     )

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from xcam.contract import Array, InputSpec, scaling
 from xcam.contract.preprocessing import Preprocessing
-from xcam_torch.guard import device_and_dtype, modules_of, undisturbed
+from xcam_torch.guard import device_and_dtype, modules_of, random_state, undisturbed
 from xcam_torch.outputs import first_float, float32
 
 
@@ -37,7 +37,7 @@ def computed(module: nn.Module, spec: InputSpec, batch: int | None = None) -> Pr
             tensor = torch.from_numpy(np.repeat(x.astype(np.float32), batch or 1, 0)).to(device, dtype)
             return _reaching(module, kernels, tensor)
 
-        with undisturbed(module):
+        with undisturbed(module), random_state(module):
             return scaling.computed(spec, reach) if kernels else None
     except (Exception, SystemExit):  # it does not run on such an input
         return None

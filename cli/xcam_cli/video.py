@@ -155,7 +155,6 @@ def run(
 
 def _print(result: VideoExplanation, path: Path) -> None:
     """Print the summary of one clip."""
-    from xcam.explanation.video import caption
     from xcam.report import formatting
 
     first = result.frames[0]
@@ -169,8 +168,10 @@ def _print(result: VideoExplanation, path: Path) -> None:
         best = max(frames, key=lambda k: result.frames[k].score)
         click.echo(
             f"  → {name} on {formatting.count(count, 'frame')}; most at {result.times[best]:.2f} s: "
-            f"{caption(result.frames[best])}"
+            f"{result.frames[best].caption}"
         )
+    if result.empty:
+        click.echo(f"  no evidence for the class on {formatting.count(result.empty, 'frame')}")
     for note in (*result.notes, *first.notes):
         click.echo(f"  note: {note}")
     click.echo(f"  {first.method} of {first.model} ({first.backend}) at {first.layer}")

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 from example_files import (
     MY_MODELS,
     asinh_file,
+    clip,
     faulty_file,
     images,
     keras_file,
@@ -139,6 +140,7 @@ SETUPS |= {
     "docs/troubleshooting.md": (onnx_file, asinh_file, missing_frameworks, demo_model),
     "docs/reference/methods.md": (demo_model,),
     "docs/how-to/export.md": (labels, onnx_file),
+    "docs/how-to/video.md": (clip,),
     "docs/how-to/onnx-file.md": (labels, onnx_file),
     "docs/how-to/quantised.md": (onnx_file, quantised_file),
     "docs/how-to/blame.md": (onnx_file, quantised_file),

@@ -1,10 +1,11 @@
 """Engine-specific parts of KerasModel: one module for each engine; only that of the engine in use is imported.
 
-The module of an engine defines three names:
+The module of an engine defines four names:
 
     Recording(model, shape, dtype, layout)   runs a model once, for inputs [N, *shape]: see xcam.contract.recorded
     device_name(device)                      the user's name of a device → the engine's; raises InputError
     running(device)                          a context: on that device, and exhausted memory is a MemoryError
+    random_state()                           a context that restores the engine's random state, where it is global
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ def running(device: str | None) -> Iterator[None]:
         yield
 
 
+random_state = contextlib.nullcontext
+"""See xcam_keras.engines: a layer draws from the generators of Keras, which are variables."""
+
+
 class Recording:
     """See xcam.contract.recorded.Recording: a graph for each batch size."""
 

@@ -64,6 +64,13 @@ def running(device: str | None) -> Iterator[None]:
         yield
 
 
+def random_state() -> contextlib.AbstractContextManager[None]:
+    """See xcam_keras.engines: layers draw from torch's global generators."""
+    devices = range(torch.cuda.device_count())
+    context: contextlib.AbstractContextManager[None] = torch.random.fork_rng(devices)
+    return context
+
+
 class Recording:
     """See xcam.contract.recorded.Recording: the layer calls of one pass over noise."""
 

@@ -11,6 +11,7 @@ The conformance suite (`xcam.testing`) checks every ability that a model has.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, TypeVar
 
@@ -211,6 +212,16 @@ class DisablesSpinning(Model, Protocol):
 
     def disable_spinning(self) -> None:
         """Let idle threads sleep from now on: other threads decode images at the same time."""
+
+
+class ExplainsInTraining(Model, Protocol):
+    """A model that is explained while it is trained, without effects on the training."""
+
+    def is_live(self, source: object) -> bool:
+        """Return whether this model runs `source` itself: changes of its weights count, as nothing is copied."""
+
+    def random_state(self) -> AbstractContextManager[None]:
+        """Return a context that restores the random states of the framework and of the model when it ends."""
 
 
 def supports(model: object, ability: Callable[..., T]) -> TypeGuard[T]:

@@ -55,6 +55,8 @@ class BackendSpec:
     """The model to use when the caller names none."""
     remedy: str | None = None
     """The remedy for a missing module, if it is not to install the extra."""
+    callbacks: tuple[str, ...] = ()
+    """`package.module:Class` of the callbacks that `xcam.callbacks` offers under the name of their class."""
 
 
 class Hooks:
@@ -235,7 +237,7 @@ class Registry:
 
 def _check(spec: BackendSpec, value: str) -> None:
     """Check types: `requires="jax"` would mean the modules j, a and x. Raises BackendError."""
-    for field_name in ("requires", "suffixes", "folders", "model_types", "schemes"):
+    for field_name in ("requires", "suffixes", "folders", "model_types", "schemes", "callbacks"):
         strings = getattr(spec, field_name)
         if not isinstance(strings, tuple) or not all(isinstance(string, str) for string in strings):
             raise _wrong(field_name, value, strings, f"a tuple of str: ({strings!r},)")

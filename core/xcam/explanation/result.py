@@ -117,6 +117,13 @@ class Explanation:
         view = views.view(self.values)
         return np.where(view.mask, view.spread(self.unit_heatmap), np.float32(0))
 
+    @property
+    def caption(self) -> str:
+        """The label with its probability, or with the explained value where the target is not a class."""
+        if self.index is None or self.scores.ndim != 1 or self.index >= len(self.scores):
+            return f"{self.label} {self.score:.3g}"
+        return f"{self.label} {float(self.scores[self.index]):.0%}"
+
     def top(self, n: int = 3) -> list[int]:
         """Return the `n` classes with the highest scores, the best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []

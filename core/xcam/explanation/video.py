@@ -90,6 +90,11 @@ class VideoExplanation:
             yield replace(frame, image=image, cam=cam, extent=extent)
 
     @property
+    def empty(self) -> int:
+        """The number of frames whose map is zero everywhere: nothing in them is evidence for the class."""
+        return sum(not frame.cam.max() > 0 for frame in self.frames)
+
+    @property
     def classes(self) -> dict[str, int]:
         """The number of frames on which each class was explained, the most frequent first."""
         return dict(Counter(frame.label for frame in self.frames).most_common())
@@ -159,7 +164,7 @@ class VideoExplanation:
             explanations = zip(self.explanations(), ends, strict=False)
             for e, end in progress.counted(explanations, "frames written", len(self.frames)):
                 drawn = e.overlay(alpha, colormap, blend, style)
-                write(labelled(drawn, caption(e)) if label else drawn, float(end))
+                write(labelled(drawn, e.caption) if label else drawn, float(end))
 
     def _npz(self) -> bytes:
         first, buffer = self.frames[0], io.BytesIO()
@@ -176,12 +181,6 @@ class VideoExplanation:
             model=first.model,
         )
         return buffer.getvalue()
-
-
-def caption(e: Explanation) -> str:
-    """Return the text on a frame: the class, and its probability or the explained value."""
-    probability = _probability(e)
-    return f"{e.label} {e.score:.3g}" if probability is None else f"{e.label} {probability:.0%}"
 
 
 def _probability(e: Explanation) -> float | None:
@@ -245,7 +244,7 @@ def explain_video(
         BackendError: The backend is missing or lacks a capability that the method needs.
 
     Warns:
-        ZeroHeatmapWarning: The heatmaps of some frames are zero everywhere.
+        ZeroHeatmapWarning: The heatmaps of all frames are zero everywhere.
         XcamWarning: Some frames could not be read.
     """
     check_options(smooth, scale, every, start, end)
@@ -335,9 +334,9 @@ class _Run:
         return int(np.argmax(total)) if np.ndim(total) else None
 
     def warn_of_zeros(self, count: int) -> None:
-        if self.zeros:
-            frames = "every frame" if len(self.zeros) == count else f"{len(self.zeros)} of {count} frames"
-            warn(f"on {frames}: {self.zeros[0]}", ZeroHeatmapWarning)
+        """Warn where all maps are zero; on some frames of a clip, the class may be out of sight."""
+        if len(self.zeros) == count:
+            warn(f"on every frame: {self.zeros[0]}", ZeroHeatmapWarning)
 
 
 def _selected(clip: video.Reader, every: int, start: float, end: float | None) -> Iterator[tuple[float, Image]]:

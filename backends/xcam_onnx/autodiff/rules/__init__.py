@@ -11,5 +11,6 @@ from xcam_onnx.autodiff.rules import (  # noqa: F401
     quantization,
     reduction,
     resize,
+    sampling,
     shape,
 )

@@ -94,6 +94,8 @@ PROMISED = [
     "Einsum",
     "TopK",
     "CumSum",
+    "GridSample",
+    "RoiAlign",
     "Attention",
     "DequantizeLinear",
     "QuantizeLinear",
