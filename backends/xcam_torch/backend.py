@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from xcam.errors import InputError
 from xcam.models import demo as core_demo
 from xcam_torch import demo, detectors, files, scaling, statements, zoo
 from xcam_torch import inputs as fixed
+from xcam_torch import texts as dual
 from xcam_torch.guard import unwrapped
 from xcam_torch.model import TorchModel
 from xcam_torch.scripted import Scripted, opened
@@ -35,6 +37,8 @@ class TorchBackend:
         layout: Layout | None = None,
         weights: str | None = None,
         inputs: FixedInputs | None = None,
+        texts: Sequence[str] | None = None,
+        tokenizer: Any = None,
     ) -> TorchModel:
         """Load a `.pt2` file, `torchvision:…`, `timm:…`, `hf:…`, `demo`, or a live torch.nn.Module."""
         target = find_device(device)
@@ -62,6 +66,9 @@ class TorchBackend:
         if target is not None:
             module = module.to(target)
         module = detectors.raw(module)
+        head = None if texts is None else dual.text_head(module, facts["name"], texts, tokenizer)
+        if dual.is_dual(module) and not inputs:
+            module, facts = dual.image_tower(module), facts | {"labels": None}
         inputs = inputs or FixedInputs()
         known, side = facts.get("signature"), facts.get("size") or size or stated_size(module)
         module, image = fixed.with_fixed(module, facts["name"], inputs, known, facts.get("tokenize"), side)
@@ -82,7 +89,9 @@ class TorchBackend:
         spec = replace(spec, preprocessing=facts.get("preprocessing") or needed, needs=needed)
         others = {key: facts[key] for key in ("labels", "notes", "batch") if key in facts}
         others["notes"] = [*others.get("notes", ()), *note(inputs.values)]
-        return TorchModel(module, facts["name"], spec, layout=layout, **others)
+        model = TorchModel(module, facts["name"], spec, layout=layout, **others)
+        model.text_head = head
+        return model
 
 
 def live(source: Any, device: torch.device | None, weights: str | None) -> tuple[nn.Module, dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import nn
 from xcam.contract import DEFAULT_SIZE, Array, Capability, Cotangents, InputSpec, Layout
 from xcam.contract.recorded import RecordedModel
 from xcam.errors import nearest
+from xcam.models.texts import TextHead
 from xcam_torch import export, shuffling
 from xcam_torch.guard import random_state, running, unwrapped
 from xcam_torch.recording import Recording
@@ -48,6 +49,8 @@ class TorchModel(RecordedModel[Recording]):
         super().__init__(name, spec, labels, notes)
         self.module, self.layout, self.batch = module, layout, batch
         self._stated_layout = layout
+        self.text_head: TextHead | None = None
+        """The embeddings of the texts that the caller gives for a model of images and texts."""
 
     def hvp(self, x: Array, layer: str, cotangents: Cotangents, vectors: Sequence[Array]) -> list[Array]:
         """See xcam.contract.abilities.SupportsHvp. By double backward."""

@@ -77,12 +77,15 @@ def _timm(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]]:
 
 def _hugging_face(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]]:
     hub = _package("transformers")
-    auto = hub.AutoModelForImageClassification
 
     def make() -> Any:
+        config = hub.AutoConfig.from_pretrained(name)
+        kinds = [getattr(hub, kind, None) for kind in getattr(config, "architectures", None) or ()]
+        dual = [kind for kind in kinds if hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")]
+        kind = dual[0] if dual else hub.AutoModelForImageClassification
         if published:
-            return auto.from_pretrained(name)
-        return auto.from_config(hub.AutoConfig.from_pretrained(name))
+            return kind.from_pretrained(name)
+        return kind(config) if dual else kind.from_config(config)
 
     module = _built("transformers", name, make)
     try:

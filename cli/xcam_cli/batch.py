@@ -91,6 +91,7 @@ def batch(
     }
     load_options["threads"] = options.pop("threads")
     load_options |= {"inputs": options.pop("other_inputs"), "image_input": options.pop("image_input")}
+    load_options |= {name: options.pop(name) for name in ("texts", "embeddings")}
     if targets == ("@class",):
         options["target"] = "@class"
     elif targets:

@@ -37,6 +37,8 @@ class ModelSpec:
     output: str | None = None
     inputs: Mapping[str, Any] | None = None
     image_input: str | None = None
+    texts: str | None = None
+    embeddings: str | None = None
 
     def open(
         self,
@@ -45,6 +47,8 @@ class ModelSpec:
         other_inputs: Mapping[str, Any] | None = None,
         image_input: str | None = None,
         unknown: dict[str, Exception] | None = None,
+        texts: str | None = None,
+        embeddings: str | None = None,
         **options: Any,
     ) -> Any:
         """Load the model.
@@ -54,6 +58,8 @@ class ModelSpec:
             output: Used if the model has none of its own.
             other_inputs: Values of other inputs; those that the model does not have are left out.
             image_input: The input that takes the image; likewise.
+            texts: Used if the model has none of its own; `embeddings` likewise.
+            embeddings: See `texts`.
             unknown: Set to the errors for the names that are left out.
             options: Further options of `xcam.load`.
         """
@@ -73,6 +79,8 @@ class ModelSpec:
                     output=self.output or output,
                     other_inputs=shared | of_this,
                     image_input=self.image_input or image_input,
+                    texts=self.texts or texts,
+                    embeddings=self.embeddings or embeddings,
                     **options,
                 )
                 break

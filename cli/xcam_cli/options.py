@@ -69,6 +69,14 @@ _INPUTS = (
         help="The value of another input: a number, .npy, .npz, .json, .txt, or an image. Repeatable.",
     ),
     click.option("--image-input", metavar="NAME", help="The input that takes the image, where several could."),
+    click.option(
+        "--texts",
+        metavar="TEXTS",
+        help="Texts as classes, of a model of images and texts: 'a dog;a cat', or FILE.txt.",
+    ),
+    click.option(
+        "--embeddings", metavar="FILE.npz", help="The embeddings of texts as classes, of a model of image embeddings."
+    ),
 )
 
 _MODEL = (
@@ -131,7 +139,18 @@ _SHARED = (
     click.option("--device", metavar="D", help="cpu, cuda, …"),
     *_INPUTS,
 )
-SHARED_OPTIONS = ("size", "fit", "channels", "labels", "device", "output", "other_inputs", "image_input")
+SHARED_OPTIONS = (
+    "size",
+    "fit",
+    "channels",
+    "labels",
+    "device",
+    "output",
+    "other_inputs",
+    "image_input",
+    "texts",
+    "embeddings",
+)
 """Names of those with which each of several models is opened."""
 
 

@@ -46,7 +46,7 @@ class ModelSource:
     def facts(self) -> dict[str, Any]:
         """Return the facts that identify the model: for a file, its content."""
         facts = {name: value for name, value in self.options.items() if value is not None and name != "threads"}
-        for key in ("weights", "labels"):
+        for key in ("weights", "labels", "texts", "embeddings"):
             if sha256 := _content(facts.get(key)):
                 facts[f"{key}_sha256"] = sha256
         for key, value in (facts.get("inputs") or {}).items():

@@ -10,6 +10,7 @@ from xcam.contract import InputSpec, Layer, Model, validation
 from xcam.errors import InputError, keywords_checked
 from xcam.explanation.context import require
 from xcam.explanation.fusion import Fusion, check_fusion, fuse_all
+from xcam.explanation.likeness import likeness
 from xcam.explanation.requests import Aim, aims_of_images, batches, within_memory
 from xcam.explanation.result import Explanation
 from xcam.explanation.run import ImageSource, explain_batch
@@ -101,7 +102,7 @@ def explain(
         layer: The layer's name; default: the last with spatial axes. Several layers are explained one by one, and
             their maps are fused.
         target: None (the top class), an index, a label or the beginning of one, `top3`, `tiger-zebra` (why the first
-            and not the second), or a Target. For one image, a list gives a list. For a list of images: one target for
+            and not the second), `like:other.jpg` (the similarity to another image, for models of embeddings), or a Target. For one image, a list gives a list. For a list of images: one target for
             all of them, or a list with one entry for each image (each may be a list).
         method: A name from `xcam.list_methods()`.
         method_options: The method's own options, by name.
@@ -152,6 +153,10 @@ def explain_at(
     if not images:
         return []
     aims, listed = aims_of_images(target, len(images), is_list, model.labels)
+    known: dict[str, Any] = {}
+    for aim in {aim for row in aims for aim in row if isinstance(aim, str)}:
+        known[aim] = likeness(aim, model, spec)
+    aims = [[known[aim] if isinstance(aim, str) else aim for aim in row] for row in aims]
     activation = opened_for(model, images[0]).output_activation
     targets = [[parsed_target(aim, settings.score, activation, model.labels) for aim in row] for row in aims]
     outputs = read_outputs(target for row in targets for target in row)

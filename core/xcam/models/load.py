@@ -22,6 +22,7 @@ from xcam.contract.scaling import warn_of_two
 from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, keywords_checked, nearest
 from xcam.models import labels as labels_module
 from xcam.models.inputs import fixed_inputs, has_images, with_images
+from xcam.models.texts import checked_texts, read_embeddings, with_texts
 from xcam.report import formatting
 
 LARGEST = 16384
@@ -45,6 +46,9 @@ def load(
     output: str | None = None,
     inputs: Mapping[str, Any] | None = None,
     image_input: str | None = None,
+    texts: str | Path | Sequence[str] | None = None,
+    embeddings: Any = None,
+    tokenizer: Any = None,
 ) -> Model:
     """Open a model.
 
@@ -77,6 +81,13 @@ def load(
             model with a tokenizer). A value without the axis of the batch, or with one row, is used for each image.
         image_input: The name of the input that takes the image, where several could. In a torch module whose forward takes
             a dictionary, its key.
+        texts: The classes of a model of images and texts (CLIP, SigLIP): a list, `a dog;a cat`, or a text file with one on
+            each line. The scores are the similarities of the image and each text, as the model computes them.
+        embeddings: The embeddings of texts, for a model of image embeddings: a .npz file or a mapping with `embeddings`
+            [texts, numbers], `texts`, and where the model has them `scale` and `bias`, or with one array for each text; or
+            an array, with `texts`.
+        tokenizer: For `texts` and a live model: a tokenizer of transformers, or a function from a list of texts to indices.
+            Default: that of the folder that the model was loaded from.
 
     Returns:
         The opened model: a new object, `model` itself is not changed.
@@ -114,6 +125,16 @@ def load(
             raise InputError(f"backend {name!r} takes models with one input; leave inputs and image_input out")
         options["inputs"] = fixed
 
+    prompts = None if texts is None else checked_texts(texts)
+    head = None if embeddings is None else read_embeddings(embeddings, prompts)
+    if head is None and prompts is not None:
+        if "texts" not in taken:
+            raise InputError(
+                f"cannot use texts with a model of backend {name!r}: it has no text encoder; give the embeddings of the texts "
+                "in a file, made with the encoder that belongs to it: embeddings='texts.npz' (--embeddings)"
+            )
+        options |= {"texts": prompts, "tokenizer": tokenizer}
+
     def read() -> Model:
         try:
             opened: Model = reader.load(source, size=size, device=device, layout=layout, weights=weights, **options)
@@ -143,6 +164,11 @@ def load(
             f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "
             "plain attributes: report this to the plugin's authors"
         ) from error
+    head = head or (None if prompts is None else opened.text_head)  # type: ignore[attr-defined]
+    if head is not None:
+        classifier = with_texts(opened, head, output)
+        classifier.labels = labels_module.pair(head.texts if class_labels is None else class_labels)
+        return classifier
     return opened if output is None else with_output(opened, output)
 
 
