@@ -53,6 +53,13 @@ def test_a_clip_becomes_an_animation(run: Callable[..., Result], clip: Path) -> 
     assert video.is_clip("b.webp")
 
 
+def test_results_of_earlier_runs_are_left_out(run: Callable[..., Result], clip: Path) -> None:
+    shutil.copy(clip, "clip.cam.mp4")
+    result = run("-m", "onnx:demo", clip.name, "clip.cam.mp4", "-t", "top1")
+    assert "left out 1 overlay of earlier runs (clip.cam.mp4)" in result.err
+    assert result.out.count("frames of") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -28,6 +28,11 @@ Mask = npt.NDArray[np.bool_]
 REDUCED = {2: 16, 4: 32, 8: 64}
 """OpenCV's flags IMREAD_REDUCED_GRAYSCALE_2, …: combined with a flag for colours they change the size only."""
 
+VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv"),
+)
+"""Suffixes of files that are videos: see xcam.images.video."""
 PNG_COLOUR_TYPE = 25
 """The offset of a PNG's colour type in bytes; types 4 and 6 have alpha."""
 STRIP = 1 << 16
@@ -158,6 +163,10 @@ def inside(values: npt.NDArray[Any], name: str, half: bool = False) -> Mask:
 
 
 def _unreadable(name: str) -> InputError:
+    if name.lower().endswith(VIDEOS):
+        return InputError(
+            f"cannot read {name} as an image: it is a video, which only `xcam explain` takes; give images"
+        )
     return InputError(f"cannot read {name}: empty, truncated, or not an image; give a JPEG, PNG, WebP, BMP or TIFF")
 
 

@@ -15,12 +15,10 @@ from xcam.contract.files import check_file, whole_or_not
 from xcam.errors import InputError
 from xcam.images import opencv
 from xcam.images.opencv import silenced
-from xcam.images.reading import Image
+from xcam.images.reading import VIDEOS, Image
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "XVID", ".webm": "VP80"}
 """The codec of each video format that is written. Every build of OpenCV has them; browsers play only WebM."""
-READABLE = (*CODECS, ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
-"""Suffixes of files that are videos."""
 ANIMATED = (".gif", ".webp")
 """Suffixes of files that may contain several frames."""
 WRITABLE = (*CODECS, *ANIMATED)
@@ -45,7 +43,7 @@ def is_clip(path: str | os.PathLike[str]) -> bool:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in ANIMATED or not path.is_file():
-        return suffix in READABLE
+        return suffix in VIDEOS
     cv2 = opencv.load()
     with silenced(cv2):
         count = cv2.imcount(str(path))

@@ -12,12 +12,12 @@ from xcam.errors import InputError
 from xcam.images import opencv
 from xcam.images.arrays import SUFFIXES
 from xcam.images.opencv import silenced
-from xcam.images.reading import Image
+from xcam.images.reading import VIDEOS, Image
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
-OVERLAY = re.compile(r"(.+)\.cam(\.[^./]+)?\.jpg", re.DOTALL)
-"""The name that an overlay gets where none is given: a.cam.jpg, a.cam.CLASS.jpg."""
+OVERLAY = re.compile(r"(.+)\.cam(\.[^./]+)?\.(jpg|mp4|m4v|mov|mkv|avi|webm|gif|webp)", re.DOTALL)
+"""The name that an overlay gets where none is given: a.cam.jpg, a.cam.CLASS.jpg; a.cam.mp4 for a video."""
 BATCH_OVERLAY = re.compile(r"(?:^|/)overlays/\d{8,}-([^/]+)$")
 """The name, without .cam.jpg, of an overlay of `xcam batch`: overlays/00000000-a.cam.jpg."""
 
@@ -41,7 +41,9 @@ def write(path: str | os.PathLike[str], image: Image) -> None:
 def overlays(paths: Iterable[str]) -> list[str]:
     """Return those paths that are overlays of others: `a.cam.jpg` of `a.png`. An overlay without its image is an image."""
     names = list(paths)
-    stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith((*WRITABLE, *SUFFIXES))}
+    stems = {
+        os.path.splitext(name)[0] for name in names if name.lower().endswith((*WRITABLE, *SUFFIXES, *VIDEOS, ".gif"))
+    }
     last = {os.path.basename(stem) for stem in stems}
 
     def is_overlay(name: str) -> bool:

@@ -251,3 +251,9 @@ def test_mask_files_that_cannot_be_used(tmp_path: Path) -> None:
         reading.mask(tmp_path)
     with pytest.raises(InputError, match=r"m.tiff: it contains NaN; give numbers"):
         reading.mask(save(tmp_path / "m.tiff", np.full((4, 5), np.nan, np.float32)))
+
+
+def test_a_video_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "clip.MP4").write_bytes(b"video")
+    with pytest.raises(InputError, match=r"clip\.MP4 as an image: it is a video, which only `xcam explain` takes"):
+        reading.read(tmp_path / "clip.MP4")
