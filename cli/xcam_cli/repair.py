@@ -50,6 +50,7 @@ from xcam_cli.progress_bar import ProgressBar
     "--preprocess", metavar="NAME", help="caffe, tf, torch, unit, raw, or MEAN/STD, where the files do not state it."
 )
 @click.option("--size", type=Size(), help="The size of the input, for models that take any.")
+@click.option("--fit", metavar="MODE", help="stretch, crop, letterbox or pad, where the files do not state it.")
 @click.option("--labels", metavar="FILE", help="Class labels, for models that have none.")
 @click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several.")
 @click.option("--device", metavar="D", help="cpu, cuda, …")
@@ -84,7 +85,7 @@ def repair(
     chosen = expand_images(list(images))
     others = expand_images(list(check)) if check else None
     labels = options.pop("labels")
-    load_options = {name: options.pop(name) for name in ("size", "device")}
+    load_options = {name: options.pop(name) for name in ("size", "fit", "device")}
     with ProgressBar() as bar, progress.listening(bar.update), collected_warnings() as texts:
         opened = [ModelSpec.parse(text).open(labels, **load_options) for text in (reference, quantised)]
         with stdout_to_stderr():

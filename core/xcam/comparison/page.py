@@ -92,8 +92,8 @@ def letter(k: int) -> str:
 
 
 def difference(first: Explanation, second: Explanation) -> npt.NDArray[np.float32]:
-    """Return the absolute difference of two heatmaps [H, W], at the size of the first."""
-    a, b = first.unit_heatmap, second.unit_heatmap
+    """Return the absolute difference of two heatmaps [H, W], at the size of the first; NaN where one model did not look."""
+    a, b = first.drawn_heatmap, second.drawn_heatmap
     if a.shape != b.shape:
         b = maps.resize(b, (a.shape[0], a.shape[1]))
     return np.abs(a - b)
@@ -132,7 +132,7 @@ def _card(
             {
                 "letter": letters[k],
                 "model": comparison.names[k],
-                "uri": thumbnails.heat(e.unit_heatmap, side=side),
+                "uri": thumbnails.heat(e.drawn_heatmap, side=side),
                 "alt": f"Heatmap of {letters[k]}, {comparison.names[k]}, on {name}: {strongest(e)}",
                 "explained": e.label,
                 "notes": e.notes,

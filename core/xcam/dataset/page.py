@@ -297,7 +297,8 @@ def _on_image(f: Finding, thumb: Thumbnail) -> Floats:
     rows, columns = f.cam.shape
     scale = rows / (y1 - y0), columns / (x1 - x0)
     frame = Frame((height, width), (rows, columns), scale, (-y0 * scale[0], -x0 * scale[1]))
-    return frame.resized((HEAT, HEAT)).map_to_image(f.cam)
+    frame = frame.resized((HEAT, HEAT))
+    return np.where(frame.mask, frame.map_to_image(f.cam), np.float32(np.nan))  # transparent where it was not seen
 
 
 def _reason(f: Finding, kind: Kind) -> str:

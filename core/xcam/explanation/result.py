@@ -111,9 +111,13 @@ class Explanation:
 
     @property
     def drawn_heatmap(self) -> npt.NDArray[np.float32]:
-        """`unit_heatmap` arranged as `image` is, [H, W]: for a volume, the slices that are drawn."""
+        """`unit_heatmap` arranged as `image` is, [H, W]: for a volume, the slices that are drawn.
+
+        It is NaN where the model did not see the image: nothing is drawn there.
+        """
         if self.values is None:
-            return self.unit_heatmap
+            values = self.unit_heatmap
+            return values if self.frame is None else np.where(self.frame.mask, values, np.float32(np.nan))
         view = views.view(self.values)
         return np.where(view.mask, view.spread(self.unit_heatmap), np.float32(0))
 

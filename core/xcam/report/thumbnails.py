@@ -56,11 +56,18 @@ def embed(image: Image, side: int = SIDE) -> Embedded:
 
 
 def heat(values: npt.NDArray[np.float32], colormap: str = HEAT, side: int = HEATMAP_SIDE) -> str:
-    """Return the data: URI of a map [H, W] in 0…1, in colours."""
+    """Return the data: URI of a map [H, W] in 0…1, in colours; transparent where it is NaN."""
     height, width = _fit(values.shape[0], values.shape[1], min(side, HEATMAP_SIDE))
-    small = np.nan_to_num(_shrink(values, height, width))
+    unseen = np.isnan(values)
+    small = _shrink(np.where(unseen, np.float32(0), values), height, width)
     level = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
-    return _encode(lookup_table(colormap)[level, 0])
+    colours = lookup_table(colormap)[level, 0]
+    if not unseen.any():
+        return _encode(colours)
+    cv2 = opencv.load()
+    opacity = 255 - cv2.resize(unseen.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_NEAREST)
+    encoded = cv2.imencode(".png", np.dstack([colours[..., ::-1], opacity]), [cv2.IMWRITE_PNG_COMPRESSION, 3])[1]
+    return f"data:image/png;base64,{base64.b64encode(encoded.tobytes()).decode()}"
 
 
 def stops(colormap: str, n: int = 17) -> list[tuple[str, str]]:

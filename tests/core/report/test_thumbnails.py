@@ -34,3 +34,13 @@ def test_many_images_shrink() -> None:
     assert thumbnails.side_for(1) == thumbnails.side_for(12) == 512
     assert thumbnails.side_for(48) == 256
     assert thumbnails.side_for(10_000) == 192
+
+
+def test_a_map_is_transparent_where_it_is_nan() -> None:
+    values = np.full((20, 30), 1, np.float32)
+    values[:, :10] = np.nan
+    data = thumbnails.heat(values).removeprefix("data:image/png;base64,")
+    drawn = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert drawn.shape == (20, 30, 4)
+    assert not drawn[:, :10, 3].any()
+    assert (drawn[:, 10:] == (0, 0, 128, 255)).all()  # BGR and opacity: the last colour of jet

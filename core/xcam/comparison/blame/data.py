@@ -114,7 +114,7 @@ class BlamedImage:
     image: Array | None = field(default=None, repr=False, compare=False)
     """RGB uint8 [H, W, 3], small; None where many images are examined."""
     maps: tuple[Array, ...] = field(default=(), repr=False, compare=False)
-    """The heatmaps [h, w] of the first and the second model, in 0…1."""
+    """The heatmaps [h, w] of the first and the second model, in 0…1; NaN where the model did not see the image."""
 
 
 @dataclass(frozen=True)

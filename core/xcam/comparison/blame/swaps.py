@@ -137,6 +137,11 @@ class Run:
     def _cotangent(self, outputs: Outputs) -> Outputs:
         return stack([cotangent(self.target, pick(outputs, [0]))])
 
+    @property
+    def drawn_heatmap(self) -> Array:
+        """The heatmap; NaN where the model did not see the image."""
+        return np.where(self._frame.mask, self.heatmap, np.float32(np.nan))
+
     def _resized(self, cam: Array) -> Array:
         return self._frame.map_to_image(maps.normalize(maps.relu(cam)[None], self.settings.normalize)[0])
 

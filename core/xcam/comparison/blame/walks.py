@@ -50,7 +50,7 @@ class Walks:
             walk = Walk((*nothing, math.nan), tuple(left), (pair.lost, *nothing, 0.0))
         else:
             walk = pair.walk(cuts)
-        maps = (pair.first.heatmap, pair.second.heatmap)
+        maps = (pair.first.drawn_heatmap, pair.second.drawn_heatmap)
         shown = len(self.images) < SHOWN
         self.images.append(
             BlamedImage(
