@@ -34,6 +34,13 @@ class KerasHeatmaps(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self.heatmaps = Heatmaps(images, folder, writer=_summary(writer), **options)
 
+    def _batch_hooks(self) -> bool:
+        return False
+
+    # Keras 2 asks for these; its callbacks have the same calls otherwise.
+    _implements_train_batch_hooks = _implements_test_batch_hooks = _batch_hooks
+    _implements_predict_batch_hooks = _batch_hooks
+
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Write the heatmaps of the weights with which the training begins."""
         if not self.heatmaps.is_open:

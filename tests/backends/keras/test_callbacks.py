@@ -85,6 +85,32 @@ def test_the_maps_are_of_the_new_weights(tmp_path: Path) -> None:
     assert len(set(differences)) == 2
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras 2 is on TensorFlow")
+def test_a_model_of_keras_2_is_opened_again_after_each_epoch(tmp_path: Path) -> None:
+    """xcam runs a copy of it, with the weights of the moment."""
+    tf_keras = pytest.importorskip("tf_keras")
+    tf_keras.utils.set_random_seed(0)
+    layers = tf_keras.layers
+    model = tf_keras.Sequential(
+        [
+            tf_keras.Input((16, 16, 3)),
+            layers.Conv2D(4, 3, activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    callback = KerasHeatmaps(IMAGES, tmp_path, **OPTIONS)
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[callback])
+    opened = callback.heatmaps._opened
+    rows = callback.heatmaps.on_epoch_end(model, 3)
+    assert callback.heatmaps._opened is not opened
+    fresh = xcam.explain(xcam.load(model, preprocess="unit"), IMAGES, target=1, layer=rows[0].layer)
+    for e, still in zip(rows, fresh, strict=True):
+        np.testing.assert_array_equal(e.cam, still.cam)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_a_training_that_is_continued_begins_at_its_epoch(tmp_path: Path) -> None:
     model = network(noisy=False)
     model.fit(X, Y, epochs=4, initial_epoch=3, verbose=0, callbacks=[KerasHeatmaps(IMAGES[:1], tmp_path, **OPTIONS)])
