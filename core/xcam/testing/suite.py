@@ -109,6 +109,11 @@ def resumed_before() -> Iterator[None]:
         ) from error
 
 
+def differentiates(model: Model) -> bool:
+    """Return whether the backend declares gradients. Where it does not, the core computes them by differences."""
+    return "gradients" in model.capabilities
+
+
 def ends(network: Network) -> set[str]:
     """Return the steps whose values are outputs, or the logits of one."""
     logits = {name for step in network.steps if step.op == "softmax" for name in step.inputs}

@@ -29,6 +29,7 @@ from xcam.testing.suite import (
     FixedCotangents,
     N,
     Suite,
+    differentiates,
     ends,
     first,
     first_score,
@@ -182,6 +183,8 @@ class Values(Suite):
 
     def test_gradients_for_several_cotangents(self, model: Model, network: Network, x: Array) -> None:
         """Every path from the layer to the outputs counts, and every output; paths that bypass the layer do not."""
+        if not differentiates(model):
+            pytest.skip("the backend does not declare gradients")
         for name in network.explained:
             fixed = [random_cotangents(network, x, seed) for seed in range(3)]
             cotangents = FixedCotangents(*fixed)
@@ -199,13 +202,16 @@ class Values(Suite):
     def test_a_batch_has_the_values_of_its_rows_alone(self, model: Model, network: Network, x: Array) -> None:
         """Outputs, activations and gradients of a row do not depend on the batch."""
         name = self.layer(network.explained[-1])
-        together = model.trace(self.native_batch(model, x), name, first_score)
+        able = differentiates(model)
+        together = model.trace(self.native_batch(model, x), name, first_score if able else None)
         for n in range(N):
             row = slice(n, n + 1)
-            alone = model.trace(self.native_batch(model, x[row]), name, FixedCotangents(first(network, x[row])))
+            cotangents = FixedCotangents(first(network, x[row])) if able else None
+            alone = model.trace(self.native_batch(model, x[row]), name, cotangents)
             same(alone.outputs, truth(network, x[row]), f"outputs of trace of row {n} alone")
             close(alone.activations, together.activations[row], 1e-4, f"activations of row {n} alone")
-            close(alone.gradients[0], together.gradients[0][row], 1e-3, f"gradient of row {n} alone")
+            if able:
+                close(alone.gradients[0], together.gradients[0][row], 1e-3, f"gradient of row {n} alone")
 
     def test_resume(self, model: Model, network: Network, x: Array) -> None:
         """Replacements, chosen rows, bypass values of the right row, and gradients at the replacement."""
@@ -224,23 +230,24 @@ class Values(Suite):
             factors = np.random.default_rng(1).uniform(0, 2, size=(len(rows), *trace.activations.shape[1:]))
             replacement = (trace.activations[rows] * factors).astype(np.float32)
             v = {key: value[rows] for key, value in random_cotangents(network, x, 4).items()}
-            cotangents = FixedCotangents(v)
+            cotangents = FixedCotangents(v) if differentiates(model) else None
             with resumed_before():
                 resumed = model.resume(trace, replacement, rows, cotangents)
             values = reference.run(network, x[rows], {name: replacement})
             wrong = wrong_rows(network, x, rows, name, replacement)
             same(resumed.outputs, reference.logits(network, values), f"outputs of resume at {name}", wrong)
             close(resumed.activations, replacement, 1e-6, f"activations of resume at {name}")
-            cotangents.check_use("resume")
-            assert len(resumed.gradients) == 1, (
-                f"resume at {name} returned {len(resumed.gradients)} gradients for 1 cotangent; return one for each"
-            )
-            slope = gradient(network, x[rows], name, v, at=replacement)
-            wrong = {
-                **other_cotangents(network, x[rows], name, [v], 0, replacement),
-                **lost_paths(network, name, slope),
-            }
-            close(resumed.gradients[0], slope(()), 1e-3, f"gradient of resume at {name}", mistakes=wrong)
+            if cotangents is not None:
+                cotangents.check_use("resume")
+                assert len(resumed.gradients) == 1, (
+                    f"resume at {name} returned {len(resumed.gradients)} gradients for 1 cotangent; return one for each"
+                )
+                slope = gradient(network, x[rows], name, v, at=replacement)
+                wrong = {
+                    **other_cotangents(network, x[rows], name, [v], 0, replacement),
+                    **lost_paths(network, name, slope),
+                }
+                close(resumed.gradients[0], slope(()), 1e-3, f"gradient of resume at {name}", mistakes=wrong)
             one = model.trace(self.native_batch(model, x[1:2]), self.layer(name))
             outputs = model.resume(one, replacement[3:]).outputs
             last = reference.run(network, x[[1, 1]], {name: replacement[3:]})
@@ -270,9 +277,10 @@ class Values(Suite):
         values, fixed = reference.run(network, x), [random_cotangents(network, x, seed) for seed in (2, 6)]
         for steps in (network.explained, network.explained[::-1]):
             names = [self.layer(step) for step in steps]
-            cotangents = FixedCotangents(*fixed)
+            cotangents = FixedCotangents(*fixed) if differentiates(model) else None
             traces = model.trace(self.native_batch(model, x), [*names, names[0]], cotangents)
-            cotangents.check_use("trace")
+            if cotangents is not None:
+                cotangents.check_use("trace")
             assert isinstance(traces, list), (
                 f"trace() of a list of layers returned {type(traces).__name__}; return a list"
             )
@@ -285,6 +293,8 @@ class Values(Suite):
                 same(trace.outputs, truth(network, x), f"{label}outputs of the trace at {step}")
                 others = other_steps(network, step, values)
                 close(trace.activations, values[step], 1e-4, f"{label}activations at {step}", mistakes=others)
+                if cotangents is None:
+                    continue
                 assert len(trace.gradients) == 2, (
                     f"{label}{len(trace.gradients)} gradients at {step} for 2 cotangents; return one for each"
                 )
@@ -315,9 +325,8 @@ class Values(Suite):
             values = reference.run(network, x[ROWS], constants)
             at = [step for step in steps if step == name or network.avoids([name], step, network.outputs)]
             at += [step for step in steps if network.feeds(name, step) and step not in at]
-            resumed = model.resume(
-                trace, constants[name], ROWS, FixedCotangents(v), at=[self.layer(step) for step in at]
-            )
+            cotangents = FixedCotangents(v) if differentiates(model) else None
+            resumed = model.resume(trace, constants[name], ROWS, cotangents, at=[self.layer(step) for step in at])
             assert isinstance(resumed, list), (
                 f"resume() with a list as `at` returned {type(resumed).__name__}; return a list"
             )
@@ -326,6 +335,8 @@ class Values(Suite):
                 wrong = wrong_rows(network, x, ROWS, name, constants[name])
                 same(one.outputs, reference.logits(network, values), f"{label}: outputs", wrong)
                 self._check_resumed(network, x, one, step, values, clean, label)
+                if cotangents is None:
+                    continue
                 slope = partial(reference.gradient, network, x[ROWS], step, v)
                 unchanged = {"it is the gradient of the clean run; differentiate the resumed one": slope}
                 close(
@@ -452,4 +463,5 @@ class Values(Suite):
             if cam.max() > 0:
                 e = xcam.explain(model, image, layer=self.layer(name), target=xcam.ClassScore(index, output=output))
                 expected = xcam.methods.maps.resize(cam / cam.max(), network.input[1:])
-                close(e.heatmap, expected, 1e-3, f"heatmap of class {index}")
+                tolerance = 1e-3 if differentiates(model) else 3e-2  # differences cross kinks
+                close(e.heatmap, expected, tolerance, f"heatmap of class {index}")

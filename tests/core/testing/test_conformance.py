@@ -98,6 +98,30 @@ def test_correct_second_derivatives_pass() -> None:
     assert failures(Hvp, NETWORKS["probable"]) == {}
 
 
+class WithoutGradients(Correct):
+    """A runtime that only runs models: the core computes gradients by differences."""
+
+    capabilities = frozenset({"resume"})
+
+    def _finish(self, layers: Any, values: Any, constants: Any, cotangents: Any) -> Any:
+        assert cotangents is None
+        return super()._finish(layers, values, constants, None)
+
+
+@pytest.mark.parametrize("network", ["dense", "branch"])
+def test_a_correct_backend_without_gradients_passes(network: str) -> None:
+    assert failures(WithoutGradients, NETWORKS[network]) == {}
+
+
+class WrongRowsWithoutGradients(WithoutGradients):
+    def resume(self, trace: Any, activations: Any, rows: Any = None, cotangents: Any = None, at: Any = None) -> Any:
+        return super().resume(trace, activations, None if rows is None else rows[::-1], cotangents, at)
+
+
+def test_values_of_a_backend_without_gradients_are_checked() -> None:
+    assert "test_resume" in failures(WrongRowsWithoutGradients, NETWORKS["residual"])
+
+
 class Twice(Correct):
     def gradient(self, *args: Any) -> Any:
         return 2 * super().gradient(*args)
