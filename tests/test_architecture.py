@@ -25,6 +25,8 @@ COVERED = {
     "comparison/correspondence": "comparison/test_compare",
     "comparison/data": "comparison/test_compare",
     "comparison/images": "comparison/test_compare",
+    "explanation/recognition": "../across/test_tasks",
+    "explanation/scales": "../across/test_tasks",
     "comparison/mending/judge": "comparison/mending/test_repair",
     "comparison/mending/result": "comparison/mending/test_repair",
     "comparison/inputs": "comparison/test_compare",

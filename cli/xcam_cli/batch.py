@@ -85,10 +85,20 @@ def batch(
     from xcam_cli.plan import parse_method_options
 
     backend, model = default_model(backend, model)
-    load_options = {
-        key: options.pop(key)
-        for key in ("weights", "preprocess", "size", "fit", "channels", "labels", "output", "device", "layout")
-    }
+    keys = (
+        "weights",
+        "preprocess",
+        "size",
+        "fit",
+        "channels",
+        "labels",
+        "output",
+        "device",
+        "layout",
+        "task",
+        "boxes",
+    )
+    load_options = {key: options.pop(key) for key in keys}
     load_options["threads"] = options.pop("threads")
     load_options |= {"inputs": options.pop("other_inputs"), "image_input": options.pop("image_input")}
     load_options |= {name: options.pop(name) for name in ("texts", "embeddings")}

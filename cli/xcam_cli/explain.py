@@ -72,7 +72,8 @@ def drawing_options(command: Any) -> Any:
     "targets",
     multiple=True,
     metavar="CLASS",
-    help="Index, label, or its beginning; top3; tiger-zebra: why this and not that; finer:tiger. Default: the top class.",
+    help="Index, label, or its beginning; top3; tiger-zebra: why this and not that; finer:tiger; of a detector or of "
+    "segmentation: person@x0,y0,x1,y1, box:7, dog@x,y, dog@mask.png. Default: the top class, the best box.",
 )
 @drawing_options
 @video_options
@@ -257,17 +258,27 @@ def _write(row: list[Any], paths: list[Path], plan: Plan, model: Any, documents:
             _print(explanation, path, model)
 
 
-def _top_classes(explanation: Explanation, model: Any) -> list[tuple[str, int, float]]:
+def _top_classes(explanation: Explanation) -> list[tuple[str, int, float]]:
     """Return label, index and probability of the three best classes."""
     from xcam.explanation.result import class_label
 
-    return [(class_label(model.labels, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
+    return [(class_label(explanation.labels, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
+
+
+def _located(explanation: Explanation) -> str:
+    """Return where the explained box or region is; empty for a class of the whole image."""
+    box = next((box for box in explanation.boxes if box.explained), None)
+    if box is not None:
+        corners = ",".join(f"{v:.0f}" for v in box.box)
+        return f"box {box.number} at {corners} (x0,y0,x1,y1)"
+    mask = explanation.mask
+    return "" if mask is None else f"region of {float(mask.mean()):.1%} of the image"
 
 
 def _print(explanation: Explanation, path: Path, model: Any) -> None:
     """Print the summary of one explanation."""
     click.echo(f"{explanation.path}")
-    for name, i, score in _top_classes(explanation, model):
+    for name, i, score in _top_classes(explanation):
         mark = "→" if i == explanation.index else " "
         click.echo(f"  {mark} {score:7.2%}  {name} ({i})")
     if explanation.index is None:
@@ -276,6 +287,10 @@ def _print(explanation: Explanation, path: Path, model: Any) -> None:
         score = float(explanation.scores[explanation.index])
         click.echo(f"  → {score:7.2%}  {explanation.label} ({explanation.index})")
     _print_fit(explanation, model)
+    if location := _located(explanation):
+        click.echo(f"  {location}")
+    if explanation.task and not explanation.task.startswith(("classification", "unknown")):
+        click.echo(f"  task: {explanation.task}")
     for note in explanation.notes:
         click.echo(f"  note: {note}")
     click.echo(f"  {explanation.method} of {explanation.model} ({explanation.backend}) at {explanation.layer}")
@@ -312,7 +327,20 @@ def _document(explanation: Explanation, path: Path, model: Any) -> dict[str, Any
         "index": explanation.index,
         "score": explanation.score,
         "probability": None if explanation.index is None else float(explanation.scores[explanation.index]),
-        "top": [{"class": name, "index": i, "probability": p} for name, i, p in _top_classes(explanation, model)],
+        "top": [{"class": name, "index": i, "probability": p} for name, i, p in _top_classes(explanation)],
+        "task": explanation.task or None,
+        "boxes": [
+            {
+                "class": box.label,
+                "index": box.index,
+                "score": box.score,
+                "box": [round(v, 2) for v in box.box],
+                "explained": box.explained,
+                "number": box.number,
+            }
+            for box in explanation.boxes
+        ],
+        "mask": None if explanation.mask is None else float(explanation.mask.mean()),
         "model_output": explanation.output,
         "layer": explanation.layer,
         "method": explanation.method,

@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from xcam_cli.model_spec import ModelSpec
-from xcam_cli.options import models_options, open_model, stdout_to_stderr
+from xcam_cli.options import (
+    collected_warnings,
+    models_options,
+    open_model,
+    print_warnings,
+    stdout_to_stderr,
+)
 from xcam_cli.output import as_json, print_json, print_table
 
 
@@ -60,6 +66,8 @@ def methods(as_json: bool) -> None:
 def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bool, **options: Any) -> None:
     """List the layers of a model in execution order, with the default; of two models, the layers that correspond."""
     from xcam.errors import ModelError
+    from xcam.explanation.recognition import task_of
+    from xcam.explanation.scales import default_scales
     from xcam.models.layers import find
 
     if len(models) > 1:
@@ -68,10 +76,14 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
     model = open_model(backend, models[0] if models else None, **options)
     with stdout_to_stderr():
         listed = [layer for layer in model.layers if all_ or not layer.inner]
+        with collected_warnings() as texts:
+            task = task_of(model)
         try:
-            default = find(model, None).name
+            defaults = [layer.name for layer in default_scales(model, task, None).layers] if task else []
+            defaults = defaults or [find(model, None).name]
         except ModelError:
-            default = None
+            defaults = []
+    print_warnings(texts)
     if as_json:
         print_json(
             [
@@ -81,7 +93,7 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
                     "shape": layer.shape,
                     "dtype": layer.dtype,
                     "has_space": layer.has_space,
-                    "default": layer.name == default,
+                    "default": layer.name in defaults,
                 }
                 for layer in listed
             ]
@@ -93,7 +105,7 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
             layer.kind,
             "×".join("?" if n is None else str(n) for n in layer.shape),
             layer.dtype if layer.dtype != "float32" else "",
-            "default" if layer.name == default else "" if layer.has_space else "no space",
+            "default" if layer.name in defaults else "" if layer.has_space else "no space",
         ]
         for layer in listed
     ]
@@ -103,6 +115,8 @@ def layers(backend: str | None, models: tuple[str, ...], as_json: bool, all_: bo
     print_table(headings, rows)
     if model.input.fit is not None:
         click.echo(f"fit: {model.input.fit}")
+    if task is not None and task.kind != "unknown":
+        click.echo(f"task: {task.text}")
 
 
 def _corresponding(backend: str | None, models: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> None:

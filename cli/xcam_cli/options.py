@@ -108,6 +108,12 @@ _MODEL = (
         metavar="NAME",
         help="The output to explain, of a model with several. Default: the class scores.",
     ),
+    click.option(
+        "--task",
+        metavar="NAME",
+        help="classification, detection, segmentation, …, where the outputs leave it open.",
+    ),
+    click.option("--boxes", metavar="LAYOUT", help="Of a detector: xyxy or xywh, relative or pixels, objectness, …"),
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),
     click.option(
@@ -136,6 +142,12 @@ _SHARED = (
     ),
     click.option("--labels", metavar="FILE", help="Class labels, for models that have none."),
     click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several."),
+    click.option(
+        "--task",
+        metavar="NAME",
+        help="classification, detection, segmentation, …, where the outputs leave it open.",
+    ),
+    click.option("--boxes", metavar="LAYOUT", help="Of a detector: xyxy or xywh, relative or pixels, objectness, …"),
     click.option("--device", metavar="D", help="cpu, cuda, …"),
     *_INPUTS,
 )
@@ -150,6 +162,8 @@ SHARED_OPTIONS = (
     "image_input",
     "texts",
     "embeddings",
+    "task",
+    "boxes",
 )
 """Names of those with which each of several models is opened."""
 

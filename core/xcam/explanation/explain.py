@@ -11,10 +11,12 @@ from xcam.errors import InputError, keywords_checked
 from xcam.explanation.context import require
 from xcam.explanation.fusion import Fusion, check_fusion, fuse_all
 from xcam.explanation.likeness import likeness
+from xcam.explanation.recognition import is_open, task_of
 from xcam.explanation.requests import Aim, aims_of_images, batches, within_memory
 from xcam.explanation.result import Explanation
 from xcam.explanation.run import ImageSource, explain_batch
 from xcam.explanation.samples import opened_for, shapes, with_samples
+from xcam.explanation.scales import Scales, default_scales
 from xcam.explanation.settings import BATCH, Settings
 from xcam.explanation.settings import settings as checked_settings
 from xcam.methods.inputs import GRADIENTS
@@ -22,7 +24,7 @@ from xcam.methods.maps import Normalize
 from xcam.methods.registry import option_names
 from xcam.models import layers
 from xcam.models.load import load, with_output
-from xcam.targets import Score, Target, read_outputs
+from xcam.targets import Score, Target, Task, read_outputs
 from xcam.targets import target as parsed_target
 
 LayerChoice = str | Layer | Sequence[str | Layer] | None
@@ -158,18 +160,21 @@ def explain_at(
         known[aim] = likeness(aim, model, spec)
     aims = [[known[aim] if isinstance(aim, str) else aim for aim in row] for row in aims]
     activation = opened_for(model, images[0]).output_activation
-    targets = [[parsed_target(aim, settings.score, activation, model.labels) for aim in row] for row in aims]
+    task = task_of(model, images[0]) if any(is_open(aim) for row in aims for aim in row) else None
+    labels = model.labels if task is None else task.labels(model.labels)
+    targets = [[parsed_target(aim, settings.score, activation, labels) for aim in row] for row in aims]
     outputs = read_outputs(target for row in targets for target in row)
     gradients = bool(GRADIENTS & set(settings.method.inputs))
     rows: list[list[Explanation]] = []
     for part in batches(targets, settings.batch, shapes(images)):
         opened = opened_for(model, images[part.start])
-        at = layers.find(opened, layer, outputs, gradients)
+        scales = default_scales(opened, task, images[0]) if layer is None and task is not None else Scales()
+        at = scales.layers or [layers.find(opened, layer, outputs, gradients)]
         if layer is None and not part.start:
-            layers.warn_if_coarse(opened, at, outputs)
+            layers.warn_if_coarse(opened, at[0], outputs)
         # The first run may have corrected the input.
         run_spec = spec if opened is model and spec is not None else opened.input
-        run = partial(_explain_part, opened, run_spec, images, at, targets, settings)
+        run = partial(_explain_part, opened, run_spec, images, at, targets, settings, task, scales.exclusive)
         rows += within_memory(part, run)
     results = [row if as_list else row[0] for row, as_list in zip(rows, listed, strict=True)]
     return results if is_list else results[0]
@@ -179,12 +184,15 @@ def _explain_part(
     model: Model,
     spec: InputSpec,
     images: Sequence[Any],
-    layer: Layer,
+    at: Sequence[Layer],
     targets: Sequence[Sequence[Target]],
     settings: Settings,
+    task: Task | None,
+    exclusive: bool,
     part: range,
 ) -> list[list[Explanation]]:
-    return explain_batch(model, spec, [images[i] for i in part], layer, [targets[i] for i in part], settings)
+    batch = [images[i] for i in part], at, [targets[i] for i in part]
+    return explain_batch(model, spec, *batch, settings, task, exclusive)
 
 
 def _distinct_layers(model: Model, names: Sequence[str | Layer]) -> list[str]:

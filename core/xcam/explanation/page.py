@@ -12,6 +12,7 @@ import numpy as np
 from xcam.errors import InputError
 from xcam.explanation.grid import distinct
 from xcam.explanation.result import Explanation, class_label
+from xcam.images import reading
 from xcam.report import rendering, thumbnails
 from xcam.report.formatting import count, number, percent
 
@@ -45,12 +46,20 @@ def content(explanations: Sequence[Explanation]) -> dict[str, Any]:
             {
                 "name": name,
                 "path": str(group[0].path or ""),
-                "image": thumbnails.embed(group[0].image, side),
+                "image": thumbnails.embed(_marked(group), side),
                 "panes": [_pane(e, name, caption, side) for e, caption in zip(group, distinct(group), strict=True)],
             }
             for name, group in zip(names, groups.values(), strict=True)
         ],
     }
+
+
+def _marked(group: Sequence[Explanation]) -> reading.Image:
+    """Return the image of a group with its boxes and regions."""
+    image = group[0].image
+    for e in group if group[0].values is None else ():
+        image = e.marked(image)
+    return image
 
 
 def _pane(e: Explanation, name: str, caption: str, side: int) -> dict[str, Any]:

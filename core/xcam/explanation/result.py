@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from xcam.contract import files
 from xcam.errors import keywords_checked
-from xcam.images import opencv, reading, resizing, views, writing
+from xcam.images import marks, opencv, reading, resizing, views, writing
 from xcam.images.framing import Frame
 from xcam.images.montage import with_notes
 from xcam.images.overlay import Blend, Style, check_drawing, drawn
 from xcam.methods import maps
 from xcam.methods.maps import Normalize
-from xcam.targets import Target
+from xcam.targets import Detected, Target
 
 
 def class_label(labels: Sequence[str] | None, index: int) -> str:
@@ -73,6 +73,17 @@ class Explanation:
     """The location of the image on the model's input; None for an array. None for an image: it fills the input."""
     extent: tuple[float, float] | None = None
     """The smallest and the largest raw value of all maps that share one colour scale; None: this map has its own."""
+    task: str = ""
+    """The model's task, as in `detection, 80 classes, 8400 boxes, xywh, no objectness`; empty for class scores."""
+    boxes: tuple[Detected, ...] = field(default=(), repr=False)
+    """For a detector the explained box, and those that remain after suppression, the best first."""
+    region: npt.NDArray[Any] | None = field(default=None, repr=False)
+    """For segmentation the explained region, bool [h, w] of the output's size."""
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """For segmentation the explained region at the size of the image, bool [H, W]; else None."""
+        return None if self.region is None else self._on_image(self.region.astype(np.float32)) >= 0.5
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -132,6 +143,22 @@ class Explanation:
         """Return the `n` classes with the highest scores, the best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
 
+    def marked(self, image: reading.Image) -> reading.Image:
+        """Draw the boxes of a detector, with the label of the explained one, or the outline of the explained region.
+
+        Args:
+            image: uint8 [H, W, 3] RGB of the image's size.
+
+        Returns:
+            A copy; the image itself where there is nothing to draw.
+        """
+        mask = self.mask
+        if mask is not None:
+            image = marks.with_outline(image, mask)
+        if not self.boxes:
+            return image
+        return marks.with_boxes(image, [marks.Box(b.box, f"{b.label} {b.text}", b.explained) for b in self.boxes])
+
     def shrunk(self, side: int = resizing.THUMBNAIL) -> Explanation:
         """Return a copy with a smaller image, so that many can be kept. `cam` is not changed; arrays are kept whole.
 
@@ -142,7 +169,12 @@ class Explanation:
 
     def with_image(self, image: reading.Image) -> Explanation:
         """Return a copy with the same image at another size, uint8 [H, W, 3]."""
-        return replace(self, image=image, frame=self.frame and self.frame.resized(image.shape))
+        height, width = (n / m for n, m in zip(image.shape[:2], self.image.shape[:2], strict=True))
+        boxes = tuple(
+            replace(b, box=(b.box[0] * width, b.box[1] * height, b.box[2] * width, b.box[3] * height))
+            for b in self.boxes
+        )
+        return replace(self, image=image, frame=self.frame and self.frame.resized(image.shape), boxes=boxes)
 
     @keywords_checked()
     def overlay(
@@ -153,6 +185,8 @@ class Explanation:
         style: Style = "heat",
     ) -> reading.Image:
         """Draw the heatmap over the image; behind the curves of a signal; over slices of a volume.
+
+        Boxes of a detector, and the outline of the region that is explained, are drawn over it.
 
         Args:
             alpha: The opacity of the heatmap, 0…1; not used by contours.
@@ -173,7 +207,7 @@ class Explanation:
             seen = (slice(None), slice(None)) if self.frame is None else self.frame.seen
             result = self.image.copy()  # unchanged where the model did not see it
             result[seen] = drawn(self.image[seen], heatmap[seen], style, alpha, colormap, blend)
-            return result
+            return self.marked(result)
         view = views.view(self.values, np.abs(heatmap))
         result = drawn(view.image, view.spread(heatmap), style, alpha, colormap, blend)
         return np.where(view.mask[..., None], result, view.image)

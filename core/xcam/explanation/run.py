@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -16,15 +17,29 @@ from xcam.explanation.checks import check_finite, zero_message
 from xcam.explanation.context import MethodContext, by_differences, cotangent, pick, stack
 from xcam.explanation.context import values as target_values
 from xcam.explanation.fitting import fitted_grid
+from xcam.explanation.fusion import fuse
 from xcam.explanation.inputs import AUGMENTATIONS, augmented, input_preprocessing, input_size
+from xcam.explanation.recognition import with_regions
 from xcam.explanation.result import Explanation, class_label
 from xcam.explanation.samples import Sample
+from xcam.explanation.scales import own_scale
 from xcam.explanation.settings import Settings
 from xcam.images import batches, framing, reading, views
 from xcam.images.framing import Frame
 from xcam.models.labels import pair
 from xcam.report import formatting
-from xcam.targets import Classes, ClassScore, Detection, Target, probabilities, scores
+from xcam.targets import (
+    Classes,
+    ClassScore,
+    Detection,
+    Finer,
+    Located,
+    Target,
+    Task,
+    probabilities,
+    regions,
+    scores,
+)
 
 ImageSource = str | os.PathLike[str] | Array
 """One image, as `explain` takes it: a path, RGB uint8 [H, W, 3], or an array as the model takes it."""
@@ -34,9 +49,11 @@ def explain_batch(
     model: Model,
     spec: InputSpec,
     sources: Sequence[ImageSource | Sample],
-    layer: Layer,
+    layers: Sequence[Layer],
     targets: Sequence[Sequence[Target]],
     settings: Settings,
+    task: Task | None = None,
+    exclusive: bool = False,
 ) -> list[list[Explanation]]:
     """Explain a batch of images.
 
@@ -44,9 +61,11 @@ def explain_batch(
         model: The model.
         spec: The size, layout and preprocessing of its input; may differ from `model.input`.
         sources: The images, or samples of one shape.
-        layer: The layer of the maps.
+        layers: The layer of the maps; of several the maps are fused by their maximum.
         targets: For each image its targets, the same number for all.
         settings: The method and the other options.
+        task: The model's task, where a target depends on it.
+        exclusive: Whether each box belongs to one of several layers.
 
     Returns:
         For each image one explanation for each target. Images that are resized to different sizes are run separately.
@@ -59,10 +78,12 @@ def explain_batch(
             np.stack([sample.x for sample in samples]),
             [views.view(sample.values).image for sample in samples],
             [sample.path for sample in samples],
-            layer,
+            layers,
             targets,
             settings,
-            [sample.values for sample in samples],
+            task,
+            exclusive,
+            values=[sample.values for sample in samples],
         )
     paths = [Path(source) if isinstance(source, str | os.PathLike) else None for source in sources]
     images = [reading.read(s) if isinstance(s, str | os.PathLike) else reading.check(s) for s in sources]
@@ -73,14 +94,24 @@ def explain_batch(
         rows = [n for n, other in enumerate(sizes) if other == size]
         same = [images[n] for n in rows]
         x = batches.batch(same, spec, size, preprocessing)
+        frames = [framing.frame(image.shape, size, spec.fit) for image in same]
         explained = _explain(
-            model, spec, x, same, [paths[n] for n in rows], layer, [targets[n] for n in rows], settings
+            model,
+            spec,
+            x,
+            same,
+            [paths[n] for n in rows],
+            layers,
+            [targets[n] for n in rows],
+            settings,
+            task,
+            exclusive,
+            frames=frames,
         )
         for n, result in zip(rows, explained, strict=True):
-            frame = framing.frame(images[n].shape, size, spec.fit)
-            results[n] = [replace(e, frame=frame) for e in result]
-            for e in results[n]:
-                _warn_of_border(e, frame)
+            results[n] = result
+            for e in result:
+                _warn_of_border(e, framing.frame(images[n].shape, size, spec.fit))
     return results
 
 
@@ -105,56 +136,85 @@ def _explain(
     x: Array,
     images: Sequence[reading.Image],
     paths: Sequence[Path | None],
-    layer: Layer,
+    layers: Sequence[Layer],
     targets: Sequence[Sequence[Target]],
     settings: Settings,
+    task: Task | None,
+    exclusive: bool,
+    frames: Sequence[Frame | None] = (),
     values: Sequence[Array | None] = (),
 ) -> list[list[Explanation]]:
-    """Explain inputs that are one batch `x`; `values` where they are not RGB images."""
-    values = values or [None] * len(images)
+    """Explain inputs that are one batch `x`; `values` where they are not RGB images, else `frames`."""
+    values, frames = values or [None] * len(images), frames or [None] * len(images)
     rank = 2 if values[0] is None else values[0].ndim - 1
     if settings.augment and rank < 2:
         raise InputError("augment mirrors images, and a signal has no left and right; leave augment out")
-    count = len(targets[0]) if "gradients" in settings.method.inputs else 0
-    cotangents = _Cotangents(model, targets, count)
-    trace = _clean_trace(model, x, layer, cotangents)
-    resolved = cotangents.resolved
+    count = len(targets[0]) if "gradients" in settings.method.inputs or len(layers) > 1 else 0
+    cotangents = _Cotangents(model, targets, count, task, frames)
+    traces = _clean_traces(model, x, layers, cotangents)
+    resolved, outputs = cotangents.resolved, traces[0].outputs
     for target in resolved[0]:
-        output_checks.check(model, target, pick(trace.outputs, [0]))
-    grid = fitted_grid(model, layer, trace, spec, x.shape, rank)
+        output_checks.check(model, target, pick(outputs, [0]))
+    grids = [fitted_grid(model, layer, one, spec, x.shape, rank) for layer, one in zip(layers, traces, strict=True)]
 
-    def raw_maps(x: Array, trace: Trace) -> list[Array]:
-        """Return for each target the maps [N, *spatial]."""
-        check_finite(x, trace, model, layer)
-        return [
-            MethodContext(model, layer, grid, x, trace, [row[m] for row in resolved], m)(
-                settings.method, settings.method_options
+    def raw_maps(x: Array, traces: Sequence[Trace]) -> list[list[Array]]:
+        """Return for each layer, and each target, the maps [N, *spatial]."""
+        result = []
+        for layer, grid, one in zip(layers, grids, traces, strict=True):
+            check_finite(x, one, model, layer)
+            result.append(
+                [
+                    MethodContext(model, layer, grid, x, one, [row[m] for row in resolved], m)(
+                        settings.method, settings.method_options
+                    )
+                    for m in range(len(targets[0]))
+                ]
             )
-            for m in range(len(targets[0]))
-        ]
+        return result
 
-    cams = raw_maps(x, trace)
+    is_exclusive = exclusive and bool(set(settings.method.inputs) - {"activations", "x"})
+    cams = raw_maps(x, traces)
     if settings.augment:
         variants = [cams]
         for is_mirrored, factor in AUGMENTATIONS:
             changed = augmented(x, spec, is_mirrored, factor)
-            maps = raw_maps(changed, validation.trace(model, changed, layer, cotangents if count else None))
-            variants.append([np.flip(cam, -1) for cam in maps] if is_mirrored else maps)
-        cams = [np.mean(same, axis=0) for same in zip(*variants, strict=True)]
-    return [
-        [
-            _explanation(model, trace, n, resolved[n][m], cams[m][n], images[n], paths[n], layer, settings, values[n])
-            for m in range(len(cams))
+            maps = raw_maps(changed, _traces(model, changed, layers, cotangents if count else None))
+            variants.append([[np.flip(cam, -1) for cam in row] if is_mirrored else row for row in maps])
+        cams = [
+            [np.mean(same, axis=0) for same in zip(*of_layer, strict=True)]
+            for of_layer in zip(*variants, strict=True)
         ]
-        for n in range(len(images))
-    ]
+
+    def explanation(n: int, m: int) -> Explanation:
+        counted = own_scale(traces, n, m) if is_exclusive else range(len(layers))
+        maps = [of_layer[m][n] if k in counted else np.zeros_like(of_layer[m][n]) for k, of_layer in enumerate(cams)]
+        if not any(cam.max() > 0 for cam in maps):
+            k = counted[-1]
+            warn(zero_message(paths[n], layers[k], maps[k], traces[k], n), ZeroHeatmapWarning)
+        e = _explanation(
+            model, outputs, n, resolved[n][m], maps[0], images[n], paths[n], layers[0], settings, values[n]
+        )
+        e = with_regions(replace(e, frame=frames[n]), task, pick(outputs, [n]), model.labels)
+        if len(layers) == 1:
+            return e
+        return fuse([replace(e, cam=cam, layer=layer.name) for cam, layer in zip(maps, layers, strict=True)], "max")
+
+    return [[explanation(n, m) for m in range(len(targets[0]))] for n in range(len(images))]
 
 
 class _Cotangents:
     """The cotangents of a batch: targets are resolved on the first, clean outputs, and then fixed."""
 
-    def __init__(self, model: Model, targets: Sequence[Sequence[Target]], count: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        targets: Sequence[Sequence[Target]],
+        count: int,
+        task: Task | None,
+        frames: Sequence[Frame | None],
+    ) -> None:
         self.model, self.targets, self.count = model, targets, count
+        self.task, self.frames = task, frames
         self.resolved: list[list[Target]] = []
         self.errors: list[BaseException] = []
         """Errors that a target raised: they reach the caller unchanged."""
@@ -164,7 +224,7 @@ class _Cotangents:
             if not self.resolved:
                 validation.check_rows(self.model, outputs, len(self.targets))
                 self.resolved = [
-                    [resolved(target, pick(outputs, [n]), self.model) for target in row]
+                    [resolved(target, pick(outputs, [n]), self.model, self.task, self.frames[n]) for target in row]
                     for n, row in enumerate(self.targets)
                 ]
             return [
@@ -176,13 +236,20 @@ class _Cotangents:
             raise
 
 
-def _clean_trace(model: Model, x: Array, layer: Layer, cotangents: _Cotangents) -> Trace:
+def _traces(model: Model, x: Array, layers: Sequence[Layer], cotangents: _Cotangents | None) -> list[Trace]:
+    """Return a trace at each layer, from one pass."""
+    if len(layers) == 1:
+        return [validation.trace(model, x, layers[0], cotangents)]
+    return validation.trace(model, x, layers, cotangents)
+
+
+def _clean_traces(model: Model, x: Array, layers: Sequence[Layer], cotangents: _Cotangents) -> list[Trace]:
     """Trace the model; an error of the model becomes a ModelError with a remedy."""
     try:
-        trace = validation.trace(model, x, layer, cotangents if cotangents.count else None)
+        traces = _traces(model, x, layers, cotangents if cotangents.count else None)
         if not cotangents.count:
-            cotangents(trace.outputs)
-        return trace
+            cotangents(traces[0].outputs)
+        return traces
     except (XcamError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
@@ -194,8 +261,21 @@ def _clean_trace(model: Model, x: Array, layer: Layer, cotangents: _Cotangents) 
         ) from error
 
 
-def resolved(target: Target, outputs: Outputs, model: Model) -> Target:
-    """Return a target whose class, activation and number of classes are fixed on the outputs for one image."""
+def resolved(
+    target: Target, outputs: Outputs, model: Model, task: Task | None = None, frame: Frame | None = None
+) -> Target:
+    """Return a target whose class, box, region and activation are fixed on the outputs for one image."""
+    if task is not None and task.kind in ("detection", "segmentation"):
+        if isinstance(target, ClassScore) and target.output is None:
+            target = Located(target.index, rank=target.rank, score=target.score)
+        if isinstance(target, Finer) or (isinstance(target, Classes) and target.output is None):
+            raise InputError(
+                f"cannot explain a difference of classes: the task is {task.text}; give one class, or a class of a region, as "
+                "in person@120,40,300,500"
+            )
+    if isinstance(target, Located):
+        labels = None if task is None else task.labels(model.labels)
+        return cast(Target, regions.resolved(target, task or Task("classification"), outputs, frame, labels))
     if isinstance(target, ClassScore) and target.output is None and model.labels is not None:
         count = scores(outputs).shape[1]
         if len(model.labels) != count:
@@ -215,7 +295,7 @@ def resolved(target: Target, outputs: Outputs, model: Model) -> Target:
 
 def _explanation(
     model: Model,
-    trace: Trace,
+    outputs: Outputs,
     n: int,
     target: Target,
     cam: Array,
@@ -225,7 +305,7 @@ def _explanation(
     settings: Settings,
     values: Array | None,
 ) -> Explanation:
-    outputs = pick(trace.outputs, [n])
+    outputs = pick(outputs, [n])
     index = target.index if isinstance(target, ClassScore) else None
     name = target.output if isinstance(target, ClassScore | Classes) else None
     raw = one_output(outputs, name)
@@ -235,8 +315,6 @@ def _explanation(
         fixed = target.activation if isinstance(target, ClassScore) else None
         link = fixed if isinstance(fixed, str) else output_checks.activation_of(model, outputs, name)
         raw, probability = scores(raw, activation=link), probabilities(raw, link)
-    if not cam.max() > 0:
-        warn(zero_message(path, layer, cam, trace, n), ZeroHeatmapWarning)
     return Explanation(
         image=image,
         cam=cam.astype(np.float32, copy=False),

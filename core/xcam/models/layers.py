@@ -46,22 +46,22 @@ def default(model: Model, outputs: Collection[str] | None = (), gradients: bool 
     Raises:
         ModelError: The model has no such layer.
     """
-    candidates = _candidates(model, outputs)
-    if gradients and candidates:
-        without = candidates
-        candidates = [layer for layer in candidates if layer.differentiable]
-        if not candidates:
+    able = candidates(model, outputs)
+    if gradients and able:
+        without = able
+        able = [layer for layer in able if layer.differentiable]
+        if not able:
             raise ModelError(
                 f"cannot differentiate {model.name}: the gradient of its output reaches no layer with spatial axes (the "
                 f"last one, {without[-1].name!r}, is detached or followed by operations without a gradient); choose a "
                 "method without gradients, for example eigencam or scorecam"
             )
-    if not candidates:
+    if not able:
         raise ModelError(
             f"cannot choose a layer of {model.name}: none before its output has spatial axes with more than one position; "
             "`xcam layers` shows their shapes"
         )
-    return _last(candidates)
+    return _last(able)
 
 
 def _last(candidates: Sequence[Layer]) -> Layer:
@@ -71,7 +71,7 @@ def _last(candidates: Sequence[Layer]) -> Layer:
     return candidates[-1]
 
 
-def _candidates(model: Model, outputs: Collection[str] | None) -> list[Layer]:
+def candidates(model: Model, outputs: Collection[str] | None) -> list[Layer]:
     """Return the layers that may be the default layer."""
     outputs = _named(model, outputs)
     return [
@@ -98,10 +98,10 @@ def _named(model: Model, outputs: Collection[str] | None) -> Collection[str]:
 
 def warn_if_coarse(model: Model, layer: Layer, outputs: Collection[str] | None = ()) -> None:
     """Warn where a default layer has two positions or fewer along an axis, and name a finer layer."""
-    size = _grid(model, layer)
+    size = grid_size(model, layer)
     if model.input.rank not in (2, None) or size is None or len(size) != 2 or min(size) > COARSE:
         return
-    others = [other for other in _candidates(model, outputs) if min(_grid(model, other) or (0,)) > COARSE]
+    others = [other for other in candidates(model, outputs) if min(grid_size(model, other) or (0,)) > COARSE]
     grid = "×".join(map(str, size))
     if others:
         remedy = f"choose a finer one, for example layer={_last(others).name!r} (--layer)"
@@ -110,7 +110,7 @@ def warn_if_coarse(model: Model, layer: Layer, outputs: Collection[str] | None =
     warn(f"the map of {model.name} has only {grid} positions at its default layer {layer.name!r}; {remedy}")
 
 
-def _grid(model: Model, layer: Layer) -> tuple[int, ...] | None:
+def grid_size(model: Model, layer: Layer) -> tuple[int, ...] | None:
     """Return the size of a layer's map; None where it is not known."""
     if layer.layout == "tokens":
         sides = full_size(model.input.size)
@@ -180,5 +180,5 @@ def _without_map(model: Model, layer: Layer, outputs: Collection[str] | None) ->
 
 
 def _another(model: Model, outputs: Collection[str] | None) -> str:
-    candidates = _candidates(model, outputs)
-    return f"another layer, for example {_last(candidates).name!r}" if candidates else "another model"
+    able = candidates(model, outputs)
+    return f"another layer, for example {_last(able).name!r}" if able else "another model"

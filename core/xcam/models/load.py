@@ -49,6 +49,8 @@ def load(
     texts: str | Path | Sequence[str] | None = None,
     embeddings: Any = None,
     tokenizer: Any = None,
+    task: str | None = None,
+    boxes: str | None = None,
 ) -> Model:
     """Open a model.
 
@@ -88,6 +90,10 @@ def load(
             an array, with `texts`.
         tokenizer: For `texts` and a live model: a tokenizer of transformers, or a function from a list of texts to indices.
             Default: that of the folder that the model was loaded from.
+        task: The meaning of the outputs, where it is not recognised: `classification`, `multi-label`, `detection`,
+            `segmentation`, `embedding`, or `unknown`.
+        boxes: The layout of a detector's boxes, where it is not recognised: terms separated by commas, such as `xyxy` or
+            `xywh`, `relative` or `pixels`, `objectness`. See the reference of targets.
 
     Returns:
         The opened model: a new object, `model` itself is not changed.
@@ -164,6 +170,9 @@ def load(
             f"{described(name)}: `input` and `labels` of its model cannot be set ({error}); the contract requires "
             "plain attributes: report this to the plugin's authors"
         ) from error
+    for term, stated in (("task", task), ("boxes", boxes)):
+        if stated is not None:
+            setattr(opened, term, stated)
     head = head or (None if prompts is None else opened.text_head)  # type: ignore[attr-defined]
     if head is not None:
         classifier = with_texts(opened, head, output)

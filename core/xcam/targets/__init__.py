@@ -22,17 +22,23 @@ from xcam.targets.detection import Detection
 from xcam.targets.outputs import Element, Segmentation, Similarity
 from xcam.targets.parsing import class_index, several, target
 from xcam.targets.protocol import Target, read_outputs
+from xcam.targets.regions import BoxScore, Detected, Located
+from xcam.targets.tasks import Task, recognised, statement
 
 __all__ = [
+    "BoxScore",
     "ClassScore",
     "Classes",
+    "Detected",
     "Detection",
     "Element",
     "Finer",
+    "Located",
     "Score",
     "Segmentation",
     "Similarity",
     "Target",
+    "Task",
     "class_index",
     "difference",
     "has_classes",
@@ -40,9 +46,11 @@ __all__ = [
     "is_single",
     "probabilities",
     "read_outputs",
+    "recognised",
     "scores",
     "several",
     "sigmoid",
     "softmax",
+    "statement",
     "target",
 ]

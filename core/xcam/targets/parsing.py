@@ -1,11 +1,13 @@
-"""Targets from text: an index, a label or a unique prefix of one, `top3`, `first-second`, `finer:label`."""
+"""Targets from text: an index, a label or a unique prefix of one, `top3`, `first-second`, `finer:label`, `label@region`."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -14,9 +16,11 @@ from xcam.contract import Activation
 from xcam.errors import InputError, nearest
 from xcam.targets.classes import ClassScore, Finer, Score, difference
 from xcam.targets.protocol import Target
+from xcam.targets.regions import BoxScore, Located
 
 TOP = re.compile(r"top-?(\d+)", re.IGNORECASE)
 FINER = "finer"
+BOX = re.compile(r"box:(\d+)", re.IGNORECASE)
 MOST = 1000
 """The largest number of classes in `topN`, so that a mistyped number does not fill the memory."""
 
@@ -65,6 +69,8 @@ def target(
         value = _parsed(value, labels)
     if value is None or isinstance(value, int | np.integer):
         return ClassScore(None if value is None else int(value), score, activation)
+    if isinstance(value, Located | BoxScore):
+        return replace(value, score=score) if value.score == "logit" else value
     if isinstance(value, ClassScore):
         value = replace(value, activation=activation) if value.activation is None else value
         return replace(value, score=score) if value.score == "logit" else value
@@ -85,6 +91,11 @@ def _parsed(text: str, labels: Sequence[str] | None) -> int | Target:
     head, colon, rest = text.partition(":")
     if head.strip().casefold() == FINER and not _is_label(text, labels):
         return Finer(class_index(rest, labels) if colon else None)
+    if not _is_label(text, labels):
+        if (match := BOX.fullmatch(text.strip())) is not None:
+            return Located(box=int(match[1][:9]), name=text)
+        if "@" in text:
+            return _located(text, labels)
     try:
         return class_index(text, labels)
     except InputError as error:
@@ -100,6 +111,25 @@ def _parsed(text: str, labels: Sequence[str] | None) -> int | Target:
         for pair in pairs:
             return difference(*pair, name=text)
         raise
+
+
+def _located(text: str, labels: Sequence[str] | None) -> Located:
+    """Return the class and the region of `person@120,40,300,500`, `dog@80,60` or `dog@mask.png`. Raises InputError."""
+    label, _, location = text.partition("@")
+    if labels and any("@" in known for known in labels):
+        label, _, location = text.rpartition("@")
+    index = class_index(label, labels) if label.strip() else None
+    numbers: tuple[float, ...] = ()
+    with contextlib.suppress(ValueError):
+        numbers = tuple(float(number) for number in location.split(","))
+    if len(numbers) in (2, 4):
+        return Located(index, numbers, name=text)
+    if numbers or not os.path.exists(location.strip()):
+        raise InputError(
+            f"cannot read {location!r} as a region; give x0,y0,x1,y1 or x,y in pixels of the image, or the file of a mask "
+            "that exists"
+        )
+    return Located(index, mask=Path(location.strip()), name=text)
 
 
 def _is_label(text: str, labels: Sequence[str] | None) -> bool:
