@@ -109,6 +109,35 @@ def asinh_file() -> None:
     onnx.save(model, "asinh.onnx")
 
 
+def search_file() -> None:
+    """search.onnx: the demo network with a second input, the shape that it looks for; star.json and ring.json."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from xcam_onnx.demo import build
+
+    model = build()
+    model.graph.name = "search"
+    softmax = model.graph.node[-1]
+    model.graph.input.append(helper.make_tensor_value_info("query", TensorProto.FLOAT, ["batch", len(CLASSES)]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "columns"))
+    del model.graph.node[-1]
+    model.graph.node.append(helper.make_node("Mul", [softmax.input[0], "query"], ["asked"], "asked"))
+    model.graph.node.append(helper.make_node("ReduceSum", ["asked", "columns"], ["score"], "score"))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 1]))
+    del model.metadata_props[:]
+    onnx.save(model, "search.onnx")
+    for name in ("star", "ring"):
+        Path(f"{name}.json").write_text(str([int(other == name) for other in CLASSES]))
+
+
+def embeddings_file() -> None:
+    """texts.npz: the embeddings of texts, for the demo network as an encoder of images."""
+    texts = [f"a drawing of a {name}" for name in CLASSES]
+    np.savez("texts.npz", embeddings=np.eye(len(CLASSES), dtype=np.float32), texts=np.array(texts), scale=20.0)
+
+
 def torch_module() -> None:
     """my_models.py with the demo network as a class, and its weights in shapes.pt."""
     import torch
@@ -153,7 +182,19 @@ class Shapes(nn.Sequential):
 def main() -> None:
     """Write the files, and print their names."""
     before = set(Path().iterdir())
-    for make in (images, clip, labels, keras_file, onnx_file, quantised_file, faulty_file, asinh_file, torch_module):
+    for make in (
+        images,
+        clip,
+        labels,
+        keras_file,
+        onnx_file,
+        quantised_file,
+        faulty_file,
+        asinh_file,
+        torch_module,
+        search_file,
+        embeddings_file,
+    ):
         try:
             make()
         except ImportError as error:

@@ -15,12 +15,14 @@ from example_files import (
     MY_MODELS,
     asinh_file,
     clip,
+    embeddings_file,
     faulty_file,
     images,
     keras_file,
     labels,
     onnx_file,
     quantised_file,
+    search_file,
     torch_module,
 )
 
@@ -140,6 +142,8 @@ SETUPS |= {
     "docs/troubleshooting.md": (onnx_file, asinh_file, missing_frameworks, demo_model),
     "docs/reference/methods.md": (demo_model,),
     "docs/how-to/export.md": (labels, onnx_file),
+    "docs/how-to/several-inputs.md": (search_file, torch_module),
+    "docs/how-to/text-prompts.md": (onnx_file, embeddings_file),
     "docs/how-to/video.md": (clip,),
     "docs/how-to/onnx-file.md": (labels, onnx_file),
     "docs/how-to/quantised.md": (onnx_file, quantised_file),

@@ -166,7 +166,7 @@ def fitted(
     """Return a value as an array of the type and rank that an input takes, its first axis included.
 
     Args:
-        value: An array, a number, an ImageValue (zeros stand in for it, until it is prepared) or a TextValue.
+        value: An array, a number, an ImageValue (zeros replace it, until it is prepared) or a TextValue.
         taken: The input.
         model: The model's name.
         plain: Whether the type of the value is not stated.

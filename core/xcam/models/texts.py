@@ -21,7 +21,7 @@ from xcam.contract.abilities import ChoosesOutput, ExplainsMissingLayers, Random
 from xcam.contract.files import check_file
 from xcam.contract.layouts import input_shape
 from xcam.contract.outputs import like, one_output
-from xcam.errors import InputError, ModelError
+from xcam.errors import InputError, ModelError, warn
 
 EMBEDDINGS = ("image_embeds", "image_embeddings", "image_features", "embeddings", "embedding", "pooler_output")
 """Names of outputs that are an image's embedding, the likeliest first."""
@@ -158,11 +158,7 @@ class TextClassifier:
         self.name, self.backend = model.name, model.backend
         self.labels: Sequence[str] | None = list(head.texts)
         self.capabilities: frozenset[Capability] = model.capabilities - {"hvp"}
-        scaled = head.scale != 1.0 or head.bias is not None
-        self.notes: Sequence[str] = (
-            *model.notes,
-            *(() if scaled else ("no scale is stated for the similarities: probabilities are nearly equal",)),
-        )
+        self.notes: Sequence[str] = tuple(model.notes)
         self.default_layer: str | None = getattr(model, "default_layer", None)
 
     def __copy__(self) -> TextClassifier:
@@ -283,6 +279,11 @@ def with_texts(model: Model, head: TextHead, output: str | None = None) -> TextC
         InputError: No output has the length of the texts' embeddings.
     """
     length = head.embeddings.shape[1]
+    if head.scale == 1.0 and head.bias is None:
+        warn(
+            f"no scale is stated for the similarities of {model.name} to its texts: their probabilities are nearly equal; store "
+            "the model's scale with the embeddings (CLIP's is 100)"
+        )
     if output is None:
         outputs = model.predict(np.zeros((1, *input_shape(model.input)), model.input.dtype))
         named = dict(outputs) if isinstance(outputs, Mapping) else {"": outputs}
