@@ -46,16 +46,19 @@ def with_batch(model: ModelProto, signature: Signature) -> tuple[ModelProto, Sig
     if opset >= AXES_ARE_INPUT:
         result.graph.initializer.append(helper.make_tensor(AXIS, TensorProto.INT64, [1], [0]))
     result.graph.node.insert(0, _node("Squeeze", batched.source, signature.source, opset))
+    opened = set[str]()
     for node in list(result.graph.node[1:]):
         known = shapes.shape(node.output[0]) if node.output and node.output[0] in shapes.live else None
         if known is not None and len(known) > 1 and known[0] != 1 and shapes.dtype(node.output[0]) in FLOATS:
+            opened.add(node.output[0])
             _open(result, node, opset)
     outputs = []
     for output in signature.outputs:
         known = shapes.shape(output.tensor)
         if known is not None and (len(known) < 2 or known[0] != 1):
             row = f"{output.tensor}/{ADDED}"
-            result.graph.node.append(_node("Unsqueeze", output.tensor, row, opset))
+            if output.tensor not in opened:
+                result.graph.node.append(_node("Unsqueeze", output.tensor, row, opset))
             output = Output(output.name, row, output.activation)
         outputs.append(output)
     return result, dataclasses.replace(batched, read_outputs=lambda: outputs)

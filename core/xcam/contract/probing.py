@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from xcam.contract.layouts import shape_to_channels_first, token_grid
+from xcam.contract.layouts import MOST_EXTRA, shape_to_channels_first, token_grid
 from xcam.contract.types import Array, InputSpec, Layer, Layout
 
 Values = Callable[[Array, Sequence[str]], Sequence[Array]]
@@ -40,6 +40,10 @@ PEAK = 8
 """A change of tokens is local where its largest value exceeds the mean by this factor; attention may spread it evenly."""
 NOISE = 0.02
 """A shift along an axis that is not evidence."""
+FEW = 36
+"""Tokens; the change of fewer is where the image changed by chance too often."""
+TALL = 4
+"""The largest ratio of the scales of a map's axes, where one of them has more positions than the image."""
 ROUNDING = 1e-6
 """A change up to this fraction of a value's largest magnitude is rounding: kernels may sum in another order."""
 
@@ -245,8 +249,9 @@ def _by_shape(layer: Layer, space: Sequence[int]) -> Layer:
         return layer
     if len(layer.shape) == 2:
         has_map = token_grid(layer.shape[1] or 0, (space[0], space[1])) is not None
+        layer = replace(layer, order=SILENT) if has_map and layer.depends_on_input is not False else layer
     else:
-        has_map = len(layer.shape) == 3
+        has_map = len(layer.shape) == 3 and _is_possible([n or 1 for n in layer.shape[1:]], space)
     return layer if has_map else replace(layer, has_map=False)
 
 
@@ -281,6 +286,12 @@ def fits(grid: Sequence[int], space: Sequence[int]) -> bool:
     return abs(h - expected) <= max(1.5, 0.35 * max(h, expected))
 
 
+def _is_possible(grid: Sequence[int], space: Sequence[int]) -> bool:
+    """Return whether a grid may be that of a map: the list of a detector's boxes is longer than the image along one axis."""
+    scales = [n / size for n, size in zip(grid, space, strict=True)]
+    return max(scales) <= 1 or max(scales) <= TALL * min(scales)
+
+
 def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array]], space: tuple[int, ...]) -> Layer:
     """Return a layer of three axes with the layout in which the change moves as the patches do."""
     if sum(n > 1 for n in shape) < 2:  # a pooled vector: nothing moves in space, and its channels do so by chance
@@ -298,6 +309,8 @@ def _map(layer: Layer, shape: tuple[int, ...], profiles: Sequence[Sequence[Array
             strength[layout] = -max(along)
         if across > max(CLEAR, 2 * abs(strength[layout])):
             strength[layout] = -across  # positions are in the channels
+        if not _is_possible((shape[rows], shape[columns]), space):
+            strength[layout] = -1.0
     fitting = [layout for layout, axes in spatial.items() if fits([shape[i] for i in axes], space)]
     stated: Layout = "channels_first" if layer.layout == "tokens" else layer.layout
     best = max(strength, key=lambda layout: (strength[layout], layout == stated))
@@ -344,8 +357,7 @@ def _tokens(
         order = _token_order(0 if layout == "tokens" else 1, shape, profiles, space)
         if order is not None and (layout == stated or order is LOCAL):
             shape_first = shape_to_channels_first(shape, layout)
-            is_known = order in (CONFIRMED, LOCAL)
-            return replace(layer, layout=layout, shape=shape_first, order=None if is_known else order)
+            return replace(layer, layout=layout, shape=shape_first, order=order)
     return replace(layer, layout=stated, shape=shape_to_channels_first(shape, stated), has_map=False)
 
 
@@ -372,9 +384,9 @@ def _token_order(
     return CONFIRMED if strength > CLEAR else DOUBTFUL
 
 
-CONFIRMED, UNREAD, DOUBTFUL, LOCAL = (-1,), (-2,), (-3,), (-4,)
+CONFIRMED, UNREAD, DOUBTFUL, LOCAL, SILENT = (-1,), (-2,), (-3,), (-4,), (-5,)
 """Marks of an order of tokens: it is the row order, as changes that are spread over the image show; local changes contradict
-it; the changes do not show it; it is the row order, and the largest changes are where the image changed."""
+it; the changes do not show it; it is the row order, and the largest changes are where the image changed; nothing changed."""
 
 
 def _peaks_right(change: Array, k: int) -> bool:
@@ -387,6 +399,35 @@ def _peaks_right(change: Array, k: int) -> bool:
     return True
 
 
+def _are_patches(layers: Mapping[str, Layer]) -> dict[str, bool]:
+    """Return for each layer of tokens whether they are known to be parts of the image, and not queries or coordinates.
+
+    Queries of a detector read the whole image, and a few of them move as an image does by chance. Tokens that are parts
+    of the image are so from the first layer with their number on: there the change is local, or a map with as many
+    positions precedes it. A layer of constants with that number begins others.
+    """
+    patches: dict[int, bool] = {}
+    maps, exact = set[int](), set[int]()
+    result = {}
+    for name, layer in layers.items():
+        sizes = [n for n in layer.shape[1:] if n is not None]
+        if len(sizes) == 2 and layer.has_map and layer.depends_on_input:
+            positions = sizes[0] * sizes[1]
+            exact.add(positions)
+            maps.update(range(positions, positions + MOST_EXTRA + 1))
+        if len(layer.shape) != 2 or not sizes:
+            continue
+        (count,) = sizes
+        if layer.depends_on_input is False:
+            patches.pop(count, None)
+            maps.discard(count)
+            exact.discard(count)
+        elif layer.order is not None:
+            is_clear = count >= FEW and (layer.order == LOCAL or count in maps)
+            result[name] = patches.setdefault(count, is_clear or count in exact)
+    return result
+
+
 def _read_orders(layers: dict[str, Layer], values: Values, images: Images) -> None:
     """Read the order of tokens where it may not be the row order, in place.
 
@@ -395,21 +436,29 @@ def _read_orders(layers: dict[str, Layer], values: Values, images: Images) -> No
     """
     names = list(layers)
     confirmed: dict[int | None, list[int]] = {}
-    for k, layer in enumerate(layers.values()):
-        if len(layer.shape) == 2 and layer.has_map and layer.order is None:
-            confirmed.setdefault(layer.shape[1], []).append(k)
+    for name, are_patches in _are_patches(layers).items():
+        layer = layers[name]
+        if layer.order == SILENT:
+            layers[name] = replace(layer, order=None, has_map=are_patches)
+        elif layer.order in (CONFIRMED, LOCAL):
+            layers[name] = replace(layer, order=None if are_patches else UNREAD)
+            if are_patches:
+                confirmed.setdefault(layer.shape[1], []).append(names.index(name))
     for name, layer in layers.items():
         if layer.order == DOUBTFUL and layer.shape[1] in confirmed:
             layers[name] = replace(layer, order=None)
     group = [name for name in names if layers[name].order is not None]
     if group:
         reading = _Reading(group, layers, values, images)
-        for name in group:
+        orders = {name: reading.order(name) for name in group}
+        for name, order in orders.items():
+            if order == tuple(range(layers[name].shape[1] or 0)):
+                confirmed.setdefault(layers[name].shape[1], []).append(names.index(name))
+        for name, order in orders.items():
             layer, k = layers[name], names.index(name)
-            order = reading.order(name)
             if order is None:
                 around = confirmed.get(layer.shape[1], [])
-                is_known = bool(around) and around[0] < k < around[-1]
+                is_known = bool(around) and min(around) < k < max(around)
                 layers[name] = replace(layer, order=None, has_map=is_known)
             else:
                 layers[name] = replace(layer, order=None if order == tuple(range(len(order))) else order)

@@ -276,3 +276,62 @@ def test_a_wrong_guess_of_open_channels_is_corrected(first: NodeProto, inner: in
     x = np.moveaxis(photo, -1, 0)[None, :channels].astype(np.float32)
     opened = check(model, x, photo, size=(16, 12))
     assert (opened.input.channels, opened.input.channels_known) == (channels, True)
+
+
+def test_selected_boxes_of_a_single_image() -> None:
+    """As torchvision's exported detectors: [C, H, W] → boxes [K, 4] and scores [K] behind a suppression."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "kernel": rng.normal(size=(5, 3, 4, 4)).astype(np.float32) / 4,
+        "most": np.int64([3]),
+        "overlap": np.float32([0.9]),
+        **{f"axes{n}": np.int64([n]) for n in (0, 1)},
+        "start": np.int64([0]),
+        "four": np.int64([4]),
+        "five": np.int64([5]),
+        "flat": np.int64([5, -1]),
+        "two": np.int64(2),
+    }
+    steps = [
+        helper.make_node("Unsqueeze", ["x", "axes0"], ["image"]),
+        helper.make_node("Conv", ["image", "kernel"], ["conv"], "conv", strides=[4, 4]),
+        helper.make_node("Squeeze", ["conv", "axes0"], ["features"]),
+        helper.make_node("Reshape", ["features", "flat"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["rows"], perm=[1, 0]),
+        helper.make_node("Slice", ["rows", "start", "four", "axes1"], ["corners"]),
+        helper.make_node("Slice", ["rows", "four", "five", "axes1"], ["score"]),
+        helper.make_node("Squeeze", ["score", "axes1"], ["points"]),
+        helper.make_node("Unsqueeze", ["corners", "axes0"], ["all_boxes"]),
+        helper.make_node("Transpose", ["score"], ["line"], perm=[1, 0]),
+        helper.make_node("Unsqueeze", ["line", "axes0"], ["all_scores"]),
+        helper.make_node("NonMaxSuppression", ["all_boxes", "all_scores", "most", "overlap"], ["kept"]),
+        helper.make_node("Gather", ["kept", "two"], ["index"], axis=1),
+        helper.make_node("Gather", ["corners", "index"], ["boxes"], axis=0),
+        helper.make_node("Gather", ["points", "index"], ["scores"], axis=0),
+    ]
+    graph = helper.make_graph(
+        steps,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 16, 16])],
+        [
+            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["K", 4]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["K"]),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    x = rng.normal(size=(3, 16, 16)).astype(np.float32)
+    truth = dict(
+        zip(("boxes", "scores"), ort.InferenceSession(model.SerializeToString()).run(None, {"x": x}), strict=True)
+    )
+    opened: Any = xcam.load(model)
+    outputs = opened.predict(x[None])
+    for name, value in truth.items():
+        np.testing.assert_array_equal(outputs[name][0], value)
+    best = {"boxes": np.zeros((1, 3, 4), np.float32), "scores": np.float32([[1, 0, 0]])}
+    trace = opened.trace(x[None], "conv", lambda _: [best])
+    expected = np.zeros((1, 5, 4, 4), np.float32)
+    expected[0, 4] = trace.activations[0, 4] == truth["scores"][0]  # zero through the suppression, 1 at the score
+    assert expected.sum() == 1
+    np.testing.assert_array_equal(trace.gradients[0], expected)

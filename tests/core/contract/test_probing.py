@@ -274,3 +274,70 @@ def test_attention_that_mixes_tokens_does_not_exchange_the_axes():
 
         layouts.append(probe(mixed, (3, 16, 16), layout="tokens")[0].layout)
     assert set(layouts) == {"tokens"}
+
+
+def probed_layers(functions, side=32):
+    """Return the layers of a model, in order, whose values are those of functions."""
+    x = np.zeros((2, 3, side, side), np.float32)
+    layers = {}
+    for name, function in functions.items():
+        layout = "tokens" if np.ndim(function(x)) == 3 else "channels_first"
+        shape = np.shape(function(x))[1:]
+        layers[name] = Layer(name, "A", shape if layout != "tokens" else shape[::-1], layout=layout)
+    spec = InputSpec((side, side), channels=3)
+    return probed(
+        layers, lambda x, names: [np.asarray(functions[n](x), np.float32) for n in names], spec, x.shape[1:], 2
+    )
+
+
+def queries(x, count, seed):
+    """Return [N, count, C]: each query reads the whole image with its own weights, as those of a detector do."""
+    f = features(x)
+    weights = np.random.default_rng(seed).normal(size=(count, f[0, 0].size))
+    return np.einsum("qp,ncp->nqc", weights, f.reshape(*f.shape[:2], -1))
+
+
+@pytest.mark.parametrize("count", [16, 17, 20, 64, 100])
+def test_queries_of_a_detector_are_never_a_map(count):
+    """Among 80 layers some move by chance as the image does. Constants of their number precede them."""
+    first = {"map": features, "constant": lambda x: np.repeat(np.ones((1, count, 5)), len(x), 0)}
+    layers = probed_layers(first | {f"{k}": lambda x, k=k: queries(x, count, k) for k in range(80)})
+    assert layers["map"].has_map
+    assert [name for name, layer in layers.items() if name.isdigit() and layer.has_map] == []
+
+
+@pytest.mark.parametrize("count", [20, 84])
+def test_queries_without_constants_ahead_of_them(count):
+    layers = probed_layers({"map": features} | {f"{k}": lambda x, k=k: queries(x, count, k) for k in range(80)})
+    assert [name for name, layer in layers.items() if name.isdigit() and layer.has_map] == []
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("cell_map", [False, True])
+def test_mixed_tokens_are_parts_of_the_image_behind_local_ones(extra, cell_map):
+    """Attention spreads a change over all tokens; ahead of it the tokens were local, or a map with as many positions."""
+    local = features if cell_map else lambda x: tokens(x, extra)
+
+    def mixed(x):
+        t = tokens(x, extra)
+        rows, columns = np.divmod(np.arange(t.shape[1]) - extra, 8)
+        distance = np.abs(np.subtract.outer(rows, rows)) + np.abs(np.subtract.outer(columns, columns))
+        return np.einsum("qp,npc->nqc", np.exp(-distance / 3.0), t)
+
+    layers = probed_layers({"local": local, "mixed": mixed})
+    assert layers["mixed"].has_map
+    assert layers["mixed"].order is None
+
+
+def test_lists_of_boxes_are_not_a_map():
+    """Coordinates of all boxes of three scales, [N, 1, 4, 84], as the head of a YOLO has them."""
+
+    def boxes(x):
+        rows = np.concatenate([features(x)[:, :1, ::k, ::k].reshape(len(x), -1) for k in (1, 2, 4)], 1)
+        return np.stack([rows * (1 + i) for i in range(4)], 1)[:, None]
+
+    layer = probed_layers({"boxes": boxes})["boxes"]
+    assert layer.shape == (1, 4, 84)
+    assert not layer.has_map
+    still = probed_layers({"boxes": lambda x: np.ones((len(x), 1, 4, 84))})["boxes"]
+    assert not still.has_map
