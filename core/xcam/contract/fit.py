@@ -40,7 +40,7 @@ class Fit:
     """The size before the crop or the border: the shorter side, or (height, width) in pixels. For `stretch` it is (height,
     width). None: as `crop_pct` states, or the size of the input."""
     crop_pct: float | None = None
-    """The size of the input, divided by the size before the crop, 0…1 (timm's name)."""
+    """The size of the input, divided by the size before the crop, 0.01…1 (timm's name)."""
     longest: int | None = None
     """The largest length of the longer side, where `resize` states the shorter one."""
     interpolation: Interpolation | None = None
@@ -82,8 +82,8 @@ class Fit:
             raise InputError("resize of fit 'stretch' is HEIGHTxWIDTH; choose fit 'crop' to keep the ratio")
         if not self.antialias and self.interpolation in ("area", "box", "hamming"):
             raise InputError(f"interpolation {self.interpolation!r} needs antialias; choose bilinear or bicubic")
-        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
-            raise InputError(f"cannot use crop_pct={self.crop_pct}; give a number above 0, at most 1, as in 0.875")
+        if self.crop_pct is not None and not 0.01 <= self.crop_pct <= 1:
+            raise InputError(f"cannot use crop_pct={self.crop_pct}; give a number from 0.01 to 1, as in 0.875")
         if self.crop_pct is not None and self.resize is not None:
             raise InputError("resize and crop_pct both state the size before the crop; give one of them")
         if self.longest is not None and not isinstance(self.resize, int):
@@ -191,6 +191,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
+        value = value[:1] if len(value) == 3 and len({*value}) == 1 else value
         return ("x" if len(value) == 2 else "/").join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 

@@ -312,9 +312,7 @@ class Worker:
             row["rival_correlation"] = None if rival is None else correlation(e.positive, rival.positive)
         if self.job.maps:
             row |= {"map_height": e.cam.shape[0], "map_width": e.cam.shape[1], "map": e.cam.ravel()}
-            if e.frame is not None:
-                height, width = e.frame.input
-                row["map_box"] = e.frame.boxes_to_image([0, 0, width, height], clip=False)
+            row["map_box"] = e.map_box
         return row
 
     def _write_overlay(self, prepared: Prepared, e: Explanation, m: int | None) -> None:

@@ -49,6 +49,11 @@ def fuse(explanations: Sequence[Explanation], fusion: Fusion = "mean") -> Explan
                 f"{e.label!r} at {e.layer} is another image or class than {first.label!r} at {first.layer}; fuse maps "
                 "of one image and one target"
             )
+        if e.frame != first.frame:
+            raise InputError(
+                f"the maps at {e.layer} and {first.layer} cover different parts of the image, or of other sizes; fuse maps of one "
+                "fit and size of the input"
+            )
     size = [max(lengths) for lengths in zip(*(e.cam.shape for e in explanations), strict=True)]
     small = [maps.normalize(e.positive[None], "max")[0] for e in explanations]
     stack = np.stack([maps.resize(cam, size) for cam in small])

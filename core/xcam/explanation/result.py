@@ -139,6 +139,18 @@ class Explanation:
             return f"{self.label} {self.score:.3g}"
         return f"{self.label} {float(self.scores[self.index]):.0%}"
 
+    @property
+    def map_box(self) -> tuple[float, ...]:
+        """The rectangle (x0, y0, x1, y1) of the image that `cam` covers, in pixels; empty for an array.
+
+        It is beyond the image where the image has a border on the input.
+        """
+        if self.values is not None:
+            return ()
+        if self.frame is None:
+            return (0.0, 0.0, float(self.image.shape[1]), float(self.image.shape[0]))
+        return tuple(self.frame.boxes_to_image([0, 0, *self.frame.input[::-1]], clip=False).tolist())
+
     def top(self, n: int = 3) -> list[int]:
         """Return the `n` classes with the highest scores, the best first."""
         return [int(i) for i in np.argsort(-self.scores, kind="stable")[:n]] if self.scores.ndim == 1 else []
@@ -255,6 +267,7 @@ class Explanation:
             scores=self.scores,
             index=-1 if self.index is None else self.index,
             label=self.label,
+            map_box=np.array(self.map_box, np.float64),
             score=self.score,
             layer=self.layer,
             method=self.method,

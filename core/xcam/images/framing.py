@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from xcam.contract.fit import STRETCH, Fit
+from xcam.errors import InputError
 from xcam.images import opencv, resizing
 from xcam.images.reading import Image, Mask
 
 Array = npt.NDArray[Any]
 Pair = tuple[float, float]
+MOST = 1 << 28
+"""The largest number of pixels of a resized image."""
 OPENCV = {
     "nearest": "INTER_NEAREST",
     "bilinear": "INTER_LINEAR",
@@ -120,8 +123,11 @@ class Frame:
                 seen, self.scale, self.offset, cam.shape, self.input, strict=True
             )
         ]
+        rows, columns = (
+            resizing.sampled(np.eye(count), [at, None]) for count, at in zip(cam.shape, positions, strict=True)
+        )
         result = np.zeros(self.image, np.float32)
-        result[seen] = resizing.sampled(cam, positions)
+        result[seen] = rows @ cam.astype(np.float32) @ columns.T
         return result
 
 
@@ -201,6 +207,11 @@ def _steps(image: tuple[int, int], size: tuple[int, int], fit: Fit) -> _Steps:
     elif fit.crop_pct is not None:
         box = math.floor(size[0] / fit.crop_pct), math.floor(size[1] / fit.crop_pct)
     resized = box if fit.mode == "stretch" else _kept_ratio(image, box, fit, size)
+    if resized[0] * resized[1] > MOST:
+        raise InputError(
+            f"cannot fit an image of {image[1]}×{image[0]} pixels: it would be resized to {resized[1]}×{resized[0]} first; "
+            "choose fit letterbox or stretch (--fit)"
+        )
     top, left = (
         0 if not fit.centred and n <= length else _start(n, length, fit)
         for n, length in zip(resized, size, strict=True)

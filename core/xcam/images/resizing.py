@@ -156,9 +156,12 @@ def _filtered_axis(image: Image, axis: int, indices: npt.NDArray[np.intp], weigh
     for start in range(0, image.shape[1 - axis], STRIP):
         strip = (slice(None),) * (1 - axis) + (slice(start, start + STRIP),)
         values = image[strip].astype(np.int32)
-        total = np.int32(1 << (BITS - 1))
+        total = np.full(result[strip].shape, 1 << (BITS - 1), np.int32)
+        term = np.empty_like(total)
         for index, weight in zip(indices, weights, strict=True):
-            total = total + np.take(values, index, axis) * weight.reshape(shape)
+            np.take(values, index, axis, out=term, mode="clip")
+            term *= weight.reshape(shape)
+            total += term
         result[strip] = np.clip(total >> BITS, 0, 255)
     return result
 

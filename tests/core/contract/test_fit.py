@@ -30,6 +30,7 @@ def test_text(text, fit):
 def test_text_has_only_what_differs_from_the_mode():
     assert str(Fit()) == "stretch"
     assert str(Fit("letterbox")) == "letterbox"
+    assert str(Fit("letterbox", fill=0)) == "letterbox:fill=0"
     assert str(Fit("crop", crop_pct=0.95, interpolation="bicubic")) == "crop:crop_pct=0.95,interpolation=bicubic"
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import xcam
+from explanations import explanation
 from fake import IMAGES, FakeModel
 from xcam import OptionError
+from xcam.images.framing import frame
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".npz"])
@@ -68,3 +70,15 @@ def test_the_unit_heatmap_is_in_0_to_1_for_every_normalisation(model: FakeModel)
     plain, raw = (xcam.explain(model, IMAGES[0], target=0, normalize=n) for n in ("max", "none"))  # type: ignore[arg-type]
     assert raw.heatmap.max() > 1
     np.testing.assert_array_equal(raw.unit_heatmap, plain.heatmap)
+
+
+def test_the_rectangle_that_a_map_covers(tmp_path: Path) -> None:
+    assert explanation().map_box == (0, 0, 300, 200)
+    cropped = explanation(frame=frame((200, 300), (50, 50), xcam.Fit("crop")))
+    assert cropped.map_box == pytest.approx((50, 0, 250, 200), abs=2)
+    bordered = explanation(frame=frame((200, 300), (60, 60), xcam.Fit("letterbox")))
+    assert bordered.map_box == (0, -50, 300, 250)
+    bordered.save(tmp_path / "map.npz")
+    with np.load(tmp_path / "map.npz") as arrays:
+        np.testing.assert_array_equal(arrays["map_box"], bordered.map_box)
+    assert bordered.with_image(np.zeros((100, 150, 3), np.uint8)).map_box == (0, -25, 150, 125)

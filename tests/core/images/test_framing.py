@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xcam import Fit
+from xcam import Fit, InputError
 from xcam.images.framing import Frame, fitted, frame
 
 
@@ -74,3 +74,12 @@ def test_points_and_boxes():
     np.testing.assert_array_equal(f.boxes_to_image([0, 0, 50, 50], clip=False), [-40, 0, 160, 100])
     small = f.resized((50, 100))
     np.testing.assert_array_equal(small.to_input([10, 5]), f.to_input([20, 10]))
+
+
+def test_an_image_of_an_extreme_ratio():
+    with pytest.raises(InputError, match="choose fit letterbox or stretch"):
+        frame((2, 20000), (224, 224), Fit("crop", crop_pct=0.1))
+    thin = np.full((2, 900, 3), 200, np.uint8)
+    x = fitted(thin, (32, 32), Fit("letterbox"))
+    assert (x[15:17] == 200).all(axis=(1, 2)).sum() == 1  # one row, and the border
+    assert (x[:15] == 114).all()
