@@ -65,7 +65,9 @@ def __getattr__(name: str) -> Any:
 
 
 class Heatmaps:
-    """Writes heatmaps of the same images whenever it is called, for example after each epoch.
+    """Writes heatmaps of the same images whenever it is called.
+
+    In a training loop::
 
         heatmaps = Heatmaps(["cat.jpg", "dog.jpg"], "heatmaps", target=["cat", "dog"], size=(224, 224))
         for epoch in range(epochs):
