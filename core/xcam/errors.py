@@ -22,6 +22,10 @@ class InputError(XcamError, ValueError):
     """An image, layer, class, option or file cannot be used."""
 
 
+class AbsentError(InputError):
+    """A target is not on this image: a detector has no such box, or segmentation no such region. Others may have it."""
+
+
 class OptionError(InputError, TypeError):
     """A call has an argument that the function does not take."""
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from xcam import progress
 from xcam.contract import Model, files, validation
-from xcam.errors import InputError, ZeroHeatmapWarning, keywords_checked, nearest, warn
+from xcam.errors import AbsentError, InputError, ZeroHeatmapWarning, keywords_checked, nearest, warn
 from xcam.explanation.explain import LayerChoice, explain
 from xcam.explanation.fusion import Fusion
 from xcam.explanation.requests import Aim
@@ -97,7 +97,7 @@ class VideoExplanation:
     @property
     def classes(self) -> dict[str, int]:
         """The number of frames on which each class was explained, the most frequent first."""
-        return dict(Counter(frame.label for frame in self.frames).most_common())
+        return dict(Counter(frame.label for frame in self.frames if frame.label).most_common())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts of the clip and of each frame, for JSON."""
@@ -117,11 +117,16 @@ class VideoExplanation:
             "frames": [
                 {
                     "time": float(time),
-                    "class": frame.label,
+                    "class": frame.label or None,
                     "index": frame.index,
                     "score": frame.score,
                     "probability": _probability(frame),
                     "cam_max": float(frame.cam.max()),
+                    "boxes": [
+                        {"class": box.label, "index": box.index, "score": box.score, "box": list(box.box)}
+                        | {"explained": box.explained}
+                        for box in frame.boxes
+                    ],
                 }
                 for time, frame in zip(self.times, self.frames, strict=True)
             ],
@@ -164,7 +169,8 @@ class VideoExplanation:
             explanations = zip(self.explanations(), ends, strict=False)
             for e, end in progress.counted(explanations, "frames written", len(self.frames)):
                 drawn = e.overlay(alpha, colormap, blend, style)
-                write(labelled(drawn, e.caption) if label else drawn, float(end))
+                is_labelled = label and e.label and not e.boxes  # a box has a label of its own
+                write(labelled(drawn, e.caption) if is_labelled else drawn, float(end))
 
     def _npz(self) -> bytes:
         first, buffer = self.frames[0], io.BytesIO()
@@ -218,9 +224,9 @@ def explain_video(
         model: The result of `load`, or anything that `load` takes.
         path: A video (MP4, MOV, AVI, MKV, WebM, …), or an animated GIF or WebP.
         layer: As for `explain`.
-        target: One target, as for `explain`. None: for a classifier, the class with the highest mean probability over
-            16 frames of the clip, for all frames alike; for other models, the best of each frame. `top1`: the top class
-            of each frame.
+        target: One target, as for `explain`. None: the class with the highest mean probability over 16 frames of the
+            clip (for a detector, that of the class's best box), for all frames alike. `top1`: the top class of each
+            frame, or its best box. Boxes and regions are those of each frame; frames without one have an empty map.
         method: A name from `xcam.list_methods()`.
         method_options: The method's own options, by name.
         score: As for `explain`.
@@ -239,7 +245,7 @@ def explain_video(
         A VideoExplanation; `save` writes it.
 
     Raises:
-        InputError: The clip, the layer, the target or an option cannot be used.
+        InputError: The clip, the layer, the target or an option cannot be used; no frame has the target.
         ModelError: The model cannot be read, fails, or gives NaN or infinity.
         BackendError: The backend is missing or lacks a capability that the method needs.
 
@@ -270,21 +276,35 @@ def explain_video(
     if target is None:
         target = run.top_class(_selected(clip, every * max(1, -(-count // SAMPLES)), start, end))
     times: list[float] = []
-    frames: list[Explanation] = []
+    frames: list[Explanation | None] = []
     size = (0, 0)
     selected = progress.counted(_selected(clip, every, start, end), "frames", count)
     while part := list(islice(selected, batch)):
         size = (part[0][1].shape[0], part[0][1].shape[1])
         times += [time for time, _ in part]
-        frames += [_light(e, clip.path) for e in run([image for _, image in part], target)]
+        frames += [e and _light(e, clip.path) for e in run([image for _, image in part], target)]
     if not frames:
         raise InputError(f"{clip.path} has no frame from second {start:g} on; give an earlier start, or a later end")
+    known = next((frame for frame in frames if frame is not None), None)
+    if known is None:
+        assert run.absent is not None
+        raise InputError(f"on no frame of {clip.path}: {run.absent}") from run.absent
+    nothing = _nothing(known)
     run.warn_of_zeros(len(frames))
     notes = _notes(clip, len(frames), every, start, end)
     for note in notes:
         warn(f"{clip.path}: {note}")
     return VideoExplanation(
-        clip.path, frames, np.array(times) - times[0], clip.rate, size, every, start, smooth, scale, notes
+        clip.path,
+        [frame or nothing for frame in frames],
+        np.array(times) - times[0],
+        clip.rate,
+        size,
+        every,
+        start,
+        smooth,
+        scale,
+        notes,
     )
 
 
@@ -308,11 +328,18 @@ class _Run:
         self.model, self.options = model, options
         self.zeros: list[str] = []
         self.issued: set[str] = set()
+        self.absent: AbsentError | None = None
+        """The error of a frame without the target."""
 
-    def __call__(self, images: list[Image], target: Aim) -> list[Explanation]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            rows = explain(self.model, images, target=target, **self.options)
+    def __call__(self, images: list[Image], target: Aim) -> list[Explanation | None]:
+        """Return the explanation of each frame; None where a detector or segmentation has no such box or region."""
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                rows = explain(self.model, images, target=target, **self.options)
+        except AbsentError as error:
+            self.absent = error
+            return [None] if len(images) == 1 else [e for image in images for e in self([image], target)]
         for warning in caught:
             text = str(warning.message)
             if issubclass(warning.category, ZeroHeatmapWarning):
@@ -327,9 +354,9 @@ class _Run:
         total: Any = 0
         while part := [image for _, image in islice(images, self.options["batch"])]:
             for e in self(part, None):
-                if _probability(e) is None:
+                if e is not None and _probability(e) is None:
                     return None
-                total = total + e.scores
+                total = total + (0 if e is None else e.scores)
         self.zeros.clear()
         return int(np.argmax(total)) if np.ndim(total) else None
 
@@ -368,6 +395,22 @@ def _notes(clip: video.Reader, count: int, every: int, start: float, end: float 
     if not missing:
         return ()
     return (f"{missing} of {formatting.count(clip.count, 'frame')} could not be read (damaged, or cut off)",)
+
+
+def _nothing(e: Explanation) -> Explanation:
+    """Return the explanation of a frame without the target: its map is zero, and its label is empty."""
+    empty = np.zeros(0, np.float32)
+    return replace(
+        e,
+        cam=np.zeros_like(e.cam),
+        outputs=empty,
+        scores=empty,
+        index=None,
+        label="",
+        score=0.0,
+        boxes=(),
+        region=None,
+    )
 
 
 def _light(e: Explanation, path: Path) -> Explanation:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xcam.contract import Array, Outputs, like, one_output
-from xcam.errors import InputError, warn
+from xcam.errors import AbsentError, InputError, warn
 from xcam.images import reading
 from xcam.images.framing import Frame
 from xcam.targets.boxes import OVERLAP, overlaps, suppressed
@@ -292,12 +292,12 @@ def _box(
             )
         box = target.box
     elif not overall > 0:
-        raise InputError(
+        raise AbsentError(
             "the model gives no box on this image; try another image, or another preprocess= (--preprocess)"
         )
     elif index is not None and best.max() < min(FAINT, FAINT * overall):
         known = _label(labels, int(number[int(layout.best(outputs)[1][0].argmax())]))
-        raise InputError(
+        raise AbsentError(
             f"no box has the class {_label(labels, index)!r}: its best score is {best.max():.2g}; give another, for example "
             f"{known!r}, or a box by its number (box:{int(best.argmax())})"
         )
@@ -306,7 +306,7 @@ def _box(
         overlap = overlaps(boxes, region)
         match = overlap * best
         if not match.max() > 0:
-            raise InputError(
+            raise AbsentError(
                 f"no box{text} overlaps the region {_plain(target.region)}; give another region, x0,y0,x1,y1 in pixels of the "
                 "image"
             )
@@ -321,7 +321,7 @@ def _box(
         classes = number[positive] if index is None else np.full(len(positive), index)
         kept = suppressed(boxes[positive], best[positive], classes, target.rank + 1)
         if target.rank >= len(kept):
-            raise InputError(
+            raise AbsentError(
                 f"only {len(kept)} box{'' if len(kept) == 1 else 'es'}{text} remain{'s' if len(kept) == 1 else ''} after "
                 f"suppression; give top{len(kept)}"
             )
@@ -381,7 +381,7 @@ def _region(
         if not mask.any():
             others = [i for i in np.unique(predicted) if i >= 0]
             some = ", ".join(_label(labels, int(i)) for i in others[:5]) or "none"
-            raise InputError(
+            raise AbsentError(
                 f"no region is predicted as {_label(labels, index)!r} (predicted: {some}); give one of these, or a region of "
                 f"the image, as in {_label(labels, index)}@x,y"
             )
@@ -401,12 +401,12 @@ def _largest(predicted: Array, layout: MapLayout, rank: int, labels: Sequence[st
     order = np.argsort(-areas, kind="stable")
     count = int((areas > 0).sum())
     if not count:
-        raise InputError(
+        raise AbsentError(
             "every pixel is predicted as the background; give a class and a point of the image, as in "
             f"{_label(labels, layout.classes - 1)}@x,y"
         )
     if rank >= count:
-        raise InputError(f"only {count} class{'' if count == 1 else 'es'} are predicted; give top{count}")
+        raise AbsentError(f"only {count} class{'' if count == 1 else 'es'} are predicted; give top{count}")
     return int(order[rank])
 
 

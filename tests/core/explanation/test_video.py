@@ -12,6 +12,7 @@ import pytest
 import xcam
 from fake import FakeModel
 from xcam import InputError, XcamWarning, ZeroHeatmapWarning, progress
+from xcam.errors import AbsentError
 from xcam.images import montage, video
 from xcam.methods import maps
 
@@ -161,3 +162,29 @@ def test_a_clip_can_be_grey(model: FakeModel, tmp_path: Path) -> None:
 def test_options_that_cannot_be_used(model: FakeModel, clip: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         xcam.explain_video(model, clip, **options)  # type: ignore[arg-type]
+
+
+def test_frames_without_the_target_have_an_empty_map(
+    model: FakeModel, clip: Path, images: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector has no such box on some frames; the others are explained as they are alone."""
+    plain = xcam.explain
+
+    def detecting(model: FakeModel, frames: list[np.ndarray], **options: object) -> list[xcam.Explanation]:
+        if any(frame[10:20, :, 1].max() > 200 for frame in frames):
+            raise AbsentError("no box has the class 'cat'; give another")
+        return plain(model, frames, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("xcam.explanation.video.explain", detecting)
+    expected = [bool(image[10:20, :, 1].max() > 200) for image in images]
+    assert 0 < sum(expected) < 12
+    result = xcam.explain_video(model, clip, target="cat", batch=5)
+    assert [not e.label for e in result.frames] == expected
+    assert [row["class"] for row in result.to_dict()["frames"]] == [None if absent else "cat" for absent in expected]
+    assert (result.empty, result.classes) == (sum(expected), {"cat": 12 - sum(expected)})
+    for e, absent, image in zip(result.frames, expected, images, strict=True):
+        np.testing.assert_array_equal(e.cam, 0 if absent else plain(model, image, target="cat").cam)
+    result.save(tmp_path / "out.avi")
+    monkeypatch.setattr("xcam.explanation.video.explain", lambda *_, **__: detecting(model, [images[-1]]))
+    with pytest.raises(InputError, match=r"on no frame of .*clip\.avi: no box has the class 'cat'; give another"):
+        xcam.explain_video(model, clip, target="cat")
