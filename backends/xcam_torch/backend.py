@@ -71,7 +71,7 @@ class TorchBackend:
             module, facts = dual.image_tower(module), facts | {"labels": None}
         inputs = inputs or FixedInputs()
         known, side = facts.get("signature"), facts.get("size") or size or stated_size(module)
-        module, image = fixed.with_fixed(module, facts["name"], inputs, known, facts.get("tokenize"), side)
+        module, image = fixed.with_fixed(module, facts["name"], inputs, known, tokenizer, side)
         if image is not None and image.shape is not None:
             facts |= files.input_facts(image.shape)
         channels = facts.get("channels")

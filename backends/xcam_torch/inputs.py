@@ -30,6 +30,7 @@ from xcam.errors import InputError, ModelError
 from xcam_torch.guard import device_and_dtype, undisturbed
 from xcam_torch.outputs import float32, tensors
 from xcam_torch.scripted import Scripted
+from xcam_torch.texts import tokenized
 
 Arguments = tuple[list[Any], dict[str, Any]]
 Arrange = Callable[[Mapping[str, Any]], Arguments]
@@ -37,7 +38,6 @@ Arrange = Callable[[Mapping[str, Any]], Arguments]
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 FIXED = "xcam_fixed_{}"
 """The attribute of a fixed tensor: torch.export finds those of modules."""
-Tokenize = Callable[[Sequence[str]], Mapping[str, Array]]
 
 
 class _MissingKeyError(KeyError):
@@ -112,7 +112,7 @@ def with_fixed(
     name: str,
     fixed: FixedInputs,
     known: Signature | None = None,
-    tokenize: Tokenize | None = None,
+    tokenizer: Any = None,
     size: Sequence[int | None] | None = None,
 ) -> tuple[nn.Module, TakenInput | None]:
     """Return a twin of a module that takes the image alone, and that input; the module itself where it is the only one.
@@ -122,7 +122,7 @@ def with_fixed(
         name: Its name, for messages.
         fixed: The values of the other inputs.
         known: Its inputs; None: those of its forward.
-        tokenize: Turns texts into the values of inputs, where the model has a tokenizer.
+        tokenizer: Turns texts into the values of inputs; None: that of the folder that the module was loaded from.
         size: The size of images, where the module leaves it open.
 
     Raises:
@@ -132,7 +132,7 @@ def with_fixed(
     known = known or signature(module)
     if not fixed and not _needs_names(known):
         return module, None
-    fixed = _tokenized(fixed, known, tokenize)
+    fixed = _tokenized(fixed, known, module, name, tokenizer)
     names = [one.name for one in known.taken]
     unknown = [n for n in (*fixed.values, *filter(None, [fixed.image])) if n not in names]
     taken, arrange = known.taken, known.arrange
@@ -171,21 +171,20 @@ def _name(taken: TakenInput) -> str:
     return taken.name
 
 
-def _tokenized(fixed: FixedInputs, known: Signature, tokenize: Tokenize | None) -> FixedInputs:
+def _tokenized(fixed: FixedInputs, known: Signature, module: nn.Module, name: str, tokenizer: Any) -> FixedInputs:
     """Return the values with each text as the numbers that the tokenizer gives for it, with those that belong to them."""
     texts = {name: value for name, value in fixed.values.items() if isinstance(value, TextValue)}
-    if not texts or tokenize is None:
+    if not texts or (tokenizer is None and not getattr(getattr(module, "config", None), "name_or_path", "")):
         return fixed
     values = dict(fixed.values)
     names = [one.name for one in known.taken]
-    for name, text in texts.items():
-        tokens = tokenize(text.lines)
-        main = name if name in tokens else "input_ids"
-        for key, array in tokens.items():
-            if key == main:
-                values[name] = array
-            elif key in names:
-                values.setdefault(key, array)
+    for key, text in texts.items():
+        if key in names:
+            for part, array in tokenized(module, name, text.lines, tokenizer).items():
+                if part == "input_ids":
+                    values[key] = array
+                elif part in names:
+                    values.setdefault(part, array)
     return FixedInputs(values, fixed.image, fixed.plain - set(texts))
 
 

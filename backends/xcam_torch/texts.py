@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xcam.contract import Array
 from xcam.contract.messages import one_line
 from xcam.errors import InputError, ModelError
 from xcam.models.texts import TextHead
@@ -93,6 +95,29 @@ def text_head(module: nn.Module, name: str, texts: Sequence[str], tokenizer: Any
         1.0 if scale is None else float(torch.as_tensor(scale).detach().float().exp()),
         None if bias is None else float(torch.as_tensor(bias).detach()),
     )
+
+
+def tokenized(module: nn.Module, name: str, texts: Sequence[str], tokenizer: Any = None) -> dict[str, Array]:
+    """Return the numbers that a tokenizer gives for texts, by the names of inputs.
+
+    Args:
+        module: The model.
+        name: Its name, for messages.
+        texts: The texts.
+        tokenizer: See `text_head`.
+
+    Raises:
+        InputError: No tokenizer is known.
+        ModelError: The tokenizer fails.
+    """
+    tokenizer = tokenizer or _own_tokenizer(module, name)
+    try:
+        tokens = _tokens(module, tokenizer, list(texts))
+        return {key: np.asarray(value) for key, value in tokens.items()}
+    except Exception as error:
+        raise ModelError(
+            f"cannot tokenize the texts for {name}: {type(error).__name__}: {one_line(error)}; give the numbers (.npy, .json)"
+        ) from error
 
 
 def _tokens(module: Any, tokenizer: Any, texts: list[str]) -> Mapping[str, Any]:

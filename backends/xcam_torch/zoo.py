@@ -80,12 +80,13 @@ def _hugging_face(name: str, published: bool) -> tuple[nn.Module, dict[str, Any]
 
     def make() -> Any:
         config = hub.AutoConfig.from_pretrained(name)
-        kinds = [getattr(hub, kind, None) for kind in getattr(config, "architectures", None) or ()]
-        dual = [kind for kind in kinds if hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")]
-        kind = dual[0] if dual else hub.AutoModelForImageClassification
-        if published:
-            return kind.from_pretrained(name)
-        return kind(config) if dual else kind.from_config(config)
+        kinds = [getattr(hub, each, None) for each in getattr(config, "architectures", None) or ()]
+        kind = next((known for known in kinds if known is not None), None)
+        is_dual = hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")
+        if kind is None or (type(config) in hub.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not is_dual):
+            auto = hub.AutoModelForImageClassification
+            return auto.from_pretrained(name) if published else auto.from_config(config)
+        return kind.from_pretrained(name) if published else kind(config)
 
     module = _built("transformers", name, make)
     try:

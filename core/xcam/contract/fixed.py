@@ -329,5 +329,11 @@ def _agree(together: Array, alone: Sequence[Array]) -> bool:
 
 def note(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the entry of `Model.notes` about fixed inputs."""
-    listed = ", ".join(f"{name} {list(np.shape(v))}" if np.ndim(v) else f"{name} = {v}" for name, v in values.items())
+
+    def shown(value: Any) -> str:
+        if isinstance(value, TextValue):
+            return f" = {'; '.join(value.lines)!r:.60}"
+        return f" {list(np.shape(value))}" if np.ndim(value) else f" = {value}"
+
+    listed = ", ".join(f"{name}{shown(value)}" for name, value in values.items())
     return (f"other inputs are fixed: {listed}",) if values else ()

@@ -99,8 +99,8 @@ def first_run(
     except (XcamError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        if remedy is None and isinstance(error, TypeError) and re.search(r"missing \d+ required", str(error)):
-            remedy = "wrap it in a model that takes the image alone"
+        if remedy is None and re.search(r"missing \d+ required|have to specify", str(error)):
+            remedy = "give its other inputs values: inputs={'name': …} (--input name=…)"
         usual = (
             "give another size= or channels= (--size, --channels), or check that it runs on one batch without xcam"
         )

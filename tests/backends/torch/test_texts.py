@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import xcam
-from xcam.errors import InputError
+from xcam.errors import InputError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXTS = ["a dog", "a cat on the mat", "one red apple"]
@@ -147,3 +147,28 @@ def test_a_model_with_encode_image_and_encode_text() -> None:
     scores = pair.logit_scale.exp() * image @ nn.functional.normalize(texts, dim=-1).T
     np.testing.assert_allclose(model.predict(X), scores.detach().numpy(), rtol=1e-4, atol=1e-5)
     assert model.labels == ("a", "b") or list(model.labels) == ["a", "b"]
+
+
+def test_a_text_is_the_value_of_an_input_by_the_folder_s_tokenizer(hub: Any, tokenizer: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = hub.ViltConfig(
+        **PART, image_size=32, patch_size=8, vocab_size=32, max_position_embeddings=16, num_labels=5
+    )
+    module = hub.ViltForQuestionAnswering(config).eval()
+    module.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "question.txt").write_text("a cat on the mat\n")
+    model = xcam.load(f"hf:{tmp_path / 'model'}", inputs={"input_ids": tmp_path / "question.txt"}, preprocess="unit")
+    assert model.notes[-1] == "other inputs are fixed: input_ids = 'a cat on the mat'"
+    tokens = tokenizer(["a cat on the mat"], return_tensors="pt")
+    tokens = {name: value.expand(2, -1) for name, value in tokens.items() if name != "token_type_ids"}
+    scores = module(pixel_values=torch.from_numpy(X), **tokens).logits.detach().numpy()
+    np.testing.assert_allclose(model.predict(X), scores, rtol=1e-4, atol=1e-5)
+    assert xcam.explain(model, IMAGE).cam.any()
+    with pytest.raises(ModelError, match=r"specify.*; give its other inputs values: inputs=.*\(--input name=…\)"):
+        xcam.explain(xcam.load(f"hf:{tmp_path / 'model'}", preprocess="unit"), IMAGE)
+    live = hub.ViltForQuestionAnswering(config)
+    with pytest.raises(
+        InputError, match=r"cannot use a text for the input 'input_ids' of Vilt.*: it has no tokenizer"
+    ):
+        xcam.load(live, inputs={"input_ids": tmp_path / "question.txt"}, preprocess="unit")
