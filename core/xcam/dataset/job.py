@@ -49,9 +49,11 @@ class ModelSource:
         for key in ("weights", "labels", "texts", "embeddings"):
             if sha256 := _content(facts.get(key)):
                 facts[f"{key}_sha256"] = sha256
-        for key, value in (facts.get("inputs") or {}).items():
-            if sha256 := _content(value):
-                facts[f"inputs_{key}_sha256"] = sha256
+        if other_inputs := facts.pop("inputs", None):  # `inputs` in a record are the images
+            facts["other_inputs"] = dict(other_inputs)
+            for key, value in other_inputs.items():
+                if sha256 := _content(value):
+                    facts[f"other_inputs_{key}_sha256"] = sha256
         backend, name = (self.backend, self.name) if self.backend else split_backend(self.name)
         # The second form: a scheme precedes the path, as in hf:./folder.
         if sha256 := _content(name) or _content(name.partition(":")[2]):

@@ -75,12 +75,14 @@ def test_a_failing_first_run_is_a_model_error_with_its_cause(error):
     assert caught.value.__cause__ is error
 
 
-def test_a_model_that_misses_an_argument_is_to_be_wrapped():
+def test_the_remedy_for_a_missing_argument_is_its_value():
     def call(x, mask):
         """Take an image and a mask."""
 
     with (
-        pytest.raises(ModelError, match=r"argument: 'mask'; wrap it in a model that takes the image alone$"),
+        pytest.raises(
+            ModelError, match=r"argument: 'mask'; give its other inputs values: inputs=.* \(--input name=…\)$"
+        ),
         messages.first_run("net", (3, 4, 4)),
     ):
         call(1)

@@ -55,6 +55,24 @@ def test_a_backend_may_precede_the_name() -> None:
     assert ModelSource("onnx:demo").facts() == ModelSource("demo", "onnx").facts()
 
 
+def test_a_changed_value_of_another_input_or_changed_texts_make_another_model(tmp_path: Path) -> None:
+    np.save(tmp_path / "meta.npy", [1])
+    np.savez(tmp_path / "texts.npz", embeddings=np.eye(2))
+    values = {"meta": str(tmp_path / "meta.npy"), "domain": "2"}
+    source = ModelSource("demo", "onnx", {"inputs": values, "embeddings": str(tmp_path / "texts.npz")})
+    before = source.facts()
+    assert "inputs" not in before  # these are the images in a record
+    other = ModelSource(
+        "demo", "onnx", {"inputs": values | {"domain": "1"}, "embeddings": str(tmp_path / "texts.npz")}
+    )
+    assert other.facts() != before
+    np.save(tmp_path / "meta.npy", [2])
+    changed = source.facts()
+    assert changed != before
+    np.savez(tmp_path / "texts.npz", embeddings=np.eye(2) * 2)
+    assert source.facts() != changed
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
