@@ -18,6 +18,7 @@ PACKAGES = {
     "xcam_cli": ROOT / "cli",
     "xcam_keras": ROOT / "backends",
     "xcam_onnx": ROOT / "backends",
+    "xcam_openvino": ROOT / "backends",
     "xcam_torch": ROOT / "backends",
 }
 
@@ -76,7 +77,7 @@ def test_no_function_hides_a_module(name: str) -> None:
     assert value.__name__ == name
 
 
-@pytest.mark.parametrize("package", ["xcam_keras", "xcam_onnx", "xcam_torch"])
+@pytest.mark.parametrize("package", ["xcam_keras", "xcam_onnx", "xcam_openvino", "xcam_torch"])
 def test_no_package_of_a_backend_binds_the_name_of_its_module(package: str) -> None:
     """No `__init__` imports an object with the name of one of its modules; read from the source, without the framework."""
     import ast

@@ -28,7 +28,8 @@ def test_the_wheel_holds_all_tracked_files_of_the_packages(wheel: list[str]) -> 
     expected = {path.split("/", 1)[1] for path in tracked}
     packaged = {name for name in wheel if ".dist-info/" not in name}
     assert expected <= packaged
-    assert {name.split("/")[0] for name in packaged} == {"xcam", "xcam_cli", "xcam_keras", "xcam_torch", "xcam_onnx"}
+    backends = {"xcam_keras", "xcam_torch", "xcam_onnx", "xcam_openvino"}
+    assert {name.split("/")[0] for name in packaged} == {"xcam", "xcam_cli", *backends}
     assert {"xcam/py.typed", "xcam/models/demo/network.npz", "xcam/models/data/imagenet.txt"} <= packaged
 
 

@@ -147,6 +147,7 @@ SETUPS |= {
     "docs/how-to/video.md": (clip,),
     "docs/how-to/onnx-file.md": (labels, onnx_file),
     "docs/how-to/quantised.md": (onnx_file, quantised_file),
+    "docs/how-to/openvino.md": (onnx_file,),
     "docs/how-to/blame.md": (onnx_file, quantised_file),
     "docs/how-to/repair.md": (onnx_file, faulty_file),
     "docs/how-to/compare-in-ci.md": (onnx_file, torch_module),
