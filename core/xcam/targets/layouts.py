@@ -49,6 +49,8 @@ class BoxLayout:
     """The name of the output with the class numbers of selected boxes, where it is a separate one."""
     selected: bool = False
     """Whether the model has selected its boxes: each has one score, and the number of its class."""
+    box_link: Link = "identity"
+    """The function from the numbers of a separate output to boxes: a sigmoid that was cut off it."""
     extra: int = 0
     """The number of columns after the class scores: coefficients of masks, keypoints."""
 
@@ -84,6 +86,7 @@ class BoxLayout:
         else:
             boxes = one_output(outputs, self.boxes)
             boxes = boxes.reshape(len(boxes), -1, 4) if boxes.shape[-1] == 4 else np.moveaxis(boxes, 1, 2)
+            boxes = linked(boxes, self.box_link)
         boxes = to_xyxy(boxes.astype(np.float64), self.corners)
         return boxes * [size[1], size[0], size[1], size[0]] if self.relative else boxes
 

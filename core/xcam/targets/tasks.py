@@ -16,7 +16,7 @@ from xcam.contract import Activation, Array, Outputs, one_output
 from xcam.errors import InputError, nearest
 from xcam.targets.boxes import Corners
 from xcam.targets.classes import is_distribution, is_single
-from xcam.targets.layouts import BoxLayout, Link, MapLayout
+from xcam.targets.layouts import BoxLayout, Link, MapLayout, linked
 
 Kind = Literal["classification", "multi-label", "detection", "segmentation", "embedding", "unknown"]
 ALIASES = {
@@ -273,6 +273,10 @@ class _Reader:
                 continue
             if self.stated.kind is None and y.shape[1:] == self.size:  # a map of the input
                 continue
+            if _says(name, "logit") and any(
+                _has_boxes(b) and b.size // 4 // len(b) in y.shape[1:] for b in self.named.values()
+            ):
+                continue
             able = [r for r in (self._joint_along(name, y, axis) for axis in (1, 2)) if r is not None]
             if not able:
                 continue
@@ -423,7 +427,8 @@ class _Reader:
         """Return the layout of boxes and scores in two outputs, and its cautions; None where the values are not boxes."""
         cautions: list[str] = []
         stated, b, s = self.stated, self.named[boxes], self.named[scores]
-        rows = np.asarray(b[0].reshape(-1, 4) if b.shape[-1] == 4 else b[0].T, np.float64)
+        box_link = _link(self.activations.get(boxes)) or "identity"
+        rows = linked(np.asarray(b[0].reshape(-1, 4) if b.shape[-1] == 4 else b[0].T, np.float64), box_link)
         count = len(rows)
         is_query = _says(boxes, "pred_boxes", "pred_bbox")
         is_yx = _says(boxes, "detection_boxes") and stated.corners is None
@@ -433,7 +438,7 @@ class _Reader:
         if form is None:
             return None
         corners, relative = form
-        layout = BoxLayout(count, 1, corners, relative, output=scores, boxes=boxes)
+        layout = BoxLayout(count, 1, corners, relative, output=scores, boxes=boxes, box_link=box_link)
         if s.ndim == 2:
             numbers = next(
                 (n for n, y in self.named.items() if y.shape == s.shape and _says(n, "class", "label")), None

@@ -233,3 +233,18 @@ def test_labels_without_the_background_get_one() -> None:
     task = recognised(ssd(3, "softmax"), SIZE, {"scores": "softmax", "boxes": None}, ["cat", "dog"])
     assert task.labels(["cat", "dog"]) == ["background", "cat", "dog"]
     assert task.labels(None) == ["background", "1", "2"]
+
+
+def test_a_sigmoid_that_was_cut_off_the_boxes_is_applied_again() -> None:
+    """Torch's DETR ends in it, as the output of a few queries of small models, which fit other layouts too."""
+    boxes = detr(6)["pred_boxes"][:, :12]
+    y = {
+        "logits": RNG.normal(size=(1, 12, 6)),
+        "pred_boxes": np.log(boxes / (1 - boxes)),
+        "last": RNG.normal(size=(1, 12, 32)),
+    }
+    activation = {"logits": None, "pred_boxes": "sigmoid", "last": None}
+    task = recognised(y, SIZE, activation, labels=["a", "b", "c", "d", "e"])
+    assert task.text == "detection, 5 classes, 12 boxes, relative xywh, no objectness, background 5"
+    assert task.boxes is not None
+    np.testing.assert_allclose(task.boxes.corners_in(y, SIZE), corners(boxes) * 320, rtol=1e-6)
