@@ -42,6 +42,8 @@ QUANTIZERS = {"QuantizeLinear": (2, TensorProto.UINT8), "DequantizeLinear": (1, 
 """The input whose type is that of the output, and its type where it is omitted or unknown."""
 INFERRED = "inferred by xcam"
 """Description of types that the file itself does not state: with them, the runtime would fuse and round otherwise."""
+FIXED = "fixed/"
+"""Prefix of the constants of other inputs that are repeated for each image, and of the nodes that repeat them."""
 Shape = tuple[int | str | None, ...]
 """A dimension is a number, a name, or None where it is unknown."""
 

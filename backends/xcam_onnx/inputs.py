@@ -9,12 +9,10 @@ from onnx import ModelProto, helper, numpy_helper
 
 from xcam.contract import Array
 from xcam.contract.fixed import FixedInputs, Form, TakenInput, chosen, decided, fitted, stand_in
-from xcam_onnx.graph import Graph, copied, type_name
+from xcam_onnx.graph import FIXED, Graph, copied, type_name
 from xcam_onnx.sessions import Runtime, array
 
-VALUE = "fixed/"
-"""Prefix of constants that are repeated for each image, and of the nodes that repeat them."""
-COUNT = f"{VALUE}count"
+COUNT = f"{FIXED}count"
 """The tensor with the number of images."""
 
 
@@ -97,7 +95,7 @@ def _constant(graph: Graph, image: str, form_of: Mapping[str, Form]) -> ModelPro
     model.graph.input.extend(kept)
     nodes = []
     for name, form in form_of.items():
-        constant = f"{VALUE}{name}" if form.repeated else name
+        constant = f"{FIXED}{name}" if form.repeated else name
         model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(form.value), constant))
         if form.repeated:
             sizes = f"{constant}/sizes"
@@ -108,10 +106,10 @@ def _constant(graph: Graph, image: str, form_of: Mapping[str, Form]) -> ModelPro
             shape = np.array(form.value.shape[1:], np.int64)
             model.graph.initializer.append(numpy_helper.from_array(shape, f"{constant}/shape"))
     if nodes:
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), f"{VALUE}zero"))
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), f"{FIXED}zero"))
         first = [
-            helper.make_node("Shape", [image], [f"{VALUE}sizes"], f"{VALUE}Shape"),
-            helper.make_node("Gather", [f"{VALUE}sizes", f"{VALUE}zero"], [COUNT], f"{VALUE}Gather", axis=0),
+            helper.make_node("Shape", [image], [f"{FIXED}sizes"], f"{FIXED}Shape"),
+            helper.make_node("Gather", [f"{FIXED}sizes", f"{FIXED}zero"], [COUNT], f"{FIXED}Gather", axis=0),
         ]
         rest = list(model.graph.node)
         del model.graph.node[:]

@@ -19,7 +19,7 @@ from xcam_onnx import classifiers
 from xcam_onnx.autodiff import differentiable
 from xcam_onnx.channels import channel_axes, convolved_axes, layout
 from xcam_onnx.dependence import MOST, STORAGE_ONLY, depending_on_input, passed_by_all, read_by
-from xcam_onnx.graph import FLOATS, Graph, Shape, attribute, copied, inferred, metadata, type_name
+from xcam_onnx.graph import FIXED, FLOATS, Graph, Shape, attribute, copied, inferred, metadata, type_name
 from xcam_onnx.names import ADDED, TensorName, layer_names
 from xcam_onnx.standard.form import QUANTIZE, Quantised, StandardForm
 
@@ -198,7 +198,7 @@ def read_layers(form: StandardForm, graph: Graph, signature: Signature, main: st
             differentiable=entry.tensor in with_gradient,
             depends_on_input=entry.tensor in from_input,
             aliases=tuple(dict.fromkeys(entry.aliases)),
-            inner=entry.inner,
+            inner=entry.inner or entry.name.startswith(FIXED),
             dtype=_stored_type(form, graph, entry.tensor),
             bypassed=entry.tensor not in passed,
         )

@@ -67,6 +67,7 @@ def test_map_and_scores_are_those_of_plain_torch(kind: str) -> None:
             assert e.score == pytest.approx(scores[index], rel=1e-4)
             assert e.notes[-1] == "other inputs are fixed: meta [5], domain = 2"
     assert xcam.explain(model, IMAGE).layer == LAYER  # and not one of the other inputs
+    assert not any(layer.name.startswith("fixed") and not layer.inner for layer in model.layers)
     if kind not in ("torch", "torch, exported", "onnx"):
         return
     without = xcam.explain(model, IMAGE, layer=LAYER, method="ablationcam", target=1)
