@@ -130,3 +130,19 @@ def test_a_stated_layout_and_task_are_used() -> None:
     model = xcam.load(module, preprocess="unit", size=(SIDE, SIDE), task="classification")
     with pytest.raises(xcam.XcamError, match="not \\[batch, classes\\]"):
         xcam.explain(model, IMAGE)
+
+
+def test_a_set_is_explained_at_all_scales_and_an_evaluation_names_them(tmp_path: Path) -> None:
+    model = xcam.load(built(TwoScales()), preprocess="unit", size=(SIDE, SIDE))
+    with pytest.raises(xcam.InputError, match=r"one layer is evaluated; give one with layer= .*: fine\.3, coarse\.1"):
+        xcam.evaluate(model, [IMAGE], measures=["deletion"])
+    result = xcam.evaluate(model, [IMAGE], measures=["deletion"], layer="fine.3")
+    best = xcam.explain(model, IMAGE, layer="fine.3")
+    assert result.targets == (best.label,)
+
+
+def test_a_comparison_is_at_the_scale_of_the_box() -> None:
+    model = xcam.load(built(TwoScales()), preprocess="unit", size=(SIDE, SIDE))
+    comparison = xcam.compare([model, model], IMAGE, target=COARSE, align=False)
+    assert comparison.layers == ("coarse.1", "coarse.1")
+    assert comparison.verdict == "identical"

@@ -9,6 +9,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from xcam.contract import Array, Model, validation
 from xcam.contract.layouts import full_size
 from xcam.contract.preprocessing import Preprocessing
 from xcam.errors import BackendError, InputError, XcamError, XcamWarning, keywords_checked
+from xcam.explanation import scales
+from xcam.explanation.explain import explain_at
 from xcam.explanation.requests import Aim
 from xcam.explanation.settings import settings as checked_settings
 from xcam.images import reading
@@ -98,6 +101,10 @@ def compare(
         raise InputError(f"no image can be compared: {failed[0][1]}")
     names = layer_names(opened, layer)
     sample = [image for _, image in first]
+    if set(names) == {None}:
+        for k in range(len(opened) if align is False else 1):
+            at_layer = partial(explain_at, opened[k], specs[k], sample[0], target=target, settings=settings)
+            names[k] = scales.of_image(opened[k], sample[0], lambda name, at=at_layer: at(layer=name).cam)  # type: ignore[misc]
     correspondence: Correspondence | None = None
     if align or (align is None and None in names):
         correspondence = Correspondence(opened, specs, sample)

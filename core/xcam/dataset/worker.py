@@ -31,14 +31,16 @@ from xcam.evaluation.truth import Rectangle, located, rectangles
 from xcam.explanation.context import require
 from xcam.explanation.explain import explain_at
 from xcam.explanation.inputs import input_size
+from xcam.explanation.recognition import task_of
 from xcam.explanation.result import Explanation
+from xcam.explanation.scales import Scales, default_scales
 from xcam.explanation.settings import settings
 from xcam.images import batches, framing, opencv, reading, resizing, writing
 from xcam.images.framing import Frame
 from xcam.images.reading import Image
 from xcam.methods.registry import get as get_method
 from xcam.models import layers
-from xcam.targets import ClassScore, class_index, several, target
+from xcam.targets import ClassScore, Located, class_index, several, target
 
 AHEAD = 3
 """The number of batches that are decoded ahead of the model."""
@@ -73,6 +75,15 @@ class Prepared:
         return () if self.image is None else self.image.shape
 
 
+def _framed(e: Explanation, frame: Frame | None) -> Explanation:
+    """Return the explanation of an image that was fitted when it was read, with its frame: boxes are moved to the image."""
+    if frame is None:
+        return e
+    scale = np.divide((*e.image.shape[1::-1],) * 2, (*frame.image[::-1],) * 2)
+    boxes = tuple(replace(b, box=tuple((frame.boxes_to_image(b.box) * scale).tolist())) for b in e.boxes)
+    return replace(e, frame=frame, boxes=boxes)
+
+
 class Worker:
     """A worker that explains images with one model; it first checks for errors that would affect every image.
 
@@ -90,7 +101,10 @@ class Worker:
 
     def __init__(self, model: Model, job: Job, output: Output, threads: int, proved: bool = False) -> None:
         self.model, self.job, self.output = model, job, output
-        self.layer: Layer = layers.find(model, job.layer)
+        task = task_of(model) if job.layer is None else None
+        scales = Scales() if task is None else default_scales(model, task, None)
+        self.layer: Layer = scales.layers[0] if scales.layers else layers.find(model, job.layer)
+        self._layer_name = None if scales.layers else self.layer.name
         self.method = get_method(job.method)
         require(model, self.method)
         self.options = dict(self.method.checked(job.method_options))
@@ -99,6 +113,10 @@ class Worker:
         for requested in job.targets:
             if several(requested, model.labels) is None:
                 resolved = target(requested, job.score, model.output_activation, model.labels)
+                if isinstance(resolved, Located) and (resolved.region or resolved.mask or resolved.box is not None):
+                    raise InputError(
+                        f"cannot use {requested!r} for a set: a region or a box belongs to one image; give a class"
+                    )
                 if isinstance(resolved, ClassScore) and len(counts) == 1 and any(counts):
                     resolved.resolve(np.zeros((1, *counts)))  # a class out of range is reported before the work
         self.rivals = job.rivals and (1,) not in output_shapes  # the rival of a single output is its negative
@@ -113,6 +131,11 @@ class Worker:
         self._classes: dict[str, int | InputError] = {}
         for measure in self.measures:
             measure.require()
+            if len(scales.layers) > 1 and {"explain", "masked_heatmap"} & set(measure.inputs):
+                names = ", ".join(layer.name for layer in scales.layers)
+                raise InputError(
+                    f"{measure.name} explains again, at one layer; give one with layer= (--layer): {names}"
+                )
 
     def run(self, parts: Sequence[tuple[int, int, Any]]) -> Iterator[tuple[int, list[Row]]]:
         """Explain parts of the listing.
@@ -239,12 +262,12 @@ class Worker:
                 self.model,
                 self._spec(batch),
                 [prepared.image for prepared in batch if prepared.image is not None],
-                layer=self.layer.name,
+                layer=self._layer_name,
                 target=targets,
                 settings=self._settings,
             )
         return [
-            [replace(e, frame=prepared.frame) for e in (row if isinstance(row, list) else [row])]
+            [_framed(e, prepared.frame) for e in (row if isinstance(row, list) else [row])]
             for prepared, row in zip(batch, explanations, strict=True)
         ]
 

@@ -17,11 +17,11 @@ from xcam.evaluation.result import Evaluation
 from xcam.evaluation.run import Configured, Run, shuffling
 from xcam.evaluation.scores import FLOOR
 from xcam.evaluation.truth import Truth
+from xcam.explanation import scales
 from xcam.explanation.context import require
 from xcam.explanation.run import ImageSource
 from xcam.explanation.settings import BATCH
 from xcam.methods.registry import get as get_method
-from xcam.models import layers
 from xcam.models.load import load, with_output
 from xcam.targets import Score
 
@@ -92,7 +92,7 @@ def evaluate(
         model = with_output(model, output)
     for method, _ in configured.values():
         require(model, method)
-    explained = layers.find(model, layer)
+    explained = scales.find(model, layer)
     if isinstance(images, str | os.PathLike | np.ndarray):
         images = [images]
     elif not isinstance(images, Iterable):

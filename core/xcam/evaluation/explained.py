@@ -21,7 +21,7 @@ from xcam.images import batches, reading
 from xcam.images.framing import Frame, frame
 from xcam.methods import maps
 from xcam.methods.registry import Method
-from xcam.targets import ClassScore, Target
+from xcam.targets import BoxScore, ClassScore, Target
 
 
 class LazySequence(Sequence[Any]):
@@ -137,7 +137,7 @@ def _measured(e: Explanation) -> Target:
     """Return the target to measure: the probability of a class, or the target itself."""
     if isinstance(e.target, ClassScore):
         return replace(e.target, score="probability").resolve(e.outputs[None])
-    return e.target
+    return replace(e.target, score="probability") if isinstance(e.target, BoxScore) else e.target
 
 
 def cams(

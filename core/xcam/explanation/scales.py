@@ -8,7 +8,8 @@ where a class is predicted, and not why.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,8 +17,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from xcam.contract import Array, Layer, Model, Outputs, Trace, one_output, validation
-from xcam.errors import ModelError
-from xcam.explanation.recognition import input_of
+from xcam.errors import InputError, ModelError, ZeroHeatmapWarning
+from xcam.explanation.recognition import input_of, task_of
 from xcam.explanation.samples import opened_for
 from xcam.models import layers
 from xcam.targets import Task
@@ -71,6 +72,38 @@ def default_scales(model: Model, task: Task, source: Any) -> Scales:
         except ModelError:  # a layer has no gradient: today's rule reports it
             known[key] = Scales()
     return known[key]
+
+
+def find(model: Model, name: str | Layer | None) -> Layer:
+    """Return the layer of a command that works at one layer: see `xcam.models.layers.find`.
+
+    Raises:
+        InputError: No name is given, and the model is a detector of several scales.
+    """
+    task = task_of(model) if name is None else None
+    scales = Scales() if task is None else default_scales(model, task, None)
+    if len(scales.layers) > 1:
+        names = ", ".join(layer.name for layer in scales.layers)
+        raise InputError(
+            f"{model.name} is a detector with several scales, and one layer is evaluated; give one with layer= (--layer): {names}"
+        )
+    return scales.layers[0] if scales.layers else layers.find(model, name)
+
+
+def of_image(model: Model, image: Any, explained: Callable[[str], Array]) -> str | None:
+    """Return the name of the layer at which a model of several scales is explained for one image; None for other models.
+
+    Args:
+        model: The model.
+        image: The image, as `explain` takes it.
+        explained: Returns the raw map at a layer.
+    """
+    task = task_of(model, image)
+    scales = Scales() if task is None else default_scales(model, task, image)
+    names = [layer.name for layer in scales.layers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroHeatmapWarning)
+        return next((name for name in reversed(names) if np.any(explained(name))), None)
 
 
 def own_scale(traces: Sequence[Trace], n: int, m: int) -> list[int]:
