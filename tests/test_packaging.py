@@ -30,7 +30,8 @@ def test_the_wheel_holds_all_tracked_files_of_the_packages(wheel: list[str]) -> 
     assert expected <= packaged
     backends = {"xcam_keras", "xcam_torch", "xcam_onnx", "xcam_openvino"}
     assert {name.split("/")[0] for name in packaged} == {"xcam", "xcam_cli", *backends}
-    assert {"xcam/py.typed", "xcam/models/demo/network.npz", "xcam/models/data/imagenet.txt"} <= packaged
+    demo = {"xcam/models/demo/network.npz", "xcam/models/demo/detector.npz"}
+    assert demo | {"xcam/py.typed", "xcam/models/data/imagenet.txt"} <= packaged
 
 
 def test_no_message_says_pip_install_xcam() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from xcam.contract.fixed import FixedInputs, note
 from xcam.contract.messages import own_weights
+from xcam.contract.plugins import DEMOS
 from xcam.contract.types import Layout, Model
 from xcam.errors import BackendError
 from xcam_keras.quiet import quiet
@@ -69,7 +70,7 @@ class KerasBackend:
                     return _graph_model(source, device, layout, source.name, fixed)
                 return _keras_model(model, zoo.known(model), device, layout, fixed)
             if isinstance(source, str):
-                build = demo.build if source == "demo" else zoo.build
+                build = demo.build if source in DEMOS else zoo.build
                 model, facts = build(source, size=size, weights=weights)
             else:
                 model = read(source) if isinstance(source, Path) else source

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from xcam.contract.messages import own_weights
 from xcam.models import demo
+from xcam.models.demo import detector
 
 
 def layers(network: demo.Network) -> keras.Sequential:
@@ -28,6 +30,23 @@ def layers(network: demo.Network) -> keras.Sequential:
     return model
 
 
+def _detector(network: demo.Network) -> keras.Model:
+    """Return the architecture of the detector: see xcam.models.demo.detector."""
+    backbone = layers(network)
+    value = backbone.outputs[0]
+    boxes, classes = (
+        keras.layers.Conv2D(len(network.weights[name][1]), 1, name=name)(value)
+        for name in (detector.BOXES, detector.CLASSES)
+    )
+    cells = np.arange(network.size[0] // detector.STRIDE, dtype=np.float32) + 0.5
+    middles = np.stack(np.meshgrid(cells, cells), axis=-1)
+    centres = detector.STRIDE * (boxes[..., :2] + middles)
+    sides = detector.SIDE * keras.ops.exp(boxes[..., 2:])
+    joined = keras.ops.concatenate([centres, sides, keras.ops.sigmoid(classes)], axis=-1)
+    rows = keras.layers.Reshape((-1, joined.shape[-1]))(joined)
+    return keras.Model(backbone.inputs, keras.layers.Permute((2, 1))(rows), name=detector.NAME)
+
+
 def build(
     source: str = "demo", *, size: tuple[int | None, int | None] | None = None, weights: str | None = None
 ) -> tuple[keras.Model, dict[str, Any]]:
@@ -41,10 +60,10 @@ def build(
     Raises:
         InputError: weights are given.
     """
-    network = demo.network()
+    network = demo.network() if source == "demo" else detector.network()
     if weights is not None:
         raise own_weights("the demo network", weights)
-    model = layers(network)
+    model = layers(network) if source == "demo" else _detector(network)
     for name, (kernel, bias) in network.weights.items():
         # The file has kernels as [out, in, *space], Keras as [*space, in, out].
         model.get_layer(name).set_weights([kernel.transpose(*range(2, kernel.ndim), 1, 0), bias])

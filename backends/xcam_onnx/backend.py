@@ -10,6 +10,7 @@ from onnx import ModelProto
 from xcam.contract import Layout
 from xcam.contract.fixed import FixedInputs, note
 from xcam.contract.messages import own_weights
+from xcam.contract.plugins import DEMOS
 from xcam.errors import InputError
 from xcam.models import demo as demo_network
 from xcam_onnx import demo, files, statements
@@ -68,9 +69,10 @@ class OnnxBackend:
             name = source.name.removesuffix(".onnx")
             opened = files.read(source)
         else:
-            if source == "demo":
+            if source in DEMOS:
                 network = demo_network.network()
-                source, options = demo.build(), {"labels": network.labels, "preprocessing": network.preprocessing}
+                source = demo.build() if source == "demo" else demo.detector()
+                options = {"labels": network.labels, "preprocessing": network.preprocessing}
             if not isinstance(source, ModelProto):
                 raise InputError(
                     f"unknown model {source!r:.100} for ONNX Runtime; give an .onnx file, demo or a ModelProto"

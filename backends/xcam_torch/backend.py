@@ -14,6 +14,7 @@ from torch import nn
 from xcam.contract import InputSpec, Layout
 from xcam.contract.fixed import FixedInputs, note
 from xcam.contract.messages import own_weights, unknown_device
+from xcam.contract.plugins import DEMOS
 from xcam.errors import InputError
 from xcam.models import demo as core_demo
 from xcam_torch import demo, detectors, files, scaling, statements, zoo
@@ -44,13 +45,13 @@ class TorchBackend:
         target = find_device(device)
         facts: dict[str, Any]
         module: nn.Module
-        if source == "demo":
+        if source in DEMOS:
             if weights is not None:
                 raise own_weights("the demo network", weights)
             network = core_demo.network()
-            module = demo.build()
+            module = demo.build() if source == "demo" else demo.Detector()
             facts = {
-                "name": "demo",
+                "name": source,
                 "size": network.size,
                 "fixed": True,
                 "channels": 3,

@@ -30,6 +30,10 @@ hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 
+DEMOS = ("demo", "demo-detector")
+"""Names of the networks in the package, which every backend may build: see xcam.models.demo."""
+
+
 @dataclass(frozen=True)
 class BackendSpec:
     """Description of a backend, available without importing its framework."""
@@ -280,7 +284,7 @@ def _loads(spec: BackendSpec, source: Any) -> bool:
         is_folder = any((source / name).is_file() for name in spec.folders)
         return is_folder or (source.name.lower().endswith(spec.suffixes) if spec.suffixes else False)
     if isinstance(source, str):
-        return source == "demo" or source.partition(":")[0] in spec.schemes or (spec.zoo and ":" not in source)
+        return source in DEMOS or source.partition(":")[0] in spec.schemes or (spec.zoo and ":" not in source)
     # A live model: its framework is loaded already, so its type is compared by name and nothing is imported.
     return _distance(spec, source) is not None
 

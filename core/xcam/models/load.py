@@ -16,7 +16,7 @@ from xcam.contract import InputSpec, Layout, Model, files, preprocessing, valida
 from xcam.contract.abilities import ChoosesOutput, supports
 from xcam.contract.fit import Fit, for_size, parse
 from xcam.contract.layouts import filled
-from xcam.contract.plugins import described, registry
+from xcam.contract.plugins import DEMOS, described, registry
 from xcam.contract.preprocessing import Preprocessing
 from xcam.contract.scaling import warn_of_two
 from xcam.errors import ContractError, InputError, ModelError, XcamError, first_line, keywords_checked, nearest
@@ -236,7 +236,7 @@ def _source(model: Any) -> Any:
     path = Path(model)
     prefix, colon, rest = model.partition(":")
     schemes = {scheme for plugin in registry().plugins.values() if plugin.spec for scheme in plugin.spec.schemes}
-    if model == "demo" or prefix in schemes:
+    if model in DEMOS or prefix in schemes:
         return model
     if os.path.exists(path):
         folders = {name for plugin in registry().plugins.values() if plugin.spec for name in plugin.spec.folders}

@@ -13,6 +13,7 @@ ALL = [
     abilities.NamesDefaultLayer,
     abilities.ExplainsMissingLayers,
     abilities.DisablesSpinning,
+    abilities.ExplainsInTraining,
 ]
 
 
@@ -29,7 +30,9 @@ class Able:
     def method(self, *args):
         raise AssertionError("the method was called")
 
-    hvp = to_onnx = export = with_shuffled_weights = explain_missing_layer = disable_spinning = method
+    hvp = to_onnx = export = with_shuffled_weights = explain_missing_layer = disable_spinning = is_live = (
+        random_state
+    ) = method
 
 
 @pytest.mark.parametrize("ability", ALL)

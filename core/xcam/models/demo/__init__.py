@@ -6,6 +6,7 @@ framework's layers. `scenes` draws images with any number of shapes and their ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -82,13 +83,18 @@ class Network:
 @cache
 def network() -> Network:
     """Return the trained network; it is read once."""
-    with resources.files("xcam.models.demo").joinpath(WEIGHTS).open("rb") as file, np.load(file) as arrays:
-        names = [step.name for step in STEPS if isinstance(step, Conv | Dense)]
+    return read(WEIGHTS, STEPS)
+
+
+def read(file_name: str, steps: tuple[Conv | Pool | Mean | Dense, ...], heads: Sequence[str] = ()) -> Network:
+    """Return a network with the weights of a file in this package; `heads` are layers that are not among its steps."""
+    names = [step.name for step in steps if isinstance(step, Conv | Dense)]
+    with resources.files("xcam.models.demo").joinpath(file_name).open("rb") as file, np.load(file) as arrays:
         weights = {
             name: (arrays[f"{name}/kernel"].astype(np.float32), arrays[f"{name}/bias"].astype(np.float32))
-            for name in names
+            for name in (*names, *heads)
         }
-    return Network(STEPS, weights)
+    return Network(steps, weights)
 
 
 def image_paths() -> list[Path]:
