@@ -34,6 +34,8 @@ SUITES = [
     "test_several_layers.py",
     "test_scaling.py::test_explain_gives_the_model_the_input_that_keras_gives_it",
     "test_scaling.py::test_a_subclassed_model_is_seen_in_its_first_call",
+    "test_callbacks.py::test_the_training_is_the_same_with_and_without_heatmaps",
+    "test_callbacks.py::test_the_maps_are_of_the_new_weights",
     "test_demo.py::test_the_shipped_images_are_classified_correctly",
     "test_zoo.py::test_every_name_has_the_preprocessing_of_keras",
     "test_zoo.py::test_another_size",
