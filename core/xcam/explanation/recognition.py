@@ -12,7 +12,7 @@ import numpy as np
 from xcam.contract import Array, Model, Outputs, validation
 from xcam.contract.layouts import input_shape
 from xcam.contract.preprocessing import PRESETS
-from xcam.errors import XcamError, warn
+from xcam.errors import warn
 from xcam.explanation.inputs import input_size
 from xcam.explanation.result import Explanation, class_label
 from xcam.explanation.samples import Sample, opened_for
@@ -55,7 +55,7 @@ def task_of(model: Model, source: Any = None) -> Task | None:
         x = input_of(model, source)
         try:
             outputs = validation.predict(model, x)
-        except (XcamError, MemoryError):
+        except MemoryError:
             raise
         except Exception:  # the trace raises it again, with a remedy
             return None
