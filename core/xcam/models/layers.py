@@ -85,6 +85,7 @@ def candidates(model: Model, outputs: Collection[str] | None) -> list[Layer]:
         and not layer.is_output
         and (layer.leads_to is None or set(outputs) <= set(layer.leads_to))
         and not any(part in layer.kind.lower() for part in PASSIVE)
+        and not (layer.layout == "tokens" and model.input.rank == 2 and grid_size(model, layer) is None)
     ]
 
 

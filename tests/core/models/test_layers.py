@@ -33,6 +33,11 @@ def test_of_token_layers_the_default_is_the_last_normalisation() -> None:
     assert layers.default(model).name == "features"
 
 
+def test_the_default_has_tokens_that_fit_a_grid() -> None:
+    """As the list of a detector's boxes where a probe is not possible."""
+    assert layers.default(changed("pool", kind="Mul", shape=(4, 3234), layout="tokens")).name == "features"
+
+
 def test_a_model_may_name_its_default() -> None:
     model = FakeModel()
     model.default_layer = "pool"  # type: ignore[attr-defined]
