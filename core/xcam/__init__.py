@@ -40,7 +40,20 @@ from xcam.images.framing import Frame
 from xcam.methods.registry import list_methods, method
 from xcam.models.export import export
 from xcam.models.load import load
-from xcam.targets import Classes, ClassScore, Detection, Element, Finer, Segmentation, Similarity, Target
+from xcam.targets import (
+    BoxScore,
+    Classes,
+    ClassScore,
+    Detected,
+    Detection,
+    Element,
+    Finer,
+    Located,
+    Segmentation,
+    Similarity,
+    Target,
+    Task,
+)
 
 __version__ = "0.1.0"
 
@@ -49,10 +62,12 @@ __all__ = [
     "BackendError",
     "BackendSpec",
     "Blame",
+    "BoxScore",
     "ClassScore",
     "Classes",
     "Comparison",
     "ContractError",
+    "Detected",
     "Detection",
     "Element",
     "Evaluation",
@@ -63,6 +78,7 @@ __all__ = [
     "InputError",
     "InputSpec",
     "Layer",
+    "Located",
     "Model",
     "ModelError",
     "OptionError",
@@ -71,6 +87,7 @@ __all__ = [
     "Segmentation",
     "Similarity",
     "Target",
+    "Task",
     "Trace",
     "VideoExplanation",
     "XcamError",

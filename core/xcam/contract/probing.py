@@ -404,10 +404,11 @@ def _are_patches(layers: Mapping[str, Layer]) -> dict[str, bool]:
 
     Queries of a detector read the whole image, and a few of them move as an image does by chance. Tokens that are parts
     of the image are so from the first layer with their number on: there the change is local, or a map with as many
-    positions precedes it. A layer of constants with that number begins others.
+    positions precedes it. A layer of constants with that number is that of queries, or of positions: then the change
+    must be local.
     """
     patches: dict[int, bool] = {}
-    maps, exact = set[int](), set[int]()
+    maps, exact, constants = set[int](), set[int](), set[int]()
     result = {}
     for name, layer in layers.items():
         sizes = [n for n in layer.shape[1:] if n is not None]
@@ -420,11 +421,11 @@ def _are_patches(layers: Mapping[str, Layer]) -> dict[str, bool]:
         (count,) = sizes
         if layer.depends_on_input is False:
             patches.pop(count, None)
-            maps.discard(count)
-            exact.discard(count)
+            constants.add(count)
         elif layer.order is not None:
-            is_clear = count >= FEW and (layer.order == LOCAL or count in maps)
-            result[name] = patches.setdefault(count, is_clear or count in exact)
+            is_local, follows = layer.order == LOCAL, count not in constants
+            is_clear = count >= FEW and (is_local or (follows and count in maps))
+            result[name] = patches.setdefault(count, is_clear or (count in exact and (is_local or follows)))
     return result
 
 
