@@ -11,7 +11,6 @@ import numpy as np
 
 from xcam.contract import Layer, Layout
 from xcam.contract.graphs import cuts
-from xcam.contract.layouts import shape_to_channels_first
 from xcam_openvino.graph import FLOATS, Graph, Sizes, Tensor
 
 CHANNELS_FIRST = {
@@ -120,6 +119,7 @@ def read_layers(
             or graph.dtype(tensor) not in FLOATS
             or not shape
             or len(shape) < 2
+            or tensor not in axes
         ):
             continue
         end = ends.get(tensor)
@@ -128,7 +128,7 @@ def read_layers(
         name = graph.name(tensor) if port == 0 else f"{graph.name(tensor)}:{port}"
         aliases = [*names, *([] if end is None else [graph.name((k, 0)) for k in end.operators])]
         aliases += [scope for scope, last in scopes.items() if last == tensor]
-        layout = _layout(axes.get(tensor), len(shape), rank)
+        layout = _layout(axes[tensor], len(shape), rank)
         leads_to = tuple(
             output for output, shares in needed.items() if shares.get(tensor, 0) > (MOST if layout == "tokens" else 0)
         )
@@ -139,7 +139,7 @@ def read_layers(
             Layer(
                 name=unique,
                 kind=_kind(graph, position, has_names),
-                shape=shape_to_channels_first(shape[1:], layout),
+                shape=(shape[axes[tensor]], *(n for k, n in enumerate(shape) if k not in (0, axes[tensor]))),
                 layout=layout,
                 is_output=not final.isdisjoint((tensor, read)),
                 folds_batch=len(shape) > 2 and shape[0] != rows,
@@ -246,39 +246,103 @@ def _stored_type(graph: Graph, tensor: Tensor) -> str:
     return f"int{bits}" if low is not None and np.min(low) < 0 else f"uint{bits}"
 
 
-def _layout(axis: int | None, rank: int, space: int) -> Layout:
+def _layout(axis: int, rank: int, space: int) -> Layout:
     """Return the layout of a value; a probe corrects it where the operators do not show it."""
-    if rank == 3 and space != 1:
-        return "channels_first" if axis == 1 else "tokens"
-    return "channels_last" if axis == rank - 1 and rank > 2 else "channels_first"
+    if axis == 1 or rank < 3:
+        return "channels_first"
+    return "tokens" if rank == 3 and space == 2 else "channels_last"
 
 
 def _channel_axes(graph: Graph, channel: int) -> dict[Tensor, int]:
-    """Return the channel axis of each tensor for which the operators show it."""
+    """Return the channel axis of each tensor that depends on the input.
+
+    Tensors whose channels were split or mixed with other axes are left out.
+
+    Args:
+        graph: A graph whose shapes are known.
+        channel: The channel axis of the input.
+    """
     axes = {graph.source: channel}
     for k in range(len(graph.ops)):
-        if k not in graph.live or graph.kinds[k] in ("Parameter", "Result"):
+        shape = graph.shape((k, 0)) if k in graph.live and graph.kinds[k] != "Result" else None
+        if shape is None or graph.kinds[k] == "Parameter":
             continue
-        shape = graph.shape((k, 0))
-        inputs = [t for t in graph.inputs[k] if t in axes]
-        axis: int | None = None
-        if graph.kinds[k] in CHANNELS_FIRST:
-            axis = 1
-        elif not inputs or shape is None:
-            continue
-        elif graph.kinds[k] == "Transpose":
-            order = graph.constant(graph.inputs[k][1])
-            axis = None if order is None else list(order.ravel()).index(axes[inputs[0]])
-        elif graph.kinds[k] in ELEMENTWISE or graph.kinds[k] in ("Concat", "Pad", "MVN", "Interpolate", "Softmax"):
-            same = [t for t in inputs if len(graph.shape(t) or ()) == len(shape)]
-            axis = axes[same[0]] if same else None
-        elif graph.kinds[k] in ("ReduceMean", "ReduceMax", "ReduceSum") and len(graph.shape(inputs[0]) or ()) == len(
-            shape
-        ):
-            axis = axes[inputs[0]]
-        if axis is not None and 1 <= axis < len(shape or ()):
+        axis = _output_axis(graph, k, axes, len(shape))
+        if axis is not None and 1 <= axis < len(shape):
             axes.update({(k, port): axis for port in range(graph.ops[k].get_output_size())})
+    for k in range(len(graph.ops) - 1, -1, -1):  # an axis that the producer does not show may follow from a reader
+        for tensor in graph.inputs[k][:1] if graph.kinds[k] not in TWO_OPERANDS else graph.inputs[k]:
+            shape = graph.shape(tensor)
+            if tensor not in axes and tensor[0] in graph.live and shape is not None and len(shape) > 2:
+                axis = _input_axis(graph, k, axes, len(shape))
+                if axis is not None and 1 <= axis < len(shape):
+                    axes[tensor] = axis
     return axes
+
+
+def _output_axis(graph: Graph, position: int, axes: Mapping[Tensor, int], rank: int) -> int | None:
+    """Return the channel axis of the result of an operator."""
+    kind, inputs = graph.kinds[position], graph.inputs[position]
+    if kind in CHANNELS_FIRST or rank == 2:
+        return 1
+    if kind == "MatMul":
+        return (
+            rank - 1 if len([t for t in inputs if t[0] in graph.live]) == 1 and inputs[0][0] in graph.live else None
+        )
+    if kind in ("MVN", "RMS"):
+        normed = graph.constant(inputs[1]) if kind == "MVN" else np.array([-1])
+        if normed is not None and [int(n) % rank for n in normed.ravel()] == [rank - 1]:
+            return rank - 1
+    known = [t for t in inputs if t in axes]
+    if not known:
+        return None
+    axis, shape = axes[known[0]], graph.shape(known[0]) or ()
+    if kind == "Transpose":
+        order = _values(graph, inputs[1], rank)
+        return order.index(axis) if axis in order else None
+    if kind == "Reshape":
+        return _reshaped(shape, graph.shape((position, 0)) or (), axis)
+    if kind == "Squeeze" or (kind.startswith("Reduce") and rank < len(shape)):
+        removed = _values(graph, inputs[1], len(shape)) if len(inputs) > 1 else []
+        removed = removed or [k for k, n in enumerate(shape) if n == 1]
+        return None if axis in removed else axis - sum(k < axis for k in removed)
+    if kind == "Unsqueeze":
+        inserted = _values(graph, inputs[1], rank)
+        left = [k for k in range(rank) if k not in inserted]
+        return left[axis] if axis < len(left) else None
+    if kind == "Gather" and rank == len(shape) - 1:
+        (removed_axis,) = _values(graph, inputs[2], len(shape)) or [0]
+        return None if removed_axis == axis else axis - (removed_axis < axis)
+    same = [t for t in known if len(graph.shape(t) or ()) == rank]
+    return axes[same[0]] if same else None
+
+
+def _input_axis(graph: Graph, position: int, axes: Mapping[Tensor, int], rank: int) -> int | None:
+    """Return the channel axis that an operator expects of its input."""
+    kind, result = graph.kinds[position], (position, 0)
+    if kind in CHANNELS_FIRST:
+        return 1
+    shape = graph.shape(result) if graph.ops[position].get_output_size() else None
+    if result not in axes or shape is None or len(shape) != rank or kind in ("Reshape", "MatMul", "Einsum"):
+        return None
+    if kind == "Transpose":
+        order = _values(graph, graph.inputs[position][1], rank)
+        return order[axes[result]] if order else None
+    return axes[result]
+
+
+def _values(graph: Graph, tensor: Tensor, rank: int) -> list[int]:
+    """Return the axes that a constant lists; [] where it is computed."""
+    value = graph.constant(tensor)
+    return [] if value is None else [int(n) % rank for n in value.ravel()]
+
+
+def _reshaped(old: Sizes, new: Sizes, axis: int) -> int | None:
+    """Return the axis of `new` that contains the same values in the same order, or None."""
+    before, after = [n or 0 for n in old], [n or 0 for n in new]
+    offset = math.prod(before[:axis])
+    matches = (k for k, n in enumerate(after) if n == before[axis] and math.prod(after[:k]) == offset)
+    return next(matches, None)
 
 
 def input_channel_axis(graph: Graph) -> int | None:

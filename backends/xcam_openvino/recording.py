@@ -230,7 +230,7 @@ class ForwardPass:
             known |= {tensor: _joined([batch[k] for batch in batches]) for k, tensor in enumerate(part.computed)}
         outputs = {output.name: known[output.tensor] for output in recording.signature}
         at_layers = {layer: values[layer] if layer in values else known[entries[layer].read] for layer in at}
-        return ForwardPass(recording, at_layers, outputs, self._x[rows])
+        return ForwardPass(recording, at_layers, outputs, self._x)  # which is not resumed
 
     def _rows(self, part: Tail, rows: list[int]) -> dict[Tensor, Array]:
         """Return the values of some rows that a tail takes; those without a row for each input are computed again."""

@@ -399,7 +399,7 @@ class RecordedModel(ABC, Generic[R]):
         layers = [state.layer] if at is None else [self._layer(state.opened, name) for name in _names(at)]
         if not layers:
             return []
-        constants = {name: (layer, value[picked]) for name, (layer, value) in state.constants.items()}
+        constants = {name: (layer, _picked(value, picked)) for name, (layer, value) in state.constants.items()}
         constants[state.layer.name] = state.layer, np.array(activations, np.float32)
         values = {name: from_trace(value, layer) for name, (layer, value) in constants.items()}
         root_rows = [state.rows[row] for row in picked]
@@ -481,7 +481,7 @@ class RecordedModel(ABC, Generic[R]):
         for name, layer in layers.items():
             state = State(layer, one.opened, one.root, one.rows, one.constants, list(one.outputs))
             value = (
-                one.constants[name][1]
+                np.ascontiguousarray(one.constants[name][1])
                 if name in one.constants
                 else np.ascontiguousarray(to_trace(one.forward_pass.value(name), layer))
             )
@@ -603,6 +603,13 @@ class RecordedModel(ABC, Generic[R]):
         if reason:
             raise InputError(reason)
         raise unknown_layer(name, self.name, [layer.name for layer in layers.values() if not layer.inner])
+
+
+def _picked(value: Array, rows: Sequence[int]) -> Array:
+    """Return rows of a value; a view where all are the same one, as a large value may be asked for thousands of times."""
+    if len(set(rows)) == 1:
+        return np.broadcast_to(value[rows[0]], (len(rows), *value.shape[1:]))
+    return np.asarray(value[list(rows)])
 
 
 def _rows(x: Array) -> Iterator[Array]:

@@ -25,6 +25,9 @@ PASSIVE = (
 )
 """Parts of the names of layer kinds, in any framework, that only move, pool or drop values."""
 
+NORMS = ("norm", "mvn", "rms")
+"""Parts of the names of normalisations; OpenVINO calls that of a layer MVN."""
+
 COARSE = 2
 """A map with an axis of at most this many positions shows hardly any location."""
 
@@ -66,7 +69,8 @@ def default(model: Model, outputs: Collection[str] | None = (), gradients: bool 
 
 def _last(candidates: Sequence[Layer]) -> Layer:
     if candidates[-1].layout == "tokens":
-        norms = [layer for layer in candidates if layer.layout == "tokens" and "norm" in layer.kind.lower()]
+        tokens = [layer for layer in candidates if layer.layout == "tokens"]
+        norms = [layer for layer in tokens if any(part in layer.kind.lower() for part in NORMS)]
         candidates = norms or candidates
     return candidates[-1]
 

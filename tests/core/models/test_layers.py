@@ -24,12 +24,11 @@ def test_the_default_is_the_last_layer_with_spatial_axes_that_is_not_passive() -
     assert layers.find(FakeModel(), None).name == "features"
 
 
-def test_of_token_layers_the_default_is_the_last_normalisation() -> None:
+@pytest.mark.parametrize("kind", ["LayerNorm", "MVN"])
+def test_of_token_layers_the_default_is_the_last_normalisation(kind: str) -> None:
     model = changed("pool", kind="Dense", shape=(3, 6), layout="tokens")
     assert layers.default(model).name == "pool"
-    model.layers = [
-        replace(x, layout="tokens", kind="LayerNorm") if x.name == "features" else x for x in model.layers
-    ]
+    model.layers = [replace(x, layout="tokens", kind=kind) if x.name == "features" else x for x in model.layers]
     assert layers.default(model).name == "features"
 
 
