@@ -424,8 +424,9 @@ def _are_patches(layers: Mapping[str, Layer]) -> dict[str, bool]:
             constants.add(count)
         elif layer.order is not None:
             is_local, follows = layer.order == LOCAL, count not in constants
-            is_clear = count >= FEW and (is_local or (follows and count in maps))
-            result[name] = patches.setdefault(count, is_clear or (count in exact and (is_local or follows)))
+            is_clear = is_local and (count >= FEW or count in maps)
+            fits = follows and (count in exact or (count >= FEW and count in maps))
+            result[name] = patches.setdefault(count, is_clear or fits)
     return result
 
 
