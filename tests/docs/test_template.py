@@ -65,7 +65,7 @@ def test_a_generated_project_passes_its_tests(project: Path, tmp_path: Path) -> 
     name = ANSWERS[project.name]["name"]
     assert re.search(rf"^{name} +available +xcam-{name}", fresh.run("xcam backends", project), re.MULTILINE)
     output = fresh.run("python -m pytest -q", project)
-    assert ("129 passed, 17 skipped" if project.name == "files" else "126 passed, 17 skipped") in output
+    assert ("136 passed, 17 skipped" if project.name == "files" else "133 passed, 17 skipped") in output
 
 
 @pytest.mark.parametrize(

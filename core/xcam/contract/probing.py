@@ -408,13 +408,12 @@ def _are_patches(layers: Mapping[str, Layer]) -> dict[str, bool]:
     must be local.
     """
     patches: dict[int, bool] = {}
-    maps, exact, constants = set[int](), set[int](), set[int]()
+    maps, constants = set[int](), set[int]()
     result = {}
     for name, layer in layers.items():
         sizes = [n for n in layer.shape[1:] if n is not None]
         if len(sizes) == 2 and layer.has_map and layer.depends_on_input:
             positions = sizes[0] * sizes[1]
-            exact.add(positions)
             maps.update(range(positions, positions + MOST_EXTRA + 1))
         if len(layer.shape) != 2 or not sizes:
             continue
@@ -425,8 +424,7 @@ def _are_patches(layers: Mapping[str, Layer]) -> dict[str, bool]:
         elif layer.order is not None:
             is_local, follows = layer.order == LOCAL, count not in constants
             is_clear = is_local and (count >= FEW or count in maps)
-            fits = follows and (count in exact or (count >= FEW and count in maps))
-            result[name] = patches.setdefault(count, is_clear or fits)
+            result[name] = patches.setdefault(count, is_clear or (follows and count in maps))
     return result
 
 
