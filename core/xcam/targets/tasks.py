@@ -85,6 +85,8 @@ class Task:
     def labels(self, labels: Sequence[str] | None) -> Sequence[str] | None:
         """Return a label for each class of the output: labels may leave out the background, which is called so."""
         layout = self.boxes or self.map
+        if labels is None and self.boxes is not None and self.boxes.selected and not self.boxes.classes:
+            return ["object"]  # the numbers of the classes are no output
         if layout is None or layout.background is None:
             return labels
         if labels is None:
@@ -407,10 +409,11 @@ class _Reader:
             for scores, s in self.named.items():
                 if scores == boxes or self.stated.output not in (None, scores) or scores is None:
                     continue
-                is_flat = s.ndim == 2 and s.shape[1] == count and _says(scores, "score", "conf", "prob")
+                is_sorted = s.shape == (len(s), count) and _are_sorted_scores(s)
+                is_flat = s.shape == (len(s), count) and (is_sorted or _says(scores, "score", "conf", "prob"))
                 if not is_flat and not (s.ndim == 3 and count in s.shape[1:] and not only_selected):
                     continue
-                if is_flat and not _says(boxes, "box") and self.stated.boxes is None:
+                if is_flat and not (is_sorted or _says(boxes, "box")) and self.stated.boxes is None:
                     continue
                 ranked.append(((_names(boxes, scores), s.ndim == 2), boxes, scores))
         if not ranked:
@@ -617,6 +620,11 @@ def _is_selected(columns: Array, has_masks: bool) -> bool:
     is_score = bool(((score >= 0) & (score <= 1)).all())
     is_sorted = bool((np.diff(score) <= 0).all())
     return are_numbers and is_score and (is_sorted or (columns.shape[1] == 6 and number.max(initial=0) > 1))
+
+
+def _are_sorted_scores(s: Array) -> bool:
+    """Return whether an output [N, B] has the scores of boxes that the model selected: the best first."""
+    return s.shape[1] > 1 and bool(((s >= 0) & (s <= 1)).all() and (np.diff(s, axis=1) <= 0).all())
 
 
 def _has_boxes(b: Array) -> bool:

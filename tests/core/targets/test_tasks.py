@@ -248,3 +248,10 @@ def test_a_sigmoid_that_was_cut_off_the_boxes_is_applied_again() -> None:
     assert task.text == "detection, 5 classes, 12 boxes, relative xywh, no objectness, background 5"
     assert task.boxes is not None
     np.testing.assert_allclose(task.boxes.corners_in(y, SIZE), corners(boxes) * 320, rtol=1e-6)
+
+
+def test_selected_boxes_are_recognised_by_their_values_where_names_say_nothing() -> None:
+    """Torchvision's detectors as ONNX: numbers as names, and the numbers of the classes are integers, no output here."""
+    y = {"4177": selected()[..., 4], "4208": selected()[..., :4]}
+    assert recognised(y, SIZE).text == "detection, 300 selected boxes, xyxy"
+    assert recognised({"4177": y["4177"][:, ::-1], "4208": y["4208"]}, SIZE).kind == "classification"
