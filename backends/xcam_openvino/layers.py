@@ -175,12 +175,13 @@ def _kind(graph: Graph, position: int, has_names: bool) -> str:
 
 
 def _scopes(graph: Graph) -> dict[str, Tensor]:
-    """Return for each part of a torch model the tensor of its last operator."""
+    """Return for each part of a torch model, inner and outer ones, the tensor of its last operator."""
     result: dict[str, Tensor] = {}
     for k, node in enumerate(graph.ops):
         match = SCOPE.match(node.get_friendly_name()) if k in graph.live else None
         if match and graph.dtype((k, 0)) in FLOATS:
-            result[match[1]] = (k, 0)
+            parts = match[1].split(".")
+            result.update({".".join(parts[:n]): (k, 0) for n in range(1, len(parts) + 1)})
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,12 +13,14 @@ import openvino
 
 from xcam.contract import Array, Capability, InputSpec, Layout, scaling
 from xcam.contract.fit import Fit
-from xcam.contract.layouts import filled
+from xcam.contract.layouts import filled, without_channel_axis
 from xcam.contract.messages import one_input, out_of_memory
 from xcam.contract.outputs import cut_activation
 from xcam.contract.preprocessing import Preprocessing
+from xcam.contract.quantization import Stretch
 from xcam.contract.recorded import RecordedModel
 from xcam.errors import ModelError
+from xcam_openvino import stretches
 from xcam_openvino.graph import FLOATS, Graph, Tensor
 from xcam_openvino.layers import ELEMENTWISE, KERNELS, input_channel_axis
 from xcam_openvino.recording import Output, Recording
@@ -108,6 +110,33 @@ class OpenVinoModel(RecordedModel[Recording]):
         return Recording(
             special, self.name, outputs, shape, signature.axis, signature.batch, self._runtime, self._whole
         )
+
+    @property
+    def precision(self) -> str | None:
+        """See xcam.contract.abilities.RunsStretches."""
+        return stretches.precision(self._recording())
+
+    def stretch_sources(self, layers: Sequence[str], known: Collection[str]) -> Collection[str]:
+        """See xcam.contract.abilities.RunsStretches."""
+        opened = self._opened()
+        entries = opened.recording.entries
+        tensors = {name: entries[self._layer(opened, name).name] for name in (*layers, *known)}
+        nearest = stretches.sources(
+            opened.recording.graph,
+            [tensors[name].tensor for name in layers],
+            {tensors[name].read for name in known},
+        )
+        return [name for name in known if tensors[name].read in nearest]
+
+    def stretches(self, x: Array, values: Mapping[str, Array], layers: Sequence[str]) -> Mapping[str, Stretch]:
+        """See xcam.contract.abilities.RunsStretches."""
+        x = without_channel_axis(x, self.input)
+        opened = self._opened(x)
+        known = {name: self._layer(opened, name) for name in (*values, *layers)}
+        starts = {known[name].name: (known[name], value) for name, value in values.items()}
+        with self._running():
+            results = stretches.run(opened.recording, x, starts, {known[name].name: known[name] for name in layers})
+        return {name: results[known[name].name] for name in layers}
 
     def _running(self) -> contextlib.AbstractContextManager[None]:
         return out_of_memory(signs=MEMORY)
