@@ -259,9 +259,12 @@ def _write(row: list[Any], paths: list[Path], plan: Plan, model: Any, documents:
 
 
 def _top_classes(explanation: Explanation) -> list[tuple[str, int, float]]:
-    """Return label, index and probability of the three best classes."""
+    """Return label, index and probability of the three best classes; none for an embedding, whose numbers are no classes."""
     from xcam.explanation.result import class_label
+    from xcam.targets import Similarity
 
+    if isinstance(explanation.target, Similarity):
+        return []
     return [(class_label(explanation.labels, i), i, float(explanation.scores[i])) for i in explanation.top(3)]
 
 
