@@ -11,7 +11,8 @@ from xcam.contract import Layout
 from xcam.contract.messages import own_weights
 from xcam.errors import InputError
 from xcam.models import demo as demo_network
-from xcam_openvino import demo, files
+from xcam_openvino import demo, files, statements
+from xcam_openvino.graph import Graph
 from xcam_openvino.model import OpenVinoModel
 from xcam_openvino.sessions import runtime
 
@@ -68,4 +69,5 @@ class OpenVinoBackend:
                     f"unknown model {source!r:.100} for OpenVINO; give an .xml or .onnx file, demo or an openvino.Model"
                 )
             name, model = source.get_friendly_name() or "model", source
+        options = {**statements.stated(Graph(model)), **options} if model.inputs else options
         return OpenVinoModel(model, chosen, name=name, layout=layout, channels=channels, **options)

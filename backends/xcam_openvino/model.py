@@ -103,12 +103,31 @@ class OpenVinoModel(RecordedModel[Recording]):
         return self._runtime.session(self.graph.head([output.tensor for output in self._outputs]))
 
     def _record(self, shape: tuple[int, ...], batch: int) -> Recording:
-        """Record the graph for inputs of one size. Its batch is open where the model leaves it open."""
-        signature = self._signature
-        special = self.graph.reshaped((signature.batch or -1, *shape)).with_static_shapes()
-        outputs = _outputs(special, self.name)
+        """Record the graph for inputs of one size.
+
+        Its batch is open where the model leaves it open. In a model of one image, it is opened where all shapes show that
+        rows stay apart: many variants of a layer are then run at once.
+        """
+        fixed = self._signature.batch
+        if fixed == 1:
+            with contextlib.suppress(Exception):  # shapes that fit one image alone
+                recording = self._recorded(shape, None)
+                if recording.keeps_rows_apart:
+                    return recording
+        return self._recorded(shape, fixed)
+
+    def _recorded(self, shape: tuple[int, ...], batch: int | None) -> Recording:
+        special = self.graph.reshaped((batch or -1, *shape)).with_static_shapes()
         return Recording(
-            special, self.name, outputs, shape, signature.axis, signature.batch, self._runtime, self._whole
+            special,
+            self.name,
+            _outputs(special, self.name),
+            shape,
+            self._signature.axis,
+            batch,
+            self._runtime,
+            self._whole,
+            self._signature.batch,
         )
 
     @property

@@ -15,7 +15,7 @@ from xcam.contract.messages import WITHOUT_GRADIENT
 from xcam.contract.outputs import main_first
 from xcam.contract.rows import batch_slices
 from xcam.errors import ModelError
-from xcam_openvino.graph import Graph, Sizes, Tail, Tensor, tail
+from xcam_openvino.graph import FLOATS, Graph, Sizes, Tail, Tensor, tail
 from xcam_openvino.layers import Entry, read_layers
 from xcam_openvino.sessions import Runtime, Session
 
@@ -47,6 +47,7 @@ class Recording:
         batch: The batch size that the model is fixed to.
         runtime: Creates sessions.
         whole: Runs the outputs alone.
+        whole_batch: The batch size that it takes; None: any.
     """
 
     current = True
@@ -61,9 +62,11 @@ class Recording:
         batch: int | None,
         runtime: Runtime,
         whole: Session,
+        whole_batch: int | None,
     ) -> None:
         self.graph, self.name, self.signature, self.shape = graph, name, outputs, tuple(shape)
         self.channel, self.batch, self.runtime, self._whole = channel, batch, runtime, whole
+        self._whole_batch = whole_batch
         self._heads = BoundedCache[tuple[Tensor, ...], Session](HEADS)
         self._many = BoundedCache[tuple[Tensor, ...], Session](1)
         size = max(1, graph.weight)
@@ -96,6 +99,22 @@ class Recording:
             result.append(None if two == three else two // 2)
         return tuple(result)
 
+    @property
+    def keeps_rows_apart(self) -> bool:
+        """Whether each value that depends on the input has one axis of the batch, and each output has it first."""
+        graph = self.graph
+        for tensor in graph.tensors:
+            if tensor[0] not in graph.dependent or graph.dtype(tensor) not in FLOATS or not graph.shape(tensor):
+                continue
+            multiples, shape = self.multiples(tensor), graph.shape(tensor) or ()
+            axes = [] if multiples is None else [k for k, n in enumerate(multiples) if n is not None]
+            if multiples is None or len(axes) != 1:
+                return False
+            (axis,) = axes
+            if axis and multiples[axis] != 1 and set(shape[:axis]) == {1}:  # rows became a part of the positions
+                return False
+        return all((self.multiples(output.tensor) or (None,))[0] == 1 for output in self.signature)
+
     @cached_property
     def output_activations(self) -> Mapping[str, str | None]:
         """The activation that is cut off each output, by the output's name; the first is explained."""
@@ -126,7 +145,8 @@ class Recording:
 
     def predict(self, x: Array) -> Mapping[str, Array]:
         """Return the outputs by name, as the runtime computes them from the whole model."""
-        batches = [self._whole([self.feed(x[rows])]) for rows in self.slices(len(x))]
+        slices = batch_slices(len(x), self._whole_batch, self.name)
+        batches = [self._whole([self.feed(x[rows])]) for rows in slices]
         return {output.name: _joined([b[k] for b in batches]) for k, output in enumerate(self.signature)}
 
     def values(self, x: Array, layers: Sequence[str]) -> Sequence[Array]:

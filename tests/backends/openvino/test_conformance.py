@@ -8,7 +8,7 @@ import openvino
 import pytest
 
 import onnx_networks
-from xcam.testing import Conformance, Network
+from xcam.testing import NETWORKS, Conformance, Network
 
 
 def read(model: Any) -> openvino.Model:
@@ -31,7 +31,11 @@ class TestOpenVino(Conformance):
 
 @pytest.mark.slow
 class TestFixedBatch(TestOpenVino):
-    """A batch of one is fed one by one."""
+    """A batch of one: predictions image by image, the rest together where the shapes show that rows stay apart."""
+
+    @pytest.fixture(params=["residual", "tokens"])
+    def network(self, request: pytest.FixtureRequest) -> Network:
+        return NETWORKS[request.param]
 
     def build(self, network: Network) -> openvino.Model:
         return read(onnx_networks.build(network, batch=1))
@@ -39,5 +43,9 @@ class TestFixedBatch(TestOpenVino):
 
 @pytest.mark.slow
 class TestChannelsLast(TestOpenVino):
+    @pytest.fixture(params=["chain", "branch"])
+    def network(self, request: pytest.FixtureRequest) -> Network:
+        return NETWORKS[request.param]
+
     def build(self, network: Network) -> openvino.Model:
         return read(onnx_networks.build(network, nhwc=True))

@@ -16,6 +16,7 @@ from ground_truth import hits, scenes_with_two
 from openvino_small import quantised
 from xcam_onnx.demo import build as onnx_demo
 from xcam_openvino.demo import build
+from xcam_openvino.sessions import Session
 
 FULL = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -113,6 +114,41 @@ def test_a_model_of_one_image_is_run_image_by_image() -> None:
     np.testing.assert_allclose(model.resume(trace, changed, [2, 0]).outputs, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_variants_of_a_model_of_one_image_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = xcam.load(quantised(batch=1))
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 3, 12, 16)).astype(np.float32)
+    trace = model.trace(x, "conv2/relu")
+    sizes: list[int] = []
+    call = Session.__call__
+    monkeypatch.setattr(Session, "__call__", lambda self, feeds: (sizes.append(len(feeds[0])), call(self, feeds))[1])
+    model.resume(trace, np.repeat(trace.activations, 5, 0))
+    assert 5 in sizes
+    assert 1 not in sizes[1:]
+
+
+def flat(*shape: int) -> openvino.Model:
+    """Return a network of one image that reshapes its features to a constant shape."""
+    image = ops.parameter([1, 3, 12, 16], np.float32, "image")
+    weights = np.random.default_rng(0).normal(size=(4, 3, 3, 3)).astype(np.float32)
+    conv = ops.convolution(image, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    conv.set_friendly_name("conv")
+    pooled = ops.reduce_mean(ops.relu(conv), np.array([2, 3]), False)
+    vector = ops.softmax(ops.reshape(pooled, np.array(shape), False), -1)
+    scores = ops.reduce_sum(ops.multiply(vector, np.float32(3)), np.array([0]), True) if shape == (-1, 2) else vector
+    return openvino.Model([ops.multiply(scores, np.float32(2)).output(0)], [image], "flat")
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, -1), (-1, 2)])
+def test_rows_that_the_shapes_of_one_image_would_mix_run_alone(shape: tuple[int, ...]) -> None:
+    native = flat(*shape)
+    model = xcam.load(native)
+    x = np.random.default_rng(1).normal(size=(3, 3, 12, 16)).astype(np.float32)
+    trace = model.trace(x, "conv")
+    expected = np.concatenate([plain(native, row[None]) for row in x])
+    np.testing.assert_allclose(trace.outputs, expected, rtol=1e-5)
+    np.testing.assert_allclose(model.resume(trace, trace.activations).outputs, expected, rtol=1e-5)
+
+
 def test_steps_of_a_preprocessor_are_a_part_of_the_model(demo_image: Path) -> None:
     steps = PrePostProcessor(build())
     steps.input().tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
@@ -171,3 +207,35 @@ def test_a_comparison_with_the_file_that_it_was_made_from(demo_image: Path) -> N
     assert worse.verdict not in ("identical", "equivalent")
     assert worse.divergence is not None
     assert "conv3" in str(worse.divergence)
+
+
+def test_the_statements_of_model_api_are_read(tmp_path: Path) -> None:
+    """As ultralytics and Geti write them."""
+    native = build()
+    native.set_rt_info("disc ring six_pointed_star box cross bar", ["model_info", "labels"])
+    native.set_rt_info([127.5, 127.5, 127.5], ["model_info", "mean_values"])
+    native.set_rt_info([127.5], ["model_info", "scale_values"])
+    native.set_rt_info("fit_to_window_letterbox", ["model_info", "resize_type"])
+    openvino.save_model(native, tmp_path / "network.xml")
+    for source in (native, tmp_path / "network.xml"):
+        model = xcam.load(source)
+        assert model.labels == ("disc", "ring", "six pointed star", "box", "cross", "bar")
+        assert model.input.preprocessing is not None
+        pixels = np.array([0.0, 127.5, 255.0]).reshape(1, 1, 3)
+        np.testing.assert_allclose(model.input.preprocessing(pixels), [[[-1, 0, 1]]], atol=1e-6)
+        assert model.input.fit is not None
+        assert model.input.fit.mode == "letterbox"
+
+
+def test_the_parts_of_a_torch_module_are_aliases() -> None:
+    """OpenVINO names operators after the module and the function that computed them."""
+    native = build()
+    for node in native.get_ordered_ops():
+        if node.get_friendly_name() == "conv4/conv":
+            node.set_friendly_name("__module.stage.block/aten::_convolution/Add")
+        if node.get_friendly_name() == "conv4":
+            node.set_friendly_name("__module.stage.act/aten::relu/Relu")
+    model = xcam.load(native)
+    listed = {alias: layer.name for layer in model.layers for alias in layer.aliases}
+    assert listed["stage.block"] == "__module.stage.block/aten::_convolution/Add"
+    assert listed["stage"] == listed["stage.act"] == "__module.stage.act/aten::relu/Relu"
