@@ -65,12 +65,12 @@ def _text(model: openvino.Model, key: str) -> str:
 
 def _words(model: openvino.Model, key: str) -> list[str]:
     """Return names that are separated by spaces; a space within a name is an underscore."""
-    return [text.replace("_", " ") for text in _text(model, key).split()]
+    return [name.replace("_", " ") for name in _text(model, key).split()]
 
 
 def _numbers(model: openvino.Model, key: str) -> tuple[float, ...]:
     text = re.sub(r"[\[\],;()]", " ", _text(model, key))
     try:
-        return tuple(float(text) for text in text.split())
+        return tuple(float(number) for number in text.split())
     except ValueError:
         return ()

@@ -48,7 +48,7 @@ def test_a_backend_without_the_demo_is_left_out(
 
 
 def test_no_backend_has_the_demo(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(xcam_cli.demo, "open_model", refusing("onnx", "keras", "torch"))
+    monkeypatch.setattr(xcam_cli.demo, "open_model", refusing("onnx", "keras", "openvino", "torch"))
     result = run("demo")
     assert (result.status, result.out) == (2, "")
     assert result.err.endswith("xcam: demo is not a Graph; give one\n")
