@@ -70,6 +70,8 @@ PICKING = {"Gather", "Slice", "StridedSlice", "Split", "VariadicSplit"}
 """Operators that may pass on a part of the tokens."""
 MOST = 0.5
 """The share of a layer's tokens that an output has to depend on."""
+NAMED = 1 / 3
+"""The share of tensors with names from which on the others are steps inside of the framework's operators."""
 SCOPE = re.compile(r"^__module\.(.+?)/(?:aten|prim|quantized|ov_ext)::")
 """The friendly names of models that OpenVINO converts from torch."""
 
@@ -104,7 +106,7 @@ def read_layers(
     passed = cuts(list(reads), lambda tensor: reads.get(tensor, ()), graph.source, outputs[main])
     axes = _channel_axes(sized, channel)
     final = {*outputs.values(), *graph.results}
-    has_names = any(graph.output(t).get_names() for t in graph.tensors if t[0] in graph.live)
+    has_names = _has_names(graph)
     ends = quantised(graph)
     absorbed = {k for end in ends.values() for k in end.operators}
     scopes = _scopes(graph)
@@ -155,6 +157,13 @@ def read_layers(
             read,
         )
     return entries
+
+
+def _has_names(graph: Graph) -> bool:
+    """Return whether the tensors of the framework have names: a conversion from TensorFlow loses most of them."""
+    tensors = [t for t in graph.tensors if t[0] in graph.live and t[1] == 0 and graph.dtype(t) in FLOATS]
+    named = [t for t in tensors if graph.output(t).get_names()]
+    return len(named) >= NAMED * len(tensors)
 
 
 def _is_inner(graph: Graph, tensor: Tensor, has_names: bool) -> bool:

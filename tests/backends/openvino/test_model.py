@@ -239,3 +239,14 @@ def test_the_parts_of_a_torch_module_are_aliases() -> None:
     listed = {alias: layer.name for layer in model.layers for alias in layer.aliases}
     assert listed["stage.block"] == "__module.stage.block/aten::_convolution/Add"
     assert listed["stage"] == listed["stage.act"] == "__module.stage.act/aten::relu/Relu"
+
+
+def test_layers_without_names_of_tensors_are_listed() -> None:
+    """A conversion from TensorFlow keeps the names of the input and of the outputs alone."""
+    native = build()
+    for node in native.get_ordered_ops()[1:]:
+        if node.get_output_size() and node.get_friendly_name() != "scores":
+            node.output(0).set_names(set())
+    model = xcam.load(native)
+    listed = [layer.name for layer in model.layers if not layer.inner]
+    assert {"conv1", "conv5", "mean", "scores"} <= set(listed)
