@@ -104,7 +104,10 @@ def test_configuration_with_models(run: Callable[..., Any], spoilt: Path, tmp_pa
         ('require = "same"', "'same' is not one of 'identical', 'equivalent'"),
         ('align = "perhaps"', "'perhaps' is not a valid boolean"),
         ("colour = 1", "c.toml has an unknown entry 'colour'; use align"),
-        ('[[models]]\nlayer = "conv5"', "give model, and optionally backend, labels, layer"),
+        (
+            '[[models]]\nlayer = "conv5"',
+            "give model, and optionally backend, embeddings, image_input, inputs, labels, layer",
+        ),
     ],
 )
 def test_bad_configuration(run: Callable[..., Any], tmp_path: Path, text: str, message: str) -> None:

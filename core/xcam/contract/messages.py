@@ -100,7 +100,7 @@ def first_run(
         raise
     except (Exception, SystemExit) as error:
         if remedy is None and re.search(r"missing \d+ required|have to specify", str(error)):
-            remedy = "give its other inputs values: inputs={'name': …} (--input name=…)"
+            remedy = "wrap it in a model that takes the image alone, or give the others: inputs={'name': …} (--input name=…)"
         usual = (
             "give another size= or channels= (--size, --channels), or check that it runs on one batch without xcam"
         )

@@ -166,9 +166,7 @@ def randomised(keras: Any, build: Any, size: int) -> Any:
 @pytest.mark.parametrize(
     ("name", "layers", "size"),
     [
-        ("VGG16", ("block1_conv2", "block3_conv3", "block5_conv3"), 32),
         ("ResNet50V2", ("conv2_block1_out", "conv4_block1_out", "post_relu"), 64),
-        ("MobileNetV2", ("block_1_project_BN", "block_6_expand_relu", "out_relu"), 64),
         ("EfficientNetV2B0", ("block1a_project_activation", "block4a_expand_activation", "top_activation"), 64),
     ],
 )

@@ -74,7 +74,7 @@ def test_three_kills(folder: Path, whole: dict[str, bytes], tmp_path: Path) -> N
     for module, name, number in (
         ("xcam.dataset.storage", "read", draw.randint(6 * PART, 8 * PART)),
         ("os", "replace", draw.randint(2, 4)),
-        ("xcam.dataset.worker", "explain", draw.randint(2 * batches, 4 * batches)),
+        ("xcam.dataset.worker", "explain_at", draw.randint(2 * batches, 4 * batches)),
     ):
         run = subprocess.run([sys.executable, "-c", KILLED, module, name, str(number), *arguments], check=False)
         assert run.returncode == -signal.SIGKILL, name
