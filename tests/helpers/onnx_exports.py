@@ -56,10 +56,12 @@ class Network:
 NETWORKS = {
     network.name: network
     for network in (
+        Network("vgg16", ("features.8", "features.17", "features.29")),
         Network("resnet50", ("layer2.0.bn3", "layer3.2", "layer4.2")),
         Network("convnext_tiny", ("features.1.2", "features.5.4", "features.7.2")),
         Network("squeezenet1_1", ("features.4", "features.7.expand3x3", "features.12"), small=64),
         Network("mobilenet_v3_large", ("features.3", "features.8.block.1", "features.16")),
+        Network("efficientnet_b0", ("features.2", "features.5", "features.8"), small=64),
         Network("densenet121", ("features.transition1", "features.denseblock3.denselayer12.conv2", "features.norm5")),
         Network("shufflenet_v2_x1_0", ("stage2.0", "stage3.3", "conv5")),
         Network(

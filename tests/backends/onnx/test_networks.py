@@ -28,6 +28,8 @@ from xcam_torch.export import to_onnx
 
 TOLERANCE = 2e-4
 """Relative to the largest entry: ten times the error of float32 here, and a fiftieth of an error of 1 %."""
+MEASURED = ("vgg16", "efficientnet_b0")
+"""Networks of the benchmarks, with no operators that the others lack."""
 CLEARANCE = 4
 """Distance of the nearest value from its kink, in units of about twice its shift by rounding."""
 
@@ -71,7 +73,7 @@ class Case:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in MEASURED])
 def test_torchvision(name: str, tmp_path: Path) -> None:
     case = Case(NETWORKS[name], tmp_path)
     assert case.clearance > CLEARANCE
