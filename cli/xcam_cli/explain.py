@@ -259,7 +259,7 @@ def _write(row: list[Any], paths: list[Path], plan: Plan, model: Any, documents:
 
 
 def _top_classes(explanation: Explanation) -> list[tuple[str, int, float]]:
-    """Return label, index and probability of the three best classes; none for an embedding, whose numbers are no classes."""
+    """Return label, index and probability of the three best classes; none for an embedding."""
     from xcam.explanation.result import class_label
     from xcam.targets import Similarity
 

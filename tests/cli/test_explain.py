@@ -216,7 +216,7 @@ def test_a_difference_of_classes_is_printed_with_its_value_and_the_probabilities
     assert f"{two['score']:7.4g}  disc-ring: gradcam" in run(*arguments, "-t", "disc-ring", "--grid").out
 
 
-def test_the_numbers_of_an_embedding_are_no_classes(run: Callable[..., Result], image: Path) -> None:
+def test_no_classes_are_listed_for_an_embedding(run: Callable[..., Result], image: Path) -> None:
     result = run("-m", "onnx:demo", "-t", f"like:{image}", image)
     assert result.status == 0
     assert "→       1  like scene.png" in result.out

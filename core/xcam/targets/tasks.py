@@ -86,7 +86,7 @@ class Task:
         """Return a label for each class of the output: labels may leave out the background, which is called so."""
         layout = self.boxes or self.map
         if labels is None and self.boxes is not None and self.boxes.selected and not self.boxes.classes:
-            return ["object"]  # the numbers of the classes are no output
+            return ["object"]  # no output has the numbers of the classes
         if layout is None or layout.background is None:
             return labels
         if labels is None:

@@ -165,7 +165,10 @@ def test_a_text_is_the_value_of_an_input_by_the_folder_s_tokenizer(hub: Any, tok
     scores = module(pixel_values=torch.from_numpy(X), **tokens).logits.detach().numpy()
     np.testing.assert_allclose(model.predict(X), scores, rtol=1e-4, atol=1e-5)
     assert xcam.explain(model, IMAGE).cam.any()
-    with pytest.raises(ModelError, match=r"specify.*; give its other inputs values: inputs=.*\(--input name=…\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"specify.*; wrap it in a model that takes the image alone, or give the others: inputs=.*\(--input name=…\)",
+    ):
         xcam.explain(xcam.load(f"hf:{tmp_path / 'model'}", preprocess="unit"), IMAGE)
     live = hub.ViltForQuestionAnswering(config)
     with pytest.raises(

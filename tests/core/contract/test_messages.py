@@ -81,7 +81,8 @@ def test_the_remedy_for_a_missing_argument_is_its_value():
 
     with (
         pytest.raises(
-            ModelError, match=r"argument: 'mask'; give its other inputs values: inputs=.* \(--input name=…\)$"
+            ModelError,
+            match=r"argument: 'mask'; wrap it in a model that takes the image alone, or give the others: inputs=.* \(--input name=…\)$",
         ),
         messages.first_run("net", (3, 4, 4)),
     ):

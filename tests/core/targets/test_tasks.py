@@ -250,8 +250,8 @@ def test_a_sigmoid_that_was_cut_off_the_boxes_is_applied_again() -> None:
     np.testing.assert_allclose(task.boxes.corners_in(y, SIZE), corners(boxes) * 320, rtol=1e-6)
 
 
-def test_selected_boxes_are_recognised_by_their_values_where_names_say_nothing() -> None:
-    """Torchvision's detectors as ONNX: numbers as names, and the numbers of the classes are integers, no output here."""
+def test_selected_boxes_are_recognised_by_their_values() -> None:
+    """Torchvision's detectors as ONNX: numbers as names, and no output has the numbers of the classes."""
     y = {"4177": selected()[..., 4], "4208": selected()[..., :4]}
     assert recognised(y, SIZE).text == "detection, 300 selected boxes, xyxy"
     assert recognised({"4177": y["4177"][:, ::-1], "4208": y["4208"]}, SIZE).kind == "classification"
