@@ -1,4 +1,4 @@
-"""Train the demo detector: `python examples/train_detector.py OUT.npz`. Seeded; about five minutes on two cores.
+"""Train the demo detector: `python examples/train_detector.py OUT.npz`. Seeded.
 
 Scenes have one or two shapes of different classes. The cells within 12 pixels of a shape's centre, on both axes, are trained
 on its class and its box. Batch normalisation is used for training only, and folded into the kernels before they are saved.
