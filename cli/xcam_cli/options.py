@@ -79,6 +79,24 @@ _INPUTS = (
     ),
 )
 
+_FIT = click.option(
+    "--fit", metavar="MODE", help="stretch, crop, letterbox or pad; crop:0.875, crop:256, pad:fill=128."
+)
+_CHANNELS = click.option(
+    "--channels",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Channels of the input; 1: grey images; 0: no such axis.",
+)
+_TASK = click.option(
+    "--task",
+    metavar="NAME",
+    help="classification, detection, segmentation, …, where the outputs leave it open.",
+)
+_BOXES = click.option(
+    "--boxes", metavar="LAYOUT", help="Of a detector: xyxy or xywh, relative or pixels, objectness, …"
+)
+
 _MODEL = (
     click.option("-b", "--backend", metavar="NAME", help="keras, torch, onnx, …; see `xcam backends`."),
     click.option(
@@ -92,15 +110,8 @@ _MODEL = (
     click.option(
         "--size", type=Size(), help="The size of the input, for a model that takes any; 48x, x320: one side."
     ),
-    click.option(
-        "--fit", metavar="MODE", help="stretch, crop, letterbox or pad; crop:0.875, crop:256, pad:fill=128."
-    ),
-    click.option(
-        "--channels",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Channels of the input; 1: grey images; 0: no such axis.",
-    ),
+    _FIT,
+    _CHANNELS,
     click.option("--labels", metavar="FILE", help="Class labels, one per line, or JSON."),
     click.option(
         "--model-output",
@@ -108,12 +119,8 @@ _MODEL = (
         metavar="NAME",
         help="The output to explain, of a model with several. Default: the class scores.",
     ),
-    click.option(
-        "--task",
-        metavar="NAME",
-        help="classification, detection, segmentation, …, where the outputs leave it open.",
-    ),
-    click.option("--boxes", metavar="LAYOUT", help="Of a detector: xyxy or xywh, relative or pixels, objectness, …"),
+    _TASK,
+    _BOXES,
     click.option("--device", metavar="D", help="cpu, cuda, cuda:1, …"),
     click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads within an operator (ONNX Runtime)."),
     click.option(
@@ -131,23 +138,12 @@ _SHARED = (
         help="caffe, tf, torch, unit, raw, or MEAN/STD, for models that do not define their preprocessing.",
     ),
     click.option("--size", type=Size(), help="The size of the input, for models that take any."),
-    click.option(
-        "--fit", metavar="MODE", help="stretch, crop, letterbox or pad; crop:0.875, crop:256, pad:fill=128."
-    ),
-    click.option(
-        "--channels",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Channels of the input; 1: grey images; 0: no such axis.",
-    ),
+    _FIT,
+    _CHANNELS,
     click.option("--labels", metavar="FILE", help="Class labels, for models that have none."),
     click.option("--model-output", "output", metavar="NAME", help="The output to explain, of models with several."),
-    click.option(
-        "--task",
-        metavar="NAME",
-        help="classification, detection, segmentation, …, where the outputs leave it open.",
-    ),
-    click.option("--boxes", metavar="LAYOUT", help="Of a detector: xyxy or xywh, relative or pixels, objectness, …"),
+    _TASK,
+    _BOXES,
     click.option("--device", metavar="D", help="cpu, cuda, …"),
     *_INPUTS,
 )
